@@ -1,0 +1,1 @@
+"""The Julia engine (placeholder until issue 3 lands in this session)."""

@@ -1,0 +1,215 @@
+"""An explicit Runge-Kutta method applied to one ODE: the loop's stepper, and the local step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from regnde._engines.torch.control import first_step_size
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.loop import Anchor, Trial
+from regnde._engines.torch.stages import BufferStages, ListStages, Stages
+from regnde._engines.torch.step import (
+    Taken,
+    dense_rows,
+    error_estimate,
+    extra_stages,
+    rms,
+    scaled_error,
+    stage_times,
+    stiffness_estimate,
+    take_step,
+)
+from regnde._engines.torch.tableaux import Tableau
+from regnde._solver import Local, ResolvedSolver
+
+__all__ = ["NonFiniteStart", "RungeKutta"]
+
+T = TypeVar("T")
+Estimates = tuple[Tensor | None, Tensor | None]
+
+
+class NonFiniteStart(Exception):
+    """The field is not finite at the initial state."""
+
+
+class RungeKutta:
+    """Steps one ODE with one tableau.
+
+    Args:
+        field: the right-hand side.
+        tableau: the method.
+        solver: tolerances and the way of differentiating.
+        y0: the initial state.
+        record: whether the estimates of accepted steps are recorded.
+    """
+
+    def __init__(
+        self, field: CountedField, tableau: Tableau, solver: ResolvedSolver, y0: Tensor, *, record: bool
+    ) -> None:
+        self.field = field
+        self.tableau = tableau
+        self.controller = tableau.controller
+        self.rtol, self.atol = solver.rtol, solver.atol
+        self.graph = torch.is_grad_enabled()
+        self.checkpoint = self.graph and solver.gradient == "checkpoint"
+        self.record_error = record and tableau.btilde is not None
+        self.record_stiffness = record and tableau.stiffness_pair
+        self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
+        self.first: Tensor | None = None  # the FSAL stage carried over from the step before
+        self.at: tuple[float, float, float, Tensor, Taken]  # t, h, t_new, y and the outcome of the last attempt
+
+    # --- the loop's side -------------------------------------------------------------------------
+
+    def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
+        """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
+        (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
+        if self.tableau.fsal:
+            self.first = self.field(time, y0)
+        if dt0 is None:
+            with torch.no_grad():
+                dt0 = self.initial_size(y0, t0, t1, time)
+        return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
+
+    def initial_size(self, y: Tensor, t0: float, t1: float, time: Tensor) -> float:
+        """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations."""
+        if y.numel() == 0:
+            return abs(t1 - t0)
+        tolerance = y.abs() * self.rtol + self.atol
+        slope = self.field(time, y)
+        d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
+        if not math.isfinite(d1):
+            bad = int((~torch.isfinite(slope)).sum())
+            raise NonFiniteStart(
+                f"the dynamics are not finite at the start: {bad} of {y.numel()} components of f(t0, y0)"
+            )
+        if self.first is not None:
+            self.field.check_pure(self.first, slope)
+
+        def curvature(size: float) -> float | None:
+            h = math.copysign(size, t1 - t0)
+            (later,) = stage_times((1.0,), t0, h, t0 + h, y)
+            change = self.field(later, torch.add(y, slope, alpha=h)) - slope
+            return None if not bool(change.any()) else float(rms(change / tolerance)) / size
+
+        return first_step_size(d0, d1, curvature, t0=t0, span=abs(t1 - t0), order=self.tableau.order)
+
+    def attempt(self, t: float, h: float, t_new: float, y: Tensor) -> Trial:
+        """Tries a step; the estimates carry a graph only where they are recorded."""
+        times = stage_times(self.tableau.c, t, h, t_new, y)
+        if self.first is None:
+            self.first = self.field(times[0], y)
+        if self.checkpoint:
+
+            def run(y: Tensor, first: Tensor) -> tuple[list[Tensor], Taken, Estimates]:
+                stages = ListStages()
+                taken, estimates = self._step(stages, h, times, y, first)
+                return stages.stages, taken, estimates
+
+            stages, taken, (error, stiffness) = self._recomputed(run, y, self.first)
+            self.stages = ListStages(stages)
+        else:
+            taken, (error, stiffness) = self._step(self.stages, h, times, y, self.first)
+        self.at = (t, h, t_new, y, taken)
+        value = None if error is None else float(error.detach())
+        return Trial(taken.y1, value, error if self.record_error else None, stiffness)
+
+    def _step(
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
+    ) -> tuple[Taken, Estimates]:
+        tableau, error, stiffness = self.tableau, None, None
+        stages.start(first)
+        taken = take_step(self.field, tableau, stages, y, h, times)
+        if tableau.btilde is not None:
+            with torch.set_grad_enabled(self.graph and self.record_error):
+                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        if self.record_stiffness:
+            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
+        return taken, (error, stiffness)
+
+    def _recomputed(self, run: Callable[..., T], *args: Tensor) -> T:
+        """Runs a piece whose intermediate tensors are recomputed in the backward pass."""
+        result: T = checkpoint(run, *args, use_reentrant=False)
+        return result
+
+    def rejected(self, h_next: float) -> None:
+        """Keeps the FSAL stage, wherever it lies now; others are evaluated again, as OrdinaryDiffEq.jl does."""
+        self.first = self.stages[0] if self.tableau.fsal else None
+
+    def accepted(self) -> None:
+        """Hands the last stage on where the method is FSAL."""
+        last = self.stages[self.tableau.stages - 1]
+        self.first = last if self.tableau.fsal else None
+
+    def outputs(self, thetas: Sequence[float]) -> Tensor:
+        """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
+        t, h, t_new, y, _ = self.at
+        if not self.tableau.extra_a:
+            return dense_rows(self.tableau, self.stages, y, h, thetas)
+        if isinstance(self.stages, BufferStages):
+            self.stages.filled = self.tableau.stages
+            extra_stages(self.field, self.tableau, self.stages, y, t, h, t_new)
+            return dense_rows(self.tableau, self.stages, y, h, thetas)
+
+        def run(y: Tensor, *known: Tensor) -> Tensor:
+            stages = ListStages(known)
+            extra_stages(self.field, self.tableau, stages, y, t, h, t_new)
+            return dense_rows(self.tableau, stages, y, h, thetas)
+
+        known = [self.stages[i] for i in range(self.tableau.stages)]
+        return self._recomputed(run, y, *known) if self.checkpoint else run(y, *known)
+
+    # --- diagnosis -------------------------------------------------------------------------------
+
+    def start_is_finite(self) -> bool:
+        """Whether the first stage of the last attempt is finite."""
+        return bool(torch.isfinite(self.stages[0]).all())
+
+    @torch.no_grad()
+    def diagnosis(self) -> str:
+        """Where the last attempt's trouble sits."""
+        _, h, _, y, taken = self.at
+        tableau, stages = self.tableau, self.stages
+        slope = stages[tableau.stages - 1]
+        bad = int((~torch.isfinite(slope)).sum())
+        if bad:
+            return f"{bad} of {y.numel()} components"
+        if tableau.btilde is None:
+            return f"{int((~torch.isfinite(taken.y1)).sum())} of {y.numel()} components of the state"
+        worst = scaled_error(tableau, stages, y, taken.y1, h, self.rtol, self.atol).abs().reshape(-1)
+        where = f"worst component {int(worst.argmax())} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
+        if not tableau.stiffness_pair:
+            return where
+        return f"{where}, stiffness {float(stiffness_estimate(stages, tableau.stages - 1, taken)):.3g}"
+
+    # --- the local record ------------------------------------------------------------------------
+
+    def local_step(self, anchor: Anchor, t1: float, local: Local) -> tuple[float, float, Tensor, Tensor | None]:
+        """One step from the anchor, apart from the trajectory: its end, size, error and stiffness.
+
+        Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
+        """
+        t, y = anchor.t, anchor.y
+        (time,) = stage_times((0.0,), t, 0.0, t, y)
+        if local.step_size == "initial":
+            with torch.no_grad():
+                size = self.initial_size(y, t, t1, time)
+        else:
+            size = abs(anchor.h)
+        h = math.copysign(min(size, abs(t1 - t)), t1 - t)
+        t_new = t1 if abs(h) == abs(t1 - t) else t + h
+        first = self.field(time, y)
+        if local.freeze_first_stage:
+            first = first.detach()
+        stages = ListStages()
+        stages.start(first)
+        taken = take_step(self.field, self.tableau, stages, y, h, stage_times(self.tableau.c, t, h, t_new, y))
+        error = error_estimate(self.tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        if not self.tableau.stiffness_pair:
+            return t_new, h, error, None
+        return t_new, h, error, stiffness_estimate(stages, self.tableau.stages - 1, taken)

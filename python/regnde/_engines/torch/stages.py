@@ -1,0 +1,114 @@
+"""The stages of one step and their linear combinations, kept in one of two ways.
+
+`ListStages` builds an autograd graph out of `torch.add(y, k, alpha=float)`, whose nodes save no
+tensors, so that a graph holds what the field saves and nothing else. `BufferStages` serves solves
+without a graph: one (stages, N) buffer, each combination one `addmv`. Both give the same numbers to
+rounding; peers.md part 4 and `make bench` have the timings that decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from regnde._engines.torch.tableaux import Row, Tableau
+
+__all__ = ["BufferStages", "ListStages", "Stages"]
+
+
+class Stages(Protocol):
+    """Stages k_0, k_1, ... of the step at hand."""
+
+    def start(self, first: Tensor) -> None:
+        """Begins a step whose first stage is `first`."""
+
+    def push(self, k: Tensor) -> None:
+        """Adds the next stage."""
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        """y + h sum_j weights_j k_j."""
+
+    def combined(self, weights: Row, h: float) -> Tensor:
+        """h sum_j weights_j k_j."""
+
+    def rows(self, y: Tensor, weights: Tensor) -> Tensor:
+        """y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
+
+
+class ListStages:
+    """Stages as a list of tensors, combined by operations that autograd records."""
+
+    def __init__(self, stages: Sequence[Tensor] = ()) -> None:
+        self.stages = list(stages)
+
+    def start(self, first: Tensor) -> None:
+        self.stages = [first]
+
+    def push(self, k: Tensor) -> None:
+        self.stages.append(k)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stages[index]
+
+    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        for weight, k in zip(weights, self.stages, strict=False):
+            if weight:
+                y = torch.add(y, k, alpha=h * weight)
+        return y
+
+    def combined(self, weights: Row, h: float) -> Tensor:
+        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=True) if weight]
+        total = used[0][1] * (h * used[0][0])
+        for weight, k in used[1:]:
+            total = torch.add(total, k, alpha=h * weight)
+        return total
+
+    def rows(self, y: Tensor, weights: Tensor) -> Tensor:
+        stacked = torch.stack(self.stages).reshape(len(self.stages), -1)
+        flat = torch.addmm(y.reshape(1, -1), weights.to(y.dtype), stacked)
+        return flat.reshape(-1, *y.shape)
+
+
+class BufferStages:
+    """Stages as rows of one preallocated buffer, for solves without gradients.
+
+    Args:
+        tableau: whose weight rows are turned into tensors once.
+        y: a state, for its shape, dtype and device.
+    """
+
+    def __init__(self, tableau: Tableau, y: Tensor) -> None:
+        count = tableau.stages + len(tableau.extra_a)
+        self.buffer = torch.empty((count, y.numel()), dtype=y.dtype, device=y.device)
+        self.transposed = [self.buffer[:i].T for i in range(count + 1)]
+        self.shape = y.shape
+        self.filled = 0
+        rows = {*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])}
+        self.weights = {row: torch.tensor(row, dtype=y.dtype, device=y.device) for row in rows if row}
+
+    def start(self, first: Tensor) -> None:
+        self.buffer[0].copy_(first.reshape(-1))
+        self.filled = 1
+
+    def push(self, k: Tensor) -> None:
+        self.buffer[self.filled].copy_(k.reshape(-1))  # a copy: a field may hand out its own buffer
+        self.filled += 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.buffer[index].reshape(self.shape)
+
+    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        stages = self.transposed[len(weights)]
+        return torch.addmv(y.reshape(-1), stages, self.weights[weights], alpha=h).reshape(self.shape)
+
+    def combined(self, weights: Row, h: float) -> Tensor:
+        return torch.mv(self.transposed[len(weights)], self.weights[weights]).mul_(h).reshape(self.shape)
+
+    def rows(self, y: Tensor, weights: Tensor) -> Tensor:
+        flat = torch.addmm(y.reshape(1, -1), weights.to(y.dtype), self.buffer[: weights.shape[1]])
+        return flat.reshape(-1, *self.shape)

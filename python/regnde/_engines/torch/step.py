@@ -1,0 +1,102 @@
+"""One explicit Runge-Kutta step: its stages, its error estimate, its stiffness estimate, its interpolant.
+
+The Julia twin is `julia/src/step.jl`. Formulas: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary
+Differential Equations I, II.4-6; the stiffness quotient: L. F. Shampine, Math. Comp. 31 (1977), as in
+Hairer, Wanner II, IV.2 and in Pal et al. (ICML 2021), section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regnde._engines.torch.stages import Stages
+from regnde._engines.torch.tableaux import Tableau
+
+__all__ = ["Taken", "dense_rows", "error_estimate", "rms", "scaled_error", "stiffness_estimate", "take_step"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class Taken(NamedTuple):
+    """The new state, and the arguments of the last two stages (for the stiffness)."""
+
+    y1: Tensor
+    last_argument: Tensor
+    previous_argument: Tensor
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all entries, 0-dim; 0 for an empty tensor, gradient 0 where x = 0."""
+    if x.numel() == 0:
+        return x.real.sum()
+    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+
+
+def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
+    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t_new`."""
+    times = [t_new if c == 1.0 else t + c * h for c in tableau_c]
+    return torch.tensor(times, dtype=like.real.dtype, device=like.device).unbind()
+
+
+def take_step(
+    field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: float, times: Sequence[Tensor]
+) -> Taken:
+    """Fills `stages`, whose first one is there already, and returns the new state."""
+    previous = argument = y
+    for i in range(1, tableau.stages):
+        previous, argument = argument, stages.shifted(y, tableau.a[i], h)
+        stages.push(field(times[i], argument))
+    y1 = argument if tableau.fsal else stages.shifted(y, tableau.b, h)
+    return Taken(y1, argument, previous)
+
+
+def scaled_error(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+) -> Tensor:
+    """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
+    if tableau.btilde is None:
+        raise ValueError(f"{tableau.name} has no embedded error estimate")
+    tolerance = torch.maximum(y.abs(), y1.abs()) * rtol + atol
+    return stages.combined(tableau.btilde, h) / tolerance
+
+
+def error_estimate(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+) -> Tensor:
+    """Local error estimate E = rms(r), 0-dim: the step is accepted if and only if E <= 1."""
+    return rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+
+
+def stiffness_estimate(stages: Stages, last: int, taken: Taken) -> Tensor:
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}), 0-dim; 0 where the denominator is 0.
+
+    Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
+    difference of their arguments: about the dominant |eigenvalue|.
+    """
+    numerator = rms(stages[last] - stages[last - 1])
+    denominator = rms(taken.last_argument - taken.previous_argument)
+    resting = denominator == 0
+    quotient = numerator / torch.where(resting, torch.ones_like(denominator), denominator)
+    return torch.where(resting, torch.zeros_like(quotient), quotient)
+
+
+def extra_stages(
+    field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: float, h: float, t_new: float
+) -> None:
+    """Appends the stages that the interpolant needs beyond the step's own."""
+    times = stage_times(tableau.extra_c, t, h, t_new, y)
+    for row, time in zip(tableau.extra_a, times, strict=True):
+        stages.push(field(time, stages.shifted(y, row, h)))
+
+
+def dense_rows(tableau: Tableau, stages: Stages, y: Tensor, h: float, thetas: Sequence[float]) -> Tensor:
+    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape)."""
+    coefficients = np.asarray(tableau.dense)
+    powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)
+    weights = torch.as_tensor(h * powers @ coefficients.T, device="cpu").to(y.device, y.real.dtype)
+    return stages.rows(y, weights)

@@ -1,0 +1,70 @@
+"""What can go wrong in a solve, as exceptions that say where, why and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regnde._solution import Solution
+
+__all__ = [
+    "EngineUnavailable",
+    "MaxStepsReached",
+    "NonFiniteDynamics",
+    "SolveError",
+    "StepSizeUnderflow",
+    "UnsupportedField",
+]
+
+
+class SolveError(RuntimeError):
+    """A solve that stopped before the end time.
+
+    Attributes:
+        t: time of the last accepted state.
+        dt: step size that was tried last (signed).
+        nfe: evaluations of the field (the drift, for an SDE) so far.
+        accepted: accepted steps.
+        rejected: rejected trial steps.
+        solution: what had been computed: the rows of `ys` up to `t`, and the records.
+    """
+
+    status = "failed"
+
+    def __init__(self, reason: str, *, t: float, dt: float, solution: Solution) -> None:
+        self.t = t
+        self.dt = dt
+        self.solution = solution
+        self.nfe = solution.stats.nfe
+        self.accepted = solution.stats.accepted
+        self.rejected = solution.stats.rejected
+        super().__init__(
+            f"{reason} [t={t:.6g}, dt={dt:.3g}, NFE={self.nfe}, accepted={self.accepted}, "
+            f"rejected={self.rejected}; the partial solution is in the exception's .solution]"
+        )
+
+
+class NonFiniteDynamics(SolveError):
+    """The field returns NaN or infinity and smaller steps do not avoid it."""
+
+    status = "non-finite dynamics"
+
+
+class StepSizeUnderflow(SolveError):
+    """The error control asks for steps below the resolution of the clock."""
+
+    status = "step size underflow"
+
+
+class MaxStepsReached(SolveError):
+    """`Solver.max_steps` trial steps were made before the end time was reached."""
+
+    status = "max steps reached"
+
+
+class EngineUnavailable(RuntimeError):
+    """The engine asked for can not run here; the message names the next step to take."""
+
+
+class UnsupportedField(TypeError):
+    """The field can not be handed to the engine; the message names the operator or the reason."""

@@ -1,0 +1,160 @@
+"""What comes out of a solve: the trajectory, the differentiable records of its steps, the counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regnde._solver import ResolvedSolver
+
+__all__ = ["Solution", "SolutionArrays", "Stats", "Steps"]
+
+STIFF_FRACTION = 0.9  # AutoSwitch of OrdinaryDiffEq.jl calls a step stiff above this share of the stability size
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of one solve.
+
+    Attributes:
+        nfe: evaluations of the field (of the drift, for an SDE) in the forward solve: the starting
+            one, the first-step heuristic's, every stage of accepted and rejected steps, and what
+            outputs or a local record added. What a backward pass recomputes is not in it.
+        accepted: accepted steps.
+        rejected: rejected trial steps.
+        dt_first: size of the first trial step, signed (0 when no step was needed).
+        nfe_diffusion: evaluations of the diffusion (0 for an ODE).
+    """
+
+    nfe: int
+    accepted: int
+    rejected: int
+    dt_first: float
+    nfe_diffusion: int = 0
+
+
+class Steps:
+    """The recorded steps: all accepted ones, or the single one of a local record.
+
+    Attributes:
+        t: time at the end of each step, shape (S,); no gradient.
+        dt: signed size of each step, shape (S,); no gradient.
+        stability_size: extent of the method's stability region along the negative real axis.
+    """
+
+    def __init__(
+        self,
+        *,
+        t: Tensor,
+        dt: Tensor,
+        error: Tensor | None,
+        stiffness: Tensor | None,
+        method: str,
+        stability_size: float | None,
+    ) -> None:
+        self.t = t
+        self.dt = dt
+        self.stability_size = stability_size
+        self._error = error
+        self._stiffness = stiffness
+        self._method = method
+
+    @property
+    def error(self) -> Tensor:
+        """Scaled local error estimate E of each step, shape (S,), dimensionless, at most 1 when accepted.
+
+        Raises:
+            ValueError: if the method has no embedded error estimate.
+        """
+        if self._error is None:
+            raise ValueError(
+                f"method {self._method!r} estimates no error, so its steps record none: "
+                "use an adaptive method such as 'tsit5'."
+            )
+        return self._error
+
+    @property
+    def stiffness(self) -> Tensor:
+        """Stiffness estimate S of each step, shape (S,), in units of 1/time: about the dominant |eigenvalue|.
+
+        Raises:
+            ValueError: if the method has no two stages at the end of the step to form it from.
+        """
+        if self._stiffness is None:
+            raise ValueError(
+                f"method {self._method!r} estimates no stiffness, so its steps record none: "
+                "use 'tsit5', 'dp5' or 'vern7' ('sosri2' for an SDE)."
+            )
+        return self._stiffness
+
+    @property
+    def stiff(self) -> Tensor:
+        """Whether S * |dt| exceeds 0.9 of the stability size, shape (S,), bool: stability, not accuracy, set dt."""
+        if self.stability_size is None:
+            raise ValueError(f"method {self._method!r} has no stability size to compare the stiffness with.")
+        return self.stiffness.detach() * self.dt.abs() > STIFF_FRACTION * self.stability_size
+
+    def __len__(self) -> int:
+        return int(self.dt.shape[0])
+
+    def __repr__(self) -> str:
+        return f"Steps({len(self)} steps of {self._method})"
+
+
+class SolutionArrays(NamedTuple):
+    """A solution as numpy arrays; the last four are None where nothing was recorded."""
+
+    ts: NDArray[np.floating]
+    ys: NDArray[np.inexact]
+    t: NDArray[np.floating] | None
+    dt: NDArray[np.floating] | None
+    error: NDArray[np.floating] | None
+    stiffness: NDArray[np.floating] | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Trajectory and records of one solve.
+
+    Attributes:
+        ts: the save times, shape (T,).
+        ys: the states at `ts`, shape (T, *y0.shape), differentiable.
+        stats: counts of evaluations and steps.
+        steps: the recorded steps, or None with `record="none"`.
+        engine: `"torch"` or `"julia"`: which engine ran.
+        solver: the solver with all defaults filled in.
+        status: `"success"`, or why it stopped early (with `throw=False`, or in a `SolveError`).
+    """
+
+    ts: Tensor
+    ys: Tensor
+    stats: Stats
+    steps: Steps | None
+    engine: str
+    solver: ResolvedSolver
+    status: str = "success"
+
+    @property
+    def y1(self) -> Tensor:
+        """State at the last save time, shape y0.shape."""
+        return self.ys[-1]
+
+    def numpy(self) -> SolutionArrays:
+        """The solution as detached numpy arrays on the host."""
+
+        def array(x: Tensor | None) -> NDArray[np.floating] | None:
+            return None if x is None else x.detach().cpu().numpy()
+
+        s = self.steps
+        return SolutionArrays(
+            ts=self.ts.detach().cpu().numpy(),
+            ys=self.ys.detach().cpu().numpy(),
+            t=array(s.t) if s else None,
+            dt=array(s.dt) if s else None,
+            error=array(s._error) if s else None,
+            stiffness=array(s._stiffness) if s else None,
+        )

@@ -1,0 +1,139 @@
+"""The entry point: check the arguments, choose the engine, solve."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from regnde._engines import choose
+from regnde._engines.base import Request
+from regnde._equation import SDE, Equation, JuliaField
+from regnde._solution import Solution
+from regnde._solver import Local, Record, ResolvedSolver, Solver
+
+__all__ = ["solve"]
+
+DEFAULT_SOLVER = Solver()
+
+
+def solve(
+    f: Equation,
+    y0: Tensor | ArrayLike,
+    ts: Tensor | ArrayLike,
+    solver: Solver = DEFAULT_SOLVER,
+    *,
+    record: Record = "none",
+    noise: object | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
+
+    Args:
+        f: function of a 0-dim time tensor and a state, returning a tensor of the state's shape;
+            or an `SDE`; or a `JuliaField`.
+        y0: initial state at ts[0], any shape: a tensor, or anything `torch.as_tensor` takes.
+            Integers become torch's default dtype. The whole array is one system with one step size.
+        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time.
+        solver: method, tolerances, gradient, engine.
+        record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
+        noise: a Brownian path for an `SDE`; by default one drawn from torch's seed.
+        throw: raise a `SolveError` when the end time can not be reached; False returns the partial
+            solution with its `status` instead.
+
+    Returns:
+        A `Solution`: `ys` of shape (T, *y0.shape), `stats`, and `steps` if recorded.
+
+    Raises:
+        TypeError: for arguments or values of `f` of the wrong type.
+        ValueError: for times out of order, shapes that disagree, or a choice the engine refuses.
+        NonFiniteDynamics, StepSizeUnderflow, MaxStepsReached: see `SolveError`.
+        EngineUnavailable: if the engine asked for can not run here.
+
+    Example:
+        >>> import regnde
+        >>> sol = regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(rtol=1e-8), record="all")
+        >>> round(float(sol.y1), 4), sol.stats.accepted == len(sol.steps)
+        (0.3679, True)
+    """
+    sde = isinstance(f, SDE)
+    if not (callable(f) or isinstance(f, (SDE, JuliaField))):
+        raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
+    if record not in ("none", "all") and not isinstance(record, Local):
+        raise ValueError(f"record={record!r}: choose 'none', 'all' or a Local(...).")
+    if noise is not None and not sde:
+        raise ValueError("noise is the Brownian path of an SDE, but f is an ODE.")
+    state = _state(y0)
+    times, values = _times(ts)
+    request = Request(
+        equation=f,
+        y0=state,
+        ts=times,
+        times=values,
+        solver=solver.resolve(sde=sde),
+        record=record,
+        noise=noise,
+        throw=throw,
+    )
+    _warn_of_rounding(request.solver, state)
+    return choose(request).solve(request)
+
+
+def _state(y0: Tensor | ArrayLike) -> Tensor:
+    """The initial state as a floating-point or complex tensor."""
+    state = torch.as_tensor(y0)
+    if state.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"y0 has dtype {state.dtype}, too coarse for error control: solve in float32, y0.float(), "
+            "and convert inside f or afterwards."
+        )
+    if not (state.is_floating_point() or state.is_complex()):
+        state = state.to(torch.get_default_dtype())
+    return state
+
+
+def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
+    """The save times as a tensor and as floats, checked."""
+    times = torch.as_tensor(ts)
+    if times.is_complex() or times.dtype == torch.bool:
+        raise TypeError(f"ts must be real times, got {times.dtype}.")
+    if times.ndim != 1 or times.numel() == 0:
+        raise ValueError(
+            f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
+            "Times of their own for each sample are not offered: solve on the union of the times."
+        )
+    values = tuple(map(float, ts)) if _is_floats(ts) else tuple(times.detach().to("cpu", torch.float64).tolist())
+    if not times.is_floating_point():
+        times = times.to(torch.get_default_dtype())
+    if not all(map(_finite, values)):
+        raise ValueError(f"ts must be finite, got {values}.")
+    rising = all(a <= b for a, b in itertools.pairwise(values))
+    falling = all(a >= b for a, b in itertools.pairwise(values))
+    if not (rising or falling):
+        raise ValueError(f"ts must be non-decreasing or non-increasing, got {values}.")
+    return times, values
+
+
+def _is_floats(ts: object) -> bool:
+    """Python floats keep their double precision whatever torch's default dtype."""
+    return isinstance(ts, Sequence) and all(isinstance(t, (int, float)) for t in ts)
+
+
+def _finite(t: float) -> bool:
+    return t - t == 0.0
+
+
+def _warn_of_rounding(solver: ResolvedSolver, y0: Tensor) -> None:
+    """Warns where rounding, not truncation, would set the error estimate."""
+    resolution = torch.finfo(y0.dtype).eps
+    if max(solver.rtol, solver.atol) < resolution:
+        warnings.warn(
+            f"rtol={solver.rtol:g}, atol={solver.atol:g} lie below the resolution {resolution:.2g} of {y0.dtype}: "
+            "the error estimate and with it the NFE and any penalty are then mostly rounding noise. "
+            "Use float64 or larger tolerances.",
+            stacklevel=3,
+        )

@@ -1,0 +1,141 @@
+"""How to solve: the method with its tolerances, and what to record (see `_solution` for results)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Local", "Record", "Solver"]
+
+Gradient = Literal[
+    "discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"
+]
+GRADIENTS: tuple[str, ...] = Gradient.__args__  # type: ignore[attr-defined]  # typing has no public way
+ENGINES = ("auto", "torch", "julia")
+
+ODE_METHOD, ODE_TOLERANCE = "tsit5", 1e-6
+SDE_METHOD, SDE_TOLERANCE = "sosri", 1e-2  # StochasticDiffEq.jl's defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver:
+    """Method, tolerances and gradient of a solve. Immutable; vary it with `dataclasses.replace`.
+
+    Args:
+        method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"dp5"`, `"vern7"` adapt their
+            step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"` (default) and its kin.
+            `docs/engines.md` lists what each engine has.
+        rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE.
+        atol: absolute tolerance, in units of the state. Same defaults.
+        dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
+            method. Default: chosen from the field at the start, which costs two evaluations.
+        max_steps: trial steps (accepted and rejected) after which a solve gives up.
+        gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
+            `"checkpoint"`: the same numbers, recomputing one step at a time. The Julia engine adds
+            SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
+            `"backsolve"`, and `"tracker"` as a cross-check.
+        engine: `"auto"`, `"torch"` or `"julia"`. The environment variable `REGNDE_ENGINE` replaces `"auto"`.
+
+    Raises:
+        ValueError: for a tolerance, step size, limit or name that can not be used.
+
+    Example:
+        >>> Solver(rtol=1e-3)
+        Solver(rtol=0.001)
+    """
+
+    method: str | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    dt0: float | None = None
+    max_steps: int = 100_000
+    gradient: Gradient = "discrete"
+    engine: Literal["auto", "torch", "julia"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            object.__setattr__(self, "method", self.method.lower())
+        for name in ("rtol", "atol", "dt0"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not (math.isfinite(value) and value >= 0) or (name == "dt0" and value == 0):
+                raise ValueError(f"Solver({name}={value!r}): give a finite number above zero.")
+        if self.rtol == 0 and self.atol == 0:
+            raise ValueError("Solver(rtol=0, atol=0): one of the two tolerances must be above zero.")
+        if self.max_steps < 1:
+            raise ValueError(f"Solver(max_steps={self.max_steps}): give at least 1.")
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"Solver(gradient={self.gradient!r}): choose one of {', '.join(GRADIENTS)}.")
+        if self.engine not in ENGINES:
+            raise ValueError(f"Solver(engine={self.engine!r}): choose one of {', '.join(ENGINES)}.")
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"Solver({', '.join(shown)})"
+
+    def resolve(self, *, sde: bool) -> ResolvedSolver:
+        """The same choices with every default filled in for an ODE or an SDE."""
+        method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
+        return ResolvedSolver(
+            method=self.method or method,
+            rtol=tolerance if self.rtol is None else float(self.rtol),
+            atol=tolerance if self.atol is None else float(self.atol),
+            dt0=None if self.dt0 is None else float(self.dt0),
+            max_steps=self.max_steps,
+            gradient=self.gradient,
+            engine=self.engine,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedSolver:
+    """A `Solver` whose defaults are filled in: what an engine is given and a solution reports."""
+
+    method: str
+    rtol: float
+    atol: float
+    dt0: float | None
+    max_steps: int
+    gradient: Gradient
+    engine: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """Record one step, taken at a random place of the trajectory (Pal et al., ICML 2023).
+
+    The step is taken apart from the solve, from the trajectory's state at the drawn time, so that
+    any way of differentiating the trajectory will do and its memory does not grow with the steps.
+
+    Args:
+        sampling: `"time"` draws the time uniformly in the span (the paper's unbiased form);
+            `"step"` draws one of the solver's accepted steps (biased towards where steps are short).
+        step_size: `"solver"` takes the size of the accepted step that holds the drawn time, cut at
+            the end time; `"initial"` takes the first-step heuristic's, as the paper's code does.
+        freeze_first_stage: treat the first stage as a constant, as the paper's code does. Its
+            gradient is then of order dt instead of the error's order (`docs/heuristics.md` shows it).
+        detach_state: treat the state from which the step starts as a constant.
+        seed: seed of the draw; by default a number drawn from torch's generator.
+    """
+
+    sampling: Literal["time", "step"] = "time"
+    step_size: Literal["solver", "initial"] = "solver"
+    freeze_first_stage: bool = False
+    detach_state: bool = True
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampling not in ("time", "step"):
+            raise ValueError(f"Local(sampling={self.sampling!r}): choose 'time' or 'step'.")
+        if self.step_size not in ("solver", "initial"):
+            raise ValueError(f"Local(step_size={self.step_size!r}): choose 'solver' or 'initial'.")
+
+
+Record = Literal["none", "all"] | Local
