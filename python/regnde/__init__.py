@@ -1,5 +1,6 @@
 """regnde: neural ODEs and SDEs that are cheap to solve."""
 
+from regnde import nn
 from regnde._equation import SDE, JuliaField
 from regnde._errors import (
     EngineUnavailable,
@@ -9,6 +10,8 @@ from regnde._errors import (
     StepSizeUnderflow,
     UnsupportedField,
 )
+from regnde._fit import Progress, anneal, fit
+from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StiffnessPenalty, steer
 from regnde._solution import Solution, SolutionArrays, Stats, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
@@ -18,17 +21,26 @@ __version__ = "0.1.0"
 __all__ = [
     "SDE",
     "EngineUnavailable",
+    "ErrorPenalty",
     "JuliaField",
     "Local",
     "MaxStepsReached",
     "NonFiniteDynamics",
+    "Penalty",
+    "Progress",
     "Solution",
     "SolutionArrays",
     "SolveError",
     "Solver",
+    "SquaredErrorPenalty",
     "Stats",
     "StepSizeUnderflow",
     "Steps",
+    "StiffnessPenalty",
     "UnsupportedField",
+    "anneal",
+    "fit",
+    "nn",
     "solve",
+    "steer",
 ]

@@ -106,7 +106,7 @@ def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
             f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    values = tuple(map(float, ts)) if _is_floats(ts) else tuple(times.detach().to("cpu", torch.float64).tolist())
+    values = _floats(ts, times)
     if not times.is_floating_point():
         times = times.to(torch.get_default_dtype())
     if not all(map(_finite, values)):
@@ -118,9 +118,11 @@ def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     return times, values
 
 
-def _is_floats(ts: object) -> bool:
-    """Python floats keep their double precision whatever torch's default dtype."""
-    return isinstance(ts, Sequence) and all(isinstance(t, (int, float)) for t in ts)
+def _floats(ts: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
+    """The times in double precision; a list of floats has it even where torch's default dtype has not."""
+    if isinstance(ts, Sequence) and all(isinstance(t, (int, float)) for t in ts):
+        return tuple(float(t) for t in ts)
+    return tuple(times.detach().to("cpu", torch.float64).tolist())
 
 
 def _finite(t: float) -> bool:

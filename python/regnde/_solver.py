@@ -9,9 +9,7 @@ from typing import Literal
 
 __all__ = ["Local", "Record", "Solver"]
 
-Gradient = Literal[
-    "discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"
-]
+Gradient = Literal["discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"]
 GRADIENTS: tuple[str, ...] = Gradient.__args__  # type: ignore[attr-defined]  # typing has no public way
 ENGINES = ("auto", "torch", "julia")
 

@@ -48,14 +48,14 @@ class Controller:
         qmax = self.qmax_first_step if first else self.qmax
         if error == 0.0:
             return qmax
-        q = error**self.beta1 / previous**self.beta2 / self.gamma
+        q = math.pow(error, self.beta1) / math.pow(previous, self.beta2) / self.gamma
         return 1.0 / min(max(q, 1.0 / qmax), 1.0 / self.qmin)
 
     def rejected(self, error: float) -> float:
         """Factor (< 1) by which a step shrinks after one with `error` > 1 or not finite was rejected."""
         if not math.isfinite(error):
             return 1.0 / NON_FINITE_SHRINK
-        return 1.0 / min(1.0 / self.qmin, error**self.beta1 / self.gamma)
+        return 1.0 / min(1.0 / self.qmin, math.pow(error, self.beta1) / self.gamma)
 
 
 def first_step_size(d0: float, d1: float, d2_at: D2, *, t0: float, span: float, order: float) -> float:

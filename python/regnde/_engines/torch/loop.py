@@ -162,7 +162,7 @@ def integrate(
             h = math.copysign(min(abs(h), abs(distance)), distance) if controller else distance
         t_new = t_end if last else t + h
         if t_new == t:
-            path.failure = Failure("underflow", "the step size fell below the clock's resolution" , h)
+            path.failure = Failure("underflow", "the step size fell below the clock's resolution", h)
             break
         trial = stepper.attempt(t, h, t_new, y)
 
@@ -176,7 +176,10 @@ def integrate(
                     break
             h *= controller.rejected(trial.error)
             if abs(h) <= math.ulp(t):
-                reason = f"the error control asks for a step below the clock's resolution (error ratio {trial.error:.3g}, {stepper.diagnosis()})"
+                reason = (
+                    "the error control asks for a step below the clock's resolution "
+                    f"(error ratio {trial.error:.3g}, {stepper.diagnosis()})"
+                )
                 path.failure = Failure("underflow", reason, h)
                 break
             stepper.rejected(h)

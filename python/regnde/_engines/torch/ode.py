@@ -73,11 +73,15 @@ class RungeKutta:
             self.first = self.field(time, y0)
         if dt0 is None:
             with torch.no_grad():
-                dt0 = self.initial_size(y0, t0, t1, time)
+                dt0 = self.initial_size(y0, t0, t1, time, known=self.first)
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
 
-    def initial_size(self, y: Tensor, t0: float, t1: float, time: Tensor) -> float:
-        """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations."""
+    def initial_size(self, y: Tensor, t0: float, t1: float, time: Tensor, known: Tensor | None = None) -> float:
+        """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
+
+        The slope is evaluated afresh even where it is `known`, as OrdinaryDiffEq.jl counts it; two
+        values at one point then tell a field that is not a function.
+        """
         if y.numel() == 0:
             return abs(t1 - t0)
         tolerance = y.abs() * self.rtol + self.atol
@@ -88,8 +92,8 @@ class RungeKutta:
             raise NonFiniteStart(
                 f"the dynamics are not finite at the start: {bad} of {y.numel()} components of f(t0, y0)"
             )
-        if self.first is not None:
-            self.field.check_pure(self.first, slope)
+        if known is not None:
+            self.field.check_pure(known, slope)
 
         def curvature(size: float) -> float | None:
             h = math.copysign(size, t1 - t0)

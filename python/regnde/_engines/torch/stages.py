@@ -31,13 +31,13 @@ class Stages(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        """y + h sum_j weights_j k_j."""
+        """Y + h sum_j weights_j k_j."""
 
     def combined(self, weights: Row, h: float) -> Tensor:
-        """h sum_j weights_j k_j."""
+        """H sum_j weights_j k_j."""
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
-        """y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
+        """Y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
 
 
 class ListStages:

@@ -7,6 +7,7 @@ Hairer, Wanner II, IV.2 and in Pal et al. (ICML 2021), section 3.2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ def rms(x: Tensor) -> Tensor:
     """Root mean square over all entries, 0-dim; 0 for an empty tensor, gradient 0 where x = 0."""
     if x.numel() == 0:
         return x.real.sum()
-    return torch.linalg.vector_norm(x) / x.numel() ** 0.5
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
 
 
 def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
@@ -43,9 +44,7 @@ def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, li
     return torch.tensor(times, dtype=like.real.dtype, device=like.device).unbind()
 
 
-def take_step(
-    field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: float, times: Sequence[Tensor]
-) -> Taken:
+def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: float, times: Sequence[Tensor]) -> Taken:
     """Fills `stages`, whose first one is there already, and returns the new state."""
     previous = argument = y
     for i in range(1, tableau.stages):
@@ -55,9 +54,7 @@ def take_step(
     return Taken(y1, argument, previous)
 
 
-def scaled_error(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
-) -> Tensor:
+def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
@@ -85,9 +82,7 @@ def stiffness_estimate(stages: Stages, last: int, taken: Taken) -> Tensor:
     return torch.where(resting, torch.zeros_like(quotient), quotient)
 
 
-def extra_stages(
-    field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: float, h: float, t_new: float
-) -> None:
+def extra_stages(field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: float, h: float, t_new: float) -> None:
     """Appends the stages that the interpolant needs beyond the step's own."""
     times = stage_times(tableau.extra_c, t, h, t_new, y)
     for row, time in zip(tableau.extra_a, times, strict=True):
