@@ -35,7 +35,8 @@ def rms(x: Tensor) -> Tensor:
     """Root mean square over all entries, 0-dim; 0 for an empty tensor, gradient 0 where x = 0."""
     if x.numel() == 0:
         return x.real.sum()
-    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm / math.sqrt(x.numel())
 
 
 def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:

@@ -1,0 +1,99 @@
+"""Pictures of records and fits. The only file that imports matplotlib; functions draw on Axes and return them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from regnde._solution import Solution
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["COLOURS", "progress", "steps"]
+
+# Okabe and Ito's palette, told apart by colour-blind readers.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+LABELS = {"dt": "step size |dt|", "error": "error estimate E", "stiffness": "stiffness estimate S"}
+
+
+def _axes(axes: Axes | None) -> Axes:
+    """The axes given, or those of a new figure."""
+    if axes is not None:
+        return axes
+    try:
+        from matplotlib import pyplot
+    except ImportError as problem:
+        raise ImportError("regnde.plot draws with matplotlib: pip install 'regnde[plot]'") from problem
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def steps(
+    solution: Solution,
+    quantity: Literal["dt", "error", "stiffness"] = "dt",
+    *,
+    axes: Axes | None = None,
+    label: str | None = None,
+    colour: str = COLOURS[0],
+    linestyle: str = "-",
+) -> Axes:
+    """One record of a solution's steps as a staircase over time, on a logarithmic scale.
+
+    Args:
+        solution: solved with `record="all"`.
+        quantity: `"dt"`, `"error"` or `"stiffness"`.
+        axes: where to draw; a new figure by default.
+        label: legend entry.
+        colour: any matplotlib colour.
+        linestyle: any matplotlib line style.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if the solution has no records, or no such record.
+    """
+    if solution.steps is None or len(solution.steps) == 0:
+        raise ValueError("plot.steps needs the records of the solver's steps: solve with record='all'.")
+    if quantity not in LABELS:
+        raise ValueError(f"quantity={quantity!r}: choose one of {', '.join(LABELS)}.")
+    axes = _axes(axes)
+    ends = solution.steps.t.detach().cpu()
+    values = getattr(solution.steps, quantity).detach().cpu().abs()
+    edges = [float(ends[0] - solution.steps.dt[0].cpu()), *ends.tolist()]
+    axes.stairs(values.numpy(), edges, baseline=None, label=label, color=colour, linestyle=linestyle, linewidth=1.6)
+    axes.set_yscale("log")
+    axes.set_xlabel("t")
+    axes.set_ylabel(LABELS[quantity])
+    return axes
+
+
+def progress(
+    histories: Mapping[str, Sequence[float]], *, axes: Axes | None = None, ylabel: str = "NFE", window: int = 1
+) -> Axes:
+    """Curves over the iterations of training, one a name, each a running mean.
+
+    Args:
+        histories: values per iteration, such as `[p.nfe for p in fit(...)]`, by name.
+        axes: where to draw; a new figure by default.
+        ylabel: what the values are.
+        window: iterations in the running mean.
+
+    Returns:
+        The axes.
+    """
+    axes = _axes(axes)
+    for (name, values), colour in zip(histories.items(), _cycle(len(histories)), strict=True):
+        smooth = [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
+        axes.plot(smooth, label=name, color=colour, linewidth=1.6)
+        if smooth:
+            axes.annotate(name, (len(smooth) - 1, smooth[-1]), (4, 0), textcoords="offset points", va="center", size=8)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(ylabel)
+    axes.margins(x=0.12)
+    return axes
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]

@@ -1,0 +1,49 @@
+"""Fixtures: which engines to test, seeds, and no leaks of torch's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from regnde._engines import engines
+
+torch.set_num_threads(1)  # the tests' tensors are small: more threads only get in each other's way
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        choices=["torch", "julia"],
+        help="run the tests of one engine only; what it lacks is then a failure, not a skip",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        asked = metafunc.config.getoption("engine")
+        metafunc.parametrize("engine", [asked] if asked else ["torch", "julia"], indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine under test by name; skips, or fails if it was asked for, where it can not run."""
+    name: str = request.param
+    known = engines()
+    why = known[name].unavailable() if name in known else f"this version has no {name} engine"
+    if why is not None:
+        if request.config.getoption("engine") == name:
+            pytest.fail(f"--engine={name}: {why}")
+        pytest.skip(f"{name} engine: {why}")
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _seed_and_defaults() -> Iterator[None]:
+    """Every test starts from one seed and leaves torch's defaults as they were."""
+    torch.manual_seed(0)
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    yield
+    assert torch.get_default_dtype() == dtype, "the test changed torch's default dtype"
+    assert torch.is_grad_enabled() == grad, "the test left gradients switched"

@@ -1,0 +1,90 @@
+"""Problems with known answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SPIRAL = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
+
+
+def exp_decay(t: Tensor, y: Tensor) -> Tensor:
+    return -y
+
+
+def harmonic(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([y[1], -y[0]])
+
+
+def lotka_volterra(t: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([1.5 * y[0] - y[0] * y[1], -3 * y[1] + y[0] * y[1]])
+
+
+def spiral(t: Tensor, y: Tensor) -> Tensor:
+    return SPIRAL @ y**3
+
+
+def van_der_pol(mu: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda t, y: torch.stack([y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]])
+
+
+def forced(t: Tensor, y: Tensor) -> Tensor:
+    """y' = -2 (y - cos t): depends on time in every stage."""
+    return -2 * (y - torch.cos(t))
+
+
+def forced_exact(t: float, y0: float) -> float:
+    particular = (4 * math.cos(t) + 2 * math.sin(t)) / 5
+    return particular + (y0 - 4 / 5) * math.exp(-2 * t)
+
+
+GOLDEN = {
+    "exp_decay": exp_decay,
+    "harmonic": harmonic,
+    "lotka_volterra": lotka_volterra,
+    "spiral": spiral,
+    "vdp_mu1": van_der_pol(1.0),
+    "vdp_mu100": van_der_pol(100.0),
+}
+"""The fields of tests/golden/ode_steps.json."""
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A problem with an exact solution."""
+
+    name: str
+    f: Callable[[Tensor, Tensor], Tensor]
+    y0: list[float]
+    end: float
+    exact: list[float]
+
+
+SMOOTH = (
+    Smooth("decay", exp_decay, [1.0], 2.0, [math.exp(-2)]),
+    Smooth("harmonic", harmonic, [1.0, 0.0], 3.0, [math.cos(3), -math.sin(3)]),
+    Smooth("forced", forced, [0.5], 2.0, [forced_exact(2.0, 0.5)]),
+    Smooth("logistic", lambda t, y: y * (1 - y), [0.1], 4.0, [1 / (1 + 9 * math.exp(-4))]),
+)
+
+
+def cubic_net(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """u' = W2 tanh(W1 u^3 + b1) + b2 with 50 hidden units, p laid out as in tests/golden/neural_ode.json."""
+    w1, b1, w2, b2 = p.split([100, 50, 100, 2])
+    first, second = w1.reshape(2, 50), w2.reshape(50, 2)  # column-major in Julia, so transposed here
+    return lambda t, y: torch.tanh(y**3 @ first + b1) @ second + b2
+
+
+def small_net(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A time-dependent field of two components with six parameters, for finite differences."""
+    return lambda t, y: torch.tanh(
+        torch.stack([p[0] * y[..., 1] + p[1] * t, p[2] * y[..., 0] - p[3] * y[..., 1]], -1) * p[4] + p[5]
+    )
+
+
+SMALL_P = torch.tensor([1.3, 0.4, -2.1, 0.7, 1.6, 0.1], dtype=torch.float64)
+SMALL_Y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=torch.float64)
