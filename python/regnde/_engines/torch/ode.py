@@ -106,11 +106,9 @@ class RungeKutta:
     def attempt(self, t: float, h: float, t_new: float, y: Tensor) -> Trial:
         """Tries a step; the estimates carry a graph only where they are recorded."""
         times = stage_times(self.tableau.c, t, h, t_new, y)
-        if self.first is None:
-            self.first = self.field(times[0], y)
         if self.checkpoint:
 
-            def run(y: Tensor, first: Tensor) -> tuple[list[Tensor], Taken, Estimates]:
+            def run(y: Tensor, first: Tensor | None) -> tuple[list[Tensor], Taken, Estimates]:
                 stages = ListStages()
                 taken, estimates = self._step(stages, h, times, y, first)
                 return stages.stages, taken, estimates
@@ -124,10 +122,10 @@ class RungeKutta:
         return Trial(taken.y1, value, error if self.record_error else None, stiffness)
 
     def _step(
-        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
     ) -> tuple[Taken, Estimates]:
         tableau, error, stiffness = self.tableau, None, None
-        stages.start(first)
+        stages.start(self.field(times[0], y) if first is None else first)
         taken = take_step(self.field, tableau, stages, y, h, times)
         if tableau.btilde is not None:
             with torch.set_grad_enabled(self.graph and self.record_error):
@@ -136,7 +134,7 @@ class RungeKutta:
             stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
         return taken, (error, stiffness)
 
-    def _recomputed(self, run: Callable[..., T], *args: Tensor) -> T:
+    def _recomputed(self, run: Callable[..., T], *args: Tensor | None) -> T:
         """Runs a piece whose intermediate tensors are recomputed in the backward pass."""
         result: T = checkpoint(run, *args, use_reentrant=False)
         return result
