@@ -11,6 +11,7 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StiffnessPenalty, steer
 from regnde._solution import Solution, SolutionArrays, Stats, Steps
 from regnde._solve import solve
@@ -20,8 +21,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
+    "BrownianPath",
     "EngineUnavailable",
     "ErrorPenalty",
+    "Increment",
     "JuliaField",
     "Local",
     "MaxStepsReached",

@@ -13,6 +13,7 @@ from torch import Tensor
 from regnde._engines import choose
 from regnde._engines.base import Request
 from regnde._equation import SDE, Equation, JuliaField
+from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver, Solver
 
@@ -28,7 +29,7 @@ def solve(
     solver: Solver = DEFAULT_SOLVER,
     *,
     record: Record = "none",
-    noise: object | None = None,
+    noise: BrownianPath | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -41,7 +42,8 @@ def solve(
         ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
-        noise: a Brownian path for an `SDE`; by default one drawn from torch's seed.
+        noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
+            a new one, drawn from torch's seed. Solves given the same path see the same noise.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -69,6 +71,8 @@ def solve(
         raise ValueError("noise is the Brownian path of an SDE, but f is an ODE.")
     state = _state(y0)
     times, values = _times(ts)
+    if noise is not None:
+        _check_noise(noise, state, values)
     request = Request(
         equation=f,
         y0=state,
@@ -81,6 +85,18 @@ def solve(
     )
     _warn_of_rounding(request.solver, state)
     return choose(request).solve(request)
+
+
+def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> None:
+    """Refuses a path that does not fit the problem."""
+    if not isinstance(noise, BrownianPath):
+        raise TypeError(f"noise must be a BrownianPath, got {type(noise).__name__}.")
+    if noise.shape != y0.shape:
+        raise ValueError(
+            f"the Brownian path has shape {tuple(noise.shape)}, the state {tuple(y0.shape)}: make them equal."
+        )
+    if not noise.t0 <= min(times) <= max(times) <= noise.t1:
+        raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")
 
 
 def _state(y0: Tensor | ArrayLike) -> Tensor:

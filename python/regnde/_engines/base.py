@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regnde._equation import Equation
+from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Record, ResolvedSolver
 
@@ -35,7 +36,7 @@ class Request:
     times: tuple[float, ...]
     solver: ResolvedSolver
     record: Record
-    noise: object | None
+    noise: BrownianPath | None
     throw: bool
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,13 @@ from regnde._engines.base import Engine, Request
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
+from regnde._engines.torch.sde import StochasticRungeKutta
+from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
 from regnde._engines.torch.step import stage_times
-from regnde._engines.torch.tableaux import TABLEAUX
+from regnde._engines.torch.tableaux import TABLEAUX, Tableau
 from regnde._equation import SDE, JuliaField
 from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
+from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Steps
 from regnde._solver import Local
 
@@ -39,31 +44,33 @@ class TorchEngine(Engine):
         solver = request.solver
         if isinstance(request.equation, JuliaField):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
-        if isinstance(request.equation, SDE):
-            return "the torch engine solves no SDE yet."
-        if solver.method not in TABLEAUX:
-            return f"the torch engine has no method {solver.method!r}; it has {', '.join(TABLEAUX)}."
+        sde = isinstance(request.equation, SDE)
+        known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
+        if solver.method not in known:
+            kind = "SDE" if sde else "ODE"
+            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
-        if TABLEAUX[solver.method].controller is None:
+        if known[solver.method].controller is None:
             if solver.dt0 is None:
                 return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
             if isinstance(request.record, Local):
                 return f"{solver.method!r} estimates no error, so there is nothing for a local record."
+        if sde and request.times[-1] < request.times[0]:
+            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+        if sde and request.ts.requires_grad:
+            return "the states of an SDE have no derivative with respect to the times: detach ts."
         return None
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        assert not isinstance(request.equation, (SDE, JuliaField))
-        field = CountedField(request.equation)
         y0, times, solver = request.y0, request.times, request.solver
-        tableau = TABLEAUX[solver.method]
+        stepper = _stepper(request)
         start = y0
         if request.ts.requires_grad:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            start = y0 - _shift(field, request, 0, y0)
+            start = y0 - _shift(stepper.field, request, 0, y0)
 
         local = request.record if isinstance(request.record, Local) else None
-        stepper = RungeKutta(field, tableau, solver, y0, record=request.record == "all")
         path = Path(t=times[0])
         if times[0] == times[-1]:
             path.chunks.append(start.unsqueeze(0).expand(len(times), *y0.shape))
@@ -77,10 +84,16 @@ class TorchEngine(Engine):
 
         ys = torch.cat(path.chunks) if path.chunks else y0.new_empty((0, *y0.shape))
         if request.ts.requires_grad and path.failure is None:
-            rows = [ys[i] + _shift(field, request, i, ys[i]) for i in range(len(times))]
+            rows = [ys[i] + _shift(stepper.field, request, i, ys[i]) for i in range(len(times))]
             ys = torch.stack(rows)
         steps = _steps(request, stepper, path, local)
-        stats = Stats(nfe=field.calls, accepted=path.accepted, rejected=path.rejected, dt_first=path.dt_first)
+        stats = Stats(
+            nfe=stepper.field.calls,
+            accepted=path.accepted,
+            rejected=path.rejected,
+            dt_first=path.dt_first,
+            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
+        )
         solution = Solution(
             ts=request.ts[: path.saved],
             ys=ys,
@@ -96,6 +109,20 @@ class TorchEngine(Engine):
         return solution
 
 
+def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
+    """The method applied to the problem, and to a Brownian path if it is an SDE."""
+    equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
+    record = request.record == "all"
+    if isinstance(equation, SDE):
+        drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
+        end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+        noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
+        tableau = SDE_TABLEAUX[solver.method]
+        return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record)
+    assert not isinstance(equation, JuliaField)  # refused
+    return RungeKutta(CountedField(equation), TABLEAUX[solver.method], solver, y0, record=record)
+
+
 def _shift(field: CountedField, request: Request, index: int, y: Tensor) -> Tensor:
     """f(t_i, y) (t_i - value of t_i): zero, with the gradient of a state with respect to its time."""
     t = request.times[index]
@@ -104,7 +131,9 @@ def _shift(field: CountedField, request: Request, index: int, y: Tensor) -> Tens
     return field(time, y) * moved.to(y.device, y.real.dtype)
 
 
-def _steps(request: Request, stepper: RungeKutta, path: Path, local: Local | None) -> Steps | None:
+def _steps(
+    request: Request, stepper: RungeKutta | StochasticRungeKutta, path: Path, local: Local | None
+) -> Steps | None:
     """The records as tensors of the state's real dtype and device."""
     if request.record == "none":
         return None
@@ -128,7 +157,7 @@ def _steps(request: Request, stepper: RungeKutta, path: Path, local: Local | Non
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
-        error=stack(errors) if tableau.btilde is not None else None,
+        error=stack(errors) if tableau.estimates_error else None,
         stiffness=stack(stiffnesses) if tableau.stiffness_pair else None,
         method=tableau.name,
         stability_size=tableau.stability_size,

@@ -18,7 +18,16 @@ from torch import Tensor
 from regnde._engines.torch.stages import Stages
 from regnde._engines.torch.tableaux import Tableau
 
-__all__ = ["Taken", "dense_rows", "error_estimate", "rms", "scaled_error", "stiffness_estimate", "take_step"]
+__all__ = [
+    "Taken",
+    "dense_rows",
+    "error_estimate",
+    "rms",
+    "scaled_error",
+    "stiffness_estimate",
+    "stiffness_quotient",
+    "take_step",
+]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -76,8 +85,12 @@ def stiffness_estimate(stages: Stages, last: int, taken: Taken) -> Tensor:
     Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
     difference of their arguments: about the dominant |eigenvalue|.
     """
-    numerator = rms(stages[last] - stages[last - 1])
-    denominator = rms(taken.last_argument - taken.previous_argument)
+    return stiffness_quotient(stages[last] - stages[last - 1], taken.last_argument - taken.previous_argument)
+
+
+def stiffness_quotient(slope_change: Tensor, state_change: Tensor) -> Tensor:
+    """Rms of a change of the slope over that of the state that caused it, 0-dim; 0 where the state did not change."""
+    numerator, denominator = rms(slope_change), rms(state_change)
     resting = denominator == 0
     quotient = numerator / torch.where(resting, torch.ones_like(denominator), denominator)
     return torch.where(resting, torch.zeros_like(quotient), quotient)

@@ -56,6 +56,11 @@ class Tableau:
     controller: Controller | None = field(default=None)
 
     @property
+    def estimates_error(self) -> bool:
+        """Whether the method has an embedded error estimate."""
+        return self.btilde is not None
+
+    @property
     def stages(self) -> int:
         """Number of stages, the FSAL one included."""
         return len(self.c)
