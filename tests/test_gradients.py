@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from frozen import Frozen, central_differences, estimates, gradient_of_norms, relative
-from problems import SMALL_P, SMALL_Y0, small_net
-from tolerances import GRADIENT, ROUNDING, SOLVER
 
 import regnde
+from frozen import Frozen, central_differences, estimates, gradient_of_norms, relative
+from problems import SMALL_P, SMALL_Y0, small_net
 from regnde import ErrorPenalty, Local, SquaredErrorPenalty, StiffnessPenalty
+from tolerances import GRADIENT, ROUNDING, SOLVER
 
 SPAN = [0.0, 1.5]
 REDUCTIONS = ("sum", "mean", "max")

@@ -69,10 +69,10 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "vanilla": Method(),
-    "ernode": Method("all", ErrorPenalty("mean"), (500.0, 50.0)),
+    "ernode": Method("all", ErrorPenalty("mean"), (200.0, 50.0)),
     "srnode": Method("all", (1 / STABILITY_SIZE) * StiffnessPenalty("max"), (1.0, 1.0)),
-    "local-time": Method(Local(sampling="time"), ErrorPenalty(), (250.0, 100.0)),
-    "local-step": Method(Local(sampling="step"), ErrorPenalty(), (250.0, 100.0)),
+    "local-time": Method(Local(sampling="time"), ErrorPenalty(), (150.0, 75.0)),
+    "local-step": Method(Local(sampling="step"), ErrorPenalty(), (150.0, 75.0)),
     "steer": Method(steer=0.5),
 }
 
@@ -142,7 +142,7 @@ def batches(data: Data, settings: Settings, seed: int) -> Iterator[tuple[Tensor,
     order: list[Tensor] = []
     for _ in range(settings.iterations):
         if not order:
-            order = list(torch.randperm(TRAINING_IMAGES, generator=generator).split(settings.batch))
+            order = list(torch.split(torch.randperm(TRAINING_IMAGES, generator=generator), settings.batch))
         chosen = order.pop()
         yield data.train_x[chosen], data.train_y[chosen]
 

@@ -85,7 +85,9 @@ def progress(
     """
     axes = _axes(axes)
     for (name, values), colour in zip(histories.items(), _cycle(len(histories)), strict=True):
-        smooth = [sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))]
+        smooth = [
+            sum(part) / len(part) for part in (values[max(0, i - window + 1) : i + 1] for i in range(len(values)))
+        ]
         axes.plot(smooth, label=name, color=colour, linewidth=1.6)
         if smooth:
             axes.annotate(name, (len(smooth) - 1, smooth[-1]), (4, 0), textcoords="offset points", va="center", size=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -38,6 +39,58 @@ class NonFiniteStart(Exception):
     """The field is not finite at the initial state."""
 
 
+def _recomputed(run: Callable[..., T], *args: object) -> T:
+    """Runs a piece whose intermediate tensors are recomputed in the backward pass."""
+    result: T = checkpoint(run, *args, use_reentrant=False)
+    return result
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a step does, apart from the state of the solve.
+
+    A checkpointed step is kept by the graph to be run again: were it the stepper's own method, graph
+    and stepper would hold each other, and memory would wait for the garbage collector.
+    """
+
+    field: CountedField
+    tableau: Tableau
+    rtol: float
+    atol: float
+    differentiable_error: bool
+    stiffness: bool
+
+    def step(
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
+    ) -> tuple[Taken, Estimates]:
+        """Fills the stages; the estimates carry a graph only where they are recorded."""
+        tableau, error, stiffness = self.tableau, None, None
+        stages.start(self.field(times[0], y) if first is None else first)
+        taken = take_step(self.field, tableau, stages, y, h, times)
+        if tableau.btilde is not None:
+            with torch.set_grad_enabled(self.differentiable_error):
+                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        if self.stiffness:
+            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
+        return taken, (error, stiffness)
+
+    def listed_step(
+        self, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
+    ) -> tuple[list[Tensor], Taken, Estimates]:
+        """The same with a list of stages that is handed back."""
+        stages = ListStages()
+        taken, estimates = self.step(stages, h, times, y, first)
+        return stages.stages, taken, estimates
+
+    def extended_rows(
+        self, t: float, h: float, t_new: float, thetas: Sequence[float], y: Tensor, *known: Tensor
+    ) -> Tensor:
+        """States inside a step whose interpolant needs further stages."""
+        stages = ListStages(known)
+        extra_stages(self.field, self.tableau, stages, y, t, h, t_new)
+        return dense_rows(self.tableau, stages, y, h, thetas)
+
+
 class RungeKutta:
     """Steps one ODE with one tableau.
 
@@ -59,7 +112,14 @@ class RungeKutta:
         self.graph = torch.is_grad_enabled()
         self.checkpoint = self.graph and solver.gradient == "checkpoint"
         self.record_error = record and tableau.btilde is not None
-        self.record_stiffness = record and tableau.stiffness_pair
+        self.piece = _Piece(
+            field=field,
+            tableau=tableau,
+            rtol=solver.rtol,
+            atol=solver.atol,
+            differentiable_error=self.graph and self.record_error,
+            stiffness=record and tableau.stiffness_pair,
+        )
         self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
         self.first: Tensor | None = None  # the FSAL stage carried over from the step before
         self.at: tuple[float, float, float, Tensor, Taken]  # t, h, t_new, y and the outcome of the last attempt
@@ -71,6 +131,8 @@ class RungeKutta:
         (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
         if self.tableau.fsal:
             self.first = self.field(time, y0)
+            if not self.graph:
+                self.first = self.first.clone()  # a field may hand out its own buffer
         if dt0 is None:
             with torch.no_grad():
                 dt0 = self.initial_size(y0, t0, t1, time, known=self.first)
@@ -85,7 +147,7 @@ class RungeKutta:
         if y.numel() == 0:
             return abs(t1 - t0)
         tolerance = y.abs() * self.rtol + self.atol
-        slope = self.field(time, y)
+        slope = self.field(time, y).clone()
         d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
         if not math.isfinite(d1):
             bad = int((~torch.isfinite(slope)).sum())
@@ -107,37 +169,13 @@ class RungeKutta:
         """Tries a step; the estimates carry a graph only where they are recorded."""
         times = stage_times(self.tableau.c, t, h, t_new, y)
         if self.checkpoint:
-
-            def run(y: Tensor, first: Tensor | None) -> tuple[list[Tensor], Taken, Estimates]:
-                stages = ListStages()
-                taken, estimates = self._step(stages, h, times, y, first)
-                return stages.stages, taken, estimates
-
-            stages, taken, (error, stiffness) = self._recomputed(run, y, self.first)
+            stages, taken, (error, stiffness) = _recomputed(self.piece.listed_step, h, times, y, self.first)
             self.stages = ListStages(stages)
         else:
-            taken, (error, stiffness) = self._step(self.stages, h, times, y, self.first)
+            taken, (error, stiffness) = self.piece.step(self.stages, h, times, y, self.first)
         self.at = (t, h, t_new, y, taken)
         value = None if error is None else float(error.detach())
         return Trial(taken.y1, value, error if self.record_error else None, stiffness)
-
-    def _step(
-        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
-    ) -> tuple[Taken, Estimates]:
-        tableau, error, stiffness = self.tableau, None, None
-        stages.start(self.field(times[0], y) if first is None else first)
-        taken = take_step(self.field, tableau, stages, y, h, times)
-        if tableau.btilde is not None:
-            with torch.set_grad_enabled(self.graph and self.record_error):
-                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
-        if self.record_stiffness:
-            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
-        return taken, (error, stiffness)
-
-    def _recomputed(self, run: Callable[..., T], *args: Tensor | None) -> T:
-        """Runs a piece whose intermediate tensors are recomputed in the backward pass."""
-        result: T = checkpoint(run, *args, use_reentrant=False)
-        return result
 
     def rejected(self, h_next: float) -> None:
         """Keeps the FSAL stage, wherever it lies now; others are evaluated again, as OrdinaryDiffEq.jl does."""
@@ -158,13 +196,10 @@ class RungeKutta:
             extra_stages(self.field, self.tableau, self.stages, y, t, h, t_new)
             return dense_rows(self.tableau, self.stages, y, h, thetas)
 
-        def run(y: Tensor, *known: Tensor) -> Tensor:
-            stages = ListStages(known)
-            extra_stages(self.field, self.tableau, stages, y, t, h, t_new)
-            return dense_rows(self.tableau, stages, y, h, thetas)
-
         known = [self.stages[i] for i in range(self.tableau.stages)]
-        return self._recomputed(run, y, *known) if self.checkpoint else run(y, *known)
+        if self.checkpoint:
+            return _recomputed(self.piece.extended_rows, t, h, t_new, thetas, y, *known)
+        return self.piece.extended_rows(t, h, t_new, thetas, y, *known)
 
     # --- diagnosis -------------------------------------------------------------------------------
 

@@ -69,9 +69,9 @@ class ListStages:
         return total
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
-        stacked = torch.stack(self.stages).reshape(len(self.stages), -1)
-        flat = torch.addmm(y.reshape(1, -1), weights.to(y.dtype), stacked)
-        return flat.reshape(-1, *y.shape)
+        stacked = torch.stack(self.stages).reshape(len(self.stages), y.numel())
+        flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), stacked)
+        return flat.reshape(len(weights), *y.shape)
 
 
 class BufferStages:
@@ -110,5 +110,5 @@ class BufferStages:
         return torch.mv(self.transposed[len(weights)], self.weights[weights]).mul_(h).reshape(self.shape)
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
-        flat = torch.addmm(y.reshape(1, -1), weights.to(y.dtype), self.buffer[: weights.shape[1]])
-        return flat.reshape(-1, *self.shape)
+        flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])
+        return flat.reshape(len(weights), *self.shape)

@@ -1,0 +1,54 @@
+# The commands that README, CI and .ci/run use. Each sets up what it needs in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+JULIA  ?= julia
+
+.PHONY: venv demo test test-julia bench bench-julia docs lint clean
+
+# The stamps keep make from installing again: one for the tests (and the demo), one each for what is rarer.
+$(VENV)/.test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+venv: $(VENV)/.test
+
+# Trains vanilla against regularised on 5,000 MNIST images, prints the table, writes demo.png.
+demo: $(VENV)/.test
+	$(RUN) -m regnde demo $(ARGS)
+
+# Everything that needs no Julia; Julia tests skip with the reason.
+test: $(VENV)/.test
+	$(RUN) -m pytest $(ARGS)
+
+# On a machine with Julia 1.10+ and the packages of julia/Project.toml: a skip is a failure.
+test-julia: $(VENV)/.test
+	$(JULIA) --project=julia -e 'using Pkg; Pkg.test()'
+	$(RUN) -m pytest --engine=julia $(ARGS)
+
+bench: $(VENV)/.bench
+	$(RUN) -m benchmarks $(ARGS)
+
+bench-julia: $(VENV)/.bench
+	$(JULIA) --project=julia/benchmark julia/benchmark/benchmarks.jl
+	$(RUN) benchmarks/engines.py
+
+docs: $(VENV)/.docs
+	$(RUN) -m mkdocs build --strict $(ARGS)
+
+lint: $(VENV)/.test
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis site

@@ -1,0 +1,71 @@
+"""What works on this machine: engines, versions, devices; and where not, why and what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+import warnings
+
+import torch
+
+from regnde import __version__
+from regnde._engines import engines
+from regnde._solve import solve
+from regnde._solver import Solver
+
+__all__ = ["report"]
+
+PACKAGES = ("numpy", "torch", "juliacall", "juliapkg", "matplotlib", "mlxtend", "tqdm")
+
+
+def report() -> tuple[list[str], bool]:
+    """The findings, a line each, and whether some engine solved a problem."""
+    lines = [f"regnde {__version__}, Python {platform.python_version()}, {platform.platform()}", "", "packages"]
+    lines += [f"  {name:<11}{_version(name)}" for name in PACKAGES]
+    lines += ["", "devices", f"  cpu        {torch.get_num_threads()} thread(s)"]
+    lines += [f"  {device:<11}{state}" for device, state in _accelerators()]
+    lines += ["", "engines"]
+    solved = False
+    for name, engine in engines().items():
+        why = engine.unavailable()
+        if why is None:
+            works, finding = _try(name)
+            solved = solved or works
+        else:
+            finding = f"not available: {why}"
+        lines.append(f"  {name:<11}{finding}")
+    return lines, solved
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _accelerators() -> list[tuple[str, str]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver warns; the line below says the same
+        cuda = torch.cuda.is_available()
+    names = [("cuda", torch.cuda.get_device_name()) if cuda else ("cuda", "none that torch can use")]
+    if torch.backends.mps.is_available():
+        names.append(("mps", "float32 only"))
+    return names
+
+
+def _try(name: str) -> tuple[bool, str]:
+    """Solves y' = -y with the engine and says how it went."""
+    try:
+        began = time.perf_counter()
+        solution = solve(_decay, [1.0], [0.0, 1.0], Solver(engine=name), record="all")  # type: ignore[arg-type]  # a known name
+        seconds = time.perf_counter() - began
+    except Exception as problem:  # whatever an engine throws is what the doctor is asked to show
+        return False, f"fails: {type(problem).__name__}: {problem}"
+    stats = solution.stats
+    return True, f"works: {stats.accepted} steps, NFE {stats.nfe}, y(1) = {float(solution.y1):.6f}, {seconds:.3f} s"
+
+
+def _decay(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return -y

@@ -1,0 +1,146 @@
+"""The shape of the package: one direction of imports, light start, documented names, versions that agree."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import regnde
+import regnde.nn
+import regnde.plot
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "python" / "regnde"
+
+# What each layer may import of the package (design.md 2); engines never import each other.
+BASE = {"_errors", "_solver", "_solution", "_equation", "_noise"}
+ALLOWED = {
+    "_errors": {"_solution"},  # for the type checker alone
+    "_solver": set(),
+    "_equation": set(),
+    "_noise": set(),
+    "_solution": {"_solver"},
+    "_engines.base": BASE,
+    "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
+    "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
+    "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
+    "_solve": BASE | {"_engines", "_engines.base"},
+    "_penalty": {"_solution"},
+    "_fit": {"_penalty", "_solution"},
+    "plot": {"_solution"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below `regnde`."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "regnde":
+            names |= {node.module} if node.module != "regnde" else {f"regnde.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "regnde"}
+    return {name.removeprefix("regnde").removeprefix(".") for name in names}
+
+
+def layer(module: str) -> str:
+    """The layer of design.md 2 that a module belongs to."""
+    return ".".join(module.split(".")[:2]) if module.startswith("_engines.") else module
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if layer(name) in ALLOWED])
+def test_imports_point_one_way(module: str) -> None:
+    used = {layer(name) for name in imports(modules()[module])}
+    assert used <= ALLOWED[layer(module)], f"{module} imports {used - ALLOWED[layer(module)]}"
+
+
+def test_heavy_imports_stand_in_one_file_each() -> None:
+    where = {"juliacall": set(), "matplotlib": set()}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for heavy in where.keys() & {n.split(".")[0] for n in names}:
+                where[heavy].add(name)
+    assert where["matplotlib"] <= {"plot", "_demo"}
+    assert where["juliacall"] <= {"_engines.julia.runtime"}
+
+
+def test_case_21b_import_is_light_and_starts_nothing() -> None:
+    """No Julia on the path, no network, a home that can not be written: the import works and starts no Julia."""
+    code = (
+        "import time, torch; began = time.perf_counter(); import regnde, sys;"
+        "print(time.perf_counter() - began, 'juliacall' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/proc", "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
+    best = 10.0
+    for _ in range(3):  # the first one may compile byte code
+        out = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
+        )
+        seconds, julia, matplotlib = out.stdout.split()
+        assert (julia, matplotlib) == ("False", "False")
+        best = min(best, float(seconds))
+    assert best < 2.0  # the budget of 0.3 s is measured by `make bench`; here a loaded machine must not fail
+
+
+def test_public_names_are_documented() -> None:
+    for module in (regnde, regnde.nn, regnde.plot):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                assert inspect.getdoc(thing), name
+                for attribute, member in vars(thing).items() if inspect.isclass(thing) else ():
+                    if inspect.isfunction(member) and not attribute.startswith("_"):
+                        assert inspect.getdoc(member) or inspect.getdoc(getattr(thing, attribute)), (
+                            f"{name}.{attribute}"
+                        )
+
+
+def test_versions_agree() -> None:
+    assert f'version = "{regnde.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    project = ROOT / "julia" / "Project.toml"
+    if project.exists():
+        assert f'version = "{regnde.__version__}"' in project.read_text()
+    assert regnde.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_case_has_its_number_in_a_test_name() -> None:
+    """The cases that concern what is built so far; the SDE and Julia cases stand in their own files."""
+    text = "\n".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    covered = {int(number) for number in re.findall(r"def test_case_(\d+)", text)}
+    assert {1, 2, 4, 5, 6, 9, 11, 12, 13, 15, 17, 18, 21} <= covered
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+    return subprocess.run(
+        [sys.executable, "-m", "regnde", *arguments], capture_output=True, text=True, timeout=110, env=env, check=False
+    )
+
+
+def test_doctor_says_what_works() -> None:
+    out = run("doctor")
+    assert out.returncode == 0, out.stderr
+    assert re.search(r"torch +works: \d+ steps, NFE \d+, y\(1\) = 0.36787", out.stdout)
+
+
+def test_command_line_refuses_unknown_methods() -> None:
+    out = run("demo", "--methods", "vanilla,magic")
+    assert out.returncode == 2
+    assert "unknown methods magic" in out.stderr
