@@ -1,0 +1,43 @@
+"""
+Solves of differential equations whose own steps are recorded and differentiable: OrdinaryDiffEq and
+StochasticDiffEq step, this package reads their error and stiffness estimates and gives the exact
+gradient of the discrete solution. The Julia half of the Python package `regnde`; usable alone through
+[`solve_recorded`](@ref) and [`pullback`](@ref).
+"""
+module RegNDE
+
+using ADTypes: AutoFiniteDiff
+using DiffEqBase: DEVerbosity
+using FunctionWrappers: FunctionWrapper
+using LinearAlgebra: LinearAlgebra, dot, mul!
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
+    ode_interpolant!, perform_step!
+using OrdinaryDiffEqLowOrderRK: BS3, DP5
+using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
+using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
+using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
+using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern7ExtraStages, Vern7InterpolationCoefficients,
+    Vern7Tableau, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages, Vern9InterpolationCoefficients, Vern9Tableau
+using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem, check_error!, init
+using SciMLLogging: SciMLLogging
+using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
+using StochasticDiffEqLowOrder: EM
+
+export Dynamics, pullback, solve_recorded
+
+include("kernels.jl")
+include("activations.jl")
+include("field.jl")
+include("tableaux.jl")
+include("verner.jl")
+include("sde_tableaux.jl")
+include("step.jl")
+include("sde_step.jl")
+include("methods.jl")
+include("forward.jl")
+include("watch.jl")
+include("pullback.jl")
+include("local.jl")
+include("api.jl")
+
+end

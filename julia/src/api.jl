@@ -1,0 +1,94 @@
+# The public pair, for use from Julia alone.
+
+"""
+    solve_recorded(field, u0, ts; method = :tsit5, rtol, atol, ...) -> Recorded
+
+Solves u' = field from `ts[1]` to `ts[end]`, saves the states at `ts`, and records every accepted step.
+
+`field` is a [`Dynamics`](@ref), or a pair `(drift, diffusion)` of them for an SDE with diagonal Ito
+noise. Keywords: `method` (a name of `RegNDE.METHODS`), `rtol` and `atol` (1e-6; 1e-2 for an SDE),
+`dt0` (first step; every step for `:em`), `max_steps`, `record` (estimates of error and stiffness),
+`keep` (`:stages`, `:states` or `:nothing`, see [`RegNDE.Settings`](@ref)) and `noise` (a process of
+DiffEqNoiseProcess for an SDE).
+
+The result has `ys` (the states, last dimension the save times), `t`, `dt`, `error`, `stiffness`
+(one entry a step), `status` and `nfe`. [`pullback`](@ref) goes back over it.
+
+# Example
+
+```jldoctest
+julia> using RegNDE
+
+julia> f!(dy, t, y, p, cache) = (dy .= p[1] .* y; nothing);
+
+julia> vjp!(ybar, pbar, ct, t, y, p, cache) = (ybar .= p[1] .* ct; pbar[1] .+= sum(ct .* y); nothing);
+
+julia> sol = solve_recorded(Dynamics(f!, vjp!, ([-1.0],), nothing), [1.0], [0.0, 1.0]);
+
+julia> u0bar, (pbar,) = pullback(sol; ys = [0.0 1.0]);
+
+julia> isapprox(pbar[1], exp(-1); rtol = 1e-4)
+true
+```
+"""
+function solve_recorded(
+        dynamics, u0::AbstractArray, ts; method::Symbol = :tsit5, rtol = nothing, atol = nothing,
+        dt0 = NaN, max_steps = 100_000, record = true, keep = :stages, noise = nothing
+    )
+    parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
+    default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
+    settings = Settings(;
+        rtol = something(rtol, default), atol = something(atol, default), dt0, max_steps, record, keep
+    )
+    y0 = vec(copy(u0))
+    ys = similar(y0, length(y0), length(ts))
+    recording = Recording(RegNDE.method(method), settings, collect(Float64, ts), y0, ys)
+    fields = map(part -> Field(part, size(u0), typeof(y0)), parts)
+    forward!(recording, fields...; noise)
+    return Recorded(recording, parts, size(u0), sum(f -> f.calls[], fields))
+end
+
+"What [`solve_recorded`](@ref) returns."
+struct Recorded{R, D}
+    recording::R
+    dynamics::D
+    shape::Dims
+    nfe::Int
+end
+
+function Base.getproperty(sol::Recorded, name::Symbol)
+    name in fieldnames(Recorded) && return getfield(sol, name)
+    recording = getfield(sol, :recording)
+    name === :ys && return reshape(recording.ys, getfield(sol, :shape)..., :)
+    return getproperty(recording, name)
+end
+
+Base.propertynames(::Recorded) =
+    (fieldnames(Recorded)..., :ys, :t, :dt, :error, :stiffness, :implicit, :status, :reason, :rejected)
+
+function Base.show(io::IO, sol::Recorded)
+    rec = sol.recording
+    return print(io, "Recorded($(accepted(rec)) steps, $(rec.rejected) rejected, $(sol.nfe) evaluations, $(rec.status))")
+end
+
+"""
+    pullback(sol; ys = nothing, error = nothing, stiffness = nothing) -> (u0bar, pbar)
+
+Gradient of the discrete solution: given the cotangents of `sol.ys`, `sol.error` and `sol.stiffness`
+returns those of the initial state and of the parameters (a tuple like the field's; a pair of tuples
+for an SDE). Times and sizes of the steps are constants.
+
+An implicit method's solution has no such gradient: an `ArgumentError` says so.
+"""
+function pullback(sol::Recorded; ys = nothing, error = nothing, stiffness = nothing)
+    rec = sol.recording
+    rec.method isa Implicit && throw(
+        ArgumentError("$(rec.method.name) solves implicit equations: its steps are not differentiated")
+    )
+    flat = ys === nothing ? nothing : reshape(ys, length(rec.y0), :)
+    cotangents = Cotangents{typeof(flat), Union{Nothing, Vector{Float64}}}(flat, error, stiffness)
+    pbars = map(part -> map(p -> fill!(similar(p), 0), part.p), sol.dynamics)
+    fields = map((part, pbar) -> Field(part, sol.shape, typeof(rec.y0); pbar), sol.dynamics, pbars)
+    y0bar = reverse!(similar(rec.y0), rec, fields..., cotangents)
+    return reshape(y0bar, sol.shape), length(pbars) == 1 ? pbars[1] : pbars
+end

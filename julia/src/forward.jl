@@ -1,0 +1,214 @@
+# The forward solve: DifferentialEquations.jl's own integrators step; every accepted step is recorded.
+
+const NON_FINITE_TRIALS = 6  # before the field, not the step size, is held to be at fault
+
+"""
+    Settings(; rtol, atol, dt0 = NaN, max_steps = 100_000, record = true, keep = :stages)
+
+How to solve: tolerances, first step (NaN: chosen automatically), the limit of trial steps, whether
+error and stiffness are recorded, and what is kept of each step for the reverse sweep: `:nothing`,
+`:states` (one state a step; stages are computed again) or `:stages`.
+"""
+Base.@kwdef struct Settings
+    rtol::Float64
+    atol::Float64
+    dt0::Float64 = NaN
+    max_steps::Int = 100_000
+    record::Bool = true
+    keep::Symbol = :stages
+end
+
+"A saved state: row of the output, step that holds it (0: the initial state), place in the step."
+struct Output
+    row::Int
+    step::Int
+    theta::Float64
+end
+
+"""
+    Recording
+
+What a solve gathered. `t`, `dt`, `error`, `stiffness`: one entry an accepted step; `implicit`: whether
+an implicit method made it. `ys`: the saved states as columns. `status`: `:success`, `:nonfinite`,
+`:underflow` or `:steps`, with `reason`. `tape`: what the reverse sweep needs.
+"""
+mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix}
+    const method::M
+    const settings::Settings
+    const times::Vector{Float64}
+    const y0::V
+    const ys::O
+    const t::Vector{Float64}
+    const dt::Vector{Float64}
+    const error::Vector{Float64}
+    const stiffness::Vector{Float64}
+    const implicit::Vector{Bool}
+    const outputs::Vector{Output}
+    const tape::Vector{V}
+    saved::Int
+    rejected::Int
+    dt_first::Float64
+    t_last::Float64
+    dt_last::Float64
+    status::Symbol
+    reason::String
+end
+
+function Recording(method, settings, times, y0, ys)
+    return Recording(
+        method, settings, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
+        typeof(y0)[], 0, 0, 0.0, times[1], 0.0, :success, ""
+    )
+end
+
+"Number of accepted steps."
+accepted(rec::Recording) = length(rec.dt)
+
+"The integrator's error estimate of its last trial step (a field up to version 6)."
+function error_of(integrator)
+    return Float64(
+        isdefined(OrdinaryDiffEqCore, :get_EEst) ? OrdinaryDiffEqCore.get_EEst(integrator) : integrator.EEst
+    )
+end
+
+const SILENT = DEVerbosity(SciMLLogging.None())
+
+"""
+    forward!(recording, field...; noise = nothing) -> recording
+
+Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE.
+"""
+function forward!(rec::Recording, fields...; noise = nothing)
+    save_start!(rec)
+    span = (rec.times[1], rec.times[end])
+    span[1] == span[2] && return rec
+    watch = watcher(rec.method, rec.y0, fields...)
+    problem = length(fields) == 1 ? ODEProblem(functions(watch), rec.y0, span) :
+        SDEProblem(functions(watch), rec.y0, span; noise)
+    integrator = init(problem, rec.method.algorithm; options(rec)...)
+    rec.dt_first = integrator.dt
+    return run!(rec, integrator, watch, fields[1])
+end
+
+function options(rec::Recording)
+    (; rtol, atol, dt0) = rec.settings
+    span = rec.times[end] - rec.times[1]
+    T = real(eltype(rec.y0))
+    # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
+    common = (;
+        reltol = T(rtol), abstol = T(atol), save_everystep = false, save_start = false, save_end = false,
+        dense = false, calck = rec.method isa Implicit, maxiters = typemax(Int), verbose = SILENT,
+    )
+    return isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(span)), span))
+end
+
+function run!(rec::Recording, integrator, watch, field)
+    t_end, max_steps = rec.times[end], rec.settings.max_steps
+    failures, horizon = 0, integrator.t
+    while integrator.t != t_end
+        if accepted(rec) + rec.rejected >= max_steps
+            return fail!(rec, integrator, :steps, "$max_steps steps did not reach the end time $t_end")
+        end
+        t = integrator.t
+        loopheader!(integrator)
+        if integrator.do_error_check && check_error!(integrator) != ReturnCode.Success
+            return diagnose!(rec, integrator, field)
+        end
+        expect!(watch)
+        perform_step!(integrator, integrator.cache)
+        h = integrator.dt
+        _loopfooter!(integrator)
+        if integrator.accept_step
+            t1 = integrator.t
+            # after a step cut at the end time the integrator may hold the next size already
+            abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
+            observe!(rec, watch, integrator, t, h, t1)
+            handle_tstop!(integrator)
+            failures > 0 && abs(t1 - rec.times[1]) >= abs(horizon - rec.times[1]) && (failures = 0)
+        else
+            rec.rejected += 1
+            rec.dt_last = h
+            if !integrator.force_stepfail && !isfinite(error_of(integrator))
+                failures += 1
+                horizon = failures == 1 || abs(t + h - t) < abs(horizon - t) ? t + h : horizon
+                if failures >= NON_FINITE_TRIALS || !finite_slope(field, integrator, t)
+                    return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
+                end
+            end
+        end
+    end
+    return rec
+end
+
+function fail!(rec::Recording, integrator, status, reason)
+    rec.status, rec.reason = status, reason
+    rec.dt_last == 0 && (rec.dt_last = integrator.dt)
+    return rec
+end
+
+"Turns the integrator's return code into one of our failures."
+function diagnose!(rec::Recording, integrator, field)
+    code = integrator.sol.retcode
+    if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || !finite_slope(field, integrator, integrator.t)
+        return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
+    end
+    E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(eltype(integrator.u)))
+    reason = code == ReturnCode.ConvergenceFailure ? "the implicit equations of a step could not be solved" :
+        "the error control asks for a step below the clock's resolution"
+    return fail!(rec, integrator, :underflow, "$reason (error ratio $E, |y| up to $y)")
+end
+
+"Whether the field is finite where the last trial step started."
+function finite_slope(field, integrator, t)
+    slope = similar(integrator.u)
+    field.value(slope, integrator.uprev, eltype(slope)(t))
+    return all(isfinite, slope)
+end
+
+function non_finite_reason(field, integrator)
+    slope = similar(integrator.u)
+    field.value(slope, integrator.u, eltype(slope)(integrator.t + integrator.dt))
+    bad = count(!isfinite, slope)
+    return bad > 0 ? "the dynamics are not finite: $bad of $(length(slope)) components" :
+        "the dynamics are not finite in trial steps from t = $(integrator.t)"
+end
+
+# --- outputs ---------------------------------------------------------------------------------------
+
+function save_start!(rec::Recording)
+    t0, flat = rec.times[1], rec.times[1] == rec.times[end]
+    while rec.saved < length(rec.times) && (flat || rec.times[rec.saved + 1] == t0)
+        push_output!(rec, 0, 0.0, rec.y0)
+    end
+    return rec
+end
+
+function push_output!(rec::Recording, step, theta, y)
+    rec.saved += 1
+    copyto!(view(rec.ys, :, rec.saved), y)
+    push!(rec.outputs, Output(rec.saved, step, theta))
+    return rec
+end
+
+"Saves the states at the save times in (t, t1]; `inside(theta)` gives one strictly inside the step."
+function save_outputs!(inside, rec::Recording, t, h, t1, y1)
+    step, sign = accepted(rec), h < 0 ? -1 : 1
+    while rec.saved < length(rec.times)
+        s = rec.times[rec.saved + 1]
+        sign * s > sign * t1 && break
+        if s == t1
+            push_output!(rec, step, 1.0, y1)
+        else
+            theta = (s - t) / h
+            push_output!(rec, step, theta, inside(theta))
+        end
+    end
+    return rec
+end
+
+function push_step!(rec::Recording, h, t1)
+    push!(rec.t, t1)
+    push!(rec.dt, h)
+    rec.t_last = t1
+    return rec
+end

@@ -1,0 +1,69 @@
+# The methods by name: which algorithm steps, which coefficients describe it.
+
+abstract type Method end
+
+"An explicit Runge-Kutta method: exact discrete gradients of trajectory, error and stiffness."
+struct RungeKutta{A} <: Method
+    algorithm::A
+    tableau::Tableau
+end
+
+"A stochastic Runge-Kutta method for diagonal noise; likewise."
+struct StochasticRungeKutta{A} <: Method
+    algorithm::A
+    tableau::NoiseTableau
+end
+
+"An implicit method, or one that switches to one: records are read back, not differentiated."
+struct Implicit{A} <: Method
+    algorithm::A
+    name::Symbol
+end
+
+# Fields are type-erased, hence no dual numbers: Jacobians by finite differences.
+finite(algorithm) = algorithm(autodiff = AutoFiniteDiff())
+
+const METHODS = Dict{Symbol, Function}(
+    :tsit5 => () -> RungeKutta(Tsit5(), TSIT5),
+    :dp5 => () -> RungeKutta(DP5(), DP5_TABLEAU),
+    :bs3 => () -> RungeKutta(BS3(), BS3_TABLEAU),
+    :vern6 => () -> RungeKutta(Vern6(), VERN6),
+    :vern7 => () -> RungeKutta(Vern7(), VERN7),
+    :vern8 => () -> RungeKutta(Vern8(), VERN8),
+    :vern9 => () -> RungeKutta(Vern9(), VERN9),
+    :sosri => () -> StochasticRungeKutta(SOSRI(), SOSRI_TABLEAU),
+    :sosri2 => () -> StochasticRungeKutta(SOSRI2(), SOSRI2_TABLEAU),
+    :sriw1 => () -> StochasticRungeKutta(SRIW1(), SRIW1_TABLEAU),
+    :sosra => () -> StochasticRungeKutta(SOSRA(), SOSRA_TABLEAU),
+    :em => () -> StochasticRungeKutta(EM(false), EM_TABLEAU), # false: the diffusion at the step's start
+    :rosenbrock23 => () -> Implicit(finite(Rosenbrock23), :rosenbrock23),
+    :rodas5p => () -> Implicit(finite(Rodas5P), :rodas5p),
+    :trbdf2 => () -> Implicit(finite(TRBDF2), :trbdf2),
+    :kencarp4 => () -> Implicit(finite(KenCarp4), :kencarp4),
+    :autotsit5 => () -> Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
+)
+
+"""
+    method(name) -> Method
+
+The method of that (lower-case) name; an `ArgumentError` lists them all.
+"""
+function method(name::Symbol)
+    haskey(METHODS, name) && return METHODS[name]()
+    known = join(sort!(String.(collect(keys(METHODS)))), ", ")
+    throw(ArgumentError("no method $name; there are $known"))
+end
+
+tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau
+# An implicit method's local record is a tsit5 step, as in the code of Pal et al. (ICML 2023).
+tableau_of(::Implicit) = TSIT5
+
+estimates_error(m::RungeKutta) = true
+estimates_error(m::StochasticRungeKutta) = m.tableau.adaptive
+estimates_error(m::Implicit) = true
+
+estimates_stiffness(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau.pair
+estimates_stiffness(m::Implicit) = m.name === :autotsit5
+
+stability_size(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau.stability_size
+stability_size(m::Implicit) = m.name === :autotsit5 ? TSIT5.stability_size : NaN

@@ -1,0 +1,163 @@
+# The reverse sweep over the accepted steps: the exact gradient of the discrete solution, with times and
+# step sizes constant. Nothing is allocated inside the loop.
+
+"""
+    Cotangents(ys, error, stiffness)
+
+Cotangents of a recording: of the saved states (columns) and of the two records, each possibly
+`nothing`.
+"""
+struct Cotangents{Y, R}
+    ys::Y
+    error::R
+    stiffness::R
+end
+
+entry(list::Nothing, n) = 0.0
+entry(list, n) = Float64(list[n])
+
+"""
+    reverse!(y0bar, recording, field..., cotangents) -> y0bar
+
+Writes the cotangent of the initial state; those of the parameters are added to the arrays that the
+fields were made with.
+"""
+function reverse!(y0bar, rec::Recording, args...)
+    y0bar .= 0
+    if accepted(rec) == 0
+        return add_outputs!(y0bar, rec, args[end], 0, length(rec.outputs), y0bar)
+    end
+    length(rec.tape) == accepted(rec) || throw(
+        ArgumentError("the solve kept nothing to go back over: solve again with `keep = :stages` or `:states`")
+    )
+    return sweep!(y0bar, rec, args...)
+end
+
+function sweep!(
+        y0bar::V, rec::Recording{V, <:RungeKutta}, field::Field, cotangents::Cotangents
+    ) where {V}
+    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
+    stages, rev = Stages(tableau, rec.y0), Reverse(tableau, rec.y0)
+    last = length(rec.outputs)
+    for n in accepted(rec):-1:1
+        h, t1 = rec.dt[n], rec.t[n]
+        t = n == 1 ? rec.times[1] : rec.t[n - 1]
+        recall!(stages, rec, tableau, field, n, t, h, t1)
+        first = first_output(rec, n, last)
+        inside = interior(rec, cotangents, tableau, first, last, rec.y0)
+        isempty(inside) || extra_stages!(stages, tableau, field, t, h, t1)
+        add_outputs!(rev.lam, rec, cotangents, first, last, rev.v)
+        reverse_step!(
+            rev, stages, tableau, field, t, h, t1, rtol, atol;
+            Ebar = entry(cotangents.error, n), Sbar = entry(cotangents.stiffness, n), outputs = inside
+        )
+        last = first - 1
+    end
+    if rev.carry_live[]
+        vjp!(rev.x, field, rev.carry, rec.times[1], rec.y0)
+        add!(rev.lam, one(eltype(V)), rev.x)
+    end
+    add_outputs!(rev.lam, rec, cotangents, 1, last, rev.v)
+    return copyto!(y0bar, rev.lam)
+end
+
+"Brings the stages of step `n` back, from the tape or by evaluating the field again."
+function recall!(s::Stages, rec::Recording, tableau, field, n, t, h, t1)
+    chunk, len = rec.tape[n], length(rec.y0)
+    copyto!(s.g[1], 1, chunk, 1, len)
+    if length(chunk) == len * (1 + tableau.stages)
+        for j in 1:tableau.stages
+            copyto!(s.k[j], 1, chunk, 1 + j * len, len)
+        end
+        return restore_arguments!(s, tableau, h)
+    end
+    evaluate!(s.k[1], field, t, s.g[1])
+    return take_step!(s, tableau, field, t, h, t1)
+end
+
+function sweep!(
+        y0bar::V, rec::Recording{V, <:StochasticRungeKutta}, drift::Field, diffusion::Field,
+        cotangents::Cotangents
+    ) where {V}
+    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
+    stages, rev = NoiseStages(tableau, rec.y0), NoiseReverse(tableau, rec.y0)
+    len, last = length(rec.y0), length(rec.outputs)
+    for n in accepted(rec):-1:1
+        h, t = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1]
+        chunk = rec.tape[n]
+        copyto!(stages.H0[1], 1, chunk, 1, len)
+        copyto!(stages.dW, 1, chunk, 1 + len, len)
+        copyto!(stages.dZ, 1, chunk, 1 + 2len, len)
+        take_step!(stages, tableau, drift, diffusion, t, h)
+        first = first_output(rec, n, last)
+        reverse_step!(
+            rev, stages, tableau, drift, diffusion, t, h, rtol, atol;
+            Ebar = entry(cotangents.error, n), Sbar = entry(cotangents.stiffness, n),
+            outputs = on_the_line(rec, cotangents, first, last, rec.y0)
+        )
+        last = first - 1
+    end
+    add_outputs!(rev.base.lam, rec, cotangents, 1, last, rev.base.v)
+    return copyto!(y0bar, rev.base.lam)
+end
+
+"Index of the first of the outputs up to `last` that lie in step `n`."
+function first_output(rec::Recording, n, last)
+    while last > 0 && rec.outputs[last].step == n
+        last -= 1
+    end
+    return last + 1
+end
+
+column!(v, cotangents, output) = copyto!(v, view(cotangents.ys, :, output.row))
+
+"Adds the cotangents of outputs `first` to `last` that lie at a step's end (or at the start)."
+function add_outputs!(lam, rec::Recording, cotangents, first, last, buffer)
+    cotangents.ys === nothing && return lam
+    for i in max(first, 1):last
+        output = rec.outputs[i]
+        (output.step == 0 || output.theta == 1.0) || continue
+        lam .+= view(cotangents.ys, :, output.row)
+    end
+    return lam
+end
+
+"Weights and cotangents of the outputs strictly inside a Runge-Kutta step."
+function interior(rec::Recording, cotangents, tableau, first, last, y)
+    list = Tuple{Vector{Float64}, typeof(y)}[]
+    cotangents.ys === nothing && return list
+    for i in first:last
+        output = rec.outputs[i]
+        output.theta == 1.0 && continue
+        push!(list, (dense_weights(tableau, output.theta), column!(similar(y), cotangents, output)))
+    end
+    return list
+end
+
+"Places and cotangents of the outputs of a stochastic step, its end included."
+function on_the_line(rec::Recording, cotangents, first, last, y)
+    list = Tuple{Float64, typeof(y)}[]
+    cotangents.ys === nothing && return list
+    for i in first:last
+        output = rec.outputs[i]
+        push!(list, (output.theta, column!(similar(y), cotangents, output)))
+    end
+    return list
+end
+
+"""
+    reverse_times!(tbar, field, times, ys, ysbar, y0bar)
+
+Adds the cotangents of the save times: the state at t_i moves with the slope there, and the whole
+trajectory against the slope at the start when t_0 moves.
+"""
+function reverse_times!(tbar, field::Field, times, ys, ysbar, y0bar)
+    y, slope = similar(y0bar), similar(y0bar)
+    for i in eachindex(times)
+        copyto!(y, view(ys, :, i))
+        evaluate!(slope, field, times[i], y)
+        tbar[i] += dot(view(ysbar, :, i), slope)
+        i == 1 && (tbar[1] -= dot(y0bar, slope))
+    end
+    return tbar
+end

@@ -1,0 +1,251 @@
+# One explicit Runge-Kutta step and its reverse. The Python twin is
+# python/regnde/_engines/torch/step.py; formulas: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary
+# Differential Equations I, II.4-6; the stiffness quotient: Hairer, Wanner II, IV.2.
+
+"""
+    Stages(tableau, y)
+
+Buffers of one step: the slopes `k`, their arguments `g` (`g[1]` is the state at the start), the new
+state `y1` (for an FSAL method the last argument itself) and a scratch array.
+"""
+struct Stages{V}
+    k::Vector{V}
+    g::Vector{V}
+    y1::V
+    scratch::V
+end
+
+function Stages(tableau::Tableau, y)
+    k = [similar(y) for _ in 1:total(tableau)]
+    g = [similar(y) for _ in 1:total(tableau)]
+    return Stages(k, g, tableau.fsal ? g[tableau.stages] : similar(y), similar(y))
+end
+
+"Time of stage `i`; a stage at the step's end gets exactly `t1`."
+stage_time(tableau::Tableau, i, t, h, t1) = tableau.c[i] == 1.0 ? t1 : t + tableau.c[i] * h
+
+"""
+    take_step!(stages, tableau, field, t, h, t1)
+
+Makes the step from `stages.g[1]` with the first slope `stages.k[1]` given.
+"""
+function take_step!(s::Stages, tableau::Tableau, field, t, h, t1)
+    for i in 2:tableau.stages
+        argument!(s, tableau, h, i)
+        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i])
+    end
+    tableau.fsal || shifted!(s.y1, s.g[1], tableau.b, s.k, h, tableau.stages)
+    return s
+end
+
+argument!(s::Stages, tableau, h, i) = shifted!(s.g[i], s.g[1], view(tableau.a, i, :), s.k, h, i - 1)
+
+"The arguments of a step whose slopes are known already."
+function restore_arguments!(s::Stages, tableau::Tableau, h)
+    for i in 2:tableau.stages
+        argument!(s, tableau, h, i)
+    end
+    tableau.fsal || shifted!(s.y1, s.g[1], tableau.b, s.k, h, tableau.stages)
+    return s
+end
+
+"The further slopes that the interpolant needs."
+function extra_stages!(s::Stages, tableau::Tableau, field, t, h, t1)
+    for i in (tableau.stages + 1):total(tableau)
+        argument!(s, tableau, h, i)
+        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i])
+    end
+    return s
+end
+
+"Weights of the stages in the state at t + theta h."
+dense_weights(tableau::Tableau, theta) = tableau.dense * [theta^p for p in axes(tableau.dense, 2)]
+
+"""
+    error_estimate!(stages, tableau, h, rtol, atol) -> E
+
+The embedded error h sum_j btilde_j k_j, left in `stages.scratch`, over the tolerance, RMS over all entries.
+"""
+function error_estimate!(s::Stages, tableau::Tableau, h, rtol, atol)
+    raw = fill!(s.scratch, 0)
+    accumulate!(raw, tableau.btilde, s.k, h, tableau.stages)
+    return scaled_rms(raw, s.g[1], s.y1, rtol, atol)
+end
+
+function scaled_rms(raw, y, y1, rtol, atol)
+    isempty(raw) && return 0.0
+    T = eltype(raw)
+    rt, at = T(rtol), T(atol)
+    total = mapreduce((e, a, b) -> abs2(e / (at + rt * max(abs(a), abs(b)))), +, raw, y, y1)
+    return sqrt(wide(total) / length(raw))
+end
+
+function scaled_rms(raw::Vector{T}, y::Vector{T}, y1::Vector{T}, rtol, atol) where {T}
+    isempty(raw) && return 0.0
+    rt, at, total = T(rtol), T(atol), zero(T)
+    @inbounds @simd for i in eachindex(raw, y, y1)
+        total += abs2(raw[i] / (at + rt * max(abs(y[i]), abs(y1[i]))))
+    end
+    return sqrt(wide(total) / length(raw))
+end
+
+"""
+    quotient(k2, k1, g2, g1)
+
+Stiffness estimate rms(k2 - k1) / rms(g2 - g1) of two slopes at one time; 0 where the denominator is 0.
+"""
+function quotient(k2, k1, g2, g1)
+    below = rms_difference(g2, g1)
+    return below == 0 ? 0.0 : rms_difference(k2, k1) / below
+end
+
+function stiffness_estimate(s::Stages, tableau::Tableau)
+    n = tableau.stages
+    return quotient(s.k[n], s.k[n - 1], s.g[n], s.g[n - 1])
+end
+
+"""
+    Reverse(tableau, y)
+
+Cotangents of one step and what passes between steps: `lam`, of the state, and `carry`, of an FSAL
+method's last slope, which is the next step's first.
+"""
+struct Reverse{V}
+    kbar::Vector{V}
+    gbar::Vector{V}
+    ybar::V
+    lam::V
+    carry::V
+    x::V
+    v::V
+    k_live::Vector{Bool}
+    g_live::Vector{Bool}
+    carry_live::Base.RefValue{Bool}
+end
+
+function Reverse(count::Int, y)
+    buffer() = fill!(similar(y), 0)
+    return Reverse(
+        [buffer() for _ in 1:count], [buffer() for _ in 1:count], buffer(), buffer(), buffer(),
+        buffer(), buffer(), fill(false, count), fill(false, count), Ref(false)
+    )
+end
+
+Reverse(tableau::Tableau, y) = Reverse(total(tableau), y)
+
+"""
+    reverse_step!(rev, stages, tableau, field, t, h, t1, rtol, atol; Ebar, Sbar, outputs, freeze)
+
+Reverse of one step. On entry `rev.lam` is the cotangent of the new state and `rev.carry` of the last
+slope as the next step's first; on return they are those of the step's initial state and first slope.
+The field's parameter cotangents are added to. `outputs` are pairs (weights, cotangent) of states
+inside the step. A `freeze`d first stage is a constant.
+"""
+function reverse_step!(
+        rev::Reverse, s::Stages, tableau::Tableau, field, t, h, t1, rtol, atol;
+        Ebar = 0.0, Sbar = 0.0, outputs = (), freeze = false
+    )
+    n = tableau.stages
+    m = isempty(outputs) ? n : total(tableau)
+    start_reverse!(rev, m)
+    (; kbar, gbar, ybar, k_live, g_live) = rev
+    T = eltype(ybar)
+    Ebar == 0 || error_pullback!(rev, s, tableau, h, rtol, atol, Ebar)
+    Sbar == 0 || quotient_pullback!(rev, s.k, s.g, n, Sbar)
+    for (weights, v) in outputs
+        ybar .+= v
+        for j in 1:m
+            weights[j] == 0 && continue
+            add!(kbar[j], T(h * weights[j]), v)
+            k_live[j] = true
+        end
+    end
+    if tableau.fsal
+        add!(gbar[n], one(T), rev.lam)
+        g_live[n] = true
+        if rev.carry_live[]
+            add!(kbar[n], one(T), rev.carry)
+            k_live[n] = true
+        end
+    else
+        add!(ybar, one(T), rev.lam)
+        for j in 1:n
+            tableau.b[j] == 0 && continue
+            add!(kbar[j], T(h * tableau.b[j]), rev.lam)
+            k_live[j] = true
+        end
+    end
+    for i in m:-1:2
+        gather!(rev, tableau.a, h, i, m)
+        if k_live[i]
+            vjp!(rev.x, field, kbar[i], stage_time(tableau, i, t, h, t1), s.g[i])
+            add!(gbar[i], one(T), rev.x)
+            g_live[i] = true
+        end
+        g_live[i] && add!(ybar, one(T), gbar[i])
+    end
+    gather!(rev, tableau.a, h, 1, m)
+    if freeze
+        rev.carry_live[] = false
+    elseif tableau.fsal
+        copyto!(rev.carry, kbar[1])
+        rev.carry_live[] = k_live[1]
+    elseif k_live[1]
+        vjp!(rev.x, field, kbar[1], t, s.g[1])
+        add!(ybar, one(T), rev.x)
+    end
+    copyto!(rev.lam, ybar)
+    return rev
+end
+
+function start_reverse!(rev::Reverse, count)
+    fill!(rev.ybar, 0)
+    for j in 1:count
+        fill!(rev.kbar[j], 0)
+        fill!(rev.gbar[j], 0)
+        rev.k_live[j] = rev.g_live[j] = false
+    end
+    return rev
+end
+
+"Adds what the later stages' arguments pass on to slope `i`."
+function gather!(rev::Reverse, a, h, i, count)
+    for l in (i + 1):count
+        if rev.g_live[l] && a[l, i] != 0
+            rev.k_live[i] = true
+        end
+    end
+    rev.k_live[i] && accumulate!(rev.kbar[i], view(a, :, i), rev.gbar, h, count)
+    return rev
+end
+
+function error_pullback!(rev::Reverse, s::Stages, tableau, h, rtol, atol, Ebar)
+    E = error_estimate!(s, tableau, h, rtol, atol)
+    E == 0 && return rev
+    T = eltype(rev.x)
+    scale = Ebar / (length(rev.x) * E)
+    scaled_pullback!(rev.x, rev.ybar, rev.lam, s.scratch, s.g[1], s.y1, rtol, atol, scale)
+    for j in 1:tableau.stages
+        tableau.btilde[j] == 0 && continue
+        add!(rev.kbar[j], T(h * tableau.btilde[j]), rev.x)
+        rev.k_live[j] = true
+    end
+    return rev
+end
+
+"Adds the cotangents of the stiffness quotient of slopes `n` and `n - 1` at `g[n]` and `g[n - 1]`."
+function quotient_pullback!(rev::Reverse, k, g, n, Sbar)
+    above, below = rms_difference(k[n], k[n - 1]), rms_difference(g[n], g[n - 1])
+    (below == 0 || above == 0) && return rev
+    T, N = eltype(rev.x), length(rev.x)
+    a = T(Sbar / (N * above * below))
+    b = T(-Sbar * above / (N * below^3))
+    @. rev.x = a * (k[n] - k[n - 1])
+    add!(rev.kbar[n], one(T), rev.x)
+    add!(rev.kbar[n - 1], -one(T), rev.x)
+    @. rev.x = b * (g[n] - g[n - 1])
+    add!(rev.gbar[n], one(T), rev.x)
+    add!(rev.gbar[n - 1], -one(T), rev.x)
+    rev.k_live[n] = rev.k_live[n - 1] = rev.g_live[n] = rev.g_live[n - 1] = true
+    return rev
+end

@@ -1,0 +1,66 @@
+# Fields with hand-written vector-Jacobian products, for the tests.
+
+"u' = W2 tanh(W1 u^3 + b1) + b2 + t b2: time-dependent, four parameter arrays, any batch."
+module Net
+
+using LinearAlgebra: mul!
+using RegNDE: Dynamics, fast_tanh
+
+function value!(dy, t, y, p, _)
+    W1, b1, W2, b2 = p
+    dy .= W2 * fast_tanh.(W1 * (y .^ 3) .+ b1) .+ b2 .+ t .* b2
+    return nothing
+end
+
+function vjp!(ybar, pbar, ct, t, y, p, _)
+    W1, b1, W2, _ = p
+    x = y .^ 3
+    z = fast_tanh.(W1 * x .+ b1)
+    zbar = (W2' * ct) .* (1 .- z .^ 2)
+    mul!(pbar[1], zbar, x', true, true)
+    pbar[2] .+= vec(sum(zbar; dims = 2))
+    mul!(pbar[3], ct, z', true, true)
+    pbar[4] .+= (1 + t) .* vec(sum(ct; dims = 2))
+    ybar .= (W1' * zbar) .* 3 .* y .^ 2
+    return nothing
+end
+
+parameters(rng, dim, hidden, T = Float64) =
+    (randn(rng, T, hidden, dim) ./ 2, randn(rng, T, hidden) ./ 5, randn(rng, T, dim, hidden) ./ T(sqrt(hidden)), randn(rng, T, dim) ./ 5)
+
+dynamics(p) = Dynamics(value!, vjp!, p, nothing)
+
+end
+
+"Diagonal noise of size p1 tanh(u) + p2 (state-dependent) or p2 (1 + t) (additive)."
+module Noise
+
+using RegNDE: Dynamics
+
+function value!(dy, t, y, p, _)
+    dy .= p[1][1] .* tanh.(y) .+ p[2][1]
+    return nothing
+end
+
+function vjp!(ybar, pbar, ct, t, y, p, _)
+    pbar[1] .+= sum(ct .* tanh.(y))
+    pbar[2] .+= sum(ct)
+    ybar .= p[1][1] .* ct .* (1 .- tanh.(y) .^ 2)
+    return nothing
+end
+
+function additive!(dy, t, y, p, _)
+    dy .= p[1][1] * (1 + t)
+    return nothing
+end
+
+function additive_vjp!(ybar, pbar, ct, t, y, p, _)
+    pbar[1] .+= (1 + t) * sum(ct)
+    ybar .= 0
+    return nothing
+end
+
+multiplicative() = Dynamics(value!, vjp!, ([0.3], [0.1]), nothing)
+additive() = Dynamics(additive!, additive_vjp!, ([0.2],), nothing)
+
+end

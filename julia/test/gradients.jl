@@ -1,0 +1,54 @@
+using Random: Xoshiro, randn
+using RegNDE: Dynamics, pullback, solve_recorded
+using Test: @test, @test_throws, @testset
+
+const SAVE_AT = [0.0, 0.13, 0.5, 0.5, 0.77, 1.0]
+
+@testset "discrete gradient of $method, keep = $keep" for method in
+        (:tsit5, :dp5, :bs3, :vern6, :vern7, :vern8, :vern9), keep in (:stages, :states)
+    rng = Xoshiro(1)
+    p, u0 = Net.parameters(rng, 3, 5), randn(rng, 3, 4)
+    sol = solve_recorded(Net.dynamics(p), u0, SAVE_AT; method, rtol = 1.0e-5, atol = 1.0e-5, keep)
+    again = replay(sol.recording, Net.dynamics(p), size(u0), vec(u0))
+    @test again.ys ≈ reshape(sol.ys, 12, :) rtol = 1.0e-12
+    # cotangents that none of the three quantities drowns in
+    Y, E = randn(rng, size(sol.ys)), randn(rng, length(sol.error)) ./ (1.0e-3 + maximum(sol.error))
+    S = randn(rng, length(sol.stiffness))
+    function loss(u, q...)
+        r = replay(sol.recording, Net.dynamics(q), size(u), vec(u))
+        return sum(vec(Y) .* vec(r.ys)) + sum(E .* r.error) + sum(S .* r.stiffness)
+    end
+    u0bar, pbar = pullback(sol; ys = Y, error = E, stiffness = isempty(S) ? nothing : S)
+    @test against_differences(loss, (u0, p...), (u0bar, pbar...)) < 1.0e-6
+end
+
+@testset "discrete gradient of $method" for method in (:sosri, :sosri2, :sriw1, :sosra, :em)
+    rng = Xoshiro(2)
+    p, u0 = Net.parameters(rng, 2, 4), randn(rng, 2, 3)
+    noise = method === :sosra ? Noise.additive() : Noise.multiplicative()
+    sol = solve_recorded(
+        (Net.dynamics(p), noise), u0, SAVE_AT; method, rtol = 1.0e-2, atol = 1.0e-2,
+        dt0 = method === :em ? 0.02 : NaN
+    )
+    @test sol.status === :success
+    again = replay(sol.recording, Net.dynamics(p), noise, size(u0), vec(u0))
+    @test again.ys ≈ reshape(sol.ys, 6, :) rtol = 1.0e-11
+    @test again.error ≈ sol.error rtol = 1.0e-9
+    @test again.stiffness ≈ sol.stiffness rtol = 1.0e-9
+    Y, E, S = randn(rng, size(sol.ys)), randn(rng, length(sol.error)), randn(rng, length(sol.stiffness)) / 10
+    function loss(u, q...)
+        changed = Dynamics(noise.f, noise.vjp, q[5:end], nothing)
+        r = replay(sol.recording, Net.dynamics(q[1:4]), changed, size(u), vec(u))
+        return sum(vec(Y) .* vec(r.ys)) + sum(E .* r.error) + sum(S .* r.stiffness)
+    end
+    u0bar, (pbar, qbar) = pullback(
+        sol; ys = Y, error = isempty(E) ? nothing : E, stiffness = isempty(S) ? nothing : S
+    )
+    @test against_differences(loss, (u0, p..., noise.p...), (u0bar, pbar..., qbar...)) < 1.0e-6
+end
+
+@testset "the records of an implicit method have no gradient" begin
+    p = Net.parameters(Xoshiro(3), 2, 4)
+    sol = solve_recorded(Net.dynamics(p), randn(2, 3), [0.0, 1.0]; method = :rosenbrock23)
+    @test_throws "implicit" pullback(sol; error = ones(length(sol.error)))
+end
