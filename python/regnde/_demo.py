@@ -51,7 +51,7 @@ class Settings:
     iterations: int = 300
     batch: int = 200
     hidden: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     tolerance: float = 1e-6
     timing: int = 15
     engine: str = "auto"
@@ -69,10 +69,10 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "vanilla": Method(),
-    "ernode": Method("all", ErrorPenalty("mean"), (200.0, 50.0)),
+    "ernode": Method("all", ErrorPenalty("mean"), (150.0, 30.0)),
     "srnode": Method("all", (1 / STABILITY_SIZE) * StiffnessPenalty("max"), (1.0, 1.0)),
-    "local-time": Method(Local(sampling="time"), ErrorPenalty(), (150.0, 75.0)),
-    "local-step": Method(Local(sampling="step"), ErrorPenalty(), (150.0, 75.0)),
+    "local-time": Method(Local(sampling="time"), ErrorPenalty(), (100.0, 30.0)),
+    "local-step": Method(Local(sampling="step"), ErrorPenalty(), (100.0, 30.0)),
     "steer": Method(steer=0.5),
 }
 
