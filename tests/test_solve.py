@@ -265,7 +265,7 @@ def test_inputs_are_left_alone() -> None:
         (dict(ts=[0.0, 1j]), TypeError, "real times"),
         (dict(solver=Solver(method="rk4")), ValueError, "fixed step"),
         (dict(solver=Solver(method="rk4", dt0=0.1), record=Local()), ValueError, "estimates no error"),
-        (dict(solver=Solver(method="nope", engine="torch")), ValueError, "no method 'nope'"),
+        (dict(solver=Solver(method="nope", engine="torch")), ValueError, "no ODE method 'nope'"),
         (dict(solver=Solver(gradient="gauss", engine="torch")), ValueError, "SciMLSensitivity"),
         (dict(record="some"), ValueError, "record="),
         (dict(noise=object()), ValueError, "Brownian path"),

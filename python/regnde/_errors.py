@@ -23,6 +23,9 @@ class SolveError(RuntimeError):
     Attributes:
         t: time of the last accepted state.
         dt: step size that was tried last (signed).
+        error_ratio: error estimate of the last trial step (at most 1 is accepted); None if there was none.
+        component: index of the worst component in the flattened state, or None.
+        stiffness: stiffness estimate of the last trial step, in units of 1/time, or None.
         nfe: evaluations of the field (the drift, for an SDE) so far.
         accepted: accepted steps.
         rejected: rejected trial steps.
@@ -31,9 +34,22 @@ class SolveError(RuntimeError):
 
     status = "failed"
 
-    def __init__(self, reason: str, *, t: float, dt: float, solution: Solution) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        t: float,
+        dt: float,
+        solution: Solution,
+        error_ratio: float | None = None,
+        component: int | None = None,
+        stiffness: float | None = None,
+    ) -> None:
         self.t = t
         self.dt = dt
+        self.error_ratio = error_ratio
+        self.component = component
+        self.stiffness = stiffness
         self.solution = solution
         self.nfe = solution.stats.nfe
         self.accepted = solution.stats.accepted

@@ -51,6 +51,8 @@ class TorchEngine(Engine):
             return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
+        if known[solver.method].controller and solver.atol == 0 and bool((request.y0 == 0).any()):
+            return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
         if known[solver.method].controller is None:
             if solver.dt0 is None:
                 return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
@@ -77,12 +79,18 @@ class TorchEngine(Engine):
             path.saved = len(times)
         else:
             try:
+                if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
+                    raise NonFiniteStart("y0 is not finite")
                 h = stepper.first_step(start, times[0], times[-1], solver.dt0)
                 path = integrate(stepper, start, times, h, solver, local)
+                if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
+                    stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
+                path.saved = times.count(times[0])
+                path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
-        ys = torch.cat(path.chunks) if path.chunks else y0.new_empty((0, *y0.shape))
+        ys = torch.cat(path.chunks)
         if request.ts.requires_grad and path.failure is None:
             rows = [ys[i] + _shift(stepper.field, request, i, ys[i]) for i in range(len(times))]
             ys = torch.stack(rows)
@@ -104,9 +112,25 @@ class TorchEngine(Engine):
             status="success" if path.failure is None else FAILURES[path.failure.kind].status,
         )
         if path.failure is not None and request.throw:
-            failure = path.failure
-            raise FAILURES[failure.kind](failure.reason, t=path.t, dt=failure.dt, solution=solution)
+            raise _error(path.failure, path.t, y0, solution)
         return solution
+
+
+def _error(failure: Failure, t: float, y0: Tensor, solution: Solution) -> SolveError:
+    """The exception that tells a failure."""
+    reason = failure.reason
+    bad = int((~torch.isfinite(y0)).sum())
+    if bad:  # whatever was seen later, it began here
+        reason = f"y0 is not finite: {bad} of {y0.numel()} components"
+    return FAILURES[failure.kind](
+        reason,
+        t=t,
+        dt=failure.dt,
+        solution=solution,
+        error_ratio=failure.error,
+        component=failure.diagnosis.component,
+        stiffness=failure.diagnosis.stiffness,
+    )
 
 
 def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
@@ -120,7 +144,9 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         tableau = SDE_TABLEAUX[solver.method]
         return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record)
     assert not isinstance(equation, JuliaField)  # refused
-    return RungeKutta(CountedField(equation), TABLEAUX[solver.method], solver, y0, record=record)
+    local = isinstance(request.record, Local)
+    field = CountedField(equation, copied=not (torch.is_grad_enabled() or local))  # BufferStages copies
+    return RungeKutta(field, TABLEAUX[solver.method], solver, y0, record=record)
 
 
 def _shift(field: CountedField, request: Request, index: int, y: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -16,22 +17,57 @@ PURITY_TOLERANCE = 1e-3
 class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
+    A field that changes its arguments in place would change the solver's state, and one that hands out
+    the same buffer at every call would change stages that the solver still holds; autograd's version
+    counters tell both for the price of reading four integers.
+
     Args:
         function: the user's function of a 0-dim time and a state.
         name: what messages call it: `"f"`, `"drift"` or `"diffusion"`.
+        copied: whether the solver copies every slope before the next call, so that a reused buffer does no harm.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f") -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f", *, copied: bool = False) -> None:
         self.function = function
         self.name = name
+        self.copied = copied
         self.calls = 0
+        self._last: weakref.ref[Tensor] | None = None  # weak: the slope's graph may hold this object
+        self._last_version = 0
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
+        if y.is_inference():  # these tensors count no versions
+            return self._inference(t, y)
+        of_t, of_y = t._version, y._version
         slope = self.function(t, y)
+        if t._version != of_t or y._version != of_y:
+            raise ValueError(
+                f"{self.name}(t, y) changed its argument in place: the solver goes on from it. "
+                "Use operations that return a new tensor (y.mul(2), not y.mul_(2))."
+            )
         if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
             return self._mended(slope, y)
+        if not self.copied:
+            self._watch(slope)
         return slope
+
+    def _watch(self, slope: Tensor) -> None:
+        """Refuses a slope that overwrote the one before, where the solver still holds that."""
+        last = None if self._last is None else self._last()
+        if last is not None and last._version != self._last_version:
+            raise ValueError(
+                f"{self.name}(t, y) overwrote the tensor that it had returned before: the solver still needs that. "
+                "Return a new tensor at every call."
+            )
+        self._last, self._last_version = weakref.ref(slope), slope._version
+
+    def _inference(self, t: Tensor, y: Tensor) -> Tensor:
+        """The same call where nothing counts versions: the field gets copies, and hands out one."""
+        slope = self.function(t.clone(), y.clone())
+        if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
+            slope = self._mended(slope, y)
+        return slope if self.copied else slope.clone()
 
     def _mended(self, slope: object, y: Tensor) -> Tensor:
         """The slope in the state's dtype, or an error that says what is wrong with it."""

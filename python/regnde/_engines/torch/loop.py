@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from regnde._engines.torch.control import Controller
 from regnde._solver import Local, ResolvedSolver
 
-__all__ = ["Anchor", "Failure", "Path", "Stepper", "Trial", "integrate"]
+__all__ = ["Anchor", "Diagnosis", "Failure", "Path", "Stepper", "Trial", "integrate"]
 
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
@@ -62,8 +62,25 @@ class Stepper(Protocol):
     def start_is_finite(self) -> bool:
         """Whether the field is finite where the last attempt started."""
 
-    def diagnosis(self) -> str:
+    def diagnosis(self) -> Diagnosis:
         """What the last attempt shows: worst component, stiffness, non-finite components."""
+
+
+class Diagnosis(NamedTuple):
+    """What an attempt shows of the trouble.
+
+    Attributes:
+        text: for the message.
+        component: index of the entry with the largest error, in the flattened state; None if not told.
+        stiffness: the stiffness estimate, in units of 1/time; None if the method has none.
+    """
+
+    text: str
+    component: int | None = None
+    stiffness: float | None = None
+
+
+NO_DIAGNOSIS = Diagnosis("")
 
 
 @dataclass
@@ -82,6 +99,8 @@ class Failure:
     kind: str
     reason: str
     dt: float
+    error: float | None = None
+    diagnosis: Diagnosis = NO_DIAGNOSIS
 
 
 @dataclass
@@ -149,11 +168,14 @@ def integrate(
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
     controller = stepper.controller
     errold = controller.error_floor if controller else 0.0
+    error: float | None = None
     non_finite, horizon = 0, t  # trials in a row without passing the earliest time that was not finite
 
     while t != t_end:
         if path.accepted + path.rejected >= solver.max_steps:
-            path.failure = Failure("steps", f"{solver.max_steps} steps did not reach the end time {t_end:g}", h)
+            found = stepper.diagnosis()
+            reason = f"{solver.max_steps} steps did not reach the end time {t_end:g}{_evidence(error, found)}"
+            path.failure = Failure("steps", reason, h, error, found)
             break
         distance = t_end - t
         slack = LAST_STEP_SLACK * math.ulp(max(abs(t), abs(t_end)))
@@ -165,6 +187,7 @@ def integrate(
             path.failure = Failure("underflow", "the step size fell below the clock's resolution", h)
             break
         trial = stepper.attempt(t, h, t_new, y)
+        error = trial.error
 
         if controller and trial.error is not None and not trial.error <= 1.0:
             path.rejected += 1
@@ -172,15 +195,14 @@ def integrate(
                 non_finite += 1
                 horizon = t_new if non_finite == 1 else min(horizon, t_new, key=lambda s: abs(s - t))
                 if non_finite >= NON_FINITE_TRIALS or not stepper.start_is_finite():
-                    path.failure = Failure("non-finite", f"the dynamics are not finite: {stepper.diagnosis()}", h)
+                    found = stepper.diagnosis()
+                    path.failure = Failure("non-finite", f"the dynamics are not finite: {found.text}", h, error, found)
                     break
             h *= controller.rejected(trial.error)
             if abs(h) <= math.ulp(t):
-                reason = (
-                    "the error control asks for a step below the clock's resolution "
-                    f"(error ratio {trial.error:.3g}, {stepper.diagnosis()})"
-                )
-                path.failure = Failure("underflow", reason, h)
+                found = stepper.diagnosis()
+                reason = f"the error control asks for a step below the clock's resolution{_evidence(error, found)}"
+                path.failure = Failure("underflow", reason, h, error, found)
                 break
             stepper.rejected(h)
             continue
@@ -204,9 +226,14 @@ def integrate(
         t, y = t_new, trial.y1
         path.t = t
         if controller is None and not bool(torch.isfinite(y).all()):
-            path.failure = Failure("non-finite", f"the state is not finite: {stepper.diagnosis()}", h)
+            path.failure = Failure("non-finite", f"the state is not finite: {stepper.diagnosis().text}", h)
             break
     return path
+
+
+def _evidence(error: float | None, found: Diagnosis) -> str:
+    """What the last attempt showed, in brackets."""
+    return f" ({found.text})" if error is None else f" (error ratio {error:.3g}, {found.text})"
 
 
 def _count(times: Sequence[float], start: int, t: float, t_end: float) -> int:

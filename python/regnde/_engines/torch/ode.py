@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Anchor, Trial
+from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
 from regnde._engines.torch.step import (
     Taken,
@@ -149,10 +149,12 @@ class RungeKutta:
         tolerance = y.abs() * self.rtol + self.atol
         slope = self.field(time, y).clone()
         d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
-        if not math.isfinite(d1):
+        if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
                 f"the dynamics are not finite at the start: {bad} of {y.numel()} components of f(t0, y0)"
+                if bad
+                else "the initial state or slope over its tolerance overflows: scale the problem or raise atol"
             )
         if known is not None:
             self.field.check_pure(known, slope)
@@ -208,21 +210,23 @@ class RungeKutta:
         return bool(torch.isfinite(self.stages[0]).all())
 
     @torch.no_grad()
-    def diagnosis(self) -> str:
+    def diagnosis(self) -> Diagnosis:
         """Where the last attempt's trouble sits."""
         _, h, _, y, taken = self.at
         tableau, stages = self.tableau, self.stages
         slope = stages[tableau.stages - 1]
         bad = int((~torch.isfinite(slope)).sum())
         if bad:
-            return f"{bad} of {y.numel()} components"
+            return Diagnosis(f"{bad} of {y.numel()} components")
         if tableau.btilde is None:
-            return f"{int((~torch.isfinite(taken.y1)).sum())} of {y.numel()} components of the state"
+            return Diagnosis(f"{int((~torch.isfinite(taken.y1)).sum())} of {y.numel()} components of the state")
         worst = scaled_error(tableau, stages, y, taken.y1, h, self.rtol, self.atol).abs().reshape(-1)
-        where = f"worst component {int(worst.argmax())} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
+        component = int(worst.argmax())
+        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
         if not tableau.stiffness_pair:
-            return where
-        return f"{where}, stiffness {float(stiffness_estimate(stages, tableau.stages - 1, taken)):.3g}"
+            return Diagnosis(where, component)
+        stiffness = float(stiffness_estimate(stages, tableau.stages - 1, taken))
+        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", component, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
 

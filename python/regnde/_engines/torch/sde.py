@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Anchor, Trial
+from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.ode import NonFiniteStart
 from regnde._engines.torch.sde_step import (
     SDEStep,
@@ -170,17 +170,19 @@ class StochasticRungeKutta:
         return bool(torch.isfinite(step.drifts[0]).all() and torch.isfinite(step.diffusions[0]).all())
 
     @torch.no_grad()
-    def diagnosis(self) -> str:
+    def diagnosis(self) -> Diagnosis:
         """Where the last attempt's trouble sits."""
         _, h, y, noise, step = self.at
         for name, stages in (("drift", step.drifts), ("diffusion", step.diffusions)):
             bad = int((~torch.isfinite(stages[-1])).sum())
             if bad:
-                return f"{bad} of {y.numel()} components of the {name}"
+                return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
         if not self.tableau.estimates_error:
-            return f"{int((~torch.isfinite(step.y1)).sum())} of {y.numel()} components of the state"
+            return Diagnosis(f"{int((~torch.isfinite(step.y1)).sum())} of {y.numel()} components of the state")
         worst = scaled_error(self.tableau, y, h, noise, step, self.rtol, self.atol).abs().reshape(-1)
-        return f"worst component {int(worst.argmax())} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
+        component = int(worst.argmax())
+        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
+        return Diagnosis(where, component, float(sde_stiffness_estimate(step)) if self.tableau.stiffness_pair else None)
 
     # --- the local record ------------------------------------------------------------------------
 
