@@ -11,11 +11,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Controller", "first_step_size"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Controller", "first_step_size", "size_from_trial", "trial_size"]
 
 NON_FINITE_SHRINK = 5.0
 
 D2 = Callable[[float], float | None]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,20 @@ class Controller:
         return 1.0 / min(1.0 / self.qmin, math.pow(error, self.beta1) / self.gamma)
 
 
+    def of_samples(
+        self, error: Floats, previous: Floats, first: NDArray[np.bool_]
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """The same for a batch whose samples step apart: factors, and which of them are accepted."""
+        accepted = error <= 1.0
+        with np.errstate(all="ignore"):
+            raw = np.power(error, self.beta1)
+            q = raw / np.power(previous, self.beta2) / self.gamma
+            q = np.clip(q, 1.0 / np.where(first, self.qmax_first_step, self.qmax), 1.0 / self.qmin)
+            shrink = np.minimum(1.0 / self.qmin, raw / self.gamma)
+        shrink = np.where(np.isfinite(error), shrink, NON_FINITE_SHRINK)
+        return 1.0 / np.where(accepted, q, shrink), accepted
+
+
 def first_step_size(d0: float, d1: float, d2_at: D2, *, t0: float, span: float, order: float) -> float:
     """Size (> 0) of the first step.
 
@@ -70,13 +88,26 @@ def first_step_size(d0: float, d1: float, d2_at: D2, *, t0: float, span: float, 
         span: length of the time span (> 0), an upper bound of the result.
         order: order of the method (3/2 + 1/2 for SOSRI).
     """
-    smallest = math.nextafter(math.ulp(t0), math.inf)
-    small = max(smallest, 1e-6)
-    trial = small if d0 < 1e-5 or d1 < 1e-5 else d0 / d1 / 100
-    trial = min(trial, span)
-    d2 = d2_at(trial)
+    trial = trial_size(d0, d1, t0=t0, span=span)
+    return size_from_trial(trial, d1, d2_at(trial), t0=t0, span=span, order=order)
+
+
+def trial_size(d0: float, d1: float, *, t0: float, span: float) -> float:
+    """Size of the Euler step that probes the slope's change."""
+    small = max(_smallest(t0), 1e-6)
+    return min(small if d0 < 1e-5 or d1 < 1e-5 else d0 / d1 / 100, span)
+
+
+def size_from_trial(trial: float, d1: float, d2: float | None, *, t0: float, span: float, order: float) -> float:
+    """Size of the first step once the probe has told the slope's change."""
+    smallest = _smallest(t0)
     if d2 is None:
         return min(max(smallest, 100 * trial), span)
     largest = max(d1, d2)
+    small = max(smallest, 1e-6)
     size = max(small, trial * 1e-3) if largest <= 1e-15 else 10 ** (-(2 + math.log10(largest)) / order)
     return max(smallest, min(100 * trial, size, span))
+
+
+def _smallest(t0: float) -> float:
+    return math.nextafter(math.ulp(t0), math.inf)

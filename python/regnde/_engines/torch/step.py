@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._engines.torch.stages import Stages
@@ -23,6 +24,7 @@ __all__ = [
     "dense_rows",
     "error_estimate",
     "rms",
+    "sample_rms",
     "scaled_error",
     "stiffness_estimate",
     "stiffness_quotient",
@@ -30,6 +32,7 @@ __all__ = [
 ]
 
 Field = Callable[[Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
 
 
 class Taken(NamedTuple):
@@ -46,6 +49,15 @@ def rms(x: Tensor) -> Tensor:
         return x.real.sum()
     norm: Tensor = torch.linalg.vector_norm(x)
     return norm / math.sqrt(x.numel())
+
+
+def sample_rms(x: Tensor) -> Tensor:
+    """The same for each sample of the leading dimension, shape (batch,)."""
+    flat = x.reshape(x.shape[0], x[0].numel())
+    if x.numel() == 0:
+        return flat.real.sum(1)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
+    return norm / math.sqrt(flat.shape[1])
 
 
 def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
@@ -73,24 +85,24 @@ def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: flo
 
 
 def error_estimate(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float, norm: Norm = rms
 ) -> Tensor:
     """Local error estimate E = rms(r), 0-dim: the step is accepted if and only if E <= 1."""
-    return rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+    return norm(scaled_error(tableau, stages, y, y1, h, rtol, atol))
 
 
-def stiffness_estimate(stages: Stages, last: int, taken: Taken) -> Tensor:
+def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = rms) -> Tensor:
     """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}), 0-dim; 0 where the denominator is 0.
 
     Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
     difference of their arguments: about the dominant |eigenvalue|.
     """
-    return stiffness_quotient(stages[last] - stages[last - 1], taken.last_argument - taken.previous_argument)
+    return stiffness_quotient(stages[last] - stages[last - 1], taken.last_argument - taken.previous_argument, norm)
 
 
-def stiffness_quotient(slope_change: Tensor, state_change: Tensor) -> Tensor:
+def stiffness_quotient(slope_change: Tensor, state_change: Tensor, norm: Norm = rms) -> Tensor:
     """Rms of a change of the slope over that of the state that caused it, 0-dim; 0 where the state did not change."""
-    numerator, denominator = rms(slope_change), rms(state_change)
+    numerator, denominator = norm(slope_change), norm(state_change)
     resting = denominator == 0
     quotient = numerator / torch.where(resting, torch.ones_like(denominator), denominator)
     return torch.where(resting, torch.zeros_like(quotient), quotient)
@@ -105,7 +117,13 @@ def extra_stages(field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: f
 
 def dense_rows(tableau: Tableau, stages: Stages, y: Tensor, h: float, thetas: Sequence[float]) -> Tensor:
     """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape)."""
+    weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.real.dtype)
+    return stages.rows(y, weights)
+
+
+def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights of the stages at each theta, shape (len(thetas), stages)."""
     coefficients = np.asarray(tableau.dense)
     powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)
-    weights = torch.as_tensor(h * powers @ coefficients.T, device="cpu").to(y.device, y.real.dtype)
-    return stages.rows(y, weights)
+    weights: NDArray[np.float64] = powers @ coefficients.T
+    return weights
