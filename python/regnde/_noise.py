@@ -28,7 +28,6 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -112,7 +111,6 @@ class BrownianPath:
             )
         self.depth = depth
         self._branch = 0
-        self._warned = False
         self._tree: _Tree | None = None  # made at the first query
         self._recent: dict[float, Array] = {}
         self._lock = threading.Lock()
@@ -139,9 +137,13 @@ class BrownianPath:
             (ws, js), (wt, jt) = self._point(float(s)), self._point(float(t))
             w = wt - ws
             area = np.zeros_like(w) if t == s else (jt - js) / (t - s) - ws - w / 2
-            if not self._warned and 0 < t - s < self.resolution:
-                self._warn_within_leaf(s, t)
         return Increment(self._tensor(w), self._tensor(area))
+
+    def resolves(self, s: float, t: float) -> bool:
+        """Whether the law over [s, t] is exact: the two times do not both lie strictly inside one leaf."""
+        start, end = (s - self.t0) / self.resolution, (t - self.t0) / self.resolution
+        leaf = math.floor(start)
+        return leaf == start or end >= leaf + 1
 
     def independent(self, branch: int = 1) -> BrownianPath:
         """Another path with the same arguments, independent of this one and like it a function of the seed.
@@ -159,17 +161,6 @@ class BrownianPath:
 
     def __repr__(self) -> str:
         return f"BrownianPath({self.t0}, {self.t1}, {tuple(self.shape)}, seed={self.seed})"
-
-    def _warn_within_leaf(self, s: float, t: float) -> None:
-        """Warns, once, of an interval that lies strictly inside one leaf."""
-        start, end = (s - self.t0) / self.resolution, (t - self.t0) / self.resolution
-        if math.floor(start) < start and end < math.floor(start) + 1:
-            self._warned = True
-            warnings.warn(
-                f"steps of {t - s:.3g} are shorter than the Brownian path's resolution {self.resolution:.3g}, so that "
-                "their noise is too smooth: pass noise=BrownianPath(..., resolution=...) with a smaller one.",
-                stacklevel=3,
-            )
 
     def _tensor(self, values: Array) -> Tensor:
         return torch.from_numpy(values).reshape(self.shape)

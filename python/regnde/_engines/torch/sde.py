@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -71,6 +72,7 @@ class StochasticRungeKutta:
         self.checkpoint = self.graph and solver.gradient == "checkpoint"
         self.record_error = record and tableau.estimates_error
         self.record_stiffness = record and tableau.stiffness_pair
+        self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.at: tuple[float, float, Tensor, StepNoise, SDEStep]  # t, h, y, noise and outcome of the last attempt
 
@@ -156,6 +158,19 @@ class StochasticRungeKutta:
 
     def accepted(self) -> None:
         """Nothing to hand on: no stage is the next step's first."""
+        t, h, *_ = self.at
+        if h < self.noise.resolution and not self.noise.resolves(t, t + h):
+            self.unresolved = min(self.unresolved, h)
+
+    def warn_if_unresolved(self) -> None:
+        """Warns if steps were so short that the path's law over them is not exact."""
+        if self.unresolved < math.inf:
+            warnings.warn(
+                f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "
+                f"{self.noise.resolution:.3g}, so that their noise is too smooth: pass "
+                "noise=BrownianPath(..., resolution=...) with a smaller one.",
+                stacklevel=4,
+            )
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, by linear interpolation as in StochasticDiffEq.jl."""

@@ -83,7 +83,7 @@ def step_noise(weights: Tensor, h: float, dw: Tensor, area: Tensor) -> StepNoise
     double = (square - h) * (0.5 / math.sqrt(h))
     triple = (square - 3 * h) * dw * (1 / (6 * h))
     integrals = torch.stack((dw, double, mixed, triple)).reshape(4, -1)
-    update, error = (weights @ integrals).reshape(2, -1, *dw.shape)
+    update, error = (weights @ integrals).reshape(2, len(weights) // 2, *dw.shape)
     return StepNoise(mixed, update, error)
 
 
