@@ -8,6 +8,7 @@ module RegNDE
 
 using ADTypes: AutoFiniteDiff
 using DiffEqBase: DEVerbosity
+using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: LinearAlgebra, dot, mul!
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
@@ -18,7 +19,8 @@ using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern7ExtraStages, Vern7InterpolationCoefficients,
     Vern7Tableau, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages, Vern9InterpolationCoefficients, Vern9Tableau
-using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem, check_error!, init
+using SciMLBase: AbstractNoiseProcess, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem,
+    check_error!, init
 using SciMLLogging: SciMLLogging
 using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
 using StochasticDiffEqLowOrder: EM
@@ -33,11 +35,15 @@ include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
 include("sde_step.jl")
+include("noise.jl")
 include("methods.jl")
 include("forward.jl")
 include("watch.jl")
 include("pullback.jl")
 include("local.jl")
 include("api.jl")
+include("scope.jl")
+include("bridge.jl")
+include("precompile.jl")
 
 end

@@ -2,12 +2,12 @@
 # Base's are accurate to the last bit and scalar; from a hundred entries on, they are what a solve costs.
 
 """
-    fast_expm1(x)
+    reduced(x) -> (power, p)
 
-`exp(x) - 1` to a few units in the last place for finite results: x = n log(2) + r with |r| <= log(2)/2,
-Taylor's polynomial for `expm1(r)`, and 2^n put together from bits.
+`exp(x) = power * (1 + p)` with x = n log(2) + r, |r| <= log(2)/2: `power` is 2^n, put together from
+bits, and `p` Taylor's polynomial for `expm1(r)`.
 """
-@inline function fast_expm1(x::Float64)
+@inline function reduced(x::Float64)
     # adding and subtracting 1.5 * 2^52 rounds to an integer, whose bits lie at the low end
     shifted = muladd(x, 1.4426950408889634, 6.755399441055744e15)
     n = shifted - 6.755399441055744e15
@@ -18,25 +18,50 @@ Taylor's polynomial for `expm1(r)`, and 2^n put together from bits.
             1 / 39916800, 1 / 479001600, 1 / 6227020800,
         )
     ) * r
-    power = reinterpret(Float64, (reinterpret(Int64, shifted) + 1023) << 52)
-    return muladd(power, p, power - 1.0)
+    return reinterpret(Float64, (reinterpret(Int64, shifted) + 1023) << 52), p
 end
 
-@inline function fast_expm1(x::Float32)
+@inline function reduced(x::Float32)
     shifted = muladd(x, 1.442695f0, 1.2582912f7)
     n = shifted - 1.2582912f7
     r = muladd(n, -1.4286068f-6, muladd(n, -0.6931458f0, x))
     p = evalpoly(r, (1.0f0, 1 / 2.0f0, 1 / 6.0f0, 1 / 24.0f0, 1 / 120.0f0, 1 / 720.0f0, 1 / 5040.0f0)) * r
-    power = reinterpret(Float32, (reinterpret(Int32, shifted) + Int32(127)) << 23)
-    return muladd(power, p, power - 1.0f0)
+    return reinterpret(Float32, (reinterpret(Int32, shifted) + Int32(127)) << 23), p
+end
+
+"""
+    fast_expm1(x)
+
+`exp(x) - 1` to a few units in the last place, for |x| up to 40 (20 in single precision).
+"""
+@inline function fast_expm1(x::Union{Float32, Float64})
+    power, p = reduced(x)
+    return muladd(power, p, power - 1)
 end
 
 fast_expm1(x) = expm1(x)
+
+"""
+    fast_exp(x)
+
+`exp(x)` to a few units in the last place; 0 and infinity at the ends of the range.
+"""
+@inline function fast_exp(x::Union{Float32, Float64})
+    # the square of exp(x / 2), whose 2^n is an ordinary number for every x with a finite result
+    power, p = reduced(exponent_range(x) / 2)
+    half = muladd(power, p, power)
+    return half * half
+end
+@inline fast_exp(x) = exp(x)
 
 # Beyond these arguments the results below do not change any more, and 2^n stays an ordinary number.
 @inline saturated(x::Float64) = ifelse(x > 40.0, 40.0, ifelse(x < -40.0, -40.0, x))
 @inline saturated(x::Float32) = ifelse(x > 20.0f0, 20.0f0, ifelse(x < -20.0f0, -20.0f0, x))
 @inline saturated(x) = x
+
+# Wide enough that the square of exp(x / 2) is 0 or infinite beyond, narrow enough for 2^n of x / 2.
+@inline exponent_range(x::Float64) = ifelse(x > 720.0, 720.0, ifelse(x < -760.0, -760.0, x))
+@inline exponent_range(x::Float32) = ifelse(x > 90.0f0, 90.0f0, ifelse(x < -110.0f0, -110.0f0, x))
 
 """
     fast_tanh(x)

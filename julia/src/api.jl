@@ -85,8 +85,7 @@ function pullback(sol::Recorded; ys = nothing, error = nothing, stiffness = noth
     rec.method isa Implicit && throw(
         ArgumentError("$(rec.method.name) solves implicit equations: its steps are not differentiated")
     )
-    flat = ys === nothing ? nothing : reshape(ys, length(rec.y0), :)
-    cotangents = Cotangents{typeof(flat), Union{Nothing, Vector{Float64}}}(flat, error, stiffness)
+    cotangents = Cotangents(rec, ys, error, stiffness)
     pbars = map(part -> map(p -> fill!(similar(p), 0), part.p), sol.dynamics)
     fields = map((part, pbar) -> Field(part, sol.shape, typeof(rec.y0); pbar), sol.dynamics, pbars)
     y0bar = reverse!(similar(rec.y0), rec, fields..., cotangents)

@@ -3,30 +3,32 @@
 """
     LocalStep
 
-One step from (t, y): its `error` and `stiffness`, and what their reverse needs.
+One step from (t, y): its `error` and `stiffness` (NaN where the method has none), and what their
+reverse needs.
 """
-struct LocalStep{V}
-    tableau::Tableau
+struct LocalStep{S, M}
+    tableau::M
     settings::Settings
     t::Float64
     h::Float64
     t1::Float64
-    stages::Stages{V}
+    stages::S
     error::Float64
     stiffness::Float64
 end
 
 """
-    local_step(method, settings, field, y, t, t_end, h = NaN) -> LocalStep
+    local_step(method, settings, fields, y, t, t_end, h = NaN; noise) -> LocalStep
 
 One step of size `h`, cut at `t_end`; with NaN the size is the first-step heuristic's at (t, y). An
-implicit method's local step is made by tsit5.
+implicit method's local step is made by tsit5. An SDE's takes its increments from the path `noise`,
+a function like a [`PathNoise`](@ref)'s source.
 """
-function local_step(m::Union{RungeKutta, Implicit}, settings::Settings, field::Field, y, t, t_end, h = NaN)
+function local_step(
+        m::Union{RungeKutta, Implicit}, settings::Settings, (field,), y, t, t_end, h = NaN; noise = nothing
+    )
     tableau = tableau_of(m)
-    isnan(h) && (h = initial_size(m, settings, field, y, t, t_end))
-    h = copysign(min(abs(h), abs(t_end - t)), t_end - t)
-    t1 = abs(h) == abs(t_end - t) ? t_end : t + h
+    h, t1 = local_size(isnan(h) ? initial_size(m, settings, field, y, t, t_end) : h, t, t_end)
     stages = Stages(tableau, y)
     copyto!(stages.g[1], y)
     evaluate!(stages.k[1], field, t, y)
@@ -36,27 +38,58 @@ function local_step(m::Union{RungeKutta, Implicit}, settings::Settings, field::F
     return LocalStep(tableau, settings, t, h, t1, stages, error, stiffness)
 end
 
+function local_step(
+        m::StochasticRungeKutta, settings::Settings, (drift, diffusion), y, t, t_end, h = NaN; noise
+    )
+    tableau = m.tableau
+    h, t1 = local_size(isnan(h) ? initial_size(m, settings, drift, diffusion, y, t, t_end) : h, t, t_end)
+    stages = NoiseStages(tableau, y)
+    copyto!(stages.H0[1], y)
+    noise(stages.dW, stages.dZ, t, t1)
+    take_step!(stages, tableau, drift, diffusion, t, h)
+    error = error_estimate!(stages, tableau, h, settings.rtol, settings.atol)
+    stiffness = tableau.pair ? stiffness_estimate(stages, tableau) : NaN
+    return LocalStep(tableau, settings, t, h, t1, stages, error, stiffness)
+end
+
+"The step's size, cut at the end time, and its end."
+function local_size(h, t, t_end)
+    h = copysign(min(abs(h), abs(t_end - t)), t_end - t)
+    return h, abs(h) == abs(t_end - t) ? t_end : t + h
+end
+
 "The size that a fresh solve from (t, y) would begin with."
 function initial_size(m, settings::Settings, field, y, t, t_end)
     algorithm = m isa Implicit ? Tsit5() : m.algorithm
     problem = ODEProblem(ODEFunction{true, FullSpecialize}(RightHandSide(field)), y, (t, t_end))
-    T = real(eltype(y))
-    fresh = init(
-        problem, algorithm; reltol = T(settings.rtol), abstol = T(settings.atol), save_everystep = false,
-        dense = false, verbose = SILENT
-    )
-    # the slope of the FSAL stage is evaluated again by the step itself
+    integrator = init(problem, algorithm; local_options(settings, y)...)
+    # a fresh solve evaluates an FSAL method's first stage; here the step itself does
     tableau_of(m).fsal && (field.calls[] -= 1)
-    return fresh.dt
+    return integrator.dt
+end
+
+function initial_size(m::StochasticRungeKutta, settings::Settings, drift, diffusion, y, t, t_end)
+    f = SDEFunction{true, FullSpecialize}(RightHandSide(drift), RightHandSide(diffusion))
+    still = PathNoise((w, z, _, _) -> (fill!(w, 0); fill!(z, 0); nothing), t, t_end, y)
+    problem = SDEProblem(f, y, (t, t_end); noise = still)
+    return init(problem, m.algorithm; local_options(settings, y)...).dt
+end
+
+function local_options(settings::Settings, y)
+    T = real(eltype(y))
+    return (;
+        reltol = T(settings.rtol), abstol = T(settings.atol), save_everystep = false, dense = false,
+        verbose = SILENT,
+    )
 end
 
 """
-    reverse!(ybar, step::LocalStep, field, Ebar, Sbar; freeze = false) -> ybar
+    reverse!(ybar, step::LocalStep, fields, Ebar, Sbar; freeze = false) -> ybar
 
 Writes the cotangent of the state that the step started from; parameter cotangents are added. With
-`freeze` the first stage is a constant.
+`freeze` the first stage is a constant (a stochastic method has none that is carried over).
 """
-function reverse!(ybar, step::LocalStep, field::Field, Ebar, Sbar; freeze = false)
+function reverse!(ybar, step::LocalStep{<:Stages}, (field,), Ebar, Sbar; freeze = false)
     (; tableau, settings, t, h, t1, stages) = step
     rev = Reverse(tableau, ybar)
     reverse_step!(
@@ -67,4 +100,11 @@ function reverse!(ybar, step::LocalStep, field::Field, Ebar, Sbar; freeze = fals
         add!(rev.lam, one(eltype(ybar)), rev.x)
     end
     return copyto!(ybar, rev.lam)
+end
+
+function reverse!(ybar, step::LocalStep{<:NoiseStages}, (drift, diffusion), Ebar, Sbar; freeze = false)
+    (; tableau, settings, t, h, stages) = step
+    rev = NoiseReverse(tableau, ybar)
+    reverse_step!(rev, stages, tableau, drift, diffusion, t, h, settings.rtol, settings.atol; Ebar, Sbar)
+    return copyto!(ybar, rev.base.lam)
 end

@@ -2,15 +2,19 @@
 # step sizes constant. Nothing is allocated inside the loop.
 
 """
-    Cotangents(ys, error, stiffness)
+    Cotangents(recording, ys, error, stiffness)
 
-Cotangents of a recording: of the saved states (columns) and of the two records, each possibly
-`nothing`.
+Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`.
 """
-struct Cotangents{Y, R}
-    ys::Y
-    error::R
-    stiffness::R
+struct Cotangents{Y}
+    ys::Union{Nothing, Y}
+    error::Union{Nothing, Vector{Float64}}
+    stiffness::Union{Nothing, Vector{Float64}}
+end
+
+function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness) where {V, M, O}
+    flat = ys === nothing ? nothing : reshape(ys, length(rec.y0), :)
+    return Cotangents{O}(flat, error, stiffness)
 end
 
 entry(list::Nothing, n) = 0.0

@@ -109,6 +109,7 @@ function observe!(rec::Recording, watch::PlainWatcher, integrator, t, h, t1)
         push!(rec.error, error_of(integrator))
         switching && push!(rec.stiffness, switching_stiffness!(stages, integrator, h, implicit))
     end
+    rec.settings.keep === :nothing || push!(rec.tape, copy(integrator.uprev))
     save_outputs!(rec, t, h, t1, integrator.u) do theta
         next = integrator.dt
         integrator.dt = h  # the interpolant measures theta in this

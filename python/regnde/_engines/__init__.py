@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 
 from regnde._engines.base import Engine, Request
+from regnde._engines.julia import JuliaEngine
 from regnde._engines.torch import TorchEngine
-from regnde._errors import EngineUnavailable
+from regnde._errors import EngineUnavailable, UnsupportedField
+from regnde._solution import Solution
 
 __all__ = ["choose", "engines"]
 
 
 def engines() -> dict[str, Engine]:
     """Every engine by name."""
-    return {engine.name: engine for engine in (TorchEngine(),)}
+    return {engine.name: engine for engine in (TorchEngine(), JuliaEngine())}
 
 
 def choose(request: Request) -> Engine:
@@ -29,9 +31,39 @@ def choose(request: Request) -> Engine:
         name = os.environ.get("REGNDE_ENGINE", "auto")
     if name not in ("auto", *known):
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
-    engine = known["torch" if name == "auto" else name]
+    if name == "auto":
+        engine: Engine = _Preferred(known["julia"], known["torch"])
+        if engine.unavailable() is None and engine.refuses(request) is None:
+            return engine
+        name = "torch"
+    engine = known[name]
     if (why := engine.unavailable()) is not None:
         raise EngineUnavailable(why)
     if (why := engine.refuses(request)) is not None:
         raise ValueError(why)
     return engine
+
+
+class _Preferred(Engine):
+    """The first engine, and the second one for a field that the first can not be given."""
+
+    def __init__(self, first: Engine, second: Engine) -> None:
+        self.name = first.name
+        self.first, self.second = first, second
+
+    def unavailable(self) -> str | None:
+        """Why the first engine can not run."""
+        return self.first.unavailable()
+
+    def refuses(self, request: Request) -> str | None:
+        """Why the first engine can not run the request; the field shows only when it is read."""
+        return self.first.refuses(request)
+
+    def solve(self, request: Request) -> Solution:
+        """Solves with the first engine, unless the field is not one for it."""
+        try:
+            return self.first.solve(request)
+        except UnsupportedField:
+            if self.second.refuses(request) is not None:
+                raise
+        return self.second.solve(request)

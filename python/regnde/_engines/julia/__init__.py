@@ -1,1 +1,306 @@
-"""The Julia engine (placeholder until issue 3 lands in this session)."""
+"""The Julia engine: DifferentialEquations.jl steps, our Julia package records and differentiates."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from regnde._engines.base import Engine, Request
+from regnde._engines.julia import runtime
+from regnde._engines.julia.bridge import Code, LocalJob, LocalStep, Outcome, Solve, SolveJob
+from regnde._equation import SDE, JuliaField
+from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
+from regnde._noise import BrownianPath
+from regnde._solution import Solution, Stats, Steps
+from regnde._solver import Local
+
+__all__ = ["JuliaEngine"]
+
+FAILURES: dict[str, type[SolveError]] = {
+    "non-finite": NonFiniteDynamics,
+    "underflow": StepSizeUnderflow,
+    "steps": MaxStepsReached,
+}
+
+# stability size along the negative real axis, or None; NaN in the records means "not estimated"
+EXPLICIT: dict[str, float | None] = {
+    "tsit5": 3.5068,
+    "bs3": None,
+    "dp5": 3.3066,
+    "vern6": 4.8553,
+    "vern7": 4.64,
+    "vern8": 5.8641,
+    "vern9": 4.4762,
+}
+IMPLICIT: dict[str, float | None] = {
+    "rosenbrock23": None,
+    "rodas5p": None,
+    "trbdf2": None,
+    "kencarp4": None,
+    "autotsit5": 3.5068,
+}
+STOCHASTIC: dict[str, float | None] = {"sosri": None, "sosri2": 10.6, "sriw1": None, "sosra": None, "em": None}
+ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
+
+
+class JuliaEngine(Engine):
+    """Runs fields that can be written as Julia code, on the CPU."""
+
+    name = "julia"
+
+    def unavailable(self) -> str | None:
+        """Why Julia can not run here, and what to do."""
+        return runtime.why_not()
+
+    def refuses(self, request: Request) -> str | None:
+        """What this engine has no method, state or gradient for."""
+        solver, y0, record = request.solver, request.y0, request.record
+        sde = isinstance(request.equation, SDE)
+        known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
+        if solver.method not in known:
+            kind = "SDE" if sde else "ODE"
+            return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+        if y0.dtype not in (torch.float32, torch.float64):
+            return f"the Julia engine solves float32 and float64 states, not {y0.dtype}: set Solver(engine='torch')."
+        if y0.device.type != "cpu":
+            return f"the Julia engine solves on the CPU, but y0 lies on {y0.device}: set Solver(engine='torch')."
+        if solver.batch == "per-sample":
+            return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
+        if solver.method != "em" and solver.atol == 0 and bool((y0 == 0).any()):
+            return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
+        if solver.method == "em":
+            if solver.dt0 is None:
+                return "'em' has a fixed step: give its size, Solver(dt0=...)."
+            if isinstance(record, Local):
+                return "'em' estimates no error, so there is nothing for a local record."
+        if sde and request.times[-1] < request.times[0]:
+            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+        if sde and request.ts.requires_grad:
+            return "the states of an SDE have no derivative with respect to the times: detach ts."
+        return self._refuses_gradient(request)
+
+    def _refuses_gradient(self, request: Request) -> str | None:
+        """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
+        method, gradient, record = request.solver.method, request.solver.gradient, request.record
+        if gradient in ADJOINTS:
+            if method in STOCHASTIC:
+                return (
+                    f"gradient={gradient!r} is for ODEs: for an SDE with diagonal noise SciMLSensitivity's adjoints "
+                    "fail or are wrong. Use 'discrete' or 'checkpoint'."
+                )
+            if record == "all" and torch.is_grad_enabled():
+                return (
+                    f"gradient={gradient!r} is a continuous adjoint of the trajectory, in which the solver's estimates "
+                    "do not occur: the records' gradient would be zero without a word. Use gradient='discrete', "
+                    "record=Local(...), or torch.no_grad() to look at them."
+                )
+            if request.ts.requires_grad:
+                return f"gradient={gradient!r} gives no derivative with respect to the times: use 'discrete'."
+        return None
+
+    def solve(self, request: Request) -> Solution:
+        """Solves and assembles the solution."""
+        with torch.no_grad():
+            codes = _codes(request)
+        solver = request.solver
+        if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and _grad_on(request, codes):
+            raise ValueError(
+                f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use "
+                "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
+                "explicit method, or torch.no_grad()."
+            )
+        return _Run(request, codes).solution()
+
+
+def _codes(request: Request) -> tuple[Code, ...]:
+    """The fields as Julia code."""
+    from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
+
+    equation, y0 = request.equation, request.y0.detach()
+    if isinstance(equation, JuliaField):
+        tensors = tuple(equation.parameters)
+        return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),)
+    parts = (equation.drift, equation.diffusion) if isinstance(equation, SDE) else (equation,)
+    written = [export(part, y0, name=name) for part, name in zip(parts, ("f", "g"), strict=False)]
+    return tuple(Code(x.source, x.name, x.tensors, x.needs_gradient) for x in written)
+
+
+def _grad_on(request: Request, codes: Sequence[Code]) -> bool:
+    moving = request.y0.requires_grad or request.ts.requires_grad
+    return torch.is_grad_enabled() and (moving or any(any(code.needs_gradient) for code in codes))
+
+
+class _Run:
+    """One request on its way through the engine."""
+
+    def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
+        self.request, self.codes = request, codes
+        self.local = request.record if isinstance(request.record, Local) else None
+        self.graph = _grad_on(request, codes)
+        self.tensors = tuple(x.contiguous() for code in codes for x in code.tensors)
+        self.path = self._noise()
+        self.random = self._random()
+        self.drawn = math.nan
+        if self.local and self.local.sampling == "time":
+            t0, t1 = request.times[0], request.times[-1]
+            self.drawn = t0 + self.random.random() * (t1 - t0)
+
+    def _noise(self) -> BrownianPath | None:
+        request = self.request
+        if not isinstance(request.equation, SDE):
+            return None
+        if request.noise is not None:
+            return request.noise
+        t0, t1 = request.times[0], request.times[-1]
+        return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, request.y0.shape)  # no step: any path will do
+
+    def _random(self) -> random.Random:
+        if self.local is None:
+            return random.Random(0)
+        seed = self.local.seed
+        return random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+
+    def solution(self) -> Solution:
+        """Runs the solve and, if asked for, the local step."""
+        request = self.request
+        times, row = self._times()
+        solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
+        by_step = self.local is not None and self.local.sampling == "step"
+        keep = "nothing"
+        if (self.graph and not adjoint) or by_step:
+            keep = "stages" if self.graph and solver.gradient == "discrete" else "states"
+        job = SolveJob(
+            codes=self.codes,
+            times=times,
+            solver=solver,
+            record=request.record == "all",
+            keep=keep,
+            path=self.path,
+            spare=by_step,
+            adjoint=adjoint,
+            moving=request.ts.requires_grad and self.graph,
+        )
+        if adjoint:
+            runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
+        if isinstance(request.equation, JuliaField) and self.graph:
+            runtime.load("Zygote")
+        y0 = request.y0.contiguous()
+        if self.graph:
+            full, error, stiffness = Solve.apply(job, y0, request.ts, *self.tensors)  # type: ignore[no-untyped-call]
+        else:
+            full, error, stiffness = job.run(y0, self.tensors)
+        outcome = job.outcome
+        assert outcome is not None
+        calls, steps = outcome.calls, None
+        if self.local is not None:
+            steps, more = self._local_record(job, outcome, full, row)
+            calls = calls[0] + more[0], calls[1] + more[1]
+        elif request.record == "all":
+            implicit = outcome.table[4] == 1 if solver.method in IMPLICIT else None
+            steps = self._steps(outcome.table[0], outcome.table[1], error, stiffness, implicit)
+        return self._assemble(outcome, self._rows(full, row, outcome), steps, calls)
+
+    def _times(self) -> tuple[tuple[float, ...], int | None]:
+        """The save times with the drawn one among them, and its row."""
+        times = self.request.times
+        if math.isnan(self.drawn) or times[0] == times[-1]:
+            return times, None
+        rising = times[-1] > times[0]
+        row = sum(t <= self.drawn if rising else t >= self.drawn for t in times)
+        return (*times[:row], self.drawn, *times[row:]), row
+
+    def _rows(self, full: Tensor, row: int | None, outcome: Outcome) -> Tensor:
+        """The states at the save times that were reached."""
+        if row is None:
+            return full[: outcome.saved] if full.shape[0] != outcome.saved else full
+        end = max(outcome.saved, row)
+        return torch.cat([full[:row], full[row + 1 : end]])[: outcome.saved]
+
+    def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
+        method, dtype = self.request.solver.method, self.request.y0.dtype
+        sizes = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
+        size = sizes["tsit5"] if self.local and method in IMPLICIT else sizes[method]
+        return Steps(
+            t=t.to(dtype),
+            dt=dt.to(dtype),
+            error=None if method == "em" else error,
+            stiffness=None if size is None else stiffness,
+            method=method,
+            stability_size=size,
+            implicit=implicit,
+        )
+
+    # --- the local record ------------------------------------------------------------------------
+
+    def _local_record(
+        self, job: SolveJob, outcome: Outcome, full: Tensor, row: int | None
+    ) -> tuple[Steps, tuple[int, int]]:
+        """The step at the drawn place, and the evaluations that it took."""
+        request, local = self.request, self.local
+        assert local is not None
+        ends, sizes = outcome.table[0], outcome.table[1]
+        if outcome.status != "success" or not outcome.accepted:
+            empty = full.reshape(-1)[:0].abs()  # no step: an empty record that still hangs on the graph
+            return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
+        if row is None:
+            step = self._reservoir(outcome.accepted)
+            t, y = job.place_anchor(step, full), full[-1]
+        else:
+            inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
+            step = 1 + int(inside.to(torch.uint8).argmax())
+            t, y = self.drawn, full[row]
+        here = LocalJob(
+            codes=self.codes,
+            t=t,
+            t_end=request.times[-1],
+            h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
+            solver=request.solver,
+            path=None if self.path is None else self.path.independent(),
+            freeze=local.freeze_first_stage,
+        )
+        start = (y.detach() if local.detach_state else y).contiguous()
+        if self.graph:
+            error, stiffness = LocalStep.apply(here, start, *self.tensors)  # type: ignore[no-untyped-call]
+        else:
+            error, stiffness = here.run(start, self.tensors)
+        clock = torch.tensor([here.end, here.size], dtype=torch.float64)
+        return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
+
+    def _reservoir(self, accepted: int) -> int:
+        """One of the steps 1 to `accepted`, each equally likely: the torch engine's draw."""
+        chosen = 1
+        for step in range(1, accepted + 1):
+            if self.random.random() * step < 1.0:
+                chosen = step
+        return chosen
+
+    # --- the outcome -----------------------------------------------------------------------------
+
+    def _assemble(self, outcome: Outcome, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
+        request = self.request
+        saved = ys.shape[0]
+        solution = Solution(
+            ts=request.ts[:saved],
+            ys=ys,
+            stats=Stats(
+                nfe=calls[0],
+                accepted=outcome.accepted,
+                rejected=outcome.rejected,
+                dt_first=outcome.dt_first,
+                nfe_diffusion=calls[1],
+            ),
+            steps=steps,
+            engine="julia",
+            solver=request.solver,
+            status="success" if outcome.status == "success" else FAILURES[outcome.status].status,
+        )
+        if outcome.status != "success" and request.throw:
+            reason, bad = outcome.reason, int((~torch.isfinite(request.y0)).sum())
+            if bad:  # whatever was seen later, it began here
+                reason = f"y0 is not finite: {bad} of {request.y0.numel()} components"
+            raise FAILURES[outcome.status](reason, t=outcome.t, dt=outcome.dt, solution=solution)
+        return solution

@@ -1,0 +1,196 @@
+# What Python calls. Only numbers, text and addresses cross: Python owns every array that it sees, and
+# Julia what it keeps between forward and backward, under a number. Nothing here calls Python, except
+# a Brownian path's C function.
+
+const ELTYPES = (Float32, Float64, Int64, Int32, Bool)
+
+const CODES = Dict{Int, Code}()
+const KEPT = Dict{Int, Any}()
+const NUMBERS = Ref(0)
+
+next_number() = NUMBERS[] += 1
+
+"Compiles an exported field; returns its number."
+function bridge_compile(source::String, name::String)
+    number = next_number()
+    CODES[number] = name == "" ? compile_plain(source) : compile(source, name)
+    return number
+end
+
+"Forgets a field, or what a solve kept, by number."
+function bridge_free(number::Int)
+    delete!(KEPT, number)
+    delete!(CODES, number)
+    return nothing
+end
+
+"Reads a list of 64-bit integers from the front."
+mutable struct Reader
+    const words::Vector{Int}
+    place::Int
+end
+
+Reader(address::Int, count::Int) = Reader(unsafe_wrap(Array, Ptr{Int}(address), count), 0)
+word(r::Reader) = r.words[r.place += 1]
+words(r::Reader) = ntuple(_ -> word(r), word(r))
+
+"An array in Python's memory: element type, address, dimensions (reversed); address 0 is `nothing`."
+function array(r::Reader)
+    T, address, dims = ELTYPES[word(r)], word(r), words(r)
+    return address == 0 ? nothing : unsafe_wrap(Array, Ptr{T}(address), dims)
+end
+
+arrays(r::Reader) = ntuple(_ -> array(r), word(r))
+
+"What a solve, or a local step, keeps for the way back."
+struct Kept{R}
+    recording::R
+    codes::Vector{Code}
+    parameters::Vector{Tuple}
+    shape::Dims
+end
+
+function fields_of(kept_codes, parameters, state, shape, pbars = nothing)
+    return map(eachindex(kept_codes)) do i
+        pbar = pbars === nothing ? nothing : pbars[i]
+        Field(dynamics(kept_codes[i], state, parameters[i]), shape, Vector{eltype(state)}; pbar)
+    end
+end
+
+"""
+    bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path) -> number
+
+Solves. The words at `address`: state, outputs, times, results, then the number of fields and for
+each its code and parameters. Results (Float64): status, accepted, saved, rejected, calls of the
+first and second field, dt_first, t_last, dt_last. `path` is the address of a Brownian path's
+`void (double s, double t, T *w, T *z)`, or 0.
+"""
+function bridge_solve(
+        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
+        max_steps::Int, record::Bool, keep::String, path::Int
+    )
+    r = Reader(address, count)
+    state, ys, times, results = array(r), array(r), array(r), array(r)
+    codes, parameters = read_fields(r)
+    settings = Settings(; rtol, atol, dt0, max_steps, record, keep = Symbol(keep))
+    return solve_and_keep(method(Symbol(method_name)), settings, state, ys, times, results, codes, parameters, path)
+end
+
+function read_fields(r::Reader)
+    codes, parameters = Code[], Tuple[]
+    for _ in 1:word(r)
+        push!(codes, CODES[word(r)])
+        push!(parameters, arrays(r))
+    end
+    return codes, parameters
+end
+
+const STATUSES = (:success, :nonfinite, :underflow, :steps)
+
+function solve_and_keep(method, settings, state, ys, times, results, codes, parameters, path)
+    y0 = vec(state)
+    fields = fields_of(codes, parameters, state, size(state))
+    recording = Recording(method, settings, copy(times), y0, reshape(ys, length(y0), :))
+    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
+    forward!(recording, fields...; noise)
+    calls = map(f -> f.calls[], fields)
+    results .= (
+        findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved,
+        recording.rejected, calls[1], length(calls) > 1 ? calls[2] : 0, recording.dt_first,
+        recording.t_last, recording.dt_last,
+    )
+    number = next_number()
+    KEPT[number] = Kept(recording, codes, parameters, size(state))
+    return number
+end
+
+"A path behind a C function's address."
+struct CPath
+    address::Ptr{Cvoid}
+end
+
+(path::CPath)(w::Vector{T}, z::Vector{T}, s, t) where {T} =
+    ccall(path.address, Cvoid, (Cdouble, Cdouble, Ptr{T}, Ptr{T}), s, t, w, z)
+
+"Why solve `number` stopped early."
+bridge_reason(number::Int) = KEPT[number].recording.reason
+
+"Copies t, dt, error, stiffness and the implicit flag to the columns of a (5, steps) Float64 array."
+function bridge_records(number::Int, address::Int)
+    rec = KEPT[number].recording
+    table = unsafe_wrap(Array, Ptr{Float64}(address), (accepted(rec), 5))
+    for (column, list) in enumerate((rec.t, rec.dt, rec.error, rec.stiffness, rec.implicit))
+        isempty(list) ? fill!(view(table, :, column), NaN) : copyto!(view(table, :, column), list)
+    end
+    return nothing
+end
+
+"""
+    bridge_backward(number, address, count)
+
+The words: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
+null), cotangents of the times (null, or written) and the saved states, then for each field its
+parameters' cotangents (added to).
+"""
+function bridge_backward(number::Int, address::Int, count::Int)
+    kept, r = KEPT[number], Reader(address, count)
+    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys = (array(r) for _ in 1:6)
+    pbars = [arrays(r) for _ in kept.codes]
+    rec = kept.recording
+    state = reshape(rec.y0, kept.shape)
+    fields = fields_of(kept.codes, kept.parameters, state, kept.shape, pbars)
+    cotangents = Cotangents(rec, ysbar, errorbar, stiffnessbar)
+    reverse!(vec(y0bar), rec, fields..., cotangents)
+    tbar === nothing || reverse_times!(
+        tbar, fields[1], rec.times, reshape(ys, length(rec.y0), :), cotangents.ys, vec(y0bar)
+    )
+    return nothing
+end
+
+"""
+    bridge_anchor(number, step, address) -> t
+
+Copies the state at the start of a step to the last column of the outputs, behind those of the save
+times, and makes it an output like them. Returns its time.
+"""
+function bridge_anchor(number::Int, step::Int)
+    rec = KEPT[number].recording
+    column = size(rec.ys, 2)
+    copyto!(view(rec.ys, :, column), 1, rec.tape[step], 1, length(rec.y0))
+    place = findfirst(output -> output.step >= step, rec.outputs)
+    insert!(rec.outputs, something(place, length(rec.outputs) + 1), Output(column, step - 1, 1.0))
+    return step == 1 ? rec.times[1] : rec.t[step - 1]
+end
+
+"""
+    bridge_local(address, count, method, rtol, atol, t, t_end, h, path) -> number
+
+One step apart from a solve; h = NaN chooses its size. The words: state, results, then fields as for
+[`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
+"""
+function bridge_local(
+        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, t::Float64,
+        t_end::Float64, h::Float64, path::Int
+    )
+    r = Reader(address, count)
+    state, results = array(r), array(r)
+    codes, parameters = read_fields(r)
+    fields = fields_of(codes, parameters, state, size(state))
+    noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
+    step = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
+    calls = map(f -> f.calls[], fields)
+    results .= (step.t1, step.h, step.error, step.stiffness, calls[1], length(calls) > 1 ? calls[2] : 0)
+    number = next_number()
+    KEPT[number] = Kept(step, codes, parameters, size(state))
+    return number
+end
+
+"The reverse of `bridge_local`; the words: the state's cotangent (written), then the parameters' (added to)."
+function bridge_local_backward(number::Int, address::Int, count::Int, Ebar::Float64, Sbar::Float64, freeze::Bool)
+    kept, r = KEPT[number], Reader(address, count)
+    ybar = array(r)
+    pbars = [arrays(r) for _ in kept.codes]
+    fields = fields_of(kept.codes, kept.parameters, ybar, kept.shape, pbars)
+    reverse!(vec(ybar), kept.recording, fields, Ebar, Sbar; freeze)
+    return nothing
+end

@@ -1,0 +1,255 @@
+"""Julia in this process: whether it is prepared, how it starts, and the one thread that may talk to it.
+
+A Julia garbage collection that begins on another Python thread than the one that started Julia
+deadlocks the process. So one worker thread starts it and makes every call; callers wait for that
+thread. What leaves it are plain Python values and plain Python exceptions: a `juliacall.JuliaError`
+asks Julia for its text, and would do so on the wrong thread.
+
+This file imports no torch, and juliacall in one function only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from regnde._errors import EngineUnavailable
+
+__all__ = ["JuliaFailure", "call", "discard", "install", "load", "prepared", "running", "start", "why_not"]
+
+T = TypeVar("T")
+
+DEFAULTS = {
+    "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",  # without it Julia's own signals at safepoints are segfaults
+    "PYTHON_JULIACALL_THREADS": "1",  # one thread makes all calls; BLAS has its own
+    "PYTHON_JULIACALL_STARTUP_FILE": "no",
+}
+INSTALL = "run `python -m regnde julia` once, with a network, to install it"
+
+
+class JuliaFailure(RuntimeError):
+    """An error inside Julia, as text."""
+
+
+class _State:
+    """The worker thread, the Julia module, and the process that they belong to."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.executor: ThreadPoolExecutor | None = None
+        self.module: Any = None
+        self.pid = 0
+        self.loaded: set[str] = set()
+        self.discarded: deque[int] = deque()
+
+
+_state = _State()
+
+
+def prepared() -> bool:
+    """Whether Julia can start here without installing anything."""
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """Why Julia can not run here and what to do, or None if it can. Starts nothing, asks no network."""
+    if running():
+        return _of_another_process()
+    if importlib.util.find_spec("juliacall") is None:
+        return "the package juliacall is not installed: `pip install juliacall`, then " + INSTALL + "."
+    if _started_elsewhere():
+        return (
+            "another package has started Julia in this process, on a thread that regnde can not use. "
+            "Solve once with Solver(engine='julia') before that package is imported."
+        )
+    executable, project = (os.environ.get(f"PYTHON_JULIACALL_{name}") for name in ("EXE", "PROJECT"))
+    if executable or project:
+        return _why_not_chosen(executable, project)
+    return _why_not_installed()
+
+
+def _why_not_chosen(executable: str | None, project: str | None) -> str | None:
+    """Whether PYTHON_JULIACALL_EXE and _PROJECT name a Julia with our package."""
+    if not (executable and project):
+        return "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT must be set together, or neither."
+    if not (os.path.isfile(executable) and os.access(executable, os.X_OK)):
+        return f"PYTHON_JULIACALL_EXE={executable} is no executable file."
+    if not _has_package(Path(project)):
+        return (
+            f"PYTHON_JULIACALL_PROJECT={project} holds no package RegNDE: in that project run "
+            f"`using Pkg; Pkg.develop(path={str(folder())!r})`."
+        )
+    return None
+
+
+def _why_not_installed() -> str | None:
+    """Whether juliapkg has installed a Julia with our package into this environment."""
+    if importlib.util.find_spec("juliapkg") is None:
+        return "the package juliapkg, which installs Julia, is not installed: `pip install juliacall`."
+    from juliapkg.state import STATE
+
+    if not os.path.exists(STATE["meta"]) or not _has_package(Path(STATE["project"])):
+        return f"Julia and its packages are not installed in this environment: {INSTALL}."
+    return None
+
+
+def _has_package(project: Path) -> bool:
+    """Whether a Julia project or its manifest names our package."""
+    for name in ("Project.toml", "Manifest.toml"):
+        file = project / name
+        if file.is_file() and "RegNDE" in file.read_text(encoding="utf-8"):
+            return True
+    return False
+
+
+def _started_elsewhere() -> bool:
+    juliacall = sys.modules.get("juliacall")
+    return juliacall is not None and bool(getattr(juliacall, "CONFIG", {}).get("inited"))
+
+
+def _of_another_process() -> str | None:
+    if _state.pid == os.getpid():
+        return None
+    return (
+        f"Julia runs in process {_state.pid}, of which this one is a fork, and can not be used here. "
+        "Start workers with the 'spawn' method, or use Solver(engine='torch') in them."
+    )
+
+
+def folder() -> Path:
+    """The folder of the Julia package."""
+    return Path(__file__).resolve().parents[2] / "julia"
+
+
+def running() -> bool:
+    """Whether Julia has been started, here or in the process that this one is a fork of."""
+    return _state.module is not None
+
+
+def start() -> None:
+    """Starts Julia and loads our package, unless it runs already.
+
+    Raises:
+        EngineUnavailable: if it can not run here.
+    """
+    if running() and _state.pid == os.getpid():
+        return
+    if (why := why_not()) is not None:
+        raise EngineUnavailable(why)
+    with _state.lock:
+        if running():
+            return
+        for name, value in DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="regnde-julia")
+        try:
+            _state.module = executor.submit(_begin).result()
+        except Exception as problem:
+            executor.shutdown(wait=False)
+            raise EngineUnavailable(f"Julia does not start: {type(problem).__name__}: {problem}") from None
+        _state.executor, _state.pid = executor, os.getpid()
+
+
+def _begin() -> Any:
+    """On the worker thread: the module RegNDE."""
+    with warnings.catch_warnings():
+        # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
+        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+        import juliacall
+    return _plainly(lambda: juliacall.newmodule("regnde").seval("using RegNDE: RegNDE; RegNDE"))
+
+
+def _plainly(function: Callable[[], T]) -> T:
+    """Calls on the worker thread; an error leaves it as text, without a reference into Julia."""
+    try:
+        return function()
+    except Exception as problem:
+        if type(problem).__name__ != "JuliaError":
+            raise
+        text = str(problem).strip()
+    raise JuliaFailure(text)
+
+
+def load(*packages: str) -> None:
+    """Loads further Julia packages, which bring our extensions with them."""
+    start()
+    missing = [name for name in packages if name not in _state.loaded]
+    if not missing:
+        return
+
+    def run() -> None:
+        _state.module.seval(f"using {', '.join(f'{name}: {name}' for name in missing)}")
+
+    try:
+        call_on_thread(lambda: _plainly(run))
+    except JuliaFailure as problem:
+        raise EngineUnavailable(
+            f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
+            f"`using Pkg; Pkg.add({missing})`. Julia says: {problem}"
+        ) from None
+    _state.loaded.update(missing)
+
+
+def call(name: str, *arguments: object) -> Any:
+    """Calls RegNDE's function of that name with numbers and text, on the worker thread.
+
+    Raises:
+        JuliaFailure: if Julia throws.
+    """
+    return call_on_thread(lambda: _plainly(lambda: getattr(_state.module, name)(*arguments)))
+
+
+def call_on_thread(function: Callable[[], T]) -> T:
+    """Runs a function on the worker thread, after freeing what has been discarded."""
+    start()
+    executor = _state.executor
+    assert executor is not None
+
+    def run() -> T:
+        while _state.discarded:
+            _state.module.bridge_free(_state.discarded.popleft())
+        return function()
+
+    future: Future[T] = executor.submit(run)
+    try:
+        return future.result()
+    finally:
+        del future  # it holds the exception, whose traceback holds this frame
+
+
+def discard(number: int) -> None:
+    """Lets Julia forget what it keeps under a number, when it is called next. Safe on any thread."""
+    _state.discarded.append(number)
+
+
+def install() -> float:
+    """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
+
+    Raises:
+        EngineUnavailable: with the reason, if that does not work.
+    """
+    began = time.perf_counter()
+    chosen = os.environ.get("PYTHON_JULIACALL_EXE") or os.environ.get("PYTHON_JULIACALL_PROJECT")
+    if not chosen and not running() and not prepared():
+        if importlib.util.find_spec("juliapkg") is None:
+            raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
+        import juliapkg
+
+        try:
+            juliapkg.resolve()
+        except Exception as problem:
+            raise EngineUnavailable(
+                f"Julia could not be installed: {type(problem).__name__}: {problem}. It needs a network once, or "
+                "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project that have it."
+            ) from None
+    start()
+    return time.perf_counter() - began
