@@ -92,7 +92,10 @@ class _StepPenalty(Penalty):
         values = self.term(solution.steps)
         if self.reduction == "sum" or values.numel() == 0:
             return values.sum()
-        return values.mean() if self.reduction == "mean" else values.max()
+        if self.reduction == "max":
+            return values.max()
+        mask = solution.steps.mask
+        return values.mean() if mask is None else values.sum() / mask.sum()
 
 
 class ErrorPenalty(_StepPenalty):

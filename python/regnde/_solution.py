@@ -11,9 +11,17 @@ from torch import Tensor
 
 from regnde._solver import ResolvedSolver
 
-__all__ = ["Solution", "SolutionArrays", "Stats", "Steps"]
+__all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Steps"]
 
 STIFF_FRACTION = 0.9  # AutoSwitch of OrdinaryDiffEq.jl calls a step stiff above this share of the stability size
+
+
+class SampleStats(NamedTuple):
+    """Counts of one sample of a batch whose samples step apart."""
+
+    nfe: int
+    accepted: int
+    rejected: int
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,8 @@ class Stats:
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).
         nfe_diffusion: evaluations of the diffusion (0 for an ODE).
+        samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
+            batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
     """
 
     nfe: int
@@ -35,6 +45,7 @@ class Stats:
     rejected: int
     dt_first: float
     nfe_diffusion: int = 0
+    samples: tuple[SampleStats, ...] = ()
 
 
 class Steps:
@@ -44,6 +55,10 @@ class Steps:
         t: time at the end of each step, shape (S,); no gradient.
         dt: signed size of each step, shape (S,); no gradient.
         stability_size: extent of the method's stability region along the negative real axis.
+        implicit: whether an implicit method made the step, shape (S,), bool, for the methods that are or
+            switch to one (`"autotsit5"`); else None.
+        mask: with `batch="per-sample"`, shape (S, B), which entries are steps: the records then have that
+            shape too, with 0 where a sample took fewer steps. None otherwise.
     """
 
     def __init__(
@@ -55,10 +70,14 @@ class Steps:
         stiffness: Tensor | None,
         method: str,
         stability_size: float | None,
+        implicit: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
+        self.implicit = implicit
         self.t = t
         self.dt = dt
         self.stability_size = stability_size
+        self.mask = mask
         self._error = error
         self._stiffness = stiffness
         self._method = method

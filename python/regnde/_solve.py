@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -101,7 +102,7 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
 
 def _state(y0: Tensor | ArrayLike) -> Tensor:
     """The initial state as a floating-point or complex tensor."""
-    state = torch.as_tensor(y0)
+    state = _tensor(y0)
     if state.dtype in (torch.float16, torch.bfloat16):
         raise TypeError(
             f"y0 has dtype {state.dtype}, too coarse for error control: solve in float32, y0.float(), "
@@ -112,9 +113,22 @@ def _state(y0: Tensor | ArrayLike) -> Tensor:
     return state
 
 
+def _tensor(values: Tensor | ArrayLike) -> Tensor:
+    """What `torch.as_tensor` makes of the values, without its two traps.
+
+    A list of tensors would lose their gradients, and an array that is read-only, reversed or of the
+    other byte order would be refused or shared.
+    """
+    if isinstance(values, np.ndarray):
+        return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
+        return torch.stack([torch.as_tensor(value) for value in values])
+    return torch.as_tensor(values)
+
+
 def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     """The save times as a tensor and as floats, checked."""
-    times = torch.as_tensor(ts)
+    times = _tensor(ts)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"ts must be real times, got {times.dtype}.")
     if times.ndim != 1 or times.numel() == 0:

@@ -34,6 +34,10 @@ class Solver:
             `"checkpoint"`: the same numbers, recomputing one step at a time. The Julia engine adds
             SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
             `"backsolve"`, and `"tracker"` as a cross-check.
+        batch: `"joint"`: the whole state is one system with one step size. `"per-sample"`: every sample of
+            the leading dimension has its own clock, steps and records (torch engine, adaptive methods).
+            The field is then called as f(t, y), or f(t, y, samples) if it takes three arguments, with the
+            samples still under way: t has shape (b, 1, ..., 1) and broadcasts against y.
         engine: `"auto"`, `"torch"` or `"julia"`. The environment variable `REGNDE_ENGINE` replaces `"auto"`.
 
     Raises:
@@ -51,6 +55,7 @@ class Solver:
     max_steps: int = 100_000
     gradient: Gradient = "discrete"
     engine: Literal["auto", "torch", "julia"] = "auto"
+    batch: Literal["joint", "per-sample"] = "joint"
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -67,6 +72,8 @@ class Solver:
             raise ValueError(f"Solver(max_steps={self.max_steps}): give at least 1.")
         if self.gradient not in GRADIENTS:
             raise ValueError(f"Solver(gradient={self.gradient!r}): choose one of {', '.join(GRADIENTS)}.")
+        if self.batch not in ("joint", "per-sample"):
+            raise ValueError(f"Solver(batch={self.batch!r}): choose 'joint' or 'per-sample'.")
         if self.engine not in ENGINES:
             raise ValueError(f"Solver(engine={self.engine!r}): choose one of {', '.join(ENGINES)}.")
 
@@ -89,6 +96,7 @@ class Solver:
             max_steps=self.max_steps,
             gradient=self.gradient,
             engine=self.engine,
+            batch=self.batch,
         )
 
 
@@ -103,6 +111,7 @@ class ResolvedSolver:
     max_steps: int
     gradient: Gradient
     engine: str
+    batch: str = "joint"
 
 
 @dataclass(frozen=True, kw_only=True)

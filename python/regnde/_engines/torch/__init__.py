@@ -11,6 +11,7 @@ from regnde._engines.base import Engine, Request
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
+from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
 from regnde._engines.torch.step import stage_times
@@ -18,7 +19,7 @@ from regnde._engines.torch.tableaux import TABLEAUX, Tableau
 from regnde._equation import SDE, JuliaField
 from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._noise import BrownianPath
-from regnde._solution import Solution, Stats, Steps
+from regnde._solution import SampleStats, Solution, Stats, Steps
 from regnde._solver import Local
 
 __all__ = ["TorchEngine"]
@@ -53,6 +54,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if known[solver.method].controller and solver.atol == 0 and bool((request.y0 == 0).any()):
             return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
+        if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
+            return why
         if known[solver.method].controller is None:
             if solver.dt0 is None:
                 return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
@@ -67,6 +70,8 @@ class TorchEngine(Engine):
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
         y0, times, solver = request.y0, request.times, request.solver
+        if solver.batch == "per-sample":
+            return _solve_per_sample(request)
         stepper = _stepper(request)
         start = y0
         if request.ts.requires_grad:  # moving t0 by s moves the trajectory by -s f(t0, y0)
@@ -114,6 +119,56 @@ class TorchEngine(Engine):
         if path.failure is not None and request.throw:
             raise _error(path.failure, path.t, y0, solution)
         return solution
+
+
+def _refuses_per_sample(request: Request) -> str | None:
+    """What can not be done with a step size for each sample."""
+    if isinstance(request.equation, SDE):
+        return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
+    if request.y0.ndim == 0:
+        return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
+    if TABLEAUX[request.solver.method].controller is None:
+        return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if isinstance(request.record, Local):
+        return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
+    if request.ts.requires_grad:
+        return "batch='per-sample' gives no gradient with respect to the times: detach ts."
+    return None
+
+
+def _solve_per_sample(request: Request) -> Solution:
+    """Solves a batch whose samples step apart."""
+    y0, solver, tableau = request.y0, request.solver, TABLEAUX[request.solver.method]
+    assert not isinstance(request.equation, (SDE, JuliaField))  # refused
+    record = request.record == "all"
+    path = PerSample(request.equation, tableau, solver, y0, request.times, record=record).run()
+    steps = None
+    if record:
+        error, stiffness = path.estimates()
+        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in path.clocks())
+        steps = Steps(
+            t=t.to(y0.real.dtype),
+            dt=dt.to(y0.real.dtype),
+            error=error,
+            stiffness=stiffness if tableau.stiffness_pair else None,
+            method=tableau.name,
+            stability_size=tableau.stability_size,
+            mask=mask,
+        )
+    counts = zip(path.evaluations.tolist(), path.accepted.tolist(), path.rejected.tolist(), strict=True)
+    stats = Stats(
+        nfe=path.calls,
+        accepted=int(path.accepted.sum()),
+        rejected=int(path.rejected.sum()),
+        dt_first=float(min(path.dt_first, key=abs, default=0.0)),
+        samples=tuple(SampleStats(*count) for count in counts),
+    )
+    ys, failure = path.outputs(), path.failure
+    status = "success" if failure is None else FAILURES[failure.kind].status
+    solution = Solution(request.ts[: len(ys)], ys, stats, steps, TorchEngine.name, solver, status)
+    if failure is not None and request.throw:
+        raise _error(failure, path.t, y0, solution)
+    return solution
 
 
 def _error(failure: Failure, t: float, y0: Tensor, solution: Solution) -> SolveError:

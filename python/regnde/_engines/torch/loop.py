@@ -46,6 +46,7 @@ class Stepper(Protocol):
     """A method applied to one problem."""
 
     controller: Controller | None
+    reach: float  # latest stage, as a multiple of the step (>= 1)
 
     def attempt(self, t: float, h: float, t_new: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t_new = t + h."""
@@ -193,7 +194,8 @@ def integrate(
             path.rejected += 1
             if not math.isfinite(trial.error):
                 non_finite += 1
-                horizon = t_new if non_finite == 1 else min(horizon, t_new, key=lambda s: abs(s - t))
+                seen = t + stepper.reach * h
+                horizon = seen if non_finite == 1 else min(horizon, seen, key=lambda s: abs(s - t))
                 if non_finite >= NON_FINITE_TRIALS or not stepper.start_is_finite():
                     found = stepper.diagnosis()
                     path.failure = Failure("non-finite", f"the dynamics are not finite: {found.text}", h, error, found)

@@ -108,6 +108,7 @@ class RungeKutta:
         self.field = field
         self.tableau = tableau
         self.controller = tableau.controller
+        self.reach = 1.0
         self.rtol, self.atol = solver.rtol, solver.atol
         self.graph = torch.is_grad_enabled()
         self.checkpoint = self.graph and solver.gradient == "checkpoint"

@@ -1,9 +1,9 @@
-"""The stages of one step and their linear combinations, kept in one of two ways.
+"""The stages of one step and their linear combinations, kept in one of three ways.
 
 `ListStages` builds an autograd graph out of `torch.add(y, k, alpha=float)`, whose nodes save no
 tensors, so that a graph holds what the field saves and nothing else. `BufferStages` serves solves
 without a graph: one (stages, N) buffer, each combination one `addmv`. Both give the same numbers to
-rounding; peers.md part 4 and `make bench` have the timings that decided.
+rounding; `make bench` has the timings that decided. `ColumnStages` serves batches whose samples step apart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regnde._engines.torch.tableaux import Row, Tableau
 
-__all__ = ["BufferStages", "ListStages", "Stages"]
+__all__ = ["BufferStages", "ColumnStages", "ListStages", "Stages"]
 
 
 class Stages(Protocol):
@@ -31,13 +31,13 @@ class Stages(Protocol):
     def __getitem__(self, index: int) -> Tensor: ...
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        """Y + h sum_j weights_j k_j."""
+        """The sum y + h sum_j weights_j k_j."""
 
     def combined(self, weights: Row, h: float) -> Tensor:
-        """H sum_j weights_j k_j."""
+        """The sum h sum_j weights_j k_j."""
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
-        """Y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
+        """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
 
 
 class ListStages:
@@ -112,3 +112,45 @@ class BufferStages:
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])
         return flat.reshape(len(weights), *self.shape)
+
+
+class ColumnStages:
+    """Stages combined with a step size per sample: h is a column that broadcasts against the state.
+
+    Args:
+        h: step sizes, shape (batch, 1, ..., 1).
+    """
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+        self.stages: list[Tensor] = []
+
+    def start(self, first: Tensor) -> None:
+        """Begins a step whose first stage is `first`."""
+        self.stages = [first]
+
+    def push(self, k: Tensor) -> None:
+        """Adds the next stage."""
+        self.stages.append(k)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.stages[index]
+
+    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        """The sum y + h sum_j weights_j k_j; the float that a joint step would use is not looked at."""
+        return torch.addcmul(y, self.h, self._sum(weights))
+
+    def combined(self, weights: Row, h: float) -> Tensor:
+        """The sum h sum_j weights_j k_j."""
+        return self.h * self._sum(weights)
+
+    def rows(self, y: Tensor, weights: Tensor) -> Tensor:
+        """States of pairs of sample and time are not rows of a batch: `per_sample.py` forms them."""
+        raise AssertionError("not used per sample")
+
+    def _sum(self, weights: Row) -> Tensor:
+        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
+        total = used[0][1] * used[0][0]
+        for weight, k in used[1:]:
+            total = torch.add(total, k, alpha=weight)
+        return total
