@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class StochasticRungeKutta:
         self.field, self.diffusion = drift, diffusion
         self.tableau = tableau
         self.controller = tableau.controller
+        self.reach = max(1.0, *tableau.c0, *tableau.c1)
         self.rtol, self.atol = solver.rtol, solver.atol
         self.noise = noise
         self.weights = noise_weights(tableau, y0)
@@ -96,7 +98,7 @@ class StochasticRungeKutta:
         self.known = (f0, g0)
         slope = _larger(f0, NOISE_SIZE * g0)
         d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
-        if not math.isfinite(d1):
+        if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
                 f"the dynamics are not finite at the start: {bad} of {y.numel()} components of drift and diffusion"
@@ -188,10 +190,11 @@ class StochasticRungeKutta:
     def diagnosis(self) -> Diagnosis:
         """Where the last attempt's trouble sits."""
         _, h, y, noise, step = self.at
-        for name, stages in (("drift", step.drifts), ("diffusion", step.diffusions)):
-            bad = int((~torch.isfinite(stages[-1])).sum())
-            if bad:
-                return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
+        for stages in zip_longest(step.drifts, step.diffusions):  # the first one spoils all that follow
+            for name, stage in zip(("drift", "diffusion"), stages, strict=True):
+                bad = 0 if stage is None else int((~torch.isfinite(stage)).sum())
+                if bad:
+                    return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
         if not self.tableau.estimates_error:
             return Diagnosis(f"{int((~torch.isfinite(step.y1)).sum())} of {y.numel()} components of the state")
         worst = scaled_error(self.tableau, y, h, noise, step, self.rtol, self.atol).abs().reshape(-1)

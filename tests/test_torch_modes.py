@@ -1,0 +1,164 @@
+"""Modes of torch around a solve, autograd inside a field, and what stays behind after a solve."""
+
+from __future__ import annotations
+
+import gc
+import math
+
+import pytest
+import torch
+
+import regnde
+from problems import exp_decay, harmonic
+from regnde import SDE, ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
+from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER
+
+pytestmark = pytest.mark.timeout(20)
+
+ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
+
+
+def f64(values: object) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# --- case 11: components at rest -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_case_11_one_component_rests(method: str, gradient: str) -> None:
+    w = f64(0.0).requires_grad_()
+    y0 = f64([1.0, 0.0, 0.0]).requires_grad_()
+    sol = regnde.solve(
+        lambda t, y: torch.stack([-y[0], w * y[1], 0 * y[2]]),
+        y0,
+        [0.0, 1.0],
+        Solver(method=method, gradient=gradient),
+        record="all",
+    )
+    loss = sol.y1.sum() + ErrorPenalty()(sol) + SquaredErrorPenalty("max")(sol)
+    if method != "bs3":
+        assert sol.steps.stiffness.tolist() == pytest.approx([1.0] * len(sol.steps), rel=1e-5)
+        loss = loss + StiffnessPenalty()(sol)
+    of_w, of_y0 = torch.autograd.grad(loss, [w, y0])
+    assert float(of_w) == 0.0
+    assert of_y0[1:].tolist() == pytest.approx([1.0, 1.0], rel=GRADIENT)
+    assert torch.isfinite(of_y0).all()
+
+
+# --- case 17: nothing stays behind -----------------------------------------------------------------
+
+
+def live() -> int:
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+def test_case_17_no_leaks_from_failed_solves(gradient: str) -> None:
+    w = torch.ones((), requires_grad=True)
+
+    def fail(i: int) -> None:
+        with pytest.raises(regnde.SolveError):
+            regnde.solve(lambda t, y: w * y * y, torch.ones(2), [0, 2], Solver(max_steps=20, gradient=gradient))
+        with pytest.raises(TypeError):
+            regnde.solve(lambda t, y: None, torch.ones(2), [0, 2], Solver(gradient=gradient))
+
+    fail(0)
+    gc.collect()
+    before = live()
+    for i in range(20):
+        fail(i)
+    gc.collect()  # an exception and its traceback refer to each other: that much is Python's
+    assert live() <= before
+
+
+# --- modes of torch --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", ["none", "all", Local(seed=0)], ids=str)
+def test_inference_mode(record: regnde.Local | str) -> None:
+    for method in ADAPTIVE:
+        outside = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 0.5, 1.0], Solver(method=method), record=record)
+        with torch.inference_mode():
+            y0 = f64([1.0, 0.0])
+            inside = regnde.solve(harmonic, y0, [0.0, 0.5, 1.0], Solver(method=method), record=record)
+            mutated = regnde.solve(lambda t, y: y.mul_(-1), y0, [0.0, 0.5, 1.0], Solver(method=method))
+            noisy = regnde.solve(SDE(exp_decay, lambda t, y: 0.1 * y), y0, [0.0, 1.0])
+            assert y0.tolist() == [1.0, 0.0]
+        torch.testing.assert_close(inside.ys.clone(), outside.ys, rtol=ROUNDING, atol=ROUNDING)
+        torch.testing.assert_close(mutated.y1[0].clone(), f64(math.exp(-1)), rtol=1e-5, atol=0)
+        assert torch.isfinite(noisy.y1).all()
+
+
+def test_no_grad_with_tensors_that_require_it() -> None:
+    y0 = torch.ones(2, requires_grad=True)
+    with torch.no_grad():
+        sol = regnde.solve(exp_decay, y0, torch.tensor([0.0, 1.0], requires_grad=True), record="all")
+    assert not sol.y1.requires_grad
+    assert not sol.steps.error.requires_grad
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+def test_autograd_inside_the_field(gradient: str, grad: bool) -> None:
+    """A gradient flow, whose field differentiates a potential: peers' adjoints run it without a graph and fail."""
+
+    def by_grad(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = y if y.requires_grad else y.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(x.square().sum() / 2, x, create_graph=True)
+        return -slope
+
+    def by_func(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return -torch.func.grad(lambda x: x.square().sum() / 2)(y)
+
+    # torch.func refuses to run inside torch's own checkpoints, and says so
+    for field in (by_grad,) if grad and gradient == "checkpoint" else (by_grad, by_func):
+        y0 = f64([1.0, 2.0]).requires_grad_(grad)
+        with torch.set_grad_enabled(grad):
+            y1 = regnde.solve(field, y0, [0.0, 1.0], Solver(gradient=gradient)).y1
+        torch.testing.assert_close(y1.detach(), y0.detach() / math.e, rtol=1e-5, atol=0)
+        if grad:
+            slope = torch.autograd.grad(y1.sum(), y0)[0]
+            torch.testing.assert_close(slope, torch.full_like(slope, math.exp(-1)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, from its functorch
+def test_torch_func() -> None:
+    def end(w: torch.Tensor) -> torch.Tensor:
+        return regnde.solve(lambda t, y: w * y, f64(1.0), [0.0, 1.0], Solver(rtol=1e-9, atol=1e-9)).y1
+
+    w = f64(2.0)
+    assert float(torch.func.grad(end)(w)) == pytest.approx(math.exp(2), rel=SOLVER * 1e-9)
+    assert float(torch.func.grad(torch.func.grad(end))(w)) == pytest.approx(math.exp(2), rel=SOLVER * 1e-9)
+    c, s = math.cos(1), math.sin(1)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        got = jacobian(lambda y0: regnde.solve(harmonic, y0, [0.0, 1.0]).y1)(f64([1.0, 2.0]))
+        torch.testing.assert_close(got, f64([[c, s], [-s, c]]), rtol=1e-4, atol=1e-5)
+
+    layer = regnde.nn.NeuralODE(regnde.nn.MLP([2, 4, 2]), record="all")
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        sol = torch.func.functional_call(layer, parameters, (torch.ones(3, 2),))
+        return sol.y1.sum() + ErrorPenalty()(sol)
+
+    gradients = torch.func.grad(loss)(dict(layer.named_parameters()))
+    loss(dict(layer.named_parameters())).backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_what_torch_func_can_not_do_is_loud() -> None:
+    with pytest.raises(RuntimeError, match="saved tensor hooks"):
+        torch.func.grad(lambda y: regnde.solve(exp_decay, y, [0, 1], Solver(gradient="checkpoint")).y1.sum())(
+            torch.ones(2)
+        )
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda y: regnde.solve(exp_decay, y, [0.0, 1.0]).y1)(torch.ones(3, 2))
+
+
+def test_same_solve_twice_is_bit_equal() -> None:
+    first, second = (regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 5.0], record="all") for _ in range(2))
+    torch.testing.assert_close(first.ys, second.ys, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(first.steps.error, second.steps.error, rtol=EXACT, atol=EXACT)
