@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import regnde
+
 SPIRAL = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 
 
@@ -88,3 +90,55 @@ def small_net(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 SMALL_P = torch.tensor([1.3, 0.4, -2.1, 0.7, 1.6, 0.1], dtype=torch.float64)
 SMALL_Y0 = torch.tensor([[1.0, -0.5], [0.3, 0.8]], dtype=torch.float64)
+
+
+# --- SDEs ----------------------------------------------------------------------------------------
+
+
+def golden_sde() -> regnde.SDE:
+    """The problem of tests/golden/sde_steps.json."""
+    return regnde.SDE(spiral, lambda t, y: 0.2 * y)
+
+
+def geometric(mu: float = 0.4, sigma: float = 0.5) -> regnde.SDE:
+    """Geometric Brownian motion, y = y0 exp((mu - sigma^2/2) t + sigma W)."""
+    return regnde.SDE(lambda t, y: mu * y, lambda t, y: sigma * y)
+
+
+def bounded(a: float = 0.6) -> regnde.SDE:
+    """A nonlinear one with y = ((1 + y0) e^(2 a W) + y0 - 1) / ((1 + y0) e^(2 a W) + 1 - y0).
+
+    P. E. Kloeden, E. Platen, Numerical Solution of Stochastic Differential Equations, 4.4.
+    """
+    return regnde.SDE(lambda t, y: -(a**2) * y * (1 - y**2), lambda t, y: a * (1 - y**2))
+
+
+def growing_noise(a: float = 0.3, b: float = 0.5) -> regnde.SDE:
+    """Additive noise and time in both fields: y = y0 / (1 + t) + b (t + a W) / (1 + t).
+
+    A. Roessler, SIAM J. Numer. Anal. 48 (2010), (6.5) has it with sqrt(1 + t).
+    """
+    return regnde.SDE(
+        lambda t, y: (b - y) / (1 + t),
+        lambda t, y: a * b / (1 + t) * torch.ones_like(y),
+    )
+
+
+def lagging(additive: bool = False) -> regnde.SDE:
+    """Drift and diffusion that do not commute: the solution is no function of W(t), it takes its whole path."""
+    return regnde.SDE(
+        lambda t, y: 1.5 * (torch.cos(3 * t) - y),
+        lambda t, y: torch.full_like(y, 0.7) if additive else 0.7 * torch.sqrt(1 + y**2),
+    )
+
+
+def small_sde(p: Tensor) -> regnde.SDE:
+    """Time-dependent drift and diffusion of two components with ten parameters, for finite differences."""
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        return torch.sin(torch.stack([p[6] * y[..., 0] + p[7] * t, p[8] * y[..., 1] * y[..., 0] + p[9]], -1))
+
+    return regnde.SDE(small_net(p[:6]), diffusion)
+
+
+SMALL_SDE_P = torch.cat([SMALL_P, torch.tensor([0.4, 0.3, 0.5, 0.2], dtype=torch.float64)])

@@ -1,0 +1,263 @@
+"""The Brownian path: its law, and that it is a function of its arguments alone."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+import random
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regnde import BrownianPath
+from tolerances import ROUNDING, STANDARD_ERRORS
+
+N = 100_000  # independent entries: the samples of every statistic
+TIMES = (0.0, 0.37, 0.4, 0.7071, 1.3, 2.0)
+
+
+def samples(*intervals: tuple[float, float], resolution: float = 0.01, seed: int = 1) -> list[torch.Tensor]:
+    """W and H over each interval, scaled to variance 1, as a flat list of tensors of shape (N,)."""
+    path = BrownianPath(0.0, 2.0, (N,), seed=seed, resolution=resolution)
+    out = []
+    for s, t in intervals:
+        w, h = path.increment(s, t)
+        out += [w / math.sqrt(t - s), h / math.sqrt((t - s) / 12)]
+    return out
+
+
+def assert_close_to(values: torch.Tensor, expected: float) -> None:
+    """The mean of independent values within the standard errors that tolerances.py allows."""
+    error = float(values.std()) / math.sqrt(len(values))
+    assert abs(float(values.mean()) - expected) < STANDARD_ERRORS * error
+
+
+def assert_standard_normals(variables: list[torch.Tensor]) -> None:
+    """Means, covariances and fourth moments of independent standard normals."""
+    for i, x in enumerate(variables):
+        assert_close_to(x, 0.0)
+        assert_close_to(x**4, 3.0)
+        for y in variables[: i + 1]:
+            assert_close_to(x * y, float(x is y))
+        for y in variables[:i]:
+            assert_close_to(x**2 * y**2, 1.0)
+
+
+@pytest.mark.parametrize("interval", [(0.0, 2.0), (0.0, 1.0), (0.3, 1.7), (0.123, 0.2), (1.99, 2.0)])
+def test_law_of_one_interval(interval: tuple[float, float]) -> None:
+    """W ~ N(0, h) and H ~ N(0, h/12), independent."""
+    assert_standard_normals(samples(interval))
+
+
+def test_law_of_neighbours() -> None:
+    """W and H of five adjacent intervals, none of them dyadic: all independent."""
+    assert_standard_normals(samples(*itertools.pairwise(TIMES)))
+
+
+@pytest.mark.parametrize("resolution", [2.0, 1.0, 0.1, 1e-6])
+def test_law_does_not_depend_on_the_resolution(resolution: float) -> None:
+    """One time inside a leaf is exact, however long the leaf: here up to the whole span."""
+    inner = 0.77
+    assert_standard_normals(samples((0.0, inner), (inner, 2.0), resolution=resolution))
+
+
+def test_law_of_adjacent_leaves() -> None:
+    """Two times inside neighbouring leaves."""
+    assert_standard_normals(samples((0.0, 0.9), (0.9, 1.1), (1.1, 2.0), resolution=1.0))
+
+
+def test_covariance_of_the_path() -> None:
+    """Cov(W_s, W_t) = min(s, t)."""
+    path = BrownianPath(0.0, 2.0, (N,), seed=2, resolution=0.01)
+    for s in TIMES[1:]:
+        for t in TIMES[1:]:
+            assert_close_to(path(s) * path(t), min(s, t))
+
+
+def test_bridges_are_independent() -> None:
+    """What the path does inside an interval, beside its chord, has nothing to do with any other interval."""
+    path = BrownianPath(0.0, 2.0, (N,), seed=3, resolution=0.01)
+    bridges = []
+    for s, t in ((0.1, 0.5), (0.5, 1.3), (1.3, 1.9)):
+        for x in (0.2, 0.7):
+            inner = s + x * (t - s)
+            bridges.append((s, t, x, path(inner) - path(s) - x * (path(t) - path(s))))
+    for s, t, x, bridge in bridges:
+        assert_close_to(bridge**2, x * (1 - x) * (t - s))
+        for u, v in ((0.1, 0.5), (0.5, 1.3), (1.3, 1.9)):
+            assert_close_to(bridge * path.increment(u, v).w, 0.0)
+        for u, _, _, other in bridges:
+            if u != s:
+                assert_close_to(bridge * other, 0.0)
+
+
+def test_midpoint_given_the_interval() -> None:
+    """W at the midpoint given (W, H): mean W/2 + 3/2 H, variance h/16 (Foster, Lyons, Oberhauser 2020)."""
+    path = BrownianPath(0.0, 2.0, (N,), seed=4, resolution=0.01)
+    s, t = 0.31, 1.77
+    w, area = path.increment(s, t)
+    rest = path((s + t) / 2) - path(s) - w / 2 - 1.5 * area
+    assert_close_to(rest, 0.0)
+    assert_close_to(rest**2, (t - s) / 16)
+    assert_close_to(rest * w, 0.0)
+    assert_close_to(rest * area, 0.0)
+
+
+def test_area_is_the_integral_of_the_path() -> None:
+    """H = (1/h) int (W_u - W_s - chord) du, by the trapezoidal rule on ever finer points."""
+    path = BrownianPath(0.0, 1.0, (500,), seed=5, resolution=1e-5)
+    s, t = 0.2, 0.9
+    w, area = path.increment(s, t)
+    errors = []
+    for count in (16, 64, 256):
+        inner = [s + (t - s) * i / count for i in range(count + 1)]
+        above = torch.stack([path(u) - path(s) - (u - s) / (t - s) * w for u in inner])
+        errors.append(float((above[1:].mean(0) - area).square().mean().sqrt()))
+    for count, error in zip((16, 64, 256), errors, strict=True):  # each piece adds its own H, of variance h/12
+        expected = math.sqrt((t - s) / 12) / count
+        assert error == pytest.approx(expected, rel=STANDARD_ERRORS / math.sqrt(2 * 500))
+
+
+times = st.floats(0.0, 2.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(times, min_size=3, max_size=3, unique=True))
+def test_increments_add_up(three: list[float]) -> None:
+    """W and the integral of the path are additive to rounding, for any times whatever."""
+    s, u, t = sorted(three)
+    path = BrownianPath(0.0, 2.0, (4,), seed=6)
+    first, second, whole = path.increment(s, u), path.increment(u, t), path.increment(s, t)
+    torch.testing.assert_close(first.w + second.w, whole.w, rtol=0, atol=ROUNDING)
+    integral = (u - s) * (first.w / 2 + first.h) + (t - u) * (first.w + second.w / 2 + second.h)
+    torch.testing.assert_close(integral, (t - s) * (whole.w / 2 + whole.h), rtol=0, atol=ROUNDING)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(times, min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_case_20b_queries_in_any_order_see_one_path(asked: list[float], order: random.Random) -> None:
+    """Bit for bit, whatever was asked before."""
+    path = BrownianPath(0.0, 2.0, (3,), seed=7)
+    seen = {t: path(t) for t in asked}
+    shuffled = sorted(asked, key=lambda _: order.random())
+    again = BrownianPath(0.0, 2.0, (3,), seed=7)
+    for t in shuffled + shuffled[::-1]:
+        assert torch.equal(again(t), seen[t])
+        assert torch.equal(again(t), BrownianPath(0.0, 2.0, (3,), seed=7)(t))
+
+
+def test_one_path_under_grad_dtype_threads_and_copies() -> None:
+    make = lambda: BrownianPath(0.0, 1.0, (2, 3), seed=8)  # noqa: E731 - one line reads best
+    w, h = make().increment(0.25, 0.6)
+    outcomes = [make().increment(0.25, 0.6), copy.deepcopy(make()).increment(0.25, 0.6)]
+    warm = make()
+    warm(0.9)
+    outcomes.append(pickle.loads(pickle.dumps(warm)).increment(0.25, 0.6))
+    with torch.inference_mode():
+        outcomes.append(make().increment(0.25, 0.6))
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    outcomes.append(make().increment(0.25, 0.6))
+    torch.set_default_dtype(default)
+    shared, found = make(), []
+    ask = lambda: found.extend(shared.increment(0.25, 0.25 + 0.35 * i / 20) for i in range(1, 21))  # noqa: E731
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(20):
+        outcomes_i = [pair for k, pair in enumerate(sorted(found, key=lambda p: float(p.w.sum()))) if k // 4 == i]
+        assert all(torch.equal(a.w, b.w) and torch.equal(a.h, b.h) for a in outcomes_i for b in outcomes_i)
+    for other in outcomes:
+        assert torch.equal(other.w, w)
+        assert torch.equal(other.h, h)
+    assert w.dtype == h.dtype == torch.float64
+    assert w.shape == h.shape == (2, 3)
+
+
+def test_results_are_the_callers_own() -> None:
+    """Writing to a result does not touch the path."""
+    path = BrownianPath(0.0, 1.0, (2,), seed=9)
+    before = path(0.5).clone()
+    path(0.5).zero_()
+    path.increment(0.0, 0.5).w.zero_()
+    assert torch.equal(path(0.5), before)
+
+
+def test_seeds_and_branches_are_different_paths() -> None:
+    path = BrownianPath(0.0, 1.0, (N,), seed=12, resolution=0.1)
+    for other in (path.independent(), path.independent(2), BrownianPath(0.0, 1.0, (N,), seed=13, resolution=0.1)):
+        for interval in ((0.0, 1.0), (0.3, 0.8)):
+            mine, theirs = path.increment(*interval), other.increment(*interval)
+            for a in mine:
+                for b in theirs:
+                    assert_close_to(a * b, 0.0)
+
+
+def test_default_seed_comes_from_torch() -> None:
+    values = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        values.append(BrownianPath(0.0, 1.0, (2,))(1.0))
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (5, 2), (3, 1, 2)])
+def test_any_shape(shape: tuple[int, ...]) -> None:
+    path = BrownianPath(-1.0, 3.0, shape, seed=0)
+    assert path(0.3).shape == path.increment(-1.0, 3.0).h.shape == shape
+    assert not path(-1.0).any()
+    assert not path.increment(0.5, 0.5).h.any()
+
+
+def test_cost_of_a_query_does_not_grow_with_their_number() -> None:
+    """Bounded memory: what is kept is the way to the last point, whatever has been asked."""
+    path = BrownianPath(0.0, 1.0, (10,), seed=0)
+    path(0.5)
+    kept = path._tree.nodes.nbytes
+    for i in range(2000):
+        path(i / 2000)
+    assert path._tree.nodes.nbytes == kept == 48 * (path.depth + 1) * 10
+    assert len(path._recent) <= 4
+
+
+def test_resolves_says_which_intervals_have_their_exact_law() -> None:
+    path = BrownianPath(0.0, 1.0, (2,), resolution=0.25)
+    assert path.resolution == 0.25
+    assert not path.resolves(0.3, 0.4)
+    assert path.resolves(0.25, 0.3)
+    assert path.resolves(0.3, 0.5)
+    assert path.resolves(0.4, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((1.0, 1.0, ()), {}, "t0 < t1"),
+        ((1.0, 0.0, ()), {}, "t0 < t1"),
+        ((0.0, math.inf, ()), {}, "finite"),
+        ((0.0, 1.0, ()), {"seed": -1}, "seed=-1"),
+        ((0.0, 1.0, ()), {"seed": 2**64}, "seed="),
+        ((0.0, 1.0, ()), {"resolution": 0.0}, "above zero"),
+        ((0.0, 1.0, ()), {"resolution": 1e-30}, "clock"),
+    ],
+)
+def test_refuses(arguments: tuple, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BrownianPath(*arguments, **options)
+
+
+def test_refuses_times_outside_and_out_of_order() -> None:
+    path = BrownianPath(0.0, 1.0, (2,))
+    for t in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="outside"):
+            path(t)
+    with pytest.raises(ValueError, match="earlier time first"):
+        path.increment(0.6, 0.5)
