@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regnde._equation import SDE
+from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 
-__all__ = ["MLP", "NeuralODE"]
+__all__ = ["MLP", "NeuralODE", "NeuralSDE"]
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -107,6 +109,54 @@ class NeuralODE(nn.Module):
         """Solves from y0, any shape, at the layer's times or at `ts` instead."""
         record = self.record if self.training else "none"
         return solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
+
+    def extra_repr(self) -> str:
+        """Times, solver and record, for the module's repr."""
+        return f"ts={self.ts}, solver={self.solver}, record={self.record!r}"
+
+
+class NeuralSDE(nn.Module):
+    """A drift, a diffusion and how to solve them, as a layer that maps an initial state to a `Solution`.
+
+    For many trajectories from one state, expand it: all are one system with one step size, and
+    every entry has noise of its own.
+
+    Args:
+        drift: f(t, y), usually a module; its parameters are the layer's.
+        diffusion: g(t, y), likewise, multiplying a Wiener process entry by entry.
+        ts: save times, increasing, in units of time.
+        solver: method, tolerances, gradient, engine.
+        record: what to record in training mode; nothing is recorded after `.eval()`.
+
+    Example:
+        >>> layer = NeuralSDE(MLP([2, 16, 2]), MLP([2, 2]), record="all")
+        >>> solution = layer(torch.zeros(2).expand(100, 2))
+        >>> solution.y1.shape, len(solution.steps) == solution.stats.accepted
+        (torch.Size([100, 2]), True)
+    """
+
+    def __init__(
+        self,
+        drift: Callable[[Tensor, Tensor], Tensor],
+        diffusion: Callable[[Tensor, Tensor], Tensor],
+        ts: Sequence[float] = (0.0, 1.0),
+        solver: Solver | None = None,
+        record: Record = "none",
+    ) -> None:
+        super().__init__()
+        self.drift = drift
+        self.diffusion = diffusion
+        self.ts = tuple(float(t) for t in ts)
+        self.solver = Solver() if solver is None else solver
+        self.record = record
+
+    def forward(
+        self, y0: Tensor, ts: Sequence[float] | Tensor | None = None, *, noise: BrownianPath | None = None
+    ) -> Solution:
+        """Solves from y0, any shape, at the layer's times or at `ts` instead, along a new path or along `noise`."""
+        record = self.record if self.training else "none"
+        times = self.ts if ts is None else ts
+        return solve(SDE(self.drift, self.diffusion), y0, times, self.solver, record=record, noise=noise)
 
     def extra_repr(self) -> str:
         """Times, solver and record, for the module's repr."""
