@@ -38,6 +38,8 @@ class Solver:
             the leading dimension has its own clock, steps and records (torch engine, adaptive methods).
             The field is then called as f(t, y), or f(t, y, samples) if it takes three arguments, with the
             samples still under way: t has shape (b, 1, ..., 1) and broadcasts against y.
+        compile: run each step as one program made by torch.compile (torch engine, joint batches). Pays for
+            many solves of one field with fixed shapes; the first step waits for the compiler.
         engine: `"auto"`, `"torch"` or `"julia"`. The environment variable `REGNDE_ENGINE` replaces `"auto"`.
 
     Raises:
@@ -56,6 +58,7 @@ class Solver:
     gradient: Gradient = "discrete"
     engine: Literal["auto", "torch", "julia"] = "auto"
     batch: Literal["joint", "per-sample"] = "joint"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -72,6 +75,11 @@ class Solver:
             raise ValueError(f"Solver(max_steps={self.max_steps}): give at least 1.")
         if self.gradient not in GRADIENTS:
             raise ValueError(f"Solver(gradient={self.gradient!r}): choose one of {', '.join(GRADIENTS)}.")
+        if self.compile and (self.gradient == "checkpoint" or self.batch == "per-sample"):
+            raise ValueError(
+                "Solver(compile=True) goes with gradient='discrete' and batch='joint': a recomputed step and a "
+                "shrinking batch would be compiled again and again."
+            )
         if self.batch not in ("joint", "per-sample"):
             raise ValueError(f"Solver(batch={self.batch!r}): choose 'joint' or 'per-sample'.")
         if self.engine not in ENGINES:
@@ -97,6 +105,7 @@ class Solver:
             gradient=self.gradient,
             engine=self.engine,
             batch=self.batch,
+            compile=self.compile,
         )
 
 
@@ -112,6 +121,7 @@ class ResolvedSolver:
     gradient: Gradient
     engine: str
     batch: str = "joint"
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if known[solver.method].controller and solver.atol == 0 and bool((request.y0 == 0).any()):
             return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
+        if sde and solver.compile:
+            return "compile=True is for ODEs."
         if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
             return why
         if known[solver.method].controller is None:

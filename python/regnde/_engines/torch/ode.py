@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
@@ -59,19 +60,38 @@ class _Piece:
     atol: float
     differentiable_error: bool
     stiffness: bool
+    compiled: bool
 
     def step(
         self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
     ) -> tuple[Taken, Estimates]:
         """Fills the stages; the estimates carry a graph only where they are recorded."""
         tableau, error, stiffness = self.tableau, None, None
-        stages.start(self.field(times[0], y) if first is None else first)
+        if first is None:
+            first = self.field(times[0], y)
+        if self.compiled:
+            return self._compiled_step(stages, h, times, y, first)
+        stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
         if tableau.btilde is not None:
             with torch.set_grad_enabled(self.differentiable_error):
                 error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
         if self.stiffness:
             stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
+        return taken, (error, stiffness)
+
+    def _compiled_step(
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
+    ) -> tuple[Taken, Estimates]:
+        size = torch.tensor(h, dtype=y.real.dtype, device=y.device)
+        options = (self.rtol, self.atol, self.differentiable_error, self.stiffness)
+        taken, known, error, stiffness = compiled_step(
+            self.field.function, self.tableau, y, first, size, torch.stack(tuple(times)), *options
+        )
+        self.field.calls += self.tableau.stages - 1
+        stages.start(known[0])
+        for k in known[1:]:
+            stages.push(k)
         return taken, (error, stiffness)
 
     def listed_step(
@@ -120,6 +140,7 @@ class RungeKutta:
             atol=solver.atol,
             differentiable_error=self.graph and self.record_error,
             stiffness=record and tableau.stiffness_pair,
+            compiled=solver.compile,
         )
         self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
         self.first: Tensor | None = None  # the FSAL stage carried over from the step before

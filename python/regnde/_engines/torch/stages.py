@@ -64,6 +64,10 @@ class ListStages:
     def combined(self, weights: Row, h: float) -> Tensor:
         used = [(weight, k) for weight, k in zip(weights, self.stages, strict=True) if weight]
         total = used[0][1] * (h * used[0][0])
+        if not torch.is_grad_enabled():
+            for weight, k in used[1:]:
+                total.add_(k, alpha=h * weight)
+            return total
         for weight, k in used[1:]:
             total = torch.add(total, k, alpha=h * weight)
         return total
@@ -85,29 +89,34 @@ class BufferStages:
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         count = tableau.stages + len(tableau.extra_a)
         self.buffer = torch.empty((count, y.numel()), dtype=y.dtype, device=y.device)
+        self.stages = [row.view(y.shape) for row in self.buffer]
         self.transposed = [self.buffer[:i].T for i in range(count + 1)]
         self.shape = y.shape
         self.filled = 0
+        self.y, self.flat = y, y.reshape(-1)
         rows = {*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])}
         self.weights = {row: torch.tensor(row, dtype=y.dtype, device=y.device) for row in rows if row}
 
     def start(self, first: Tensor) -> None:
-        self.buffer[0].copy_(first.reshape(-1))
+        self.stages[0].copy_(first)
         self.filled = 1
 
     def push(self, k: Tensor) -> None:
-        self.buffer[self.filled].copy_(k.reshape(-1))  # a copy: a field may hand out its own buffer
+        self.stages[self.filled].copy_(k)  # a copy: a field may hand out its own buffer
         self.filled += 1
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.buffer[index].reshape(self.shape)
+        return self.stages[index]
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        stages = self.transposed[len(weights)]
-        return torch.addmv(y.reshape(-1), stages, self.weights[weights], alpha=h).reshape(self.shape)
+        if y is not self.y:  # one state serves all stages of a step
+            self.y, self.flat = y, y.reshape(-1)
+        moved: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], alpha=h)
+        return moved.view(self.shape)
 
     def combined(self, weights: Row, h: float) -> Tensor:
-        return torch.mv(self.transposed[len(weights)], self.weights[weights]).mul_(h).reshape(self.shape)
+        total: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], beta=0, alpha=h)
+        return total.view(self.shape)
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])

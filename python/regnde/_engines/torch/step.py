@@ -80,8 +80,10 @@ def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: flo
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    tolerance = torch.maximum(y.abs(), y1.abs()) * rtol + atol
-    return stages.combined(tableau.btilde, h) / tolerance
+    largest = torch.maximum(y.abs(), y1.abs())
+    if torch.is_grad_enabled():
+        return stages.combined(tableau.btilde, h) / (largest * rtol + atol)
+    return stages.combined(tableau.btilde, h).div_(largest.mul_(rtol).add_(atol))
 
 
 def error_estimate(

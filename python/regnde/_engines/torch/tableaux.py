@@ -6,6 +6,7 @@ Sources, retyped:
           of E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, II.6.
   bs3     P. Bogacki, L. F. Shampine, Appl. Math. Lett. 2 (1989) 321-325.
   vern7   J. H. Verner, Numer. Algorithms 53 (2010) 383-396, the "most efficient" 7(6) pair and interpolant.
+  heun2, heun3, rk4, rk38   K. Heun 1900, W. Kutta 1901, as in Hairer, Norsett, Wanner I, II.1; rk38 is the 3/8 rule.
 The step control defaults and stability sizes are OrdinaryDiffEq.jl's (v7).
 """
 
@@ -474,8 +475,17 @@ _ALL = (
     ),
     _fixed("euler", 1, ((),), (0.0,), (1.0,)),
     _fixed("midpoint", 2, ((), (1 / 2,)), (0.0, 1 / 2), (0.0, 1.0)),
+    _fixed("heun2", 2, ((), (1.0,)), (0.0, 1.0), (1 / 2, 1 / 2)),
+    _fixed("heun3", 3, ((), (1 / 3,), (0.0, 2 / 3)), (0.0, 1 / 3, 2 / 3), (1 / 4, 0.0, 3 / 4)),
     _fixed(
         "rk4", 4, ((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (0.0, 1 / 2, 1 / 2, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    ),
+    _fixed(
+        "rk38",
+        4,
+        ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+        (0.0, 1 / 3, 2 / 3, 1.0),
+        (1 / 8, 3 / 8, 3 / 8, 1 / 8),
     ),
 )
 
