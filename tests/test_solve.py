@@ -15,7 +15,7 @@ from regnde import Local, Solver
 from tolerances import EXACT, ORDER, ROUNDING, SOLVER
 
 ADAPTIVE = ("tsit5", "bs3", "dp5", "vern7")
-FIXED = {"euler": 1, "midpoint": 2, "rk4": 4}
+FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "rk38": 4}
 
 
 def f64(values: object) -> torch.Tensor:
@@ -53,7 +53,9 @@ def test_order_of_one_step(method: str, order: int) -> None:
 @pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
 def test_order_of_dense_output(method: str) -> None:
     """States inside a step are as good as the field's order, or the interpolant's, allows."""
-    expected = {"tsit5": 5, "dp5": 5, "bs3": 4, "vern7": 8, "euler": 2, "midpoint": 3, "rk4": 4}[method]
+    expected = {"tsit5": 5, "dp5": 5, "bs3": 4, "vern7": 8, "euler": 2, "rk4": 4, "rk38": 4}
+    expected |= {"midpoint": 3, "heun2": 3, "heun3": 4}
+    expected = expected[method]
     problem, errors = SMOOTH[2], []
     sizes = [0.8 * 0.75**i for i in range(6)]
     for h in sizes:

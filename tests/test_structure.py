@@ -32,6 +32,8 @@ ALLOWED = {
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
     "_solve": BASE | {"_engines", "_engines.base"},
+    "_dropin": BASE | {"_solve"},
+    "_dropin_sde": BASE | {"_solve"},
     "_penalty": {"_solution"},
     "_fit": {"_penalty", "_solution"},
     "plot": {"_solution"},

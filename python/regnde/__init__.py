@@ -1,6 +1,8 @@
 """regnde: neural ODEs and SDEs that are cheap to solve."""
 
 from regnde import nn
+from regnde._dropin import odeint, odeint_adjoint
+from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
 from regnde._errors import (
     EngineUnavailable,
@@ -44,6 +46,9 @@ __all__ = [
     "anneal",
     "fit",
     "nn",
+    "odeint",
+    "odeint_adjoint",
+    "sdeint",
     "solve",
     "steer",
 ]

@@ -1,0 +1,264 @@
+"""The drop-ins: what they cover against exact solutions and, where installed, against the packages they stand for."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import pytest
+import torch
+
+import regnde
+from problems import exp_decay
+from tolerances import EXACT, ROUNDING, SOLVER
+
+pytestmark = pytest.mark.timeout(60)
+
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
+ADAPTIVE = ("dopri5", "tsit5", "bosh3")
+STEPS = (None, {"step_size": 0.13}, {"step_size": 0.13, "interp": "cubic"})
+
+
+def f64(values: object) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def peer(name: str) -> ModuleType:
+    return pytest.importorskip(name, reason=f"{name} is not installed (pip install regnde[bench])")
+
+
+def swinging(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.stack([y[1], -y[0] * (1 + 0.1 * torch.sin(t))])
+
+
+@pytest.mark.parametrize("solve", [regnde.odeint, regnde.odeint_adjoint])
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_decay_and_its_gradients(method: str, solve) -> None:
+    w, y0 = f64(-1.0).requires_grad_(), f64([1.0, 2.0]).requires_grad_()
+    t = torch.linspace(0, 1, 201, dtype=torch.float64).requires_grad_()
+    ys = solve(lambda t, y: w * y, y0, t, method=method)
+    rel = 5e-3 if method == "euler" else 1e-4
+    torch.testing.assert_close(ys, torch.exp(-t)[:, None] * y0, rtol=rel, atol=0)
+    of_w, of_y0, of_t = torch.autograd.grad(ys[-1, 0], [w, y0, t])
+    e = math.exp(-1)
+    assert float(of_w) == pytest.approx(e, rel=2 * rel)
+    assert of_y0.tolist() == pytest.approx([e, 0.0], rel=2 * rel)
+    assert float(of_t[-1]) == pytest.approx(-e, rel=2 * rel)
+    assert float(of_t[0]) == pytest.approx(e, rel=2 * rel)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_against_torchdiffeq(method: str, backwards: bool) -> None:
+    """Fixed methods to rounding, with every way of stepping; adaptive ones to their tolerance."""
+    theirs = peer("torchdiffeq")
+    y0, t = f64([1.0, 0.0]), torch.linspace(0, 2, 7, dtype=torch.float64)
+    t = t.flip(0) if backwards else t
+    for options in STEPS if method in FIXED else (None,):
+        known = method if method != "tsit5" else "dopri5"  # the released torchdiffeq has no tsit5 yet
+        expected = theirs.odeint(swinging, y0, t, method=known, options=options)
+        got = regnde.odeint(swinging, y0, t, method=method, options=options)
+        tolerance = ROUNDING if method in FIXED else 1e-4 if method == "bosh3" else 10 * SOLVER * 1e-9
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_tuples_of_tensors(method: str) -> None:
+    y0 = (f64(1.0), f64([[1.0, 2.0]]).requires_grad_(), f64([]))
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    a, b, c = regnde.odeint(lambda t, y: (-y[0], -2 * y[1], y[2]), y0, t, method=method)
+    assert (a.shape, b.shape, c.shape) == ((101,), (101, 1, 2), (101, 0))
+    torch.testing.assert_close(a, torch.exp(-t), rtol=1e-6, atol=0)
+    (slope,) = torch.autograd.grad(b[-1].sum(), y0[1])
+    torch.testing.assert_close(slope, torch.full_like(slope, math.exp(-2)), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="func returned shapes"):
+        regnde.odeint(lambda t, y: (-y[1], -y[0], y[2]), y0, t, method=method)
+    with pytest.raises(TypeError, match="tensor or a tuple"):
+        regnde.odeint(lambda t, y: y, [1.0], t)
+
+
+def test_grid_constructor_and_first_step() -> None:
+    seen = []
+
+    def grid(func, y0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(t.tolist())
+        return torch.linspace(0, 1, 11)
+
+    y0 = torch.tensor(1.0, requires_grad=True)
+    y1 = regnde.odeint(lambda t, y: y, y0, torch.tensor([0.0, 1.0]), method="euler", options={"grid_constructor": grid})
+    torch.testing.assert_close(y1[-1].detach(), torch.tensor(1.1**10), rtol=1e-6, atol=0)
+    assert seen == [[0.0, 1.0]]
+    t = torch.tensor([0.0, 1.0])
+    with pytest.raises(regnde.MaxStepsReached):
+        regnde.odeint(exp_decay, y0, t, options={"first_step": 1e-3, "max_num_steps": 3, "dtype": torch.float64})
+    with pytest.raises(ValueError, match="the grid goes from"):
+        regnde.odeint(exp_decay, y0, t, method="euler", options={"grid_constructor": lambda f, y, t: t + 1})
+    with pytest.raises(ValueError, match="exclude each other"):
+        regnde.odeint(exp_decay, y0, t, method="euler", options={"grid_constructor": grid, "step_size": 0.1})
+
+
+def test_fixed_steps_evaluate_no_more_than_their_stages() -> None:
+    calls = []
+
+    def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        calls.append(float(t))
+        return -y
+
+    regnde.odeint(field, f64([1.0]), f64([0.0, 0.5, 1.0]), method="rk4", options={"step_size": 0.1})
+    assert len(calls) == 40
+    assert max(calls) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(method="dopri8"), "method='dopri8' is not covered"),
+        (dict(method="scipy_solver"), "method='scipy_solver' is not covered"),
+        (dict(options={"jump_t": 0.5}), "'jump_t' of method 'dopri5' are not covered"),
+        (dict(options={"norm": max}), "'norm' of method"),
+        (dict(method="rk4", options={"perturb": True}), "'perturb' of method 'rk4'"),
+        (dict(method="rk4", options={"interp": "spline"}), "interp='spline'"),
+        (dict(event_fn=lambda t, y: y), "event_fn is not covered"),
+        (dict(rtol=(1e-3, 1e-4)), "rtol must be one number"),
+    ],
+)
+def test_what_odeint_does_not_cover(arguments: dict, message: str) -> None:
+    for solve in (regnde.odeint, regnde.odeint_adjoint):
+        with pytest.raises(ValueError, match=message):
+            solve(exp_decay, torch.ones(2), torch.tensor([0.0, 1.0]), **arguments)
+    field = torch.nn.Identity()
+    field.callback_step = print
+    with pytest.raises(ValueError, match="callback_step is not covered"):
+        regnde.odeint(field, torch.ones(2), torch.tensor([0.0, 1.0]))
+
+
+def test_adjoint_arguments_are_accepted_and_borrowed_parameters_get_gradients() -> None:
+    w = f64(-1.0).requires_grad_()
+    ys = regnde.odeint_adjoint(
+        lambda t, y: w * y,
+        f64([1.0]),
+        f64([0.0, 1.0]),
+        adjoint_rtol=1e-3,
+        adjoint_atol=1e-3,
+        adjoint_method="dopri5",
+        adjoint_options={"norm": "seminorm"},
+        adjoint_params=(),
+    )
+    assert float(torch.autograd.grad(ys[-1], w)[0]) == pytest.approx(math.exp(-1), rel=1e-5)
+
+
+def test_float32_at_the_default_tolerance_does_not_warn() -> None:
+    y1 = regnde.odeint(exp_decay, torch.ones(2), torch.tensor([0.0, 1.0]))[-1]  # warnings are errors here
+    assert y1.tolist() == pytest.approx([math.exp(-1)] * 2, rel=1e-5)
+
+
+# --- sdeint -------------------------------------------------------------------------------------
+
+
+class Diagonal(torch.nn.Module):
+    sde_type, noise_type = "ito", "diagonal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(f64(-0.5))
+
+    def f(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.sin(y) + self.w * y
+
+    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return 0.3 * torch.cos(y)
+
+
+class Additive(Diagonal):
+    noise_type = "additive"
+
+    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.diag_embed((0.2 + 0.1 * t).expand(y.shape))
+
+
+class Scalar(Diagonal):
+    noise_type = "scalar"
+
+    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (0.3 * torch.cos(y)).unsqueeze(-1)
+
+
+SYSTEMS = [(Diagonal, 3), (Additive, 3), (Scalar, 1)]
+
+
+@pytest.mark.parametrize(("system", "channels"), SYSTEMS)
+def test_against_torchsde_on_its_own_noise(system: type[Diagonal], channels: int) -> None:
+    """Euler to rounding, gradients included; order 1.5 converges to the same path; so does error control."""
+    theirs = peer("torchsde")
+    y0, ts = torch.ones(4, channels, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
+    bm = theirs.BrownianInterval(
+        0.0, 1.0, (4, channels), dtype=torch.float64, entropy=7, levy_area_approximation="space-time"
+    )
+    outcomes = []
+    for package in (theirs, regnde):
+        sde = system()
+        ys = package.sdeint(sde, y0, ts, bm=bm, method="euler", dt=0.05)
+        outcomes.append((ys.detach(), torch.autograd.grad(ys.sum(), sde.w)[0]))
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(b, a, rtol=ROUNDING, atol=ROUNDING)
+    sde = system()
+    with torch.no_grad():
+        fine = theirs.sdeint(sde, y0, ts, bm=bm, method="srk", dt=0.02)
+        distances = [
+            (regnde.sdeint(sde, y0, ts, bm=bm, dt=dt) - fine)[[0, 2, 4]].abs().max().item() for dt in (0.25, 0.05)
+        ]
+        adaptive = regnde.sdeint(sde, y0, ts, bm=bm, adaptive=True, dt=0.01, rtol=1e-4, atol=1e-4)
+    assert distances[1] < 2e-3
+    assert distances[1] < distances[0] / 3  # order 1.5 gives 11, on one path more or less
+    torch.testing.assert_close(adaptive[-1], fine[-1], rtol=0, atol=SOLVER * 1e-4)
+
+
+@pytest.mark.parametrize(("system", "channels"), SYSTEMS)
+@pytest.mark.parametrize("method", ["srk", "euler"])
+def test_sdeint_is_a_function_of_the_seed(method: str, system: type[Diagonal], channels: int) -> None:
+    y0 = torch.ones(2, channels, dtype=torch.float64)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        runs.append(regnde.sdeint(system(), y0, [0.0, 0.33, 1.0], method=method, dt=0.1).detach())
+    assert runs[0].shape == (3, 2, channels)
+    torch.testing.assert_close(runs[0], runs[1], rtol=EXACT, atol=EXACT)
+    path = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1)
+    same = [regnde.sdeint(system(), y0, [0.0, 1.0], path, method, dt=0.1).detach() for _ in range(2)]
+    torch.testing.assert_close(same[0], same[1], rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(method="milstein"), "method='milstein' is not covered"),
+        (dict(method="euler", adaptive=True), "adaptive=True with method='euler'"),
+        (dict(logqp=True), "logqp=True is not covered"),
+        (dict(extra=True), "extra=True is not covered"),
+        (dict(options={"grad_free": True}), "options=.* is not covered"),
+        (dict(names={"prior_drift": "h"}), "names for prior_drift"),
+        (dict(names={"drift": "h"}), "without both f"),
+        (dict(ts=torch.tensor([0.0, 1.0], requires_grad=True)), "gradient with respect to ts"),
+    ],
+)
+def test_what_sdeint_does_not_cover(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        regnde.sdeint(**{"sde": Diagonal(), "y0": torch.ones(2, 3), "ts": [0.0, 1.0], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(sde_type="stratonovich"), "sde_type='stratonovich'"),
+        (dict(noise_type="general"), "noise_type='general'"),
+        (dict(noise_type="scalar", g=lambda t, y: y.unsqueeze(-1)), r"scalar noise with g of shape \(2, 3, 1\)"),
+        (dict(noise_type="additive", g=lambda t, y: torch.ones(2, 3, 2)), r"additive noise with g of shape"),
+        (dict(noise_type="additive", g=lambda t, y: torch.ones(2, 3, 3)), "matrix g that is not diagonal"),
+    ],
+)
+def test_what_sdes_are_not_covered(change: dict, message: str) -> None:
+    sde = Diagonal()
+    for name, value in change.items():
+        setattr(sde, name, value)
+    with pytest.raises(ValueError, match=message):
+        regnde.sdeint(sde, torch.ones(2, 3, dtype=torch.float64), [0.0, 1.0])
