@@ -249,6 +249,16 @@ def test_outputs_are_linear_between_steps() -> None:
     torch.testing.assert_close(frozen.states(sde, SMALL_Y0, ts), sol.ys, rtol=ROUNDING, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("method", ["sosri2", "sriw1", "sosra", "em"])
+def test_fields_are_asked_inside_the_span_only(method: str) -> None:
+    """All but SOSRI, whose drift has a stage at 3.75 h."""
+    asked = []
+    sde = SDE(lambda t, y: asked.append(float(t)) or -y, lambda t, y: asked.append(float(t)) or torch.ones_like(y))
+    chosen = Solver(method="em", dt0=0.03) if method == "em" else solver(method, 0.3)
+    regnde.solve(sde, f64([1.0]), [0.2, 0.9], chosen)
+    assert 0.2 <= min(asked) < max(asked) <= 0.9
+
+
 def test_zero_length_span() -> None:
     y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
     for ts in ([0.3], [0.3, 0.3]):
@@ -308,18 +318,15 @@ def test_dtypes_and_shapes_see_one_path(dtype: torch.dtype, shape: tuple[int, ..
 
     y0 = torch.ones(shape, dtype=dtype)
     sde = SDE(drift, lambda t, y: 0.3 * y)
-    sol = regnde.solve(sde, y0, [0.0, 0.4, 1.0], Solver(method="em", dt0=0.01), noise=path)
-    reference = regnde.solve(sde, torch.ones(shape).double(), [0.0, 0.4, 1.0], sol_solver(), noise=path)
+    fixed = Solver(method="em", dt0=0.01)
+    sol = regnde.solve(sde, y0, [0.0, 0.4, 1.0], fixed, noise=path)
+    reference = regnde.solve(sde, torch.ones(shape).double(), [0.0, 0.4, 1.0], fixed, noise=path)
     assert sol.ys.dtype == dtype
     assert sol.ys.shape == (3, *shape)
     assert set(times) <= {torch.float32, torch.float64}
     torch.testing.assert_close(sol.ys.real.double(), reference.ys, rtol=1e-5, atol=1e-5)
     adaptive = regnde.solve(sde, y0, [0.0, 1.0], solver("sosri"), noise=path, record="all")
     assert adaptive.y1.dtype == dtype
-
-
-def sol_solver() -> Solver:
-    return Solver(method="em", dt0=0.01)
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -19,6 +19,10 @@ class SDE:
     Args:
         drift: function of a 0-dim time and a state of any shape, returning that shape.
         diffusion: likewise; each entry multiplies its own Wiener process.
+
+    The methods "sosri2", "sriw1", "sosra" and "em" call both inside the span only. "sosri" has stages at
+    -0.04 h and 3.75 h, so it calls the drift up to 2.75 steps beyond the end: for a drift that exists
+    in the span alone, use another.
     """
 
     drift: Field
