@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -18,6 +19,7 @@ from frozen_sde import FrozenSDE
 from problems import SMALL_SDE_P, SMALL_Y0, bounded, geometric, golden_sde, growing_noise, lagging, small_sde
 from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
 from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX
+from regnde.nn import MLP, NeuralSDE
 from tolerances import GOLDEN_REPLAY, ORDER, ROUNDING, STANDARD_ERRORS
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "sde_steps.json").read_text())["runs"]
@@ -220,6 +222,13 @@ def test_evaluations_are_counted_apart(method: str, drifts: int, diffusions: int
     trials = stats.accepted + stats.rejected
     assert (stats.nfe, stats.nfe_diffusion) == (2 + drifts * trials, 2 + diffusions * trials)
     assert calls == {"drift": stats.nfe, "diffusion": stats.nfe_diffusion}
+
+
+def test_evaluations_of_additive_noise() -> None:
+    """Three stages of each a trial, and one diffusion more to see that it does not depend on the state."""
+    stats = regnde.solve(growing_noise(), f64([0.3]), [0.0, 1.0], solver("sosra")).stats
+    trials = stats.accepted + stats.rejected
+    assert (stats.nfe, stats.nfe_diffusion) == (2 + 3 * trials, 3 + 3 * trials)
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
@@ -473,3 +482,26 @@ def test_case_20b_refining_the_step_converges_to_one_path(method: str) -> None:
     errors = [float((end - ends[-1]).square().mean().sqrt()) for end in ends[:-1]]
     assert slope(errors) > 0.5 - ORDER
     assert errors == sorted(errors, reverse=True)
+
+
+# --- the layer ------------------------------------------------------------------------------------
+
+
+def test_layer() -> None:
+    """Records in training mode only; a path may be passed; gradients reach drift and diffusion."""
+    layer = NeuralSDE(MLP([2, 8, 2]), MLP([2, 2]), (0.0, 0.5, 1.0), solver(tolerance=0.3), record="all")
+    y0 = torch.ones(2).expand(20, 2)
+    path = BrownianPath(0.0, 1.0, y0.shape, seed=0)
+    sol = layer(y0, noise=path)
+    assert sol.ys.shape == (3, 20, 2)
+    assert sol.ys[-1].std(0).min() > 0
+    torch.autograd.backward(sol.ys.square().mean() + ErrorPenalty()(sol))
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    still = copy.deepcopy(layer.eval())
+    other = still(y0, noise=path)
+    assert other.steps is None
+    assert torch.equal(other.ys, sol.ys)
+    assert torch.equal(layer(y0, [0.0, 1.0], noise=path).y1, sol.y1)
+    assert not torch.equal(layer(y0).y1, sol.y1)

@@ -23,7 +23,9 @@ class Solver:
 
     Args:
         method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"dp5"`, `"vern7"` adapt their
-            step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"` (default) and its kin.
+            step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
+            (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
+            `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
             `docs/engines.md` lists what each engine has.
         rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE.
         atol: absolute tolerance, in units of the state. Same defaults.
@@ -137,7 +139,8 @@ class Local:
         step_size: `"solver"` takes the size of the accepted step that holds the drawn time, cut at
             the end time; `"initial"` takes the first-step heuristic's, as the paper's code does.
         freeze_first_stage: treat the first stage as a constant, as the paper's code does. Its
-            gradient is then of order dt instead of the error's order (`docs/heuristics.md` shows it).
+            gradient is then of order dt instead of the error's order (`docs/heuristics.md` shows it). Means
+            nothing for an SDE, whose methods carry no stage over: the paper's code differentiates all.
         detach_state: treat the state from which the step starts as a constant.
         seed: seed of the draw; by default a number drawn from torch's generator.
     """
