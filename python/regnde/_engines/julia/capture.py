@@ -1,0 +1,232 @@
+"""One eager evaluation of a field: what it reads, and whether it can be written as code.
+
+Works on any callable. Tensors are found where torch functions are given them, so that parameters, buffers, closures
+and globals are one and the same thing. The sequence of calls, with every number in it, is a key: two evaluations
+with equal keys have the same Julia source.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from regnde._errors import UnsupportedField
+
+__all__ = ["Captured", "Field", "call_field", "capture", "graph_of", "plain_attention", "user_line"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What one evaluation of a field showed.
+
+    Attributes:
+        value: what the field returned, detached.
+        tensors: every tensor it used that is neither `t` nor `y` nor made by itself, in order of first use.
+        reached: for each tensor, whether the value's autograd graph leads to it.
+        leaves: leaves of the value's autograd graph beside the state.
+        key: what happened, hashable.
+    """
+
+    value: Tensor
+    tensors: tuple[Tensor, ...]
+    reached: tuple[bool, ...]
+    leaves: tuple[Tensor, ...]
+    key: Hashable
+
+
+def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
+    """Evaluates `field` once.
+
+    Args:
+        field: the user's function.
+        t: 0-dim time.
+        y: state of any shape; not changed.
+
+    Raises:
+        UnsupportedField: the field draws random numbers, reads numbers out of tensors (so that its code would
+            depend on data) or changes tensors that it did not make.
+    """
+    t = t.detach().clone()
+    leaf = y.detach().requires_grad_()
+    y = leaf.clone()  # no leaf itself: a field that writes into it is then told why it may not
+    reader = _Reader(t, y)
+    with torch.enable_grad(), plain_attention(), _Refusals(reader), reader:
+        value = call_field(field, t, y)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the field must return a tensor, got {type(value).__name__}.")
+    leaves, nodes = graph_of(value)
+    shape = (tuple(y.shape), y.dtype, t.dtype, tuple(value.shape), value.dtype)
+    known = {id(x) for x in leaves}
+    reached = tuple(id(x) in known or (x.grad_fn is not None and x.grad_fn in nodes) for x in reader.tensors)
+    key = (shape, tuple(reader.calls), tuple(node.name() for node in nodes))
+    return Captured(value.detach(), tuple(reader.tensors), reached, tuple(x for x in leaves if x is not leaf), key)
+
+
+def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
+    """Calls the field; `user_line` looks for the frames inside this call."""
+    return field(t, y)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keeps attention from taking fused kernels, which have no decomposition."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
+    """Where in the user's field something happened: the innermost line outside torch, else torch's layer."""
+    mine = layer = ""
+    for frame in frames:
+        path = os.path.abspath(frame.filename)
+        where = f"{frame.filename}:{frame.lineno}, in {frame.name}: {(frame.line or '').strip()}"
+        if path.startswith(_HERE):
+            if frame.name == call_field.__name__:
+                mine = layer = ""
+        elif not path.startswith(_TORCH):
+            mine = where
+        elif path.startswith(_TORCH + "nn"):
+            layer = where
+    return mine or layer
+
+
+def graph_of(value: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Leaves and nodes of `value`'s autograd graph."""
+    if value.grad_fn is None:
+        return ((value,) if value.requires_grad else ()), ()
+    leaves, nodes, stack = [], {value.grad_fn: None}, [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in nodes:
+                nodes[following] = None
+                stack.append(following)
+    return tuple(leaves), tuple(nodes)
+
+
+class _Reader(TorchFunctionMode):
+    """Lists the calls of torch functions, and the tensors that come from outside."""
+
+    def __init__(self, t: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self.calls: list[Hashable] = []
+        self.protected = {_storage(t), _storage(y)}
+        self._numbers: dict[int, Hashable] = {id(t): "t", id(y): "y"}
+        self._alive: list[Tensor] = [t, y]  # a freed tensor's id would be given to another one
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        flat, spec = tree_flatten((args, kwargs or {}))
+        self.calls.append((func, str(spec), *map(self._mark, flat)))
+        result = func(*args, **(kwargs or {}))
+        for made in tree_flatten(result)[0]:
+            if isinstance(made, Tensor) and id(made) not in self._numbers:
+                self._numbers[id(made)] = len(self._alive)
+                self._alive.append(made)
+        return result
+
+    def _mark(self, leaf: object) -> Hashable:
+        if isinstance(leaf, Tensor):
+            if id(leaf) not in self._numbers:
+                self._add(leaf)
+            return (self._numbers[id(leaf)], tuple(leaf.shape), leaf.dtype, leaf.requires_grad)
+        if isinstance(leaf, np.ndarray):
+            return (leaf.shape, leaf.dtype.str, leaf.tobytes())
+        if isinstance(leaf, slice):
+            return ("slice", *(self._mark(end) for end in (leaf.start, leaf.stop, leaf.step)))
+        # 1, 1.0 and True are equal, yet not the same code.
+        return (type(leaf), leaf if isinstance(leaf, Hashable) else repr(leaf))
+
+    def _add(self, tensor: Tensor) -> None:
+        self._numbers[id(tensor)] = f"captured {len(self.tensors)}"
+        self._alive.append(tensor)
+        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            self.tensors.append(tensor)
+            self.protected.add(_storage(tensor))
+
+
+class _Refusals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
+    """Stops a field, before it happens, at what no code can stand for."""
+
+    def __init__(self, reader: _Reader) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reader = reader
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        reason = self._reason(func, args)
+        if reason:
+            line = user_line(traceback.extract_stack())
+            raise UnsupportedField(
+                f"the field can not be written in Julia: {func} {reason}." + (f"\n  at {line}" if line else "")
+            )
+        return func(*args, **(kwargs or {}))
+
+    def _reason(self, func: Any, args: tuple[Any, ...]) -> str | None:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return "draws random numbers, which the solver's error estimate can not see (call .eval() on the module?)"
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return "reads a number out of a tensor (if, item, float, int), so that the code would depend on the data"
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            written = written or (argument.name == "running_mean" and "batch_norm" in str(func) and args[5] is True)
+            if written and isinstance(value, Tensor) and _storage(value) in self.reader.protected:
+                return "changes a tensor that the field did not make (its state, a parameter or a buffer)"
+        return None
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # wrappers of torch.func and others own no memory
+        return id(tensor)
+
+
+def substituted(table: dict[int, Tensor], used: set[int], value: Any) -> Any:
+    """`value` with the tensors of `table`, found by identity, replaced; notes the ids in `used`."""
+
+    def swap(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and id(leaf) in table:
+            used.add(id(leaf))
+            return table[id(leaf)]
+        return leaf
+
+    return tree_map(swap, value)
+
+
+class Substitute(TorchFunctionMode):
+    """Gives torch functions the tensors of `table` in place of those whose ids it lists; tells `fx` where they are."""
+
+    def __init__(self, table: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.table = table
+        self.used: set[int] = set()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        fx.traceback.set_stack_trace([user_line(traceback.extract_stack()) or " "])
+        return func(*substituted(self.table, self.used, args), **substituted(self.table, self.used, kwargs or {}))

@@ -1,0 +1,298 @@
+"""From a graph of ATen operators to a list of Julia statements.
+
+Entrywise operators stay expressions until something needs their result in memory; what is used twice gets a name.
+A torch array of shape (a, b, c) is a Julia array of size (c, b, a), so broadcasting aligns alike on both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+
+from regnde._engines.julia.source import SUM, UNARY, Expr, Statement, factor, literal, size_text
+
+__all__ = ["Pending", "Program", "Shape", "Value", "count", "number_of", "stripped"]
+
+Size = Any  # int, or a sympy expression in the batch size
+Shape = tuple[Size, ...]
+
+CHEAP = 2
+"""An expression up to this cost is computed again for every entry of a larger array rather than stored."""
+
+LONG = 20
+"""No broadcast has more operands: beyond about 30 Julia's inference gives up and allocates."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """An array that an operator will write once it is known where to.
+
+    Attributes:
+        write: Julia lines that write it to a named array, or add it there (`accumulate=True`).
+        make: Julia lines that make it as a new array of that name.
+        transposed: the same for the transposed matrix, if it can be had at no cost.
+        accumulates: whether `write` can add.
+        bare: whether leading dimensions of size 1 are nothing to `write` and `make`.
+    """
+
+    write: Callable[[str, bool], tuple[str, ...]]
+    make: Callable[[str], tuple[str, ...]]
+    transposed: Callable[[], Pending] | None = None
+    accumulates: bool = True
+    bare: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """What a node of the graph is in Julia: a name, an expression, or something still to be written.
+
+    Attributes:
+        shape: in torch's order.
+        dtype: element type.
+        expr: entrywise expression; for an array, its name.
+        leaves: shapes of the arrays that `expr` reads.
+        array: whether `expr` is the name of an array; its size is then `leaves[0]`.
+        dense: whether that array's memory is contiguous.
+        blas: whether that array is a matrix that BLAS can read.
+        permuted: the array that this is a permutation of, and the permutation (torch's).
+        pending: an array not written yet.
+        parts: regions that are added to `expr`, as (Julia index, value).
+        origin: the user's line.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    expr: Expr
+    leaves: frozenset[Shape] = frozenset()
+    array: bool = False
+    dense: bool = False
+    blas: bool = False
+    permuted: tuple[Value, tuple[int, ...]] | None = None
+    pending: Pending | None = None
+    parts: tuple[tuple[str, Value], ...] = ()
+    origin: str = ""
+
+    @property
+    def natural(self) -> Shape:
+        """The shape that the expression has by itself, before it is broadcast to `shape`."""
+        result: list[Size] = []
+        for leaf in self.leaves:
+            for i, size in enumerate(reversed(leaf)):
+                if i == len(result):
+                    result.append(size)
+                elif result[i] == 1:
+                    result[i] = size
+        return tuple(reversed(result))
+
+
+class Program:
+    """Statements under construction.
+
+    Args:
+        batch: symbol of the batch size.
+        pure: write new arrays instead of writing into given ones.
+    """
+
+    def __init__(self, batch: sympy.Symbol | None, pure: bool) -> None:
+        self.batch = batch
+        self.pure = pure
+        self.statements: list[Statement] = []
+        self.origin = ""
+        self._count = 0
+        self._views: dict[tuple[str, str], str] = {}
+        self._reshaped: dict[str, str] = {}
+
+    # -- names, sizes, numbers ------------------------------------------------------------------
+
+    def fresh(self) -> str:
+        """A name for a new value."""
+        self._count += 1
+        return f"%{self._count}"
+
+    def dims(self, shape: Sequence[Size]) -> str:
+        """A torch shape as Julia sizes."""
+        return ", ".join(size_text(size, self.batch) for size in reversed(shape))
+
+    def index(self, rank: int, dim: int, text: str) -> str:
+        """Julia index that takes `text` in torch's dimension `dim` and everything in the others."""
+        return ", ".join(text if d == dim else ":" for d in reversed(range(rank)))
+
+    def size(self, size: Size) -> str:
+        """One size as Julia text."""
+        return size_text(size, self.batch)
+
+    def constant(self, number: Any, shape: Shape, dtype: torch.dtype) -> Value:
+        """The same number everywhere."""
+        return Value(shape, dtype, literal(number, dtype, exact=True))
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def read(self, operand: Any, shape: Shape, dtype: torch.dtype) -> tuple[Expr, frozenset[Shape]]:
+        """An operand of an entrywise operator whose result has `shape`."""
+        if isinstance(operand, sympy.Expr):
+            return factor(operand, self.batch, dtype), frozenset()
+        if not isinstance(operand, Value):
+            return literal(operand, dtype), frozenset()
+        if (
+            operand.pending
+            or operand.parts
+            or (operand.expr.cost > CHEAP and stripped(operand.natural) != stripped(shape))
+        ):
+            operand = self.number(operand) if self.scalar(operand) else self.store(operand)
+        if operand.permuted:
+            operand = self.view(operand)
+        return operand.expr, operand.leaves
+
+    def scalar(self, value: Value) -> bool:
+        """Whether the value is a Julia number: it depends on the time and on literals alone."""
+        return not (value.array or value.pending or value.parts or value.leaves)
+
+    def array(self, value: Value, dense: bool = False) -> Value:
+        """The value as a named array of exactly its size."""
+        if value.array and (value.leaves or value.permuted):
+            if value.permuted:
+                return self._permuted_copy(value) if dense else self.view(value)
+            (natural,) = value.leaves
+            if natural == value.shape and (value.dense or not dense):
+                return value
+            if value.dense and count(natural) == count(value.shape):
+                return self.reshaped(value.expr.text, value.shape, value.dtype)
+        return self.store(value)
+
+    def matrix(self, value: Value) -> str:
+        """The value as a matrix operand for BLAS."""
+        if value.permuted and value.permuted[1] == (1, 0):
+            base = value.permuted[0]
+            return f"transpose({self.matrix(base)})"
+        array = self.array(value)
+        return array.expr.text if array.blas else self.array(value, dense=True).expr.text
+
+    def view(self, value: Value) -> Value:
+        """A permuted array as a lazy view with a name."""
+        if value.permuted is None:
+            return value
+        base, perm = value.permuted
+        if perm == (1, 0):
+            text = f"transpose({base.expr.text})"
+        else:
+            text = f"PermutedDimsArray({base.expr.text}, ({self.permutation(perm)}))"
+        return replace(self.named(text, value.shape, value.dtype), dense=False, blas=False)
+
+    def permutation(self, perm: Sequence[int]) -> str:
+        """Torch's permutation of dimensions as Julia's."""
+        return ", ".join(str(len(perm) - p) for p in reversed(perm))
+
+    def _permuted_copy(self, value: Value) -> Value:
+        assert value.permuted is not None
+        base, perm = value.permuted
+        text, order = base.expr.text, self.permutation(perm)
+        return self.write(
+            Pending(
+                lambda target, _: (f"permutedims!({target}, {text}, ({order}))",),
+                lambda target: (f"{target} = permutedims({text}, ({order}))",),
+            ),
+            value.shape,
+            value.dtype,
+        )
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def named(self, text: str, shape: Shape, dtype: torch.dtype) -> Value:
+        """A view of an array under its own name; the same view is named once."""
+        name = self._views.get((text, str(dtype)))
+        if name is None:
+            name = self._views[text, str(dtype)] = self.fresh()
+            self.statements.append(Statement(name, (f"{name} = {text}",), None, dtype))
+        rows = not text.startswith("view(") or text.split(", ")[1].startswith((":", "1:"))
+        blas = rows and len(shape) == 2
+        return Value(shape, dtype, Expr(name), frozenset([shape]), True, not text.startswith("view("), blas)
+
+    def reshaped(self, text: str, shape: Shape, dtype: torch.dtype) -> Value:
+        """A dense array under another shape; views of views are views of the first array."""
+        base = self._reshaped.get(text, text)
+        value = self.named(f"reshape({base}, {self.dims(shape) or '()'})", shape, dtype)
+        self._reshaped[value.expr.text] = base
+        return value
+
+    def write(self, pending: Pending, shape: Shape, dtype: torch.dtype, origin: str = "") -> Value:
+        """Writes an array to memory."""
+        name = self.fresh()
+        lines = pending.make(name) if self.pure else pending.write(name, False)
+        self.statements.append(Statement(name, lines, shape, dtype, origin=origin or self.origin))
+        return self._made(name, shape, dtype)
+
+    def store(self, value: Value) -> Value:
+        """Writes a value to memory, whatever it is."""
+        if value.pending:
+            return self.write(value.pending, value.shape, value.dtype, value.origin)
+        if value.permuted:
+            return self._permuted_copy(value)
+        name = self.fresh()
+        lines = self.assigned(name, value, pure=self.pure)
+        parts = {name for _, part in value.parts for name in part.expr.names}
+        over = tuple(name for name in value.expr.names if name not in parts)
+        self.statements.append(Statement(name, lines, value.shape, value.dtype, over, value.origin or self.origin))
+        return self._made(name, value.shape, value.dtype)
+
+    def _made(self, name: str, shape: Shape, dtype: torch.dtype) -> Value:
+        leaves = frozenset([shape] if shape or not self.pure else [])  # pure code has numbers for rank 0
+        return Value(shape, dtype, Expr(name), leaves, array=True, dense=True, blas=True)
+
+    def number(self, value: Value) -> Value:
+        """Gives a Julia number a name."""
+        name = self.fresh()
+        self.statements.append(Statement(name, (f"{name} = {value.expr.text}",), None, value.dtype))
+        return replace(value, expr=Expr(name))
+
+    def assigned(self, target: str, value: Value, pure: bool = False, operator: str = "=") -> tuple[str, ...]:
+        """Lines that write an expression, and the parts added to it, to `target`."""
+        text, macro = value.expr.text, self.macro(value)
+        if pure and value.natural != value.shape:
+            filled = f"zeros = fill!(similar(y, {self.dims(value.shape)}), 0)"
+            lines: tuple[str, ...] = (filled, f"{target} = @. {value.expr.at(SUM)} + zeros")
+        elif pure:
+            lines = (f"{target} = copy({text})" if value.array else f"{target} = @. {text}",)
+        elif text in ("0", "0.0", "0.0f0"):
+            lines = (f"fill!({target}, 0)",) if operator == "=" else ()
+        else:
+            lines = (f"{macro} {target} {operator} {text}",)
+        for index, part in value.parts:
+            sign, added = ("-", part.expr.text[1:]) if part.expr.level == UNARY else ("+", part.expr.text)
+            lines += (f"part = view({target}, {index})", f"{self.macro(part)} part {sign}= {added}")
+        return lines
+
+    def macro(self, value: Value) -> str:
+        """FastBroadcast's `@..` is several times faster, yet does not stretch dimensions of size 1."""
+        rank = len(value.shape)
+        plain = all(leaf == value.shape[max(rank - len(leaf), 0) :] for leaf in value.leaves)
+        if value.expr.terms == 1 and value.leaves:
+            plain = value.natural == value.shape  # without an operator `@..` copies entries in memory order
+        return "@.." if plain and not self.pure else "@."
+
+
+def stripped(shape: Shape) -> Shape:
+    """The shape without its leading ones, which broadcasting supplies."""
+    for i, size in enumerate(shape):
+        if size != 1:
+            return shape[i:]
+    return ()
+
+
+def number_of(argument: Any) -> Any:
+    """A graph argument that is no tensor: symbolic integers as sympy expressions, the rest as it is."""
+    if isinstance(argument, torch.SymInt | torch.SymFloat):
+        expr = argument.node.expr
+        return int(expr) if expr.is_Integer else float(expr) if expr.is_number else expr
+    return argument
+
+
+def count(shape: Shape) -> Any:
+    """How many entries a shape has."""
+    total: Any = 1
+    for size in shape:
+        total = total * size
+    return sympy.sympify(total)

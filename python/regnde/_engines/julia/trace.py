@@ -1,0 +1,276 @@
+"""From a field to one graph of core ATen operators that computes its value and its vector-Jacobian product.
+
+PyTorch differentiates: `torch.autograd.grad` runs inside the trace, so that the backward pass is in the graph too.
+The leading dimension of the state (the batch) is a symbol, everything else has its size.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from regnde._engines.julia.capture import Captured, Field, Substitute, call_field, graph_of, plain_attention, user_line
+from regnde._engines.julia.decompositions import decompositions
+from regnde._errors import UnsupportedField
+
+__all__ = ["Traced", "outputs_of", "trace"]
+
+aten = torch.ops.aten
+
+EXAMPLE_BATCH = 7
+"""The batch size that the trace sees whatever the real one, so that equal fields give equal code."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A traced field.
+
+    Attributes:
+        graph: placeholders `t, y, ct, *tensors`, then `*constants`; outputs `value, ybar, *pbar` with None for zero
+            gradients and one `pbar` for every tensor that needs a gradient. Pure: no operator changes a tensor.
+        constants: tensors that the trace found beside the captured ones; they need no gradient.
+        batch: the symbol of the state's leading dimension, or None if its size is part of the code.
+        lasting: whether every captured tensor was seen again in the trace; if not, it must not be cached.
+    """
+
+    graph: fx.Graph
+    constants: tuple[Tensor, ...]
+    batch: sympy.Symbol | None
+    lasting: bool
+
+
+def trace(field: Field, t: Tensor, y: Tensor, seen: Captured) -> Traced:
+    """Traces `field` at `t`, `y`; `seen` is what `capture` returned there.
+
+    Raises:
+        UnsupportedField: PyTorch can not trace it, or the trace does not reproduce the field's value.
+    """
+    if y.dim() > 1:
+        try:
+            with _quiet():
+                traced, module = _trace(field, t, y, seen, symbolic=True)
+        except UnsupportedField:
+            pass  # a field that knows its batch size is tried again with that size
+        else:
+            if _reproduces(module, t, y, seen, traced):
+                return traced
+    traced, module = _trace(field, t, y, seen, symbolic=False)
+    if _reproduces(module, t, y, seen, traced):
+        return traced
+    raise UnsupportedField(
+        "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to depend "
+        "on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what PyTorch logs about a trace that fails, where the failure is expected."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -> tuple[Traced, fx.GraphModule]:
+    originals = seen.tensors
+    env = ShapeEnv(duck_shape=False)
+    fakes = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    example = y.detach().new_empty((EXAMPLE_BATCH, *y.shape[1:])) if symbolic else y.detach()
+    fake_y = _fake(fakes, example, symbolic)
+    with fakes:
+        fake_ct = torch.empty_like(fake_y)
+    inputs = [_fake(fakes, t.detach()), fake_y, fake_ct, *(_fake(fakes, x.detach()) for x in originals)]
+    used: set[int] = set()
+
+    def joint(t: Tensor, y: Tensor, ct: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        leaf = y.detach().requires_grad_()
+        copies = [x.detach().requires_grad_(o.requires_grad) for x, o in zip(tensors, originals, strict=True)]
+        substitute = Substitute({id(o): x for o, x in zip(originals, copies, strict=True)})
+        y = leaf * 1  # no leaf: a field may write into it
+        with torch.enable_grad(), plain_attention(), fx.traceback.preserve_node_meta(), substitute:
+            value = call_field(field, t, y)
+        used.update(substitute.used)
+        inputs = [leaf, *(x for x in copies if x.requires_grad)]
+        if not value.requires_grad:
+            return value, *(None for _ in inputs)
+        return value.detach(), *torch.autograd.grad(value, inputs, ct, allow_unused=True)
+
+    with fakes, _explained():
+        module = _make_fx(joint, inputs)
+        if any(_changes(node) for node in module.graph.nodes):
+            module = _make_fx(torch.func.functionalize(_with_origins(module)), inputs)
+    constants = _lift_constants(module)
+    _check_gradients(seen, constants, module.graph)
+    size = fake_y.shape[0] if symbolic else None
+    batch = size.node.expr if isinstance(size, torch.SymInt) else None
+    batch = batch if isinstance(batch, sympy.Symbol) else None
+    lasting = all(id(x) in used for x in originals)
+    return Traced(module.graph, constants, batch, lasting), module
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor, symbolic: bool = False) -> Tensor:
+    sizes = [DimDynamic.DYNAMIC if symbolic and i == 0 else DimDynamic.STATIC for i in range(tensor.dim())]
+    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+
+
+def _make_fx(function: Callable[..., Any], inputs: Sequence[Tensor]) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns about what eager evaluation has warned about before
+        module: fx.GraphModule = make_fx(function, decomposition_table=decompositions(), _allow_non_fake_inputs=True)(
+            *inputs
+        )
+    return module
+
+
+def _changes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _with_origins(module: fx.GraphModule) -> Callable[..., Any]:
+    """The module as a function that keeps its nodes' stack traces when it is traced again."""
+
+    def run(*inputs: Tensor) -> Any:
+        with fx.traceback.preserve_node_meta():
+            return fx.Interpreter(module).run(*inputs)
+
+    return run
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns whatever tracing raises into an `UnsupportedField` with the user's line."""
+    try:
+        yield
+    except UnsupportedField:
+        raise
+    except Exception as error:
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        first = str(error).strip().split("\n")[0]
+        raise UnsupportedField(
+            f"the field can not be written in Julia: PyTorch can not trace it ({type(error).__name__}: {first})."
+            + (f"\n  at {line}" if line else "")
+        ) from error
+
+
+def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Computes what depends on no input, and turns it into further placeholders (numbers into `full`)."""
+    graph, constants = module.graph, []
+    known: dict[fx.Node, Tensor] = {}
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.nodes):
+        tensor = _computed(module, node, known)
+        if tensor is None:
+            continue
+        known[node] = tensor
+        if all(user.op == "call_function" and _computable(user, known) for user in node.users):
+            continue
+        first = tensor.flatten()[0].item() if tensor.numel() else 0
+        if bool((tensor == first).all()) and not tensor.requires_grad:
+            with graph.inserting_after(node):
+                new = graph.call_function(aten.full.default, (list(tensor.shape), first), {"dtype": tensor.dtype})
+        else:
+            constants.append(tensor)
+            with graph.inserting_after(last):
+                new = last = graph.placeholder(f"constant{len(constants)}")
+        new.meta["val"] = tensor.detach()
+        node.replace_all_uses_with(new)
+        known[new] = tensor
+    graph.eliminate_dead_code()
+    module.recompile()
+    return tuple(constants)
+
+
+def _computable(node: fx.Node, known: Container[fx.Node]) -> bool:
+    value = node.meta.get("val")
+    fixed = isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
+    return fixed and all(x in known for x in node.all_input_nodes)
+
+
+def _computed(module: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Tensor]) -> Tensor | None:
+    """The value of a node that depends on no input."""
+    if node.op == "get_attr":
+        found: Tensor = getattr(module, str(node.target))
+        return found
+    if (
+        node.op != "call_function"
+        or isinstance(node.target, str)
+        or node.target is aten.full.default
+        or not _computable(node, known)
+    ):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda x: known[x])
+    computed: Tensor = node.target(*args, **kwargs)
+    return computed
+
+
+def outputs_of(graph: fx.Graph) -> list[fx.Node | None]:
+    """What the graph returns: value, ybar, pbars."""
+    output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+    return list(output)
+
+
+def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Graph) -> None:
+    """Refuses a field whose gradient would miss a tensor (one that TorchScript or C++ holds, say)."""
+    reached = {id(leaf) for x in seen.tensors if x.requires_grad for leaf in graph_of(x)[0]}
+    missed = [x for x in seen.leaves if id(x) not in reached] + [x for x in constants if x.requires_grad]
+    pbars = outputs_of(graph)[2:]
+    needing = [x for x in zip(seen.tensors, seen.reached, strict=True) if x[0].requires_grad]
+    missed += [x for (x, connected), pbar in zip(needing, pbars, strict=True) if connected and pbar is None]
+    if missed:
+        raise UnsupportedField(
+            "the field can not be written in Julia: it depends on a tensor that needs a gradient "
+            f"(shape {tuple(missed[0].shape)}) by a way that PyTorch can not trace (TorchScript or C++ code?)."
+        )
+
+
+class _Replay(fx.Interpreter):
+    """Runs a graph and holds every shape to what the trace says it is at this batch size."""
+
+    def __init__(self, module: fx.GraphModule, batch: tuple[sympy.Symbol, int] | None) -> None:
+        super().__init__(module)
+        self.batch = batch
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One operator; a `squeeze`, say, may do something else at batch size 1."""
+        result, expected = super().run_node(n), n.meta.get("val")
+        if isinstance(result, Tensor) and isinstance(expected, Tensor):
+            sizes = [s.node.expr if isinstance(s, torch.SymInt) else sympy.Integer(s) for s in expected.shape]
+            if [int(s.subs(*self.batch) if self.batch else s) for s in sizes] != list(result.shape):
+                raise ValueError(f"{n.target} gives {tuple(result.shape)}")
+        return result
+
+
+def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, traced: Traced) -> bool:
+    """Whether the graph gives the field's own value at the real state, whose batch size it has not seen."""
+    graph = fx.Graph()
+    outputs: Any = graph.graph_copy(module.graph, {})
+    graph.output(outputs[0])
+    graph.eliminate_dead_code()
+    batch = None if traced.batch is None else (traced.batch, y.shape[0])
+    inputs = (t, y, torch.zeros_like(y), *(x.detach() for x in seen.tensors), *traced.constants)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            value = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
+        except Exception:  # whatever it is, it did not happen in the field itself
+            return False
+    if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
+        return False
+    tolerance = 1e-3 if value.dtype == torch.float32 else 1e-9
+    return torch.allclose(value, seen.value, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)

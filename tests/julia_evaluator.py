@@ -1,0 +1,413 @@
+"""Evaluates the subset of Julia that the exporter writes, on numpy arrays; raises on everything else.
+
+A Julia array of size (c, b, a) is a numpy array of shape (c, b, a) in Fortran order, that is `tensor.numpy().T`.
+`@..` is held to FastBroadcast's rules: no dimension of size 1 is stretched, and without an operator memory is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import tree_sitter_julia
+from tree_sitter import Language, Node, Parser
+
+_PARSER = Parser(Language(tree_sitter_julia.language()))
+
+_ERF = np.vectorize(math.erf, otypes=[float])
+
+_ENTRYWISE: dict[str, Callable[..., Any]] = {
+    "abs": np.abs,
+    "asinh": np.arcsinh,
+    "atan": lambda x, y=None: np.arctan(x) if y is None else np.arctan2(x, y),
+    "ceil": np.ceil,
+    "cosh": np.cosh,
+    "erf": _ERF,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "fast_exp": np.exp,
+    "fast_sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "fast_tanh": np.tanh,
+    "floor": np.floor,
+    "hypot": np.hypot,
+    "ifelse": np.where,
+    "inv": lambda x: 1 / x,
+    "isnan": np.isnan,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mod": np.mod,
+    "rem": np.fmod,
+    "sign": np.sign,
+    "sinh": np.sinh,
+    "trunc": np.trunc,
+    "Float64": np.float64,
+    "Float32": np.float32,
+    **{f"NaNMath.{name}": getattr(np, name) for name in ("sqrt", "log", "log1p", "log2", "log10", "sin", "cos", "tan")},
+    "NaNMath.asin": np.arcsin,
+    "NaNMath.acos": np.arccos,
+    "NaNMath.acosh": np.arccosh,
+    "NaNMath.atanh": np.arctanh,
+    "NaNMath.pow": np.power,
+}
+
+_REDUCTIONS = {"sum": np.sum, "maximum": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}
+_TYPES = {"Bool": np.bool_, "Int64": np.int64, "Int32": np.int32, "Float32": np.float32, "Float64": np.float64}
+
+
+class Unknown(Exception):
+    """Julia that this evaluator does not know."""
+
+
+def parses(source: str) -> bool:
+    """Whether tree-sitter's grammar accepts the source without an error node."""
+    return not _PARSER.parse(source.encode()).root_node.has_error
+
+
+def load(source: str) -> dict[str, Callable[..., Any]]:
+    """The functions that a source defines, by name."""
+    functions: dict[str, Callable[..., Any]] = {}
+    for node in _PARSER.parse(source.encode()).root_node.named_children:
+        if node.type == "function_definition":
+            head, *body = node.named_children
+            name, arguments = head.named_children[0].named_children
+            parameters = [_text(x) for x in arguments.named_children]
+            functions[_text(name)] = _function(parameters, body, functions)
+        elif node.type != "line_comment":
+            raise Unknown(_text(node))
+    return functions
+
+
+def _function(parameters: list[str], body: list[Node], scope: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    def run(*values: Any) -> Any:
+        assert len(values) == len(parameters)
+        frame = _Frame(dict(zip(parameters, values, strict=True)), scope)
+        with np.errstate(all="ignore"):
+            for statement in body:
+                if statement.type == "return_statement":
+                    return frame.value(statement.named_children[0])
+                frame.run(statement)
+        raise Unknown("a function without return")
+
+    return run
+
+
+def _text(node: Node) -> str:
+    assert node.text is not None
+    return node.text.decode()
+
+
+def _aligned(x: Any, rank: int) -> Any:
+    """Julia broadcasting lines up the first dimensions, numpy's the last."""
+    return x.reshape(x.shape + (1,) * (rank - x.ndim)) if isinstance(x, np.ndarray) else x
+
+
+def _times(a: Any, b: Any) -> Any:
+    """Julia's `false` is a strong zero."""
+    for mask, other in ((a, b), (b, a)):
+        if np.asarray(mask).dtype == bool:
+            return np.where(mask, other, np.zeros_like(other))
+    return a * b
+
+
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "+": np.add,
+    "-": np.subtract,
+    "*": _times,
+    "/": np.true_divide,
+    "^": lambda a, b: np.float_power(a, b) if np.asarray(a).dtype == np.float64 else a ** np.float32(b),
+    "&": np.logical_and,
+    "|": np.logical_or,
+    "==": np.equal,
+    "!=": np.not_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+}
+
+
+class _Frame:
+    """The local names of one call."""
+
+    def __init__(self, names: dict[str, Any], scope: dict[str, Callable[..., Any]]) -> None:
+        self.names = names
+        self.scope = scope
+
+    # -- statements ---------------------------------------------------------------------------------
+
+    def run(self, node: Node) -> None:
+        if node.type == "assignment":
+            left, _, right = node.named_children
+            value = self.value(right)
+            if left.type == "tuple_expression" and _text(left).startswith("(;"):
+                self.names |= {_text(x): value[_text(x)] for x in left.named_children}
+            elif left.type in ("tuple_expression", "open_tuple"):
+                assert len(left.named_children) == len(value)
+                self.names |= dict(zip((_text(x) for x in left.named_children), value, strict=True))
+            elif left.type == "identifier":
+                self.names[_text(left)] = value
+            else:
+                raise Unknown(_text(node))
+        elif node.type == "macrocall_expression":
+            self.broadcast(node)
+        elif node.type == "call_expression":
+            self.value(node)
+        elif node.type != "line_comment":
+            raise Unknown(f"{node.type}: {_text(node)}")
+
+    def broadcast(self, node: Node) -> None:
+        """`@.. x = ...`, `@. x += ...` and the like."""
+        macro, arguments = node.named_children
+        (assignment,) = arguments.named_children
+        left, sign, right = assignment.named_children
+        target = self.value(left)
+        if _text(macro) == "@..":
+            self.check_fast(right, target)
+        elif _text(macro) != "@.":
+            raise Unknown(_text(node))
+        value = self.entry(right, target.ndim)
+        value = value.reshape(value.shape[: target.ndim]) if getattr(value, "ndim", 0) > target.ndim else value
+        if _text(sign) == "=":
+            target[...] = value
+        elif _text(sign) in ("+=", "-="):
+            target[...] = target + value if _text(sign) == "+=" else target - value
+        else:
+            raise Unknown(_text(node))
+
+    def check_fast(self, node: Node, target: np.ndarray) -> None:
+        leaves = [self.names[name] for name in _identifiers(node) if isinstance(self.names.get(name), np.ndarray)]
+        for leaf in leaves:
+            same = leaf.shape == target.shape
+            if not (same if node.type == "identifier" else leaf.shape == target.shape[: leaf.ndim]):
+                raise AssertionError(f"@.. stretches {leaf.shape} to {target.shape} in {_text(node)}")
+
+    # -- entry by entry -----------------------------------------------------------------------------
+
+    def entry(self, node: Node, rank: int) -> Any:
+        """An expression under `@.`, with all arrays brought to one rank."""
+        children = node.named_children
+        if node.type == "parenthesized_expression":
+            return self.entry(children[0], rank)
+        if node.type == "binary_expression":
+            return _BINARY[_text(children[1])](self.entry(children[0], rank), self.entry(children[2], rank))
+        if node.type == "unary_expression":
+            x = self.entry(children[1], rank)
+            return {"-": np.negative, "!": np.logical_not}[_text(children[0])](x)
+        if node.type == "call_expression" and children[0].type == "operator":  # !(x), -(x)
+            x = self.entry(children[1].named_children[0], rank)
+            return {"-": np.negative, "!": np.logical_not}[_text(children[0])](x)
+        if node.type == "call_expression":
+            arguments = [self.entry(x, rank) for x in children[1].named_children]
+            return _ENTRYWISE[_text(children[0])](*arguments)
+        return _aligned(self.value(node), rank)
+
+    # -- whole values -------------------------------------------------------------------------------
+
+    def value(self, node: Node) -> Any:
+        children = node.named_children
+        if node.type == "identifier":
+            return self.names[_text(node)] if _text(node) in self.names else _constant(_text(node))
+        if node.type == "integer_literal":
+            return int(_text(node))
+        if node.type == "float_literal":
+            text = _text(node)
+            return np.float32(text.replace("f", "e")) if "f" in text else float(text)
+        if node.type == "boolean_literal":
+            return _text(node) == "true"
+        if node.type == "parenthesized_expression":
+            return self.value(children[0])
+        if node.type == "tuple_expression":
+            if any(x.type in ("named_field", "assignment") for x in children):
+                return {_text(x.named_children[0]): self.value(x.named_children[-1]) for x in children}
+            return {} if _text(node) == "(;)" else tuple(self.value(x) for x in children)
+        if node.type == "open_tuple":
+            return tuple(self.value(x) for x in children)
+        if node.type == "index_expression":
+            (index,) = children[1].named_children
+            return self.value(children[0])[self.value(index) - 1]
+        if node.type == "range_expression":
+            first, *others = (x for x in children if x.type != "operator")
+            if first.type == "range_expression":  # a:step:b is read as (a:step):b
+                first, step = (x for x in first.named_children if x.type != "operator")
+                return slice(self.value(first) - 1, self.value(others[0]), self.value(step))
+            return slice(self.value(first) - 1, self.value(others[0]), 1)
+        if node.type == "operator" and _text(node) == ":":
+            return slice(None)
+        if node.type == "ternary_expression":
+            return self.value(children[1] if self.value(children[0]) else children[2])
+        if node.type == "binary_expression":
+            return self.binary(node)
+        if node.type == "unary_expression":
+            return -self.value(children[1])
+        if node.type == "macrocall_expression" and _text(children[0]) == "@.":
+            (expression,) = children[1].named_children
+            names = (self.names.get(name) for name in _identifiers(expression))
+            return self.entry(expression, max((x.ndim for x in names if isinstance(x, np.ndarray)), default=0))[()]
+        if node.type == "call_expression":
+            return self.call(node)
+        raise Unknown(f"{node.type}: {_text(node)}")
+
+    def binary(self, node: Node) -> Any:
+        left, operator, right = node.named_children
+        if _text(operator) == "isa":
+            assert _text(right) == "AbstractFloat"
+            return isinstance(self.value(left), float | np.floating)
+        a, b = self.value(left), self.value(right)
+        if _text(operator) == "*" and isinstance(a, np.ndarray):
+            return a @ b
+        return _BINARY[_text(operator)](a, b)
+
+    def call(self, node: Node) -> Any:
+        function, arguments = node.named_children
+        plain = [self.value(x) for x in arguments.named_children if x.type != "named_argument"]
+        named = {
+            _text(x.named_children[0]): self.value(x.named_children[-1])
+            for x in arguments.named_children
+            if x.type == "named_argument"
+        }
+        name = _text(function)
+        if name in self.scope:
+            return self.scope[name](*plain, **named)
+        if name.removesuffix("!") in _REDUCTIONS:
+            return _reduce(name, *plain, **named)
+        if name in _CALLS:
+            return _CALLS[name](*plain, **named)
+        if name == "eltype(y)":
+            return self.names["y"].dtype.type(*plain)
+        if name in _ENTRYWISE and not any(isinstance(x, np.ndarray) for x in plain):
+            return _ENTRYWISE[name](*plain)
+        raise Unknown(_text(node))
+
+
+def _identifiers(node: Node) -> list[str]:
+    if node.type == "identifier":
+        return [_text(node)]
+    return [name for child in node.named_children for name in _identifiers(child)]
+
+
+def _constant(name: str) -> Any:
+    numbers = {"Inf": np.inf, "NaN": np.nan, "Inf32": np.float32(np.inf), "NaN32": np.float32(np.nan), "nothing": None}
+    if name in _TYPES:
+        return _TYPES[name]
+    return numbers[name]
+
+
+def _reduce(name: str, first: Any, second: Any = None, *, dims: Any = None, init: bool = True) -> Any:
+    if not name.endswith("!"):
+        axes = None if dims is None else tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))
+        return _REDUCTIONS[name](first, axis=axes, keepdims=dims is not None)
+    padded = first.shape + (1,) * (second.ndim - first.ndim)
+    axes = tuple(i for i, size in enumerate(padded) if size == 1)
+    assert all(size in (1, other) for size, other in zip(padded, second.shape, strict=True))
+    result = _REDUCTIONS[name[:-1]](second, axis=axes, keepdims=True).reshape(first.shape, order="F")
+    first[...] = result if init else first + result
+    return first
+
+
+def _similar(y: np.ndarray, *sizes: Any) -> np.ndarray:
+    kind = y.dtype
+    if sizes and isinstance(sizes[0], type):
+        kind, sizes = sizes[0], sizes[1:]
+    shape = sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes or y.shape
+    made = np.empty(shape, dtype=kind, order="F")
+    made[...] = np.nan if np.issubdtype(kind, np.floating) else 1  # reading what nobody wrote is seen
+    return made
+
+
+def _view(x: np.ndarray, *index: Any) -> np.ndarray:
+    return x[(*(i - 1 if isinstance(i, int) else i for i in index), ...)]
+
+
+def _reshape(x: np.ndarray, *sizes: Any) -> np.ndarray:
+    made = x.reshape(sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes, order="F")
+    assert made.size == 0 or np.shares_memory(made, x), "reshape of an array that is not contiguous"
+    return made
+
+
+def _mul(out: np.ndarray, a: np.ndarray, b: np.ndarray, alpha: bool = True, beta: bool = False) -> np.ndarray:
+    assert out.shape == (a.shape[0], *b.shape[1:])
+    out[...] = a @ b + out if beta else a @ b
+    return out
+
+
+def _fill_into(x: np.ndarray, number: Any) -> np.ndarray:
+    x[...] = number
+    return x
+
+
+def _written(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    def run(out: np.ndarray, *arguments: Any) -> np.ndarray:
+        value = function(*arguments)
+        assert out.shape == value.shape
+        out[...] = value
+        return out
+
+    return run
+
+
+def _geometry(x: np.ndarray, w: np.ndarray, **options: Any) -> dict[str, Any]:
+    assert options.pop("flipkernel") is True
+    return {"x": x.shape[::-1], "w": w.shape[::-1], **options}
+
+
+def _torch_options(g: dict[str, Any]) -> tuple[Any, ...]:
+    rank = len(g["stride"])
+    return (*(g[key][::-1] for key in ("stride", "padding", "dilation")), False, (0,) * rank, g["groups"])
+
+
+def _torch(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.T))
+
+
+def _conv(x: np.ndarray, w: np.ndarray, g: dict[str, Any]) -> np.ndarray:
+    return torch.ops.aten.convolution(_torch(x), _torch(w), None, *_torch_options(g)).numpy().T
+
+
+def _conv_data(grad: np.ndarray, w: np.ndarray, g: dict[str, Any]) -> np.ndarray:
+    x, mask = torch.zeros(g["x"], dtype=torch.float64), [True, False, False]
+    return torch.ops.aten.convolution_backward(_torch(grad), x, _torch(w), None, *_torch_options(g), mask)[0].numpy().T
+
+
+def _conv_filter(x: np.ndarray, grad: np.ndarray, g: dict[str, Any]) -> np.ndarray:
+    w, mask = torch.zeros(g["w"], dtype=torch.float64), [False, True, False]
+    return torch.ops.aten.convolution_backward(_torch(grad), _torch(x), w, None, *_torch_options(g), mask)[1].numpy().T
+
+
+def _batched_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("abn,bcn->acn", a, b)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "PermutedDimsArray": lambda x, order: x.transpose([d - 1 for d in order]),
+    "Val": lambda x: x,
+    "batched_mul": _batched_mul,
+    "batched_mul!": _written(_batched_mul),
+    "batched_transpose": lambda x: x.swapaxes(0, 1),
+    "cat": lambda *x, dims: np.concatenate(x, axis=dims - 1),
+    "conv": _conv,
+    "conv!": _written(_conv),
+    "∇conv_data": _conv_data,
+    "∇conv_data!": _written(_conv_data),
+    "∇conv_filter": _conv_filter,
+    "∇conv_filter!": _written(_conv_filter),
+    "copy": lambda x: x.copy(order="F"),
+    "DenseConvDims": _geometry,
+    "div": lambda a, b: a // b,
+    "dropdims": lambda x, dims: np.squeeze(x, tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))),
+    "fill": lambda x: np.array(x),
+    "fill!": _fill_into,
+    "hcat": lambda *x: np.concatenate(x, axis=1),
+    "mul!": _mul,
+    "permutedims": lambda x, order: x.transpose([d - 1 for d in order]).copy(order="F"),
+    "permutedims!": lambda out, x, order: _fill_into(out, x.transpose([d - 1 for d in order])),
+    "reshape": _reshape,
+    "similar": _similar,
+    "size": lambda x, d: x.shape[d - 1],
+    "transpose": lambda x: x.T,
+    "vcat": lambda *x: np.concatenate(x, axis=0),
+    "view": _view,
+    "zero": np.zeros_like,
+}

@@ -1,0 +1,229 @@
+"""Fields written in Julia: the source parses, and computes what torch computes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fields import SPIRAL, ZOO, Net, Zoo, state
+from julia_evaluator import load, parses
+from regnde import UnsupportedField
+from regnde._engines.julia.export import ExportedField, export
+from regnde._engines.julia.operators import SCOPE
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+def made(zoo: Zoo) -> tuple[Field, Tensor]:
+    field, y = zoo.make()
+    return (lambda t, y: field(y)) if isinstance(field, nn.Sequential) else field, y
+
+
+def reference(field: Field, t: Tensor, y: Tensor, ct: Tensor, exported: ExportedField) -> tuple[Tensor, list[Tensor]]:
+    """Torch's value, and its vector-Jacobian products by the state and the tensors that need gradients."""
+    y = y.clone().requires_grad_()
+    value = field(t, y * 1)
+    wanted = [y, *(x for x, needs in zip(exported.tensors, exported.needs_gradient, strict=True) if needs)]
+    if not value.requires_grad:
+        return value, [torch.zeros_like(x) for x in wanted]
+    found = torch.autograd.grad(value, wanted, ct, allow_unused=True)
+    return value.detach(), [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
+
+
+def julia(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().numpy().T
+
+
+def close(found: Sequence[np.ndarray], right: Sequence[Tensor], tolerance: float) -> None:
+    for a, b in zip(found, right, strict=True):
+        b = julia(b)
+        assert np.shape(a) == b.shape
+        assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0.0))
+
+
+def check(field: Field, y: Tensor, tolerance: float = 1e-12) -> ExportedField:
+    """Holds all functions of the written source against torch."""
+    exported = export(field, y, name="f")
+    assert parses(exported.source)
+    code = load(exported.source)
+    t, ct = torch.tensor(0.3, dtype=y.dtype), torch.randn(y.shape, dtype=y.dtype)
+    value, right = reference(field, t, y, ct, exported)
+    p = tuple(julia(x) for x in exported.tensors)
+    clock, y_, ct_ = t.item(), julia(y), julia(ct)
+    close([code["f"](clock, y_, p)], [value], tolerance)
+    ybar, pbar = code["f_vjp"](clock, y_, ct_, p)
+    close([ybar, *pbar], right, tolerance)
+    cache = code["f_cache"](y_, p)
+    for _ in range(2):  # again, with what the first run left in the cache
+        dy = np.full_like(y_, np.nan)
+        code["f!"](dy, clock, y_, p, cache)
+        close([dy], [value], tolerance)
+        code["f_vjp!"](ybar, pbar, ct_, clock, y_, p, cache)
+    close([ybar, *(x / 3 for x in pbar)], right, tolerance)  # added to what was there
+    return exported
+
+
+@pytest.mark.parametrize("zoo", ZOO, ids=str)
+def test_value_and_vjp_equal_torch(zoo: Zoo) -> None:
+    check(*made(zoo))
+
+
+@pytest.mark.parametrize("zoo", [z for z in ZOO if z.batched], ids=str)
+def test_one_source_for_every_batch_size(zoo: Zoo) -> None:
+    field, y = made(zoo)
+    other = torch.randn(y.shape[0] + 4, *y.shape[1:], dtype=y.dtype)
+    assert export(field, y, name="f").source == check(field, other).source
+
+
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_batch_size_that_equals_another_size(width: int) -> None:
+    """Seven is also the batch size that the trace sees."""
+    field = Net(2, width)
+    sources = {check(field, state(batch, 2)).source for batch in (1, 2, 7)}
+    assert len(sources) == 1
+
+
+def test_batch_size_that_the_field_depends_on_is_part_of_the_source() -> None:
+    assert "B = " not in check(lambda t, y: y if len(y) > 3 else -y, state(5, 2)).source
+    check(lambda t, y: y if len(y) > 3 else -y, state(3, 2))
+    check(lambda t, y: y - y.squeeze().sum(0), state(1, 3))
+
+
+def test_single_precision_stays_single() -> None:
+    module = Net(activation=nn.GELU(), time="concat").float()
+    exported = check(module, state(3, 2, dtype=torch.float32), tolerance=2e-6)
+    literals = re.findall(r"\b\d+\.\d+(?:e-?\d+)?(?!\w)", exported.source)
+    assert literals == [], "double-precision literals would promote the whole computation"
+    assert exported.dtype == torch.float32
+
+
+def test_what_the_field_reads_is_listed_with_its_gradients() -> None:
+    exported = check(*made(next(z for z in ZOO if z.name == "closure")))
+    assert [tuple(x.shape) for x in exported.tensors] == [(), (2, 2), (2,), (2,)]
+    assert exported.needs_gradient == (True, True, False, False)
+    module = Net()
+    module.first.weight.requires_grad_(False)
+    exported = check(module, state(3, 2))
+    assert exported.needs_gradient == (False, True, True, True)
+    assert exported.tensors[0] is module.first.weight
+    assert set(exported.names) == {"@..", "mul!", "fast_tanh"}
+    assert set(exported.names) <= set(SCOPE)
+
+
+def test_source_is_readable() -> None:
+    exported = export(Net(time="bias"), state(3, 2), name="drift")
+    assert max(len(line) for line in exported.source.split("\n")) <= 110
+    assert "fields.py" in exported.source
+    assert "mul!(h1, transpose(p1), y)" in exported.source
+    assert "@.. h1 = fast_tanh(h1 + p2 + v1)" in exported.source or "fast_tanh(" in exported.source
+    assert {"drift", "drift!", "drift_vjp", "drift_vjp!", "drift_cache"} == set(load(exported.source))
+
+
+def test_exporting_again_is_cheap_and_sees_changes() -> None:
+    class Annealed(nn.Module):
+        rate = 1.5
+
+        def forward(self, t: Tensor, y: Tensor) -> Tensor:
+            return -self.rate * y
+
+    field = Annealed()
+    y = state(3, 2)
+    first = export(field, y, name="f")
+    assert export(field, y, name="f").source is first.source
+    field.rate = 2.5
+    assert "-2.5" in export(field, y, name="f").source
+
+    def closing_over(w: Tensor) -> Field:
+        return lambda t, y: w * y
+
+    one, two = state(2), 3 * state(2)
+    assert export(closing_over(one), y, name="f").source is export(closing_over(two), y, name="f").source
+    assert export(closing_over(two), y, name="f").tensors[0] is two
+
+
+def draws(t: Tensor, y: Tensor) -> Tensor:
+    return y + torch.randn_like(y)  # noise
+
+
+def branches(t: Tensor, y: Tensor) -> Tensor:
+    if y.sum() > 0:  # branch
+        return y
+    return -y
+
+
+def sorts(t: Tensor, y: Tensor) -> Tensor:
+    return torch.sort(y, -1).values  # sort
+
+
+COUNTER = torch.zeros(2, dtype=torch.float64)
+
+
+def counts(t: Tensor, y: Tensor) -> Tensor:
+    COUNTER.add_(1)  # count
+    return y * COUNTER
+
+
+def rotates(t: Tensor, y: Tensor) -> Tensor:
+    return (y * torch.exp(1j * t)).real  # rotate
+
+
+@pytest.mark.parametrize(
+    ("field", "operator", "mark"),
+    [
+        (draws, "aten.randn_like", "noise"),
+        (branches, "aten._local_scalar_dense", "branch"),
+        (sorts, "aten.sort", "sort"),
+        (counts, "aten.add_", "count"),
+        (rotates, "aten.", "rotate"),
+    ],
+)
+def test_refusals_name_the_operator_and_the_line(field: Field, operator: str, mark: str) -> None:
+    lines, first = inspect.getsourcelines(field)
+    line = first + next(i for i, text in enumerate(lines) if f"# {mark}" in text)
+    with pytest.raises(UnsupportedField, match=re.escape(operator)) as caught:
+        export(field, state(3, 2), name="f")
+    assert f"test_export.py:{line}" in str(caught.value)
+    assert COUNTER.tolist() == [0.0, 0.0], "refused before anything was changed"
+
+
+def test_dropout_and_batch_norm_in_training_are_refused() -> None:
+    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(2).double()):
+        with pytest.raises(UnsupportedField, match=r"random|changes a tensor"):
+            export(lambda t, y, layer=layer: layer(y), state(3, 2), name="f")
+
+
+def test_a_field_that_is_no_function_of_its_arguments_is_refused() -> None:
+    calls: list[int] = []
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(1)
+        return y * float(len(calls))
+
+    with pytest.raises(UnsupportedField, match="do not reproduce"):
+        export(field, state(3, 2), name="f")
+
+
+def test_a_gradient_that_would_be_lost_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        scripted = torch.jit.trace(Net().first, state(3, 2))
+    with pytest.raises(UnsupportedField, match=r"needs a gradient|can not trace"):
+        export(lambda t, y: scripted(y)[:, :2], state(3, 2), name="f")
+
+
+def test_errors_of_the_field_itself_come_through() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        export(lambda t, y: y @ SPIRAL.repeat(2, 2), state(3, 2), name="f")
+    with pytest.raises(UnsupportedField, match="shape"):
+        export(lambda t, y: y[:1], state(3, 2), name="f")
+    with pytest.raises(UnsupportedField, match="complex"):
+        export(lambda t, y: 1j * y, state(3, 2) * 1j, name="f")
+    with pytest.raises(ValueError, match="identifier"):
+        export(lambda t, y: y, state(3, 2), name="f(x)")
