@@ -1,0 +1,70 @@
+"""Runs the benchmarks, prints Markdown tables, writes the rows as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import detest, jax_peer, ode
+
+Row = dict[str, object]
+
+
+def start_up() -> list[Row]:
+    """What `import regnde` costs beyond torch's own import, best of five fresh interpreters."""
+    code = "import time, torch; t = time.perf_counter(); import regnde; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    return [{"import regnde, s beyond torch": round(min(float(run.stdout) for run in runs), 3)}]
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+    **ode.SETUPS,
+    "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
+    "diffrax": ("Against compiled code, 4-32-4, B=64", jax_peer.against_diffrax),
+    "start-up": ("Start-up", start_up),
+}
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a Markdown table; a missing value is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return "\n".join(head + [f"| {' | '.join(cell)} |" for cell in cells])
+
+
+def machine() -> str:
+    """The hardware and versions that the numbers belong to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, one thread, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def main() -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated (default: all)")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine())
+    results: dict[str, object] = {"machine": machine()}
+    for name in options.only.split(","):
+        title, run = BENCHMARKS[name]
+        began = time.perf_counter()
+        rows = run()
+        results[name] = rows
+        print(f"\n### {title}\n\n{markdown(rows)}\n\n({name}: {time.perf_counter() - began:.0f} s)", flush=True)
+    options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""ODE set-ups: forward and training per step, overhead, records, outputs, memory, per-sample steps."""
+
+from __future__ import annotations
+
+import functools
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import regnde
+from benchmarks.peers import PEERS, Field, regnde_solve, steps_of, torchdiffeq_adjoint
+from benchmarks.timing import race
+
+__all__ = ["SETUPS", "Row"]
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A field y' = f(y), its batch, span and tolerance."""
+
+    name: str
+    sizes: tuple[int, ...]
+    batch: int
+    end: float
+    tolerance: float
+    repeats: int
+
+    def make(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """The field, y0 and the save times."""
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for a, b in zip(self.sizes[:-1], self.sizes[1:], strict=True):
+            layers += [nn.Linear(a, b), nn.Tanh()]
+        net = nn.Sequential(*layers[:-1])
+        return Autonomous(net), torch.randn(self.batch, self.sizes[0]), torch.tensor([0.0, self.end])
+
+
+class Autonomous(nn.Module):
+    """A network of the state alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope."""
+        return self.net(y)
+
+
+FIELDS = (
+    Setup("2-50-2, B=20", (2, 50, 2), 20, 40.0, 1e-6, 9),
+    Setup("4-32-4, B=64", (4, 32, 4), 64, 40.0, 1e-6, 9),
+    Setup("64-128-64, B=128", (64, 128, 64), 128, 8.0, 1e-5, 7),
+    Setup("784-100-784, B=512", (784, 100, 784), 512, 2.0, 1e-4, 3),
+)
+
+
+def gradient_of(
+    solve: Callable[..., Tensor], f: nn.Module, y0: Tensor, ts: Tensor, tolerance: float
+) -> Callable[[], None]:
+    """One forward and backward pass through the last state."""
+
+    def run() -> None:
+        f.zero_grad(set_to_none=True)
+        solve(f, y0, ts, tolerance)[-1].square().sum().backward()
+
+    return run
+
+
+def bare(f: Field, y0: Tensor, calls: int, *, backward: bool) -> Callable[[], None]:
+    """The field alone, as often as a solve calls it."""
+    t = torch.zeros(())
+
+    def run() -> None:
+        for _ in range(calls):
+            value = f(t, y0)
+            if backward:
+                value.sum().backward()
+
+    return run
+
+
+def per_step() -> list[Row]:
+    """Microseconds a trial step, forward and training, and the ratios to the peers at the same method."""
+    rows = []
+    ours = regnde_solve("dp5")
+    recorded = regnde_solve("dp5", record="all", penalty=regnde.ErrorPenalty())
+    for setup in FIELDS:
+        f, y0, ts = setup.make()
+        solvers = {"regnde": ours, **PEERS}
+        counts = {name: steps_of(solve, f, y0, ts, setup.tolerance) for name, solve in solvers.items()}
+        with torch.no_grad():
+            forward = race(
+                {
+                    **{name: functools.partial(s, f, y0, ts, setup.tolerance) for name, s in solvers.items()},
+                    "bare": bare(f, y0, counts["regnde"][1], backward=False),
+                },
+                setup.repeats,
+            )
+        training = race(
+            {
+                **{name: gradient_of(s, f, y0, ts, setup.tolerance) for name, s in solvers.items()},
+                "records": gradient_of(recorded, f, y0, ts, setup.tolerance),
+                "checkpoint": gradient_of(regnde_solve("dp5", gradient="checkpoint"), f, y0, ts, setup.tolerance),
+                "torchdiffeq adjoint": gradient_of(torchdiffeq_adjoint, f, y0, ts, setup.tolerance),
+            },
+            setup.repeats,
+        )
+        for kind, seconds in (("forward", forward), ("training", training)):
+            each = {name: 1e6 * seconds[name] / counts[name][0] for name in solvers}
+            rows.append(
+                {
+                    "field": setup.name,
+                    "pass": kind,
+                    "steps": round(counts["regnde"][0]),
+                    "regnde us/step": round(each["regnde"]),
+                    **{f"x {name}": round(each[name] / each["regnde"], 2) for name in PEERS},
+                    "overhead": round(forward["regnde"] / forward["bare"], 2) if kind == "forward" else None,
+                    "records + penalty": (
+                        f"{100 * (training['records'] / training['regnde'] - 1):+.0f} %" if kind == "training" else None
+                    ),
+                    "checkpoint": (
+                        round(training["checkpoint"] / training["regnde"], 2) if kind == "training" else None
+                    ),
+                    "adjoint / checkpoint": (
+                        round(training["torchdiffeq adjoint"] / training["checkpoint"], 1)
+                        if kind == "training"
+                        else None
+                    ),
+                }
+            )
+    return rows
+
+
+def outputs() -> list[Row]:
+    """Cost of save points: the same harmonic oscillator with 2 to 10,000 of them."""
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[:, 1], -y[:, 0]], 1)
+
+    y0 = torch.tensor([[1.0, 0.0]])
+    counts = (2, 100, 1_000, 10_000)
+    spans = {n: torch.linspace(0, 30, n) for n in counts}
+    with torch.no_grad():
+        seconds = race(
+            {
+                f"{name} {n}": lambda s=s, n=n: s(f, y0, spans[n], 1e-6)
+                for n in counts
+                for name, s in (("regnde", regnde_solve("dp5")), *PEERS.items())
+            },
+            5,
+        )
+    return [
+        {
+            "save points": n,
+            **{f"{name} ms": round(1e3 * seconds[f"{name} {n}"], 1) for name in ("regnde", *PEERS)},
+            "regnde, ratio to 2": round(seconds[f"regnde {n}"] / seconds["regnde 2"], 2),
+        }
+        for n in counts
+    ]
+
+
+def saved_bytes(gradient: str, steps: int) -> int:
+    """Bytes that autograd keeps for the backward pass of rk4 with so many steps on the MNIST-shaped field."""
+    f, y0, _ = FIELDS[3].make()
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    solver = regnde.Solver(method="rk4", dt0=1 / steps, gradient=gradient, engine="torch")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        regnde.solve(f, y0[:64], [0.0, 1.0], solver)
+    return sum(kept.values())
+
+
+def memory() -> list[Row]:
+    """What a further step adds to the memory of a training pass, in states."""
+    state = 64 * 784 * 4
+    rows = []
+    for gradient in ("discrete", "checkpoint"):
+        small, large = saved_bytes(gradient, 10), saved_bytes(gradient, 20)
+        rows.append(
+            {
+                "gradient": gradient,
+                "MB for 20 steps": round(large / 1e6, 1),
+                "states a step": round((large - small) / 10 / state, 2),
+                "peak RSS of this process, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            }
+        )
+    return rows
+
+
+def stiff_sample() -> list[Row]:
+    """One van der Pol oscillator with mu = 50 among 63 with mu = 1: joint, per sample, and apart."""
+    mu = torch.ones(64, dtype=torch.float64)
+    mu[17] = 50.0
+
+    def field(t: Tensor, y: Tensor, samples: Tensor) -> Tensor:
+        m = mu[samples]
+        return torch.stack([y[:, 1], m * (1 - y[:, 0] ** 2) * y[:, 1] - y[:, 0]], 1)
+
+    everyone = torch.arange(64)
+    y0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(64, 1)
+    joint = regnde.Solver(rtol=1e-5, atol=1e-5, engine="torch")
+    each = regnde.Solver(rtol=1e-5, atol=1e-5, engine="torch", batch="per-sample")
+    with torch.no_grad():
+        together = regnde.solve(lambda t, y: field(t, y, everyone), y0, [0.0, 5.0], joint).stats
+        sampled = regnde.solve(field, y0, [0.0, 5.0], each).stats
+        apart = [
+            regnde.solve(lambda t, y, i=i: field(t, y, everyone[i : i + 1]), y0[i : i + 1], [0.0, 5.0], joint).stats
+            for i in range(64)
+        ]
+        seconds = race(
+            {
+                "joint": lambda: regnde.solve(lambda t, y: field(t, y, everyone), y0, [0.0, 5.0], joint),
+                "per-sample": lambda: regnde.solve(field, y0, [0.0, 5.0], each),
+            },
+            3,
+        )
+    alone = sum(stats.nfe for stats in apart)
+    evaluations = {"joint": 64 * together.nfe, "per-sample": sum(s.nfe for s in sampled.samples), "apart": alone}
+    return [
+        {
+            "batch": name,
+            "sample evaluations": count,
+            "ratio to apart": round(count / alone, 2),
+            "ms": round(1e3 * seconds[name]) if name in seconds else None,
+        }
+        for name, count in evaluations.items()
+    ]
+
+
+def spiral_training() -> list[Row]:
+    """500 Adam steps of the cubic spiral (30 save points on [0, 1.5], 2-50-2), the SciML gist's set-up."""
+    truth_matrix = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]])
+    ts, y0 = torch.linspace(0, 1.5, 30), torch.tensor([[2.0, 0.0]])
+    truth = regnde.solve(lambda t, y: y**3 @ truth_matrix.T, y0, ts, regnde.Solver(engine="torch")).ys
+
+    def train(solve: Callable[..., Tensor], steps: int) -> float:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2))
+        adam = torch.optim.Adam(net.parameters(), 0.05)
+        for _ in range(steps):
+            adam.zero_grad()
+            loss = (solve(lambda t, y: net(y**3), y0, ts, 1e-5) - truth).square().mean()
+            loss.backward()
+            adam.step()
+        return float(loss.detach())
+
+    solvers = {"regnde": regnde_solve("dp5"), "torchdiffeq": PEERS["torchdiffeq"]}
+    losses = {name: train(solve, 500) for name, solve in solvers.items()}
+    seconds = race({name: lambda s=s: train(s, 50) for name, s in solvers.items()}, 3)
+    return [
+        {
+            "solver": name,
+            "s / 500 steps": round(10 * seconds[name], 1),
+            "loss after 500": f"{losses[name]:.2e}",
+            "speed-up": round(seconds["torchdiffeq"] / seconds[name], 2),
+        }
+        for name in solvers
+    ]
+
+
+SETUPS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+    "per-step": ("Time per trial step, Dormand-Prince, float32", per_step),
+    "outputs": ("Save points", outputs),
+    "memory": ("Memory of a training pass, 784-100-784, B=64, rk4", memory),
+    "stiff-sample": ("One stiff sample among 64, tsit5", stiff_sample),
+    "spiral": ("Training on the spiral", spiral_training),
+}
