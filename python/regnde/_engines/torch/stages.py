@@ -89,7 +89,7 @@ class BufferStages:
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         count = tableau.stages + len(tableau.extra_a)
         self.buffer = torch.empty((count, y.numel()), dtype=y.dtype, device=y.device)
-        self.stages = [row.view(y.shape) for row in self.buffer]
+        self.stages: list[Tensor] = [row.view(y.shape) for row in self.buffer]
         self.transposed = [self.buffer[:i].T for i in range(count + 1)]
         self.shape = y.shape
         self.filled = 0
