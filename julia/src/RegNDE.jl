@@ -10,7 +10,7 @@ using ADTypes: AutoFiniteDiff
 using DiffEqBase: DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, dot, mul!
+using LinearAlgebra: BLAS, dot, mul!
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
     ode_interpolant!, perform_step!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5

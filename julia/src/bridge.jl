@@ -58,22 +58,24 @@ function fields_of(kept_codes, parameters, state, shape, pbars = nothing)
 end
 
 """
-    bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path) -> number
+    bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path, threads) -> number
 
-Solves. The words at `address`: state, outputs, times, results, then the number of fields and for
-each its code and parameters. Results (Float64): status, accepted, saved, rejected, calls of the
+Solves with so many threads of BLAS. The words at `address`: state, outputs, times, results, null or
+where to write the first field's value at the start, then the number of fields and for each its code
+and parameters. Results (Float64): status, accepted, saved, rejected, calls of the
 first and second field, dt_first, t_last, dt_last. `path` is the address of a Brownian path's
 `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
-        max_steps::Int, record::Bool, keep::String, path::Int
+        max_steps::Int, record::Bool, keep::String, path::Int, threads::Int
     )
+    BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
-    state, ys, times, results = array(r), array(r), array(r), array(r)
+    state, ys, times, results, probe = (array(r) for _ in 1:5)
     codes, parameters = read_fields(r)
     settings = Settings(; rtol, atol, dt0, max_steps, record, keep = Symbol(keep))
-    return solve_and_keep(method(Symbol(method_name)), settings, state, ys, times, results, codes, parameters, path)
+    return solve_and_keep(method(Symbol(method_name)), settings, state, ys, times, results, probe, codes, parameters, path)
 end
 
 function read_fields(r::Reader)
@@ -87,9 +89,10 @@ end
 
 const STATUSES = (:success, :nonfinite, :underflow, :steps)
 
-function solve_and_keep(method, settings, state, ys, times, results, codes, parameters, path)
+function solve_and_keep(method, settings, state, ys, times, results, probe, codes, parameters, path)
     y0 = vec(state)
     fields = fields_of(codes, parameters, state, size(state))
+    probe === nothing || fields[1].value(vec(probe), y0, eltype(y0)(times[1]))
     recording = Recording(method, settings, copy(times), y0, reshape(ys, length(y0), :))
     noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
     forward!(recording, fields...; noise)

@@ -142,3 +142,21 @@ function scaled_pullback!(rawbar, ybar, y1bar, raw, y, y1, rtol, atol, scale)
     @. ybar -= ifelse(abs(y1) >= abs(y), zero(T), rt * sign(y) * rawbar * raw / (at + rt * abs(y)))
     return rawbar
 end
+
+function scaled_pullback!(
+        rawbar::Vector{T}, ybar::Vector{T}, y1bar::Vector{T}, raw::Vector{T}, y::Vector{T}, y1::Vector{T},
+        rtol, atol, scale
+    ) where {T}
+    rt, at, s = T(rtol), T(atol), T(scale)
+    @inbounds @simd ivdep for i in eachindex(rawbar, ybar, y1bar, raw, y, y1)
+        later = abs(y1[i]) >= abs(y[i])
+        larger = ifelse(later, y1[i], y[i])
+        inverse = one(T) / (at + rt * abs(larger))
+        bar = s * raw[i] * inverse * inverse
+        share = rt * sign(larger) * bar * raw[i] * inverse
+        rawbar[i] = bar
+        y1bar[i] -= ifelse(later, share, zero(T))
+        ybar[i] -= ifelse(later, zero(T), share)
+    end
+    return rawbar
+end

@@ -12,6 +12,7 @@ from torch import Tensor
 from regnde._engines.base import Engine, Request
 from regnde._engines.julia import runtime
 from regnde._engines.julia.bridge import Code, LocalJob, LocalStep, Outcome, Solve, SolveJob
+from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._noise import BrownianPath
@@ -105,7 +106,7 @@ class JuliaEngine(Engine):
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
         with torch.no_grad():
-            codes = _codes(request)
+            codes, known = _codes(request)
         solver = request.solver
         if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and _grad_on(request, codes):
             raise ValueError(
@@ -113,20 +114,24 @@ class JuliaEngine(Engine):
                 "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
                 "explicit method, or torch.no_grad()."
             )
-        return _Run(request, codes).solution()
+        run = _Run(request, codes)
+        try:
+            return run.solution(check=known)
+        except FieldChanged:
+            with torch.no_grad():
+                run.codes, _ = _codes(request, again=True)
+            return run.solution()
 
 
-def _codes(request: Request) -> tuple[Code, ...]:
-    """The fields as Julia code."""
-    from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
-
+def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], bool]:
+    """The fields as Julia code, and whether some of them was not read again because it looked unchanged."""
     equation, y0 = request.equation, request.y0.detach()
     if isinstance(equation, JuliaField):
         tensors = tuple(equation.parameters)
-        return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),)
+        return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),), False
     parts = (equation.drift, equation.diffusion) if isinstance(equation, SDE) else (equation,)
-    written = [export(part, y0, name=name) for part, name in zip(parts, ("f", "g"), strict=False)]
-    return tuple(Code(x.source, x.name, x.tensors, x.needs_gradient) for x in written)
+    written = [code_of(part, y0, name, again=again) for part, name in zip(parts, ("f", "g"), strict=False)]
+    return tuple(code for code, _ in written), any(known for _, known in written)
 
 
 def _grad_on(request: Request, codes: Sequence[Code]) -> bool:
@@ -164,8 +169,12 @@ class _Run:
         seed = self.local.seed
         return random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
 
-    def solution(self) -> Solution:
-        """Runs the solve and, if asked for, the local step."""
+    def solution(self, *, check: bool = False) -> Solution:
+        """Runs the solve and, if asked for, the local step.
+
+        Raises:
+            FieldChanged: with `check`, if the code and the field disagree at the start.
+        """
         request = self.request
         times, row = self._times()
         solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
@@ -183,6 +192,7 @@ class _Run:
             spare=by_step,
             adjoint=adjoint,
             moving=request.ts.requires_grad and self.graph,
+            probe=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
@@ -195,6 +205,8 @@ class _Run:
             full, error, stiffness = job.run(y0, self.tensors)
         outcome = job.outcome
         assert outcome is not None
+        if job.probe is not None:
+            self._check(job.probe)
         calls, steps = outcome.calls, None
         if self.local is not None:
             steps, more = self._local_record(job, outcome, full, row)
@@ -203,6 +215,11 @@ class _Run:
             implicit = outcome.table[4] == 1 if solver.method in IMPLICIT else None
             steps = self._steps(outcome.table[0], outcome.table[1], error, stiffness, implicit)
         return self._assemble(outcome, self._rows(full, row, outcome), steps, calls)
+
+    def _check(self, value: Tensor) -> None:
+        equation, y0 = self.request.equation, self.request.y0
+        assert not isinstance(equation, JuliaField)
+        check_unchanged(equation.drift if isinstance(equation, SDE) else equation, self.request.times[0], y0, value)
 
     def _times(self) -> tuple[tuple[float, ...], int | None]:
         """The save times with the drawn one among them, and its row."""

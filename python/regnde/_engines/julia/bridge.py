@@ -7,6 +7,7 @@ where they lie, and keeps its own between forward and backward under a number.
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,7 @@ class Code:
         """Julia's number of the compiled source; compiles it the first time."""
         key = (self.name, self.source)
         if key not in _numbers:
-            _numbers[key] = int(runtime.call("bridge_compile", self.source, self.name))
+            _numbers[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
             if len(_numbers) > CODES_KEPT:
                 runtime.discard(_numbers.popitem(last=False)[1])
         _numbers.move_to_end(key)
@@ -180,6 +181,7 @@ class SolveJob:
         spare: one more row of `ys` behind those of the save times, for an anchor.
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
         moving: whether the times carry a gradient.
+        probe: where to write the field's value at the start, or None.
     """
 
     codes: tuple[Code, ...]
@@ -191,7 +193,7 @@ class SolveJob:
     spare: bool = False
     adjoint: str = ""
     moving: bool = False
-    anchor: int = 0
+    probe: Tensor | None = None
     outcome: Outcome | None = None
 
     def run(self, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,31 +202,37 @@ class SolveJob:
         times = torch.tensor(self.times, dtype=torch.float64)
         results = torch.zeros(9, dtype=torch.float64)
         words = _Words()
-        for tensor in (y0, ys, times, results):
+        for tensor in (y0, ys, times, results, self.probe):
             words.tensor(tensor)
         words.fields(self.codes, tensors)
-        solver = self.solver
-        with path_address(self.path, y0) as path:
-            number = runtime.call(
-                "bridge_solve",
-                *words.place,
-                solver.method,
-                solver.rtol,
-                solver.atol,
-                float("nan") if solver.dt0 is None else solver.dt0,
-                solver.max_steps,
-                self.record,
-                self.keep,
-                path,
+        solver, threads = self.solver, torch.get_num_threads()
+        dt0 = math.nan if solver.dt0 is None else solver.dt0
+
+        def solve(julia: Any) -> tuple[int, Tensor, str]:
+            number = int(
+                julia.bridge_solve(
+                    *words.place,
+                    solver.method,
+                    solver.rtol,
+                    solver.atol,
+                    dt0,
+                    solver.max_steps,
+                    self.record,
+                    self.keep,
+                    path,
+                    threads,
+                )
             )
-        kept = _Kept(int(number))
+            table = torch.empty((5, int(results[1])), dtype=torch.float64)
+            julia.bridge_records(number, table.data_ptr())
+            return number, table, str(julia.bridge_reason(number)) if results[0] else ""
+
+        with path_address(self.path, y0) as path:
+            number, table, reason = runtime.call(solve)
         status, accepted, saved, rejected, first, second, dt_first, t, dt = results.tolist()
-        table = torch.empty((5, int(accepted)), dtype=torch.float64)
-        if accepted:
-            runtime.call("bridge_records", kept.number, table.data_ptr())
         self.outcome = Outcome(
             status=STATUSES[int(status)],
-            reason=str(runtime.call("bridge_reason", kept.number)) if status else "",
+            reason=reason,
             accepted=int(accepted),
             saved=int(saved),
             rejected=int(rejected),
@@ -233,15 +241,15 @@ class SolveJob:
             t=t,
             dt=dt,
             table=table,
-            kept=kept,
+            kept=_Kept(number),
         )
         return ys, table[2].to(y0.dtype), table[3].to(y0.dtype)
 
     def place_anchor(self, step: int, ys: Tensor) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the spare row; returns its time."""
         assert self.outcome is not None
-        self.anchor = step
-        return float(runtime.call("bridge_anchor", self.outcome.kept.number, step))
+        number = self.outcome.kept.number
+        return runtime.call(lambda julia: float(julia.bridge_anchor(number, step)))
 
     def reverse(
         self,
@@ -264,10 +272,11 @@ class SolveJob:
         words.tensor(tbar)
         words.tensor(ys if self.moving else None)
         gradients = words.gradients(self.codes, tensors)
+        number = self.outcome.kept.number
         if self.adjoint:
-            runtime.call("bridge_adjoint", self.outcome.kept.number, *words.place, self.adjoint)
+            runtime.call(lambda julia: julia.bridge_adjoint(number, *words.place, self.adjoint) and None)
         else:
-            runtime.call("bridge_backward", self.outcome.kept.number, *words.place)
+            runtime.call(lambda julia: julia.bridge_backward(number, *words.place) and None)
         return y0bar, tbar, gradients
 
 
@@ -332,19 +341,16 @@ class LocalJob:
         words.tensor(results)
         words.fields(self.codes, tensors)
         solver = self.solver
-        with path_address(self.path, y) as path:
-            number = runtime.call(
-                "bridge_local",
-                *words.place,
-                solver.method,
-                solver.rtol,
-                solver.atol,
-                self.t,
-                self.t_end,
-                self.h,
-                path,
+
+        def step(julia: Any) -> int:
+            return int(
+                julia.bridge_local(
+                    *words.place, solver.method, solver.rtol, solver.atol, self.t, self.t_end, self.h, path
+                )
             )
-        self.kept = _Kept(int(number))
+
+        with path_address(self.path, y) as path:
+            self.kept = _Kept(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results.tolist()
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
@@ -370,7 +376,6 @@ class LocalStep(torch.autograd.Function):
         words.tensor(ybar)
         gradients = words.gradients(job.codes, tensors)
         assert job.kept is not None
-        runtime.call(
-            "bridge_local_backward", job.kept.number, *words.place, float(errorbar), float(stiffnessbar), job.freeze
-        )
+        number, bars = job.kept.number, (float(errorbar), float(stiffnessbar))
+        runtime.call(lambda julia: julia.bridge_local_backward(number, *words.place, *bars, job.freeze) and None)
         return None, ybar, *gradients

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from regnde._errors import EngineUnavailable
 
-__all__ = ["JuliaFailure", "call", "discard", "install", "load", "prepared", "running", "start", "why_not"]
+__all__ = ["JuliaFailure", "call", "discard", "folder", "install", "load", "prepared", "running", "start", "why_not"]
 
 T = TypeVar("T")
 
@@ -186,11 +186,8 @@ def load(*packages: str) -> None:
     if not missing:
         return
 
-    def run() -> None:
-        _state.module.seval(f"using {', '.join(f'{name}: {name}' for name in missing)}")
-
     try:
-        call_on_thread(lambda: _plainly(run))
+        call(lambda julia: julia.seval(f"using {', '.join(f'{name}: {name}' for name in missing)}"))
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
@@ -199,17 +196,12 @@ def load(*packages: str) -> None:
     _state.loaded.update(missing)
 
 
-def call(name: str, *arguments: object) -> Any:
-    """Calls RegNDE's function of that name with numbers and text, on the worker thread.
+def call(function: Callable[[Any], T]) -> T:
+    """Calls `function(RegNDE)` on the worker thread. What it takes and returns are numbers and text.
 
     Raises:
         JuliaFailure: if Julia throws.
     """
-    return call_on_thread(lambda: _plainly(lambda: getattr(_state.module, name)(*arguments)))
-
-
-def call_on_thread(function: Callable[[], T]) -> T:
-    """Runs a function on the worker thread, after freeing what has been discarded."""
     start()
     executor = _state.executor
     assert executor is not None
@@ -217,7 +209,7 @@ def call_on_thread(function: Callable[[], T]) -> T:
     def run() -> T:
         while _state.discarded:
             _state.module.bridge_free(_state.discarded.popleft())
-        return function()
+        return _plainly(lambda: function(_state.module))
 
     future: Future[T] = executor.submit(run)
     try:

@@ -102,8 +102,8 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -
         leaf = y.detach().requires_grad_()
         copies = [x.detach().requires_grad_(o.requires_grad) for x, o in zip(tensors, originals, strict=True)]
         substitute = Substitute({id(o): x for o, x in zip(originals, copies, strict=True)})
-        y = leaf * 1  # no leaf: a field may write into it
         with torch.enable_grad(), plain_attention(), fx.traceback.preserve_node_meta(), substitute:
+            y = leaf * 1  # no leaf: a field may write into it
             value = call_field(field, t, y)
         used.update(substitute.used)
         inputs = [leaf, *(x for x in copies if x.requires_grad)]

@@ -1,0 +1,101 @@
+"""Code of fields that were written before: a training loop should not read its module anew at every step.
+
+Writing a field as code takes one slow evaluation of it even when the code is found again (`export.py`).
+A module whose parts, settings and tensors are the same objects as before is taken to be the same
+field; its value at the start of the solve, computed by torch and by Julia, is the check. Functions
+are always read: nothing tells what they refer to.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regnde._engines.julia.bridge import Code
+
+__all__ = ["FieldChanged", "check_unchanged", "code_of"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+class FieldChanged(Exception):
+    """A field's code is not what the field computes now."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    print: Hashable
+    code: Code
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Known]] = weakref.WeakKeyDictionary()
+
+
+def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tuple[Code, bool]:
+    """The field's code, and whether it is an earlier one of a module that looks unchanged.
+
+    Args:
+        field: function of t and y.
+        y0: a state.
+        name: of the Julia function.
+        again: read the field even if it looks unchanged.
+    """
+    place = (name, y0.shape, y0.dtype)
+    prints = _fingerprint(field) if isinstance(field, nn.Module) else None
+    if prints is not None and not again:
+        known = _known.get(field, {}).get(place)  # type: ignore[call-overload]  # a module: it has a fingerprint
+        if known is not None and known.print == prints:
+            return known.code, True
+    from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
+
+    with torch.enable_grad():
+        written = export(field, y0, name=name)
+    code = Code(written.source, name, written.tensors, written.needs_gradient)
+    if isinstance(field, nn.Module) and prints is not None:
+        own = {id(x) for x in _tensors(field)}
+        if all(id(x) in own or not x.requires_grad for x in code.tensors):
+            _known.setdefault(field, {})[place] = _Known(prints, code)
+    return code, False
+
+
+def check_unchanged(field: Field, t0: float, y0: Tensor, value: Tensor) -> None:
+    """Raises `FieldChanged` unless the field gives `value`, Julia's, at the start."""
+    with torch.no_grad():
+        eager = field(torch.tensor(t0, dtype=y0.dtype), y0.detach())
+    tolerance = AGREEMENT[y0.dtype]
+    if eager.shape != value.shape or not torch.allclose(eager, value, rtol=tolerance, atol=tolerance, equal_nan=True):
+        raise FieldChanged
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers and tensors that are attributes."""
+    found = [*module.parameters(), *module.buffers()]
+    for part in module.modules():
+        found += [value for value in vars(part).values() if isinstance(value, Tensor)]
+    return found
+
+
+def _fingerprint(module: nn.Module) -> Hashable:
+    """What a module is made of: parts, plain settings by value, everything else by identity."""
+    marks: list[Hashable] = []
+    for part in module.modules():
+        marks.append(id(part))
+        for name, value in vars(part).items():
+            if name in ("_parameters", "_buffers"):
+                marks.extend((key, id(x), x is not None and x.requires_grad) for key, x in value.items())
+            elif isinstance(value, dict):
+                marks.append((name, tuple(value), tuple(map(id, value.values()))))
+            elif isinstance(value, (bool, int, float, str, type(None))):
+                marks.append((name, value))
+            elif isinstance(value, (list, tuple)):
+                marks.append((name, tuple(map(id, value)), tuple(v for v in value if isinstance(v, (int, float)))))
+            elif isinstance(value, Tensor):
+                marks.append((name, id(value), value.requires_grad))
+            else:
+                marks.append((name, id(value)))
+    return tuple(marks)
