@@ -83,6 +83,33 @@ def test_heavy_imports_stand_in_one_file_each() -> None:
     assert where["juliacall"] <= {"_engines.julia.runtime"}
 
 
+def test_nothing_but_the_julia_runtime_executes_text() -> None:
+    """Only one file hands text to Julia: what export.py wrote, or what the user passed as a JuliaField."""
+    executing = {"eval", "exec", "seval", "compile", "__import__", "system", "popen"}
+    allowed = {"_engines.julia.runtime": {"seval"}}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func
+            word = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+            if word == "eval" and isinstance(called, ast.Attribute):  # nn.Module.eval
+                continue
+            if word == "compile" and ast.unparse(called) in ("torch.compile", "re.compile"):
+                continue
+            assert word not in executing or word in allowed.get(name, set()), f"{name}: {ast.unparse(node)}"
+
+
+def test_checkpoints_are_loaded_as_data() -> None:
+    """Every torch.load of the package and the examples says weights_only=True; pickle is not read at all."""
+    for path in [*modules().values(), *(ROOT / "examples").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("pickle.load", "pickle.loads"), path
+
+
 def test_case_21b_import_is_light_and_starts_nothing() -> None:
     """No Julia on the path, no network, a home that can not be written: the import works and starts no Julia."""
     code = (
