@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regnde._equation import SDE
+from regnde._latent import BackwardGRU, LatentODE, Reconstruction
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 
-__all__ = ["MLP", "NeuralODE", "NeuralSDE"]
+__all__ = ["MLP", "BackwardGRU", "LatentODE", "NeuralODE", "NeuralSDE", "Reconstruction"]
 
 Activation = Callable[[Tensor], Tensor]
 
