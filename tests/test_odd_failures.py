@@ -117,3 +117,52 @@ def test_case_4_overflow_of_float32() -> None:
     with pytest.raises(regnde.NonFiniteDynamics, match="1 of 1 components") as caught:
         regnde.solve(lambda t, y: y, torch.ones(1), [0.0, 100.0])
     assert caught.value.t == pytest.approx(math.log(3.4e38), abs=0.1)
+
+
+# --- samples with their own steps ---------------------------------------------------------------
+
+EACH = Solver(batch="per-sample")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dt0", [None, 0.1])
+def test_case_2_per_sample(dt0: float | None, bad: float) -> None:
+    solver = Solver(batch="per-sample", dt0=dt0)
+    with pytest.raises(regnde.NonFiniteDynamics, match="y0 is not finite: 1 of 2 components"):
+        regnde.solve(lambda t, y: torch.ones_like(y), f64([[1.0], [bad]]), [0.0, 1.0], solver)
+    field = lambda t, y: torch.where((y < 2) | (t < 0.5), -y, bad)  # noqa: E731 - one line reads best
+    with pytest.raises(regnde.NonFiniteDynamics, match="sample 1 of 2, 1 of its 3 components") as caught:
+        regnde.solve(field, f64([[1.0, 1.0, 1.0], [1.0, 1.0, 9.0]]), [0.0, 1.0], solver)
+    assert 0.3 < caught.value.t <= 0.5
+    assert caught.value.nfe < 150
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_case_4_per_sample(method: str) -> None:
+    solver = Solver(method=method, batch="per-sample")
+    with pytest.raises(regnde.StepSizeUnderflow, match="sample 1 of 3, worst component 1 of its 2") as caught:
+        regnde.solve(lambda t, y: y * y, f64([[0.1, 0.1], [0.1, 1.0], [0.2, 0.1]]), [0.0, 0.5, 2.0], solver)
+    assert caught.value.t == pytest.approx(1.0, abs=1e-4)
+    assert caught.value.component == 3
+    assert caught.value.error_ratio > 1
+    assert (caught.value.stiffness is None) == (method == "bs3")
+    assert caught.value.solution.ys.shape == (2, 3, 2)
+    with pytest.raises(regnde.MaxStepsReached, match=r"error ratio .* sample 0 of 1, worst component 0"):
+        regnde.solve(lambda t, y: -y, f64([[1.0]]), [0.0, 1e6], Solver(method=method, batch="per-sample", max_steps=9))
+
+
+def test_case_9_per_sample() -> None:
+    for field, message in (
+        (lambda t, y: y.mul_(-1), "changed its argument"),
+        (lambda t, y: -y[:1], "returned shape"),
+        (lambda t, y: None, "must return a tensor"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            regnde.solve(field, torch.ones(3, 2), [0.0, 1.0], EACH)
+    assert regnde.solve(lambda t, y: -y, [[1], [2]], [1, 0], EACH).y1.flatten().tolist() == pytest.approx(
+        [math.e, 2 * math.e], rel=1e-4
+    )
+    w = f64(0.0).requires_grad_()
+    sol = regnde.solve(lambda t, y: w * y, f64([[1.0, 1.0], [0.0, 0.0]]), [0.0, 1.0], EACH, record="all")
+    total = sol.y1.sum() + regnde.ErrorPenalty()(sol) + regnde.StiffnessPenalty()(sol)
+    assert float(torch.autograd.grad(total, w)[0]) == pytest.approx(2.0, rel=1e-9)

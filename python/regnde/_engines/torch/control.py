@@ -61,10 +61,7 @@ class Controller:
             return 1.0 / NON_FINITE_SHRINK
         return 1.0 / min(1.0 / self.qmin, math.pow(error, self.beta1) / self.gamma)
 
-
-    def of_samples(
-        self, error: Floats, previous: Floats, first: NDArray[np.bool_]
-    ) -> tuple[Floats, NDArray[np.bool_]]:
+    def of_samples(self, error: Floats, previous: Floats, first: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
         """The same for a batch whose samples step apart: factors, and which of them are accepted."""
         accepted = error <= 1.0
         with np.errstate(all="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["CountedField"]
+__all__ = ["CountedField", "takes_samples"]
 
 PURITY_TOLERANCE = 1e-3
 
@@ -93,3 +94,16 @@ class CountedField:
                 "the error estimate meaningless. Draw it once per solve, or call .eval() on the module.",
                 stacklevel=2,
             )
+
+
+def takes_samples(function: Callable[..., Tensor]) -> bool:
+    """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 3

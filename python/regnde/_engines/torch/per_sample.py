@@ -7,7 +7,6 @@ the ones of `step.py` with a norm for each sample; clocks and control are float6
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 
 from regnde._engines.torch.batch_path import BatchPath
 from regnde._engines.torch.control import size_from_trial, trial_size
-from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import LAST_STEP_SLACK, NON_FINITE_TRIALS, Failure
+from regnde._engines.torch.field import CountedField, takes_samples
+from regnde._engines.torch.loop import LAST_STEP_SLACK, NON_FINITE_TRIALS, Diagnosis, Failure
 from regnde._engines.torch.stages import ColumnStages
 from regnde._engines.torch.step import (
     Taken,
     dense_weights,
     error_estimate,
     sample_rms,
+    scaled_error,
     stiffness_estimate,
     take_step,
 )
@@ -52,19 +52,6 @@ class _Attempt:
     stages: ColumnStages
     error: Tensor
     stiffness: Tensor | None
-
-
-def takes_samples(function: Callable[..., Tensor]) -> bool:
-    """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
-    target = function.forward if isinstance(function, torch.nn.Module) else function
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(required) == 3
 
 
 class PerSample:
@@ -129,6 +116,9 @@ class PerSample:
         path.out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
         if batch == 0 or times[0] == t_end:
             return path
+        if not bool(torch.isfinite(y).all()):
+            path.failure = Failure("non-finite", "y0 is not finite", 0.0)
+            return path
 
         t, errold = np.full(batch, times[0]), np.full(batch, controller.error_floor)
         bad, horizon = np.zeros(batch, np.int64), np.full(batch, times[0])
@@ -154,7 +144,7 @@ class PerSample:
             horizon = np.where(nearer, tried.t_new, horizon)
             passed = accepted & (self.sign * (tried.t_new - horizon) >= 0)
             bad = np.where(strange, bad + 1, np.where(passed, 0, bad))
-            self._look_for_failure(running, t, h * factor, accepted, bad, value)
+            self._look_for_failure(running, tried, h * factor, accepted, bad, value)
             if path.failure is not None:
                 break
 
@@ -169,7 +159,7 @@ class PerSample:
                 y = self._chosen(accepted, tried.taken.y1, y)
                 errold = np.where(accepted, np.maximum(value, controller.error_floor), errold)
                 t = np.where(accepted, tried.t_new, t)
-            h = h * factor
+            h = self.sign * np.maximum(np.abs(h * factor), np.where(accepted, np.spacing(np.abs(t)), 0.0))
             stay = t != t_end
             if not stay.all():  # compact at once: what is finished must not be evaluated again
                 running, t, h, errold, bad, horizon = (v[stay] for v in (running, t, h, errold, bad, horizon))
@@ -269,12 +259,13 @@ class PerSample:
         return torch.addcmul(tried.y.index_select(0, index), stages.h.index_select(0, index), change)
 
     def _look_for_failure(
-        self, running: Ints, t: Floats, h_next: Floats, accepted: NDArray[np.bool_], bad: Ints, error: Floats
+        self, running: Ints, tried: _Attempt, h_next: Floats, accepted: NDArray[np.bool_], bad: Ints, error: Floats
     ) -> None:
         """Sets the path's failure if some sample can not go on."""
-        attempts = self.path.accepted[running] + self.path.rejected[running]
+        t, attempts = tried.t, self.path.accepted[running] + self.path.rejected[running]
         for trouble, kind, text in (
             (bad >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
+            (tried.t_new == t, "underflow", "the step size fell below the clock's resolution"),
             (
                 ~accepted & (np.abs(h_next) <= np.spacing(np.abs(t))),
                 "underflow",
@@ -285,6 +276,24 @@ class PerSample:
             if trouble.any():
                 worst = int(np.flatnonzero(trouble)[0])
                 self.path.t = float(t[worst])
-                reason = f"{text} (sample {running[worst]} of {len(self.y0)}, error ratio {error[worst]:.3g})"
-                self.path.failure = Failure(kind, reason, float(h_next[worst]), float(error[worst]))
+                found = self._diagnosis(tried, worst, int(running[worst]))
+                reason = f"{text} (error ratio {error[worst]:.3g}, {found.text})"
+                self.path.failure = Failure(kind, reason, float(h_next[worst]), float(error[worst]), found)
                 return
+
+    @torch.no_grad()
+    def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
+        """What the attempt shows of the sample at this place of the running ones."""
+        tableau, solver, stages, y = self.tableau, self.solver, tried.stages, tried.y
+        size = y[place].numel()
+        where = f"sample {sample} of {len(self.y0)}"
+        slopes = stages[tableau.stages - 1][place]
+        if bad := int((~torch.isfinite(slopes)).sum()):
+            return Diagnosis(f"{where}, {bad} of its {size} components")
+        scaled = scaled_error(tableau, stages, y, tried.taken.y1, 1.0, solver.rtol, solver.atol)[place]
+        component = int(scaled.abs().reshape(-1).argmax())
+        where += f", worst component {component} of its {size}, |y| up to {float(y[place].abs().max()):.3g}"
+        if not tableau.stiffness_pair:
+            return Diagnosis(where, sample * size + component)
+        stiffness = float(stiffness_estimate(stages, tableau.stages - 1, tried.taken, sample_rms)[place])
+        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", sample * size + component, stiffness)
