@@ -1,4 +1,4 @@
-"""The command line: `python -m regnde doctor | demo`."""
+"""The command line: `python -m regnde doctor | julia | demo`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from regnde import _demo, _doctor
+from regnde._errors import EngineUnavailable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
+    commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
     demo = commands.add_parser("demo", help="train with and without regularisation on 5,000 MNIST images")
     demo.add_argument("--methods", default=",".join(_demo.METHODS), help="comma-separated (default: all)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... (default 1)")
@@ -29,6 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         lines, solved = _doctor.report()
         print("\n".join(lines))
         return 0 if solved else 1
+    if options.command == "julia":
+        try:
+            print("\n".join(_doctor.install_julia()))
+        except EngineUnavailable as problem:
+            print(f"regnde: {problem}", file=sys.stderr)
+            return 1
+        return 0
     methods = options.methods.split(",")
     if unknown := set(methods) - set(_demo.METHODS):
         parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose from {', '.join(_demo.METHODS)}")

@@ -11,10 +11,14 @@ import torch
 
 from regnde import __version__
 from regnde._engines import engines
+from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC, runtime
+from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX
+from regnde._engines.torch.tableaux import TABLEAUX
+from regnde._errors import EngineUnavailable
 from regnde._solve import solve
 from regnde._solver import Solver
 
-__all__ = ["report"]
+__all__ = ["install_julia", "methods_table", "report"]
 
 PACKAGES = ("numpy", "torch", "juliacall", "juliapkg", "matplotlib", "mlxtend", "tqdm")
 
@@ -36,6 +40,47 @@ def report() -> tuple[list[str], bool]:
             finding = f"not available: {why}"
         lines.append(f"  {name:<11}{finding}")
     return lines, solved
+
+
+def install_julia() -> list[str]:
+    """Installs and starts the Julia engine, and times its first and second solve.
+
+    Raises:
+        EngineUnavailable: with the reason and the next step, if that does not work.
+    """
+    seconds = runtime.install()
+    lines = [f"Julia is ready: installed, precompiled and started in {seconds:.1f} s"]
+    for turn in ("first", "second"):
+        works, finding = _try("julia")
+        if not works:
+            raise EngineUnavailable(f"Julia starts, but the {turn} solve {finding}")
+        lines.append(f"{turn} solve {finding}")
+    return lines
+
+
+def methods_table() -> str:
+    """What each engine steps with, as the Markdown table of docs/engines.md."""
+    facts: dict[str, tuple[str, str, str]] = {}
+    for ode in TABLEAUX.values():
+        kind = "ODE, adaptive" if ode.controller else "ODE, fixed step"
+        facts[ode.name] = (kind, f"{ode.order}", _records(ode.btilde is not None, ode.stiffness_pair))
+    for sde in SDE_TABLEAUX.values():
+        kind = "SDE, adaptive" if sde.controller else "SDE, fixed step"
+        facts[sde.name] = (kind, f"{sde.order:g}", _records(sde.delta is not None, sde.stiffness_pair))
+    for name in EXPLICIT:
+        facts.setdefault(name, ("ODE, adaptive", name[-1], _records(True, True)))
+    for name in IMPLICIT:
+        facts[name] = ("ODE, stiff", "", "error read back" + (", stiffness" if name == "autotsit5" else ""))
+    torch_has, julia_has = {*TABLEAUX, *SDE_TABLEAUX}, {*EXPLICIT, *IMPLICIT, *STOCHASTIC}
+    lines = ["| method | kind | order | records | torch | julia |", "|---|---|---|---|---|---|"]
+    for name, (kind, order, records) in facts.items():
+        marks = " | ".join("yes" if name in known else "" for known in (torch_has, julia_has))
+        lines.append(f"| `{name}` | {kind} | {order} | {records} | {marks} |")
+    return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+
+
+def _records(error: bool, stiffness: bool) -> str:
+    return " and ".join(name for name, there in (("error", error), ("stiffness", stiffness)) if there)
 
 
 def _version(package: str) -> str:
