@@ -109,8 +109,9 @@ def test_case_4_step_limit_says_what_held_it_up() -> None:
         regnde.solve(lambda t, y: -1000 * y, f64([1.0]), [0.0, 1e6], Solver(max_steps=50))
     assert caught.value.stiffness == pytest.approx(1000, rel=1e-3)
     assert caught.value.error_ratio <= 1 or caught.value.rejected > 0
-    with pytest.raises(regnde.MaxStepsReached):
-        regnde.solve(lambda t, y: -y, f64([1.0]), [0.0, 1e6], Solver(method="rk4", dt0=1e-3, max_steps=50))
+    for equation, method in ((exp_decay, "rk4"), (SDE(exp_decay, exp_decay), "em")):
+        with pytest.raises(regnde.MaxStepsReached, match=r"end time 1e\+06 \(\|y\| up to "):
+            regnde.solve(equation, f64([1.0]), [0.0, 1e6], Solver(method=method, dt0=1e-3, max_steps=50))
 
 
 def test_case_4_overflow_of_float32() -> None:

@@ -241,7 +241,9 @@ class RungeKutta:
         if bad:
             return Diagnosis(f"{bad} of {y.numel()} components")
         if tableau.btilde is None:
-            return Diagnosis(f"{int((~torch.isfinite(taken.y1)).sum())} of {y.numel()} components of the state")
+            bad = int((~torch.isfinite(taken.y1)).sum())
+            largest = f"|y| up to {float(taken.y1.abs().max()):.3g}"
+            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
         worst = scaled_error(tableau, stages, y, taken.y1, h, self.rtol, self.atol).abs().reshape(-1)
         component = int(worst.argmax())
         where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"

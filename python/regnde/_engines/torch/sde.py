@@ -196,7 +196,9 @@ class StochasticRungeKutta:
                 if bad:
                     return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
         if not self.tableau.estimates_error:
-            return Diagnosis(f"{int((~torch.isfinite(step.y1)).sum())} of {y.numel()} components of the state")
+            bad = int((~torch.isfinite(step.y1)).sum())
+            largest = f"|y| up to {float(step.y1.abs().max()):.3g}"
+            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
         worst = scaled_error(self.tableau, y, h, noise, step, self.rtol, self.atol).abs().reshape(-1)
         component = int(worst.argmax())
         where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
