@@ -120,12 +120,17 @@ def test_fixed_steps_evaluate_no_more_than_their_stages() -> None:
         (dict(method="rk4", options={"interp": "spline"}), "interp='spline'"),
         (dict(event_fn=lambda t, y: y), "event_fn is not covered"),
         (dict(rtol=(1e-3, 1e-4)), "rtol must be one number"),
+        (dict(method="rk4", options={"step_size": 0.0}), "step_size=0"),
+        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5])), "increasing or decreasing"),
+        (dict(method="dopri5", t=torch.tensor([0.0, 1.0, 0.5])), "non-decreasing or non-increasing"),
+        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5]), options={"step_size": 0.1}), "increasing or decreasing"),
+        (dict(method="rk4", t=torch.tensor(1.0)), r"shape \(T,\)"),
     ],
 )
 def test_what_odeint_does_not_cover(arguments: dict, message: str) -> None:
     for solve in (regnde.odeint, regnde.odeint_adjoint):
         with pytest.raises(ValueError, match=message):
-            solve(exp_decay, torch.ones(2), torch.tensor([0.0, 1.0]), **arguments)
+            solve(exp_decay, torch.ones(2), **{"t": torch.tensor([0.0, 1.0]), **arguments})
     field = torch.nn.Identity()
     field.callback_step = print
     with pytest.raises(ValueError, match="callback_step is not covered"):
@@ -147,9 +152,19 @@ def test_adjoint_arguments_are_accepted_and_borrowed_parameters_get_gradients() 
     assert float(torch.autograd.grad(ys[-1], w)[0]) == pytest.approx(math.exp(-1), rel=1e-5)
 
 
-def test_float32_at_the_default_tolerance_does_not_warn() -> None:
-    y1 = regnde.odeint(exp_decay, torch.ones(2), torch.tensor([0.0, 1.0]))[-1]  # warnings are errors here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_the_default_tolerance_does_not_warn(dtype: torch.dtype) -> None:
+    y1 = regnde.odeint(exp_decay, torch.ones(2, dtype=dtype), torch.tensor([0.0, 1.0]))[-1]  # warnings are errors here
     assert y1.tolist() == pytest.approx([math.exp(-1)] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_duplicate_and_single_times(method: str) -> None:
+    t = torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0, 1.0])
+    ys = regnde.odeint(exp_decay, f64([1.0]), t, method=method)
+    assert ys.shape == (6, 1)
+    assert torch.equal(ys[::2], ys[1::2])
+    assert regnde.odeint(exp_decay, f64([1.0]), t[:1], method=method).tolist() == [[1.0]]
 
 
 # --- sdeint -------------------------------------------------------------------------------------
@@ -239,6 +254,10 @@ def test_sdeint_is_a_function_of_the_seed(method: str, system: type[Diagonal], c
         (dict(names={"prior_drift": "h"}), "names for prior_drift"),
         (dict(names={"drift": "h"}), "without both f"),
         (dict(ts=torch.tensor([0.0, 1.0], requires_grad=True)), "gradient with respect to ts"),
+        (dict(ts=[0.0, 1.0, 0.5]), "strictly increasing"),
+        (dict(ts=[1.0, 0.0]), "strictly increasing"),
+        (dict(ts=[1.0]), "two or more"),
+        (dict(dt=-0.1), "dt=-0.1 must be above zero"),
     ],
 )
 def test_what_sdeint_does_not_cover(arguments: dict, message: str) -> None:

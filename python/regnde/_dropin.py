@@ -143,7 +143,8 @@ def _odeint(
     if name in FIXED:
         ys = _fixed(field, flat, times, name, given, gradient)
     else:
-        eps = torch.finfo(flat.dtype).eps if flat.is_floating_point() or flat.is_complex() else 0.0
+        inexact = flat.is_floating_point() or flat.is_complex()
+        eps = torch.finfo(flat.dtype if inexact else torch.get_default_dtype()).eps
         relative, absolute = _tolerance("rtol", rtol), _tolerance("atol", atol)
         solver = Solver(
             method=ADAPTIVE[name],
@@ -221,10 +222,14 @@ def _fixed(
     if interpolation not in ("linear", "cubic"):
         raise ValueError(f"odeint: interp={interpolation!r}: choose 'linear' or 'cubic'.")
     grid = t
+    _check_order("t", t)
     if step is not None:
+        if not float(step):
+            raise ValueError("odeint: step_size=0 reaches no time.")
         grid = _uniform(t, float(step))
     elif construct is not None:
         grid = construct(field, y, t)
+        _check_order("the grid", grid)
     places, saves = grid.tolist(), t.tolist()
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
@@ -246,6 +251,13 @@ def _fixed(
             rows += [_between(y, ys[-1], grid[i], grid[i + 1], s) for s in t[saved:stop]]
         y, saved = ys[-1], stop
     return torch.stack(rows)
+
+
+def _check_order(name: str, times: Tensor) -> None:
+    values = times.tolist() if times.ndim == 1 else []
+    pairs = list(itertools.pairwise(values))
+    if not values or not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
+        raise ValueError(f"odeint: {name} must be times of shape (T,), increasing or decreasing, got {times.detach()}.")
 
 
 def _uniform(t: Tensor, step: float) -> Tensor:

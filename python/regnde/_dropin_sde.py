@@ -94,6 +94,10 @@ def sdeint(
         raise ValueError("sdeint: adaptive=True with method='euler' is not covered: it estimates no error; use 'srk'.")
     equation = _equation(sde, names or {}, y0)
     times = ts if isinstance(ts, Tensor) else torch.tensor(ts, dtype=torch.float64)
+    if times.ndim != 1 or len(times) < 2 or not bool((times[1:] > times[:-1]).all()):
+        raise ValueError(f"sdeint: ts must be two or more strictly increasing times, got {times.detach()}.")
+    if not dt > 0:
+        raise ValueError(f"sdeint: dt={dt} must be above zero.")
     if times.requires_grad:
         raise ValueError("sdeint: a gradient with respect to ts is not covered: detach ts.")
     t0, t1 = times[0].item(), times[-1].item()
