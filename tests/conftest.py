@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from regnde._engines import engines
 
+# "auto" means torch here, whatever is prepared: what runs on Julia too takes the fixture `engine`.
+os.environ.setdefault("REGNDE_ENGINE", "torch")
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only get in each other's way
 
 

@@ -34,10 +34,14 @@ Reader(address::Int, count::Int) = Reader(unsafe_wrap(Array, Ptr{Int}(address), 
 word(r::Reader) = r.words[r.place += 1]
 words(r::Reader) = ntuple(_ -> word(r), word(r))
 
-"An array in Python's memory: element type, address, dimensions (reversed); address 0 is `nothing`."
+"""
+An array in Python's memory: element type, address, dimensions (reversed). The address -1 is `nothing`;
+an empty tensor has none.
+"""
 function array(r::Reader)
     T, address, dims = ELTYPES[word(r)], word(r), words(r)
-    return address == 0 ? nothing : unsafe_wrap(Array, Ptr{T}(address), dims)
+    address == -1 && return nothing
+    return address == 0 ? Array{T}(undef, dims) : unsafe_wrap(Array, Ptr{T}(address), dims)
 end
 
 arrays(r::Reader) = ntuple(_ -> array(r), word(r))
@@ -151,7 +155,33 @@ function bridge_backward(number::Int, address::Int, count::Int)
 end
 
 """
-    bridge_anchor(number, step, address) -> t
+    bridge_adjoint(number, address, count, name)
+
+[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints.
+"""
+function bridge_adjoint(number::Int, address::Int, count::Int, name::String)
+    kept, r = KEPT[number], Reader(address, count)
+    y0bar, ysbar = array(r), array(r)
+    foreach(_ -> array(r), 1:4)
+    pbar = arrays(r)
+    rec = kept.recording
+    ysbar === nothing && return nothing
+    state = reshape(rec.y0, kept.shape)
+    times = [output.step == 0 ? rec.times[1] : time_of(rec, output) for output in sort(rec.outputs; by = o -> o.row)]
+    order = sortperm(times; rev = rec.times[end] < rec.times[1])
+    adjoint!(
+        vec(y0bar), pbar, rec.method, rec.settings, dynamics(kept.codes[1], state, kept.parameters[1]), kept.shape,
+        rec.y0, times[order], reshape(ysbar, length(rec.y0), :)[:, order], name
+    )
+    return nothing
+end
+
+"The time of a saved state: a save time, or the end of the step that an anchor was put at."
+time_of(rec::Recording, output::Output) =
+    output.row <= length(rec.times) ? rec.times[output.row] : rec.t[output.step]
+
+"""
+    bridge_anchor(number, step) -> t
 
 Copies the state at the start of a step to the last column of the outputs, behind those of the save
 times, and makes it an output like them. Returns its time.

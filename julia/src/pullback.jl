@@ -165,3 +165,12 @@ function reverse_times!(tbar, field::Field, times, ys, ysbar, y0bar)
     end
     return tbar
 end
+
+"""
+    adjoint!(y0bar, pbar, method, settings, dynamics, shape, y0, times, ysbar, name)
+
+The trajectory's cotangents by SciMLSensitivity's adjoint `name` ("interpolating", "gauss",
+"quadrature", "backsolve"), or by Tracker through the solver ("tracker"): writes `y0bar`, adds to the
+arrays `pbar`. The extension has the method, once SciMLSensitivity is loaded.
+"""
+function adjoint! end

@@ -70,9 +70,9 @@ class _Words:
         self.words.extend(numbers)
 
     def tensor(self, tensor: Tensor | None) -> None:
-        """A contiguous tensor as element type, address, dimensions reversed; None has the address 0."""
+        """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
         if tensor is None:
-            self.add(ELTYPES[torch.float64], 0, 0)
+            self.add(ELTYPES[torch.float64], -1, 0)
             return
         assert tensor.is_contiguous()
         self.alive.append(tensor)

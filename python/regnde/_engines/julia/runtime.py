@@ -46,6 +46,7 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
+        self.space: Any = None
         self.module: Any = None
         self.pid = 0
         self.loaded: set[str] = set()
@@ -152,20 +153,25 @@ def start() -> None:
             os.environ.setdefault(name, value)
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="regnde-julia")
         try:
-            _state.module = executor.submit(_begin).result()
+            _state.space, _state.module = executor.submit(_begin).result()
         except Exception as problem:
             executor.shutdown(wait=False)
             raise EngineUnavailable(f"Julia does not start: {type(problem).__name__}: {problem}") from None
         _state.executor, _state.pid = executor, os.getpid()
 
 
-def _begin() -> Any:
-    """On the worker thread: the module RegNDE."""
+def _begin() -> tuple[Any, Any]:
+    """On the worker thread: a Julia module of our own, and RegNDE in it."""
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
-    return _plainly(lambda: juliacall.newmodule("regnde").seval("using RegNDE: RegNDE; RegNDE"))
+
+    def load_package() -> tuple[Any, Any]:
+        space = juliacall.newmodule("regnde")
+        return space, space.seval("using RegNDE: RegNDE; RegNDE")
+
+    return _plainly(load_package)
 
 
 def _plainly(function: Callable[[], T]) -> T:
@@ -187,7 +193,7 @@ def load(*packages: str) -> None:
         return
 
     try:
-        call(lambda julia: julia.seval(f"using {', '.join(f'{name}: {name}' for name in missing)}"))
+        call(lambda _: _state.space.seval("; ".join(f"import {name}" for name in missing)))
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "

@@ -1,0 +1,503 @@
+"""The Julia engine: DifferentialEquations.jl's own numbers, and the torch engine's on the same steps."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import regnde
+from frozen import Frozen, relative
+from frozen_sde import FrozenSDE
+from problems import GOLDEN, SMALL_P, SMALL_Y0, cubic_net, small_net
+from regnde import SDE, BrownianPath, Local, Solver
+from regnde._engines import engines
+from test_golden import NET, ODE, golden_net, tensor
+from tolerances import GOLDEN_GRADIENT, ROUNDING
+
+ROOT = Path(__file__).parent.parent
+EXPLICIT = ("tsit5", "bs3", "dp5", "vern6", "vern7", "vern8", "vern9")
+IMPLICIT = ("rosenbrock23", "rodas5p", "trbdf2", "kencarp4", "autotsit5")
+
+# Julia fuses multiply-adds and sums in another order: a step from equal states agrees to this, relative.
+STEP = 1e-9
+# A first solve compiles; on a loaded machine that takes minutes.
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(autouse=True)
+def julia(request: pytest.FixtureRequest) -> None:
+    """Skips without Julia, or fails if Julia was asked for."""
+    why = engines()["julia"].unavailable()
+    if why is not None:
+        if request.config.getoption("engine") == "julia":
+            pytest.fail(f"--engine=julia: {why}")
+        pytest.skip(f"julia engine: {why}")
+    if request.config.getoption("engine") == "torch":
+        pytest.skip("--engine=torch")
+
+
+def solver(**options: object) -> Solver:
+    return Solver(engine="julia", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ODE["runs"])
+def test_golden_runs_are_reproduced(name: str) -> None:
+    """Counts, times, states and estimates of the recorded runs; they were out of place, this is in place."""
+    run = ODE["runs"][name]
+    problem, method, _ = name.split("/")
+    setup = ODE["problems"][problem]
+    chosen = solver(method=method, rtol=run["reltol"], atol=run["abstol"])
+    with torch.no_grad():
+        sol = regnde.solve(GOLDEN[problem], tensor(setup["u0"]), setup["tspan"], chosen, record="all")
+    assert (sol.stats.nfe, sol.stats.accepted, sol.stats.rejected) == (run["nf"], run["naccept"], run["nreject"])
+    assert sol.stats.dt_first == pytest.approx(run["dt_init"], rel=1e-9)
+    if min(run["error"]) < 1e-9:
+        return  # some estimate is rounding, and the steps after it are anybody's
+    n = min(len(run["t"]), run["naccept"] - 1)
+    torch.testing.assert_close(sol.steps.t[:n], tensor(run["t"][:n]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sol.steps.error[:n], tensor(run["error"][:n]), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "vern7"])
+@pytest.mark.parametrize("problem", GOLDEN)
+def test_torch_agrees_on_julias_steps(problem: str, method: str) -> None:
+    """States to 1e-9 and records to 1e-6 of what the torch engine makes of the same steps."""
+    setup, f = ODE["problems"][problem], GOLDEN[problem]
+    if problem == "vdp_mu100":
+        pytest.skip("the stiff field amplifies rounding over hundreds of steps; its single steps are golden")
+    t0, t1 = setup["tspan"]
+    inside = t0 + 0.37 * (t1 - t0)
+    with torch.no_grad():
+        sol = regnde.solve(f, tensor(setup["u0"]), [t0, inside, t1], solver(method=method), record="all")
+        frozen = Frozen.of(sol, t0)
+        y1, pieces = frozen.walk(f, tensor(setup["u0"]))
+        middle = frozen.state(f, tensor(setup["u0"]), inside)
+    torch.testing.assert_close(sol.y1, y1, rtol=STEP, atol=STEP)
+    torch.testing.assert_close(sol.ys[1], middle, rtol=STEP, atol=STEP)
+    error = pieces[:, 0].square().mean(-1).sqrt()
+    believable = error > 1e-6  # below, the estimate is a sum that cancels
+    torch.testing.assert_close(sol.steps.error[believable], error[believable], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("quantity", ["uT", "RE", "RE2", "RS"])
+@pytest.mark.parametrize("name", NET["runs"])
+def test_golden_gradients(name: str, quantity: str, gradient: str) -> None:
+    """Gradients of Julia's recorded neural ODE by central differences on its frozen steps."""
+    run, p, u0 = golden_net(name)
+    chosen = solver(rtol=run["reltol"], atol=run["abstol"], gradient=gradient)
+    sol = regnde.solve(cubic_net(p), u0, [0.0, 1.5], chosen, record="all")
+    assert (sol.stats.nfe, sol.stats.accepted, sol.stats.rejected) == (run["nf"], run["naccept"], run["nreject"])
+    value = {
+        "uT": lambda: sol.y1.square().sum(),
+        "RE": lambda: regnde.ErrorPenalty()(sol),
+        "RE2": lambda: regnde.SquaredErrorPenalty()(sol),
+        "RS": lambda: regnde.StiffnessPenalty()(sol),
+    }[quantity]()
+    (slope,) = torch.autograd.grad(value, p)
+    expected = tensor(run["gradients"][quantity])
+    tolerance = 100 * GOLDEN_GRADIENT if min(run["error"]) > 1e-9 else 1e-2  # a step's size moves by rounding
+    assert float(value.detach()) == pytest.approx(run["values"][quantity], rel=tolerance)
+    assert relative(slope, expected) < tolerance
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "vern7"])
+def test_gradients_equal_torchs_on_equal_steps(method: str, gradient: str) -> None:
+    """A loose tolerance and a given first step: both engines grow the step by the same limits."""
+    results = []
+    for engine in ("torch", "julia"):
+        p, y0 = SMALL_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+        ts = torch.tensor([0.0, 0.11, 0.4, 0.4, 0.9], dtype=torch.float64, requires_grad=True)
+        chosen = Solver(method=method, dt0=1e-4, rtol=1e3, atol=1e3, gradient=gradient, engine=engine)
+        sol = regnde.solve(small_net(p), y0, ts, chosen, record="all")
+        weights = torch.linspace(1, 2, sol.ys.numel(), dtype=torch.float64).reshape(sol.ys.shape)
+        value = (sol.ys * weights).sum() + 1e6 * sol.steps.error.square().sum()
+        if method != "bs3":
+            value = value + sol.steps.stiffness.sum()
+        results.append((sol, torch.autograd.grad(value, (p, y0, ts))))
+    (ours, grads), (theirs, others) = results
+    torch.testing.assert_close(ours.steps.dt, theirs.steps.dt, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(ours.ys, theirs.ys, rtol=STEP, atol=STEP)
+    for a, b in zip(grads, others, strict=True):
+        assert relative(a, b) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        Local(seed=1),
+        Local(seed=2, sampling="step"),
+        Local(seed=3, freeze_first_stage=True),
+        Local(seed=4, detach_state=False),
+        Local(seed=4, sampling="step", detach_state=False),
+        Local(seed=5, step_size="initial"),
+    ],
+)
+def test_local_records_equal_torchs(local: Local) -> None:
+    results = []
+    for engine in ("torch", "julia"):
+        p, y0 = SMALL_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+        chosen = Solver(dt0=1e-4, rtol=1e3, atol=1e3, engine=engine)
+        sol = regnde.solve(small_net(p), y0, [0.0, 0.3, 0.9], chosen, record=local)
+        value = 1e6 * sol.steps.error.sum() + sol.steps.stiffness.sum() + sol.y1.sum()
+        results.append((sol, torch.autograd.grad(value, (p, y0))))
+    (ours, grads), (theirs, others) = results
+    assert ours.stats.nfe == theirs.stats.nfe
+    torch.testing.assert_close(ours.steps.t, theirs.steps.t, rtol=STEP, atol=STEP)
+    torch.testing.assert_close(ours.steps.error, theirs.steps.error, rtol=1e-6, atol=0)
+    for a, b in zip(grads, others, strict=True):
+        assert relative(a, b) < 1e-6
+
+
+NOISY_P = torch.tensor([0.9, 0.3, -1.1, 0.5, 0.8, 0.1, 0.25], dtype=torch.float64)
+
+
+def noisy(p: torch.Tensor, method: str) -> SDE:
+    def diffusion(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return p[6] * (1 + t) * torch.ones_like(y) if method == "sosra" else p[6] * torch.sin(y) + 0.1
+
+    return SDE(small_net(p[:6]), diffusion)
+
+
+@pytest.mark.parametrize("method", ["sosri", "sosri2", "sriw1", "sosra", "em"])
+def test_sde_on_the_same_path(method: str) -> None:
+    """Both engines read one Brownian path: on equal steps states, records and gradients are equal."""
+    path = BrownianPath(0.0, 1.0, (2, 2), seed=7)
+    p, y0 = NOISY_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+    chosen = solver(method=method, rtol=1e-2, atol=1e-2, dt0=0.05 if method == "em" else None)
+    sol = regnde.solve(noisy(p, method), y0, [0.0, 0.4, 1.0], chosen, record="all", noise=path)
+    q, z0 = NOISY_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+    states, errors, stiffnesses = FrozenSDE.of(sol, path).walk(noisy(q, method), z0)
+    y1 = states[-1]
+    torch.testing.assert_close(sol.y1, y1, rtol=STEP, atol=STEP)
+    value, other = sol.y1.sum(), y1.sum()
+    if method != "em":
+        torch.testing.assert_close(sol.steps.error, errors, rtol=1e-6, atol=1e-12)
+        value, other = value + sol.steps.error.sum(), other + errors.sum()
+    if method == "sosri2":
+        torch.testing.assert_close(sol.steps.stiffness, stiffnesses, rtol=1e-6, atol=0)
+        value, other = value + sol.steps.stiffness.sum(), other + stiffnesses.sum()
+    for a, b in zip(torch.autograd.grad(value, (p, y0)), torch.autograd.grad(other, (q, z0)), strict=True):
+        assert relative(a, b) < 1e-6
+
+
+def test_sde_engines_count_alike() -> None:
+    p = NOISY_P.clone()
+    stats = [
+        regnde.solve(
+            noisy(p, "sosri"),
+            SMALL_Y0,
+            [0.0, 1.0],
+            Solver(method="sosri", rtol=1e-2, atol=1e-2, engine=engine),
+            noise=BrownianPath(0.0, 1.0, (2, 2), seed=7),
+        ).stats
+        for engine in ("torch", "julia")
+    ]
+    assert stats[0].accepted == stats[1].accepted
+    assert stats[0].rejected == stats[1].rejected
+
+
+@pytest.mark.parametrize("method", IMPLICIT)
+def test_implicit_methods_record_and_have_no_gradient(method: str) -> None:
+    setup, f = ODE["problems"]["vdp_mu100"], GOLDEN["vdp_mu100"]
+    y0 = tensor(setup["u0"])
+    chosen = solver(method=method, rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        sol = regnde.solve(f, y0, [0.0, 0.5, 1.5], chosen, record="all")
+        exact = regnde.solve(f, y0, [0.0, 0.5, 1.5], Solver(rtol=1e-10, atol=1e-10, engine="torch"))
+    torch.testing.assert_close(sol.ys, exact.ys, rtol=1e-4, atol=1e-4)
+    assert len(sol.steps) == sol.stats.accepted
+    assert bool((sol.steps.error <= 1).all())
+    assert bool(sol.steps.implicit.any())
+    if method == "autotsit5":
+        assert not bool(sol.steps.implicit[0])
+        assert float(sol.steps.stiffness.max()) > 100
+    with pytest.raises(ValueError, match="implicit equations"):
+        regnde.solve(f, y0.requires_grad_(), [0.0, 1.0], chosen)
+
+
+@pytest.mark.parametrize("adjoint", ["interpolating", "gauss", "quadrature", "backsolve", "tracker"])
+def test_continuous_adjoints(adjoint: str) -> None:
+    """SciMLSensitivity's gradient of the trajectory against the discrete one, at a tolerance where both are right."""
+    results = []
+    for gradient in ("discrete", adjoint):
+        p, y0 = SMALL_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+        sol = regnde.solve(
+            small_net(p),
+            y0,
+            [0.0, 0.3, 0.3, 0.8],
+            solver(rtol=1e-9, atol=1e-9, gradient=gradient),
+            record=Local(seed=1),
+        )
+        results.append(torch.autograd.grad(sol.ys.square().sum() + sol.steps.stiffness.sum(), (p, y0)))
+    for a, b in zip(*results, strict=True):
+        assert relative(b, a) < 1e-5
+
+
+@pytest.mark.parametrize("adjoint", ["interpolating", "gauss", "quadrature", "backsolve", "tracker"])
+def test_global_records_with_a_continuous_adjoint_are_refused(adjoint: str) -> None:
+    with pytest.raises(ValueError, match="zero without a word"):
+        regnde.solve(small_net(SMALL_P), SMALL_Y0, [0.0, 1.0], solver(gradient=adjoint), record="all")
+
+
+def test_implicit_methods_have_the_adjoint() -> None:
+    p = SMALL_P.clone().requires_grad_()
+    sol = regnde.solve(
+        small_net(p),
+        SMALL_Y0,
+        [0.0, 0.5, 1.0],
+        solver(method="rosenbrock23", rtol=1e-7, atol=1e-7, gradient="interpolating"),
+        record=Local(seed=1),
+    )
+    (slope,) = torch.autograd.grad(sol.ys.sum(), p, retain_graph=True)
+    q = SMALL_P.clone().requires_grad_()
+    (other,) = torch.autograd.grad(
+        regnde.solve(small_net(q), SMALL_Y0, [0.0, 0.5, 1.0], Solver(rtol=1e-9, atol=1e-9, engine="torch")).ys.sum(), q
+    )
+    assert relative(slope, other) < 1e-3
+    assert torch.isfinite(torch.autograd.grad(sol.steps.error.sum(), p)[0]).all()
+
+
+def test_julia_field() -> None:
+    """A field by hand gives what the same field in torch gives, gradient included."""
+    w = torch.tensor([[0.0, 1.0], [-1.0, -0.1]], dtype=torch.float64, requires_grad=True)
+    y0 = SMALL_Y0.clone().requires_grad_()
+    by_hand = regnde.JuliaField("(t, y, w) -> w' * y .+ sin(t)", (w,))
+    sol = regnde.solve(by_hand, y0, [0.0, 1.0], solver(), record="all")
+    other = regnde.solve(lambda t, y: y @ w.T + torch.sin(t), y0, [0.0, 1.0], solver(), record="all")
+    torch.testing.assert_close(sol.ys, other.ys, rtol=STEP, atol=STEP)
+    losses = [s.ys.square().sum() + s.steps.error.sum() for s in (sol, other)]
+    for a, b in zip(*(torch.autograd.grad(loss, (w, y0)) for loss in losses), strict=True):
+        assert relative(a, b) < 1e-6
+    with pytest.raises(Exception, match="JuliaField"):
+        regnde.solve(regnde.JuliaField("3"), y0, [0.0, 1.0], solver())
+
+
+def test_arrays_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Julia reads the state and the parameters, and writes the states, where torch has them."""
+    from regnde._engines.julia import bridge
+
+    seen: list[int] = []
+    original = bridge._Words.tensor
+
+    def noted(words: object, tensor: torch.Tensor | None) -> None:
+        if tensor is not None:
+            seen.append(tensor.data_ptr())
+        original(words, tensor)
+
+    monkeypatch.setattr(bridge._Words, "tensor", noted)
+    layer = nn.Linear(3, 3)
+    y0 = torch.ones(2, 3, requires_grad=True)
+    sol = regnde.solve(lambda t, y: torch.tanh(layer(y)), y0, [0.0, 1.0], solver(rtol=1e-4, atol=1e-4))
+    assert {y0.data_ptr(), layer.weight.data_ptr(), layer.bias.data_ptr(), sol.ys.data_ptr()} <= set(seen)
+    assert sol.ys.dtype == torch.float32
+    seen.clear()
+    sol.y1.sum().backward()
+    assert {y0.grad.data_ptr(), layer.weight.grad.data_ptr()} <= set(seen)
+
+
+def test_a_changed_module_is_read_again() -> None:
+    """Attributes, tensors and what the module can not show: a global factor."""
+    factor = [1.0]
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+            self.sign = -1.0
+
+        def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.sign * factor[0] * self.rate * y
+
+    field, y0 = Scaled(), torch.ones(2, dtype=torch.float64)
+
+    def end() -> float:
+        return float(regnde.solve(field, y0, [0.0, 1.0], solver(rtol=1e-8, atol=1e-8)).y1[0])
+
+    assert end() == pytest.approx(0.36788, rel=1e-4)
+    assert end() == pytest.approx(0.36788, rel=1e-4)
+    field.sign = 1.0
+    assert end() == pytest.approx(2.71828, rel=1e-4)
+    factor[0] = 2.0
+    assert end() == pytest.approx(7.38906, rel=1e-4)
+    field.rate.data.fill_(0.0)
+    assert end() == pytest.approx(1.0)
+    field.rate = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    regnde.solve(field, y0, [0.0, 1.0], solver()).y1.sum().backward()
+    assert field.rate.grad is not None
+
+
+def test_tapes_are_freed() -> None:
+    from regnde._engines.julia import runtime
+
+    def kept() -> int:
+        return runtime.call(lambda julia: len(julia.KEPT))
+
+    p = SMALL_P.clone().requires_grad_()
+    for _ in range(3):
+        regnde.solve(small_net(p), SMALL_Y0, [0.0, 1.0], solver(), record="all").y1.sum().backward()
+    gc.collect()
+    before = kept()
+    for _ in range(20):
+        regnde.solve(small_net(p), SMALL_Y0, [0.0, 1.0], solver(), record="all")
+    gc.collect()
+    assert kept() <= before + 1
+
+
+def test_failures_are_ours() -> None:
+    for f, kind in (
+        (lambda t, y: y * float("nan"), regnde.NonFiniteDynamics),
+        (lambda t, y: torch.where(t > 0.5, y * float("nan"), -y), regnde.NonFiniteDynamics),
+        (lambda t, y: y * y, regnde.SolveError),
+    ):
+        with pytest.raises(kind) as caught:
+            regnde.solve(f, torch.ones(1, dtype=torch.float64), [0.0, 2.0], solver(), record="all")
+        assert caught.value.nfe < 10_000
+        assert len(caught.value.solution.ys) == 1
+    with pytest.raises(regnde.MaxStepsReached):
+        regnde.solve(lambda t, y: -y, torch.ones(1), [0.0, 50.0], solver(max_steps=5))
+    partial = regnde.solve(lambda t, y: -y, torch.ones(1), [0.0, 50.0], solver(max_steps=5), throw=False)
+    assert partial.status == "max steps reached"
+    assert partial.stats.accepted == 5
+
+
+def test_auto_falls_back_where_a_field_is_not_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REGNDE_ENGINE", raising=False)
+    y0 = torch.ones(2, dtype=torch.float64)
+    assert regnde.solve(lambda t, y: -y, y0, [0.0, 1.0]).engine == "julia"
+    assert regnde.solve(lambda t, y: -y if float(y[0]) > 0 else y, y0, [0.0, 1.0]).engine == "torch"
+
+
+def test_case_22a_other_threads() -> None:
+    """Solves and backward passes from other threads, with garbage collections in between."""
+    from regnde._engines.julia import runtime
+
+    p = SMALL_P.clone()
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            q = p.clone().requires_grad_()
+            for _ in range(25):
+                regnde.solve(small_net(q), SMALL_Y0, [0.0, 0.5], solver(), record="all").y1.sum().backward()
+                runtime.call(lambda julia: julia.seval("GC.gc()") and None)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not problems
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT / "python")]))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths, **env},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+
+
+SOLVE = "print(float(regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(engine='julia')).y1))"
+
+
+@pytest.mark.parametrize("imports", ["import torch, regnde", "import regnde, torch"])
+def test_case_21a_import_order(imports: str) -> None:
+    out = run(f"{imports}; {SOLVE}")
+    assert out.returncode == 0, out.stderr
+    assert float(out.stdout) == pytest.approx(0.367879, rel=1e-4)
+    assert "segfault" not in out.stderr
+
+
+def test_case_22b_forked_children_are_refused() -> None:
+    """The torch engine works in a fork of a process with Julia; the Julia engine says why it can not."""
+    code = f"""
+import os, regnde
+{SOLVE}
+child = os.fork()
+if child == 0:
+    assert regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(engine='torch')).engine == 'torch'
+    try:
+        regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(engine='julia'))
+    except regnde.EngineUnavailable as why:
+        os._exit(7 if 'fork' in str(why) else 1)
+    os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+
+
+def test_case_23_started_by_another_package_first() -> None:
+    code = f"""
+import warnings; warnings.simplefilter('ignore')
+import juliacall, regnde
+try:
+    {SOLVE}
+except regnde.EngineUnavailable as why:
+    assert 'another package' in str(why)
+    raise SystemExit(7)
+"""
+    assert run(code).returncode == 7
+
+
+def test_case_24_two_processes_at_once() -> None:
+    results: list[subprocess.CompletedProcess[str]] = []
+    threads = [threading.Thread(target=lambda: results.append(run(f"import regnde; {SOLVE}"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [out.returncode for out in results] == [0, 0], [out.stderr for out in results]
+
+
+def test_case_23_interrupt_ends_a_long_solve() -> None:
+    """Ctrl-C during a solve that would take minutes ends the process soon after."""
+    code = f"""
+import regnde, torch
+{SOLVE}
+print('started', flush=True)
+f = lambda t, y: torch.stack([y[1], -1e6 * y[0]])
+regnde.solve(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 1e4],
+             regnde.Solver(engine='julia', rtol=1e-10, atol=1e-10, max_steps=10**9))
+"""
+    import signal
+
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT / "python")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("started"):
+            break
+    try:
+        process.wait(8)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+    assert process.returncode != 0
