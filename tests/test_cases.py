@@ -259,6 +259,31 @@ def test_case_17b_no_leaks(gradient: str) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("solver", [Solver(batch="per-sample"), Solver(gradient="checkpoint", batch="per-sample")])
+def test_case_17b_no_leaks_per_sample(solver: Solver) -> None:
+    check_no_leak(lambda t, y: -y, solver)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_case_17b_no_leaks_of_sdes(gradient: str) -> None:
+    check_no_leak(regnde.SDE(lambda t, y: -y, lambda t, y: 0.1 * y), Solver(rtol=0.1, atol=0.1, gradient=gradient))
+
+
+def check_no_leak(equation: object, solver: Solver) -> None:
+    """Repeated solves leave no tensors behind, though the garbage collector is off."""
+    y0 = torch.ones(4, 1, requires_grad=True)
+    regnde.solve(equation, y0, [0.0, 1.0], solver, record="all")
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        for _ in range(10):
+            regnde.solve(equation, y0, [0.0, 1.0], solver, record="all")
+        assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= before
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("method", ["tsit5", "vern7"])
 def test_case_18_outputs_do_not_change_the_records(method: str, gradient: str) -> None:

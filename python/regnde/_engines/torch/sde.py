@@ -131,13 +131,17 @@ class StochasticRungeKutta:
         """Tries a step; the estimates carry a graph only where they are recorded."""
         noise = self._noise_over(self.noise, t, h, t_new, y)
 
+        # Without `self`: a graph keeps a checkpointed step, and must not keep the stepper that holds the graph.
+        drift, diffusion, tableau, rtol, atol = self.field, self.diffusion, self.tableau, self.rtol, self.atol
+        differentiable, record_stiffness = self.graph and self.record_error, self.record_stiffness
+
         def run(y: Tensor) -> Outcome:
-            step = take_sde_step(self.field, self.diffusion, self.tableau, y, t, h, t_new, noise)
+            step = take_sde_step(drift, diffusion, tableau, y, t, h, t_new, noise)
             error = stiffness = None
-            if self.tableau.estimates_error:
-                with torch.set_grad_enabled(self.graph and self.record_error):
-                    error = sde_error_estimate(self.tableau, y, h, noise, step, self.rtol, self.atol)
-            if self.record_stiffness:
+            if tableau.estimates_error:
+                with torch.set_grad_enabled(differentiable):
+                    error = sde_error_estimate(tableau, y, h, noise, step, rtol, atol)
+            if record_stiffness:
                 stiffness = sde_stiffness_estimate(step)
             return step, error, stiffness
 
