@@ -153,6 +153,7 @@ class Solved(torch.utils.data.Dataset):
         return regnde.solve(exp_decay, [float(index)], [0.0, 1.0], Solver(engine="torch")).y1.detach()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and later
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_case_22_data_loader_workers(method: str) -> None:
     regnde.solve(exp_decay, [1.0], [0.0, 1.0], Solver(engine="torch"))  # the parent has solved before it forks
