@@ -83,6 +83,19 @@ def test_case_6_first_step_longer_than_the_span(method: str) -> None:
         assert float(sol.y1) == pytest.approx(math.exp(ts[0] - ts[1]), rel=1e-5)
 
 
+def test_case_6_the_message_shows_where_the_order_breaks() -> None:
+    ts = torch.linspace(0, 1, 10_000, dtype=torch.float64)
+    ts[7000] = 0.5
+    with pytest.raises(ValueError, match=r"got \[\.\.\., 0\.69\d+, 0\.69\d+, 0\.5, 0\.70\d+, \.\.\.\]") as caught:
+        regnde.solve(exp_decay, f64([1.0]), ts)
+    assert len(str(caught.value)) < 200
+    ts[7000] = math.nan
+    with pytest.raises(ValueError, match=r"finite, got .*nan"):
+        regnde.solve(exp_decay, f64([1.0]), ts)
+    with pytest.raises(ValueError, match=r"finite, got \[inf\]"):
+        regnde.solve(exp_decay, f64([1.0]), [math.inf])
+
+
 # --- case 9: odd but legal -------------------------------------------------------------------------
 
 FORMS = {

@@ -140,12 +140,22 @@ def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     if not times.is_floating_point():
         times = times.to(torch.get_default_dtype())
     if not all(map(_finite, values)):
-        raise ValueError(f"ts must be finite, got {values}.")
+        raise ValueError(f"ts must be finite, got {_short(values)}.")
     rising = all(a <= b for a, b in itertools.pairwise(values))
     falling = all(a >= b for a, b in itertools.pairwise(values))
     if not (rising or falling):
-        raise ValueError(f"ts must be non-decreasing or non-increasing, got {values}.")
+        raise ValueError(f"ts must be non-decreasing or non-increasing, got {_short(values)}.")
     return times, values
+
+
+def _short(values: Sequence[float]) -> str:
+    """The times around the first one that breaks the order or is not finite: there may be thousands."""
+    steps = [b - a for a, b in itertools.pairwise(values)]
+    sign = next((step for step in steps if step), 0.0)
+    place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not _finite(step)), 0)
+    first, last = max(place - 1, 0), place + 3
+    shown = ", ".join(map(repr, values[first:last]))
+    return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
 
 
 def _floats(ts: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
