@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import regnde
 from regnde import ErrorPenalty, Local, Penalty, Solver, SquaredErrorPenalty, StiffnessPenalty
+from regnde._engines.torch.tableaux import TABLEAUX
 from tolerances import EXACT, ROUNDING, SOLVER
 
 pytestmark = pytest.mark.timeout(120)
@@ -143,10 +144,7 @@ def test_records_do_not_depend_on_units_or_on_the_origin_of_time(
 def test_records_are_affine_invariant_without_a_relative_tolerance(
     seed: int, n: int, exponent: int, offset: float, method: str
 ) -> None:
-    """y -> s y + c with atol -> s atol; from a given first step, since the heuristic's compares y with f.
-
-    It is a long one, because a tiny error estimate is rounding.
-    """
+    """y -> s y + c, atol -> s atol; the heuristic compares y with f, so the first step is given, and not tiny."""
     s, a, y0 = 2.0**exponent, matrix(seed, n), draws(seed + 1, n)
     outcomes = []
     for scale, c in ((1.0, 0.0), (s, offset * s)):
@@ -272,3 +270,30 @@ def test_engines_agree(engine: str) -> None:
         torch.testing.assert_close(other_slopes, slopes, rtol=1e-4, atol=1e-5)
 
     check()
+
+
+@few
+@given(seed=seeds, rate=st.floats(-2.0, 2.0), h=st.floats(0.05, 0.5), tolerance=st.floats(0.1, 1.0))
+def test_estimates_of_one_step_by_hand(seed: int, rate: float, h: float, tolerance: float) -> None:
+    """E and S of a step of a linear field, entry by entry, from the formulas and the coefficients alone."""
+    y0, rtol, atol = draws(seed, 3) * 2, tolerance, 1.1 - tolerance
+    for method in METHODS:
+        tableau = TABLEAUX[method]
+        squares, slopes, arguments = 0.0, 0.0, 0.0
+        for i, y in enumerate(y0.tolist()):
+            a, k, g = rate * (i + 1), [], []
+            for row in tableau.a:
+                g.append(y + h * sum(weight * slope for weight, slope in zip(row, k, strict=True)))
+                k.append(a * g[-1])
+            y1 = y + h * sum(weight * slope for weight, slope in zip(tableau.b, k, strict=False))
+            error = h * sum(weight * slope for weight, slope in zip(tableau.btilde, k, strict=True))
+            squares += (error / (atol + rtol * max(abs(y), abs(y1)))) ** 2
+            slopes += (k[-1] - k[-2]) ** 2
+            arguments += (g[-1] - g[-2]) ** 2
+        rates = torch.tensor([rate * (i + 1) for i in range(3)], dtype=torch.float64)
+        solver = Solver(method=method, rtol=rtol, atol=atol, dt0=h, engine="torch")
+        sol = regnde.solve(lambda t, y, r=rates: r * y, y0, [0.0, h], solver, record="all")
+        assert len(sol.steps) == 1
+        assert sol.steps.error.item() == pytest.approx(math.sqrt(squares / 3), rel=1e-7, abs=1e-13)
+        if tableau.stiffness_pair and arguments > 1e-16:
+            assert sol.steps.stiffness.item() == pytest.approx(math.sqrt(slopes / arguments), rel=1e-4, abs=1e-6)
