@@ -157,6 +157,48 @@ def shapes(t: Tensor, y: Tensor) -> Tensor:
     return z - y.flatten(1).unsqueeze(-1).squeeze(-1).view_as(y) + y.permute(2, 0, 1).sum(0).unsqueeze(-1)
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * g
+
+
+def recurrent() -> tuple[Field, Tensor]:
+    cell = nn.GRUCell(3, 3).double()
+    return lambda t, y: cell(y.tanh(), y) - y, state(4, 3)
+
+
+def heads() -> tuple[Field, Tensor]:
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.0).double()
+    return lambda t, y: layer(y), state(2, 3, 4)
+
+
+def normalised() -> tuple[Field, Tensor]:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3).double())
+    return lambda t, y: layer(y) * (1 - y.norm(dim=-1, keepdim=True)) + F.normalize(y, dim=0), state(4, 3)
+
+
+def mapped() -> tuple[Field, Tensor]:
+    layer = nn.Linear(3, 3).double()
+    return lambda t, y: torch.func.vmap(lambda x: torch.tanh(layer(x)))(y), state(4, 3)
+
+
+def bodies(t: Tensor, y: Tensor) -> Tensor:
+    apart = y[:, None] - y[:, :, None]
+    return (apart / (apart.square().sum(-1, keepdim=True) + 0.1)).sum(2)
+
+
+def heat(t: Tensor, y: Tensor) -> Tensor:
+    padded = F.pad(y, (1, 1), value=0.5)
+    return padded[:, 2:] - 2 * y + padded[:, :-2] + F.pad(y.flip(-1), (0, -1)).repeat(1, 2)[:, : y.shape[1]]
+
+
 SPIRAL = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 
 ZOO = (
@@ -189,6 +231,13 @@ ZOO = (
     Zoo(
         "functional hamiltonian", lambda: (lambda t, y: torch.func.grad(lambda x: (x.sin() * x).sum())(y), state(3, 2))
     ),
+    Zoo("recurrent", recurrent, batched=False),  # torch asks for the cell's sizes as plain integers
+    Zoo("heads", heads),
+    Zoo("normalised", normalised),
+    Zoo("mapped", mapped),
+    Zoo("bodies", lambda: (bodies, state(2, 3, 2))),
+    Zoo("heat", lambda: (heat, state(2, 5))),
+    Zoo("own derivative", lambda: (lambda t, y: Square.apply(y) * t, state(3, 2))),
     Zoo("spiral", lambda: (lambda t, y: y**3 @ SPIRAL, state(3, 2))),
     Zoo("written in place", lambda: (written_in_place, state(3, 2))),
     Zoo("joined", lambda: (joined, state(3, 4))),

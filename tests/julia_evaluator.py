@@ -6,55 +6,16 @@ A Julia array of size (c, b, a) is a numpy array of shape (c, b, a) in Fortran o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 import tree_sitter_julia
 from tree_sitter import Language, Node, Parser
 
+from julia_library import CALLS, ENTRYWISE, REDUCTIONS, TYPES, reduced
+
 _PARSER = Parser(Language(tree_sitter_julia.language()))
-
-_ERF = np.vectorize(math.erf, otypes=[float])
-
-_ENTRYWISE: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "asinh": np.arcsinh,
-    "atan": lambda x, y=None: np.arctan(x) if y is None else np.arctan2(x, y),
-    "ceil": np.ceil,
-    "cosh": np.cosh,
-    "erf": _ERF,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "fast_exp": np.exp,
-    "fast_sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "fast_tanh": np.tanh,
-    "floor": np.floor,
-    "hypot": np.hypot,
-    "ifelse": np.where,
-    "inv": lambda x: 1 / x,
-    "isnan": np.isnan,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mod": np.mod,
-    "rem": np.fmod,
-    "sign": np.sign,
-    "sinh": np.sinh,
-    "trunc": np.trunc,
-    "Float64": np.float64,
-    "Float32": np.float32,
-    **{f"NaNMath.{name}": getattr(np, name) for name in ("sqrt", "log", "log1p", "log2", "log10", "sin", "cos", "tan")},
-    "NaNMath.asin": np.arcsin,
-    "NaNMath.acos": np.arccos,
-    "NaNMath.acosh": np.arccosh,
-    "NaNMath.atanh": np.arctanh,
-    "NaNMath.pow": np.power,
-}
-
-_REDUCTIONS = {"sum": np.sum, "maximum": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}
-_TYPES = {"Bool": np.bool_, "Int64": np.int64, "Int32": np.int32, "Float32": np.float32, "Float64": np.float64}
 
 
 class Unknown(Exception):
@@ -201,7 +162,7 @@ class _Frame:
             return {"-": np.negative, "!": np.logical_not}[_text(children[0])](x)
         if node.type == "call_expression":
             arguments = [self.entry(x, rank) for x in children[1].named_children]
-            return _ENTRYWISE[_text(children[0])](*arguments)
+            return ENTRYWISE[_text(children[0])](*arguments)
         return _aligned(self.value(node), rank)
 
     # -- whole values -------------------------------------------------------------------------------
@@ -232,7 +193,8 @@ class _Frame:
             first, *others = (x for x in children if x.type != "operator")
             if first.type == "range_expression":  # a:step:b is read as (a:step):b
                 first, step = (x for x in first.named_children if x.type != "operator")
-                return slice(self.value(first) - 1, self.value(others[0]), self.value(step))
+                start, stop, by = self.value(first) - 1, self.value(others[0]), self.value(step)
+                return slice(start, stop if by > 0 else (stop - 2 if stop > 1 else None), by)
             return slice(self.value(first) - 1, self.value(others[0]), 1)
         if node.type == "operator" and _text(node) == ":":
             return slice(None)
@@ -245,7 +207,8 @@ class _Frame:
         if node.type == "macrocall_expression" and _text(children[0]) == "@.":
             (expression,) = children[1].named_children
             names = (self.names.get(name) for name in _identifiers(expression))
-            return self.entry(expression, max((x.ndim for x in names if isinstance(x, np.ndarray)), default=0))[()]
+            rank = max((x.ndim for x in names if isinstance(x, np.ndarray)), default=0)
+            return np.array(self.entry(expression, rank), order="F")[()]  # a new array, whatever the operands are
         if node.type == "call_expression":
             return self.call(node)
         raise Unknown(f"{node.type}: {_text(node)}")
@@ -271,14 +234,14 @@ class _Frame:
         name = _text(function)
         if name in self.scope:
             return self.scope[name](*plain, **named)
-        if name.removesuffix("!") in _REDUCTIONS:
-            return _reduce(name, *plain, **named)
-        if name in _CALLS:
-            return _CALLS[name](*plain, **named)
+        if name.removesuffix("!") in REDUCTIONS:
+            return reduced(name, *plain, **named)
+        if name in CALLS:
+            return CALLS[name](*plain, **named)
         if name == "eltype(y)":
             return self.names["y"].dtype.type(*plain)
-        if name in _ENTRYWISE and not any(isinstance(x, np.ndarray) for x in plain):
-            return _ENTRYWISE[name](*plain)
+        if name in ENTRYWISE and not any(isinstance(x, np.ndarray) for x in plain):
+            return ENTRYWISE[name](*plain)
         raise Unknown(_text(node))
 
 
@@ -290,124 +253,6 @@ def _identifiers(node: Node) -> list[str]:
 
 def _constant(name: str) -> Any:
     numbers = {"Inf": np.inf, "NaN": np.nan, "Inf32": np.float32(np.inf), "NaN32": np.float32(np.nan), "nothing": None}
-    if name in _TYPES:
-        return _TYPES[name]
+    if name in TYPES:
+        return TYPES[name]
     return numbers[name]
-
-
-def _reduce(name: str, first: Any, second: Any = None, *, dims: Any = None, init: bool = True) -> Any:
-    if not name.endswith("!"):
-        axes = None if dims is None else tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))
-        return _REDUCTIONS[name](first, axis=axes, keepdims=dims is not None)
-    padded = first.shape + (1,) * (second.ndim - first.ndim)
-    axes = tuple(i for i, size in enumerate(padded) if size == 1)
-    assert all(size in (1, other) for size, other in zip(padded, second.shape, strict=True))
-    result = _REDUCTIONS[name[:-1]](second, axis=axes, keepdims=True).reshape(first.shape, order="F")
-    first[...] = result if init else first + result
-    return first
-
-
-def _similar(y: np.ndarray, *sizes: Any) -> np.ndarray:
-    kind = y.dtype
-    if sizes and isinstance(sizes[0], type):
-        kind, sizes = sizes[0], sizes[1:]
-    shape = sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes or y.shape
-    made = np.empty(shape, dtype=kind, order="F")
-    made[...] = np.nan if np.issubdtype(kind, np.floating) else 1  # reading what nobody wrote is seen
-    return made
-
-
-def _view(x: np.ndarray, *index: Any) -> np.ndarray:
-    return x[(*(i - 1 if isinstance(i, int) else i for i in index), ...)]
-
-
-def _reshape(x: np.ndarray, *sizes: Any) -> np.ndarray:
-    made = x.reshape(sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes, order="F")
-    assert made.size == 0 or np.shares_memory(made, x), "reshape of an array that is not contiguous"
-    return made
-
-
-def _mul(out: np.ndarray, a: np.ndarray, b: np.ndarray, alpha: bool = True, beta: bool = False) -> np.ndarray:
-    assert out.shape == (a.shape[0], *b.shape[1:])
-    out[...] = a @ b + out if beta else a @ b
-    return out
-
-
-def _fill_into(x: np.ndarray, number: Any) -> np.ndarray:
-    x[...] = number
-    return x
-
-
-def _written(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    def run(out: np.ndarray, *arguments: Any) -> np.ndarray:
-        value = function(*arguments)
-        assert out.shape == value.shape
-        out[...] = value
-        return out
-
-    return run
-
-
-def _geometry(x: np.ndarray, w: np.ndarray, **options: Any) -> dict[str, Any]:
-    assert options.pop("flipkernel") is True
-    return {"x": x.shape[::-1], "w": w.shape[::-1], **options}
-
-
-def _torch_options(g: dict[str, Any]) -> tuple[Any, ...]:
-    rank = len(g["stride"])
-    return (*(g[key][::-1] for key in ("stride", "padding", "dilation")), False, (0,) * rank, g["groups"])
-
-
-def _torch(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x.T))
-
-
-def _conv(x: np.ndarray, w: np.ndarray, g: dict[str, Any]) -> np.ndarray:
-    return torch.ops.aten.convolution(_torch(x), _torch(w), None, *_torch_options(g)).numpy().T
-
-
-def _conv_data(grad: np.ndarray, w: np.ndarray, g: dict[str, Any]) -> np.ndarray:
-    x, mask = torch.zeros(g["x"], dtype=torch.float64), [True, False, False]
-    return torch.ops.aten.convolution_backward(_torch(grad), x, _torch(w), None, *_torch_options(g), mask)[0].numpy().T
-
-
-def _conv_filter(x: np.ndarray, grad: np.ndarray, g: dict[str, Any]) -> np.ndarray:
-    w, mask = torch.zeros(g["w"], dtype=torch.float64), [False, True, False]
-    return torch.ops.aten.convolution_backward(_torch(grad), _torch(x), w, None, *_torch_options(g), mask)[1].numpy().T
-
-
-def _batched_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.einsum("abn,bcn->acn", a, b)
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "PermutedDimsArray": lambda x, order: x.transpose([d - 1 for d in order]),
-    "Val": lambda x: x,
-    "batched_mul": _batched_mul,
-    "batched_mul!": _written(_batched_mul),
-    "batched_transpose": lambda x: x.swapaxes(0, 1),
-    "cat": lambda *x, dims: np.concatenate(x, axis=dims - 1),
-    "conv": _conv,
-    "conv!": _written(_conv),
-    "∇conv_data": _conv_data,
-    "∇conv_data!": _written(_conv_data),
-    "∇conv_filter": _conv_filter,
-    "∇conv_filter!": _written(_conv_filter),
-    "copy": lambda x: x.copy(order="F"),
-    "DenseConvDims": _geometry,
-    "div": lambda a, b: a // b,
-    "dropdims": lambda x, dims: np.squeeze(x, tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))),
-    "fill": lambda x: np.array(x),
-    "fill!": _fill_into,
-    "hcat": lambda *x: np.concatenate(x, axis=1),
-    "mul!": _mul,
-    "permutedims": lambda x, order: x.transpose([d - 1 for d in order]).copy(order="F"),
-    "permutedims!": lambda out, x, order: _fill_into(out, x.transpose([d - 1 for d in order])),
-    "reshape": _reshape,
-    "similar": _similar,
-    "size": lambda x, d: x.shape[d - 1],
-    "transpose": lambda x: x.T,
-    "vcat": lambda *x: np.concatenate(x, axis=0),
-    "view": _view,
-    "zero": np.zeros_like,
-}

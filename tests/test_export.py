@@ -218,6 +218,15 @@ def test_a_gradient_that_would_be_lost_is_refused() -> None:
         export(lambda t, y: scripted(y)[:, :2], state(3, 2), name="f")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing the compiler raises them
+def test_what_is_compiled_is_read_as_it_was_written() -> None:
+    module = Net()
+    y = state(3, 2)
+    source = export(module, y, name="f").source
+    assert export(torch.compile(module), y, name="f").source == source
+    assert "y" in export(torch.compile(lambda t, y: torch.tanh(y) * t), y, name="f").source
+
+
 def test_errors_of_the_field_itself_come_through() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         export(lambda t, y: y @ SPIRAL.repeat(2, 2), state(3, 2), name="f")

@@ -48,7 +48,59 @@ def _std(
     return _var(x, dim, correction=correction, keepdim=keepdim).sqrt()
 
 
-_OWN = {aten.var_mean.correction: _var_mean, aten.var.correction: _var, aten.std.correction: _std}
+def _vector_norm(
+    x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
+) -> Tensor:
+    dims = list(range(x.dim())) if dim is None else list(dim)
+    if ord == 1:
+        return x.abs().sum(dims, keepdim=keepdim)
+    if ord != 2:
+        raise NotImplementedError(f"the {ord}-norm of a tensor")
+    return (x * x).sum(dims, keepdim=keepdim).sqrt()
+
+
+def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
+    shape = (*(1 for _ in repeats[x.dim() :]), *x.shape)
+    pairs = list(zip(repeats, shape, strict=True))
+    apart = x.reshape([size for _, s in pairs for size in (1, s)]).expand([size for pair in pairs for size in pair])
+    return apart.reshape([r * s for r, s in pairs])
+
+
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Derivatives of w = g v / norms by v and g, with norms over every dimension but `dim`."""
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    along = (grad * v).sum(others, keepdim=True) / norms
+    return g / norms * (grad - v * along / norms), along
+
+
+def _pad(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    """Torch lists the pads from the last dimension on; negative ones cut entries off."""
+    for i in range(len(pads) // 2):
+        dim = x.dim() - 1 - i
+        around = []
+        for width in pads[2 * i : 2 * i + 2]:
+            shape = [*x.shape[:dim], max(width, 0), *x.shape[dim + 1 :]]
+            around.append([x.new_full(shape, value)] if width > 0 else [])
+        cut_before, cut_after = (max(-width, 0) for width in pads[2 * i : 2 * i + 2])
+        kept = x.narrow(dim, cut_before, x.shape[dim] - cut_before - cut_after) if cut_before or cut_after else x
+        x = torch.cat([*around[0], kept, *around[1]], dim)
+    return x
+
+
+def _softshrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
+    return torch.where(x.abs() > lambd, grad, 0)
+
+
+_OWN = {
+    aten.constant_pad_nd.default: _pad,
+    aten.softshrink_backward.default: _softshrink_backward,
+    aten._weight_norm_interface_backward.default: _weight_norm_backward,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.repeat.default: _repeat,
+    aten.var_mean.correction: _var_mean,
+    aten.var.correction: _var,
+    aten.std.correction: _std,
+}
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:

@@ -85,6 +85,8 @@ def export(field: Field, y0: Tensor, *, name: str) -> ExportedField:
         raise ValueError(f"name must be an identifier, got {name!r}.")
     if y0.dtype not in (torch.float32, torch.float64):
         raise UnsupportedField(f"the Julia engine takes states of float32 and float64, not {y0.dtype}.")
+    for attribute in ("_orig_mod", "_torchdynamo_orig_callable"):  # what torch.compile wraps can be traced, it cannot
+        field = getattr(field, attribute, field)
     t = torch.zeros((), dtype=y0.dtype, device=y0.device)
     seen = capture(field, t, y0)
     if seen.value.shape != y0.shape or seen.value.dtype != y0.dtype:

@@ -136,6 +136,13 @@ def _along_one(x: Value, dim: int) -> Value | None:
     return x if dim < missing else None
 
 
+def _flip(program: Program, shape: Shape, dtype: torch.dtype, x: Value, dims: Sequence[int]) -> Value:
+    rank = len(shape)
+    flipped = {d % rank for d in dims}
+    ranges = (f"{program.size(shape[d])}:-1:1" if d in flipped else ":" for d in reversed(range(rank)))
+    return program.named(f"view({program.array(x).expr.text}, {', '.join(ranges)})", shape, dtype)
+
+
 def _select(program: Program, shape: Shape, dtype: torch.dtype, x: Value, dim: int, index: Any) -> Value:
     rank = len(x.shape)
     dim %= rank
@@ -205,6 +212,7 @@ STRUCTURAL: dict[str, Writer] = {
     "transpose": _transpose,
     "slice": _slice,
     "select": _select,
+    "flip": _flip,
     "split": _split,
     "split_with_sizes": _split,
     "unbind": _unbind,

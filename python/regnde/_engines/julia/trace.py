@@ -115,7 +115,8 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -
         module = _make_fx(joint, inputs)
         if any(_changes(node) for node in module.graph.nodes):
             module = _make_fx(torch.func.functionalize(_with_origins(module)), inputs)
-    constants = _lift_constants(module)
+    with _explained():
+        constants = _lift_constants(module)
     _check_gradients(seen, constants, module.graph)
     size = fake_y.shape[0] if symbolic else None
     batch = size.node.expr if isinstance(size, torch.SymInt) else None
