@@ -10,7 +10,7 @@ from regnde._solution import Solution
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "progress", "steps"]
+__all__ = ["COLOURS", "pareto", "progress", "steps"]
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -94,6 +94,45 @@ def progress(
     axes.set_xlabel("iteration")
     axes.set_ylabel(ylabel)
     axes.margins(x=0.12)
+    return axes
+
+
+def pareto(
+    results: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    axes: Axes | None = None,
+    xlabel: str = "NFE of a prediction",
+    ylabel: str = "accuracy",
+    higher_is_better: bool = True,
+) -> Axes:
+    """Cost against quality: a small dot a run, a large one a mean, and a line along the means that none beats.
+
+    Args:
+        results: pairs of cost (less is better) and quality, one a run, by the name of what was run.
+        axes: where to draw; a new figure by default.
+        xlabel: what the cost is.
+        ylabel: what the quality is.
+        higher_is_better: False for a loss.
+
+    Returns:
+        The axes.
+    """
+    axes = _axes(axes)
+    sign = 1.0 if higher_is_better else -1.0
+    means = {}
+    for (name, runs), colour in zip(results.items(), _cycle(len(results)), strict=True):
+        means[name] = sum(x for x, _ in runs) / len(runs), sum(y for _, y in runs) / len(runs)
+        axes.plot([x for x, _ in runs], [y for _, y in runs], "o", color=colour, markersize=3, alpha=0.5)
+        axes.plot(*means[name], "o", color=colour, markersize=8)
+        axes.annotate(name, means[name], (6, 4), textcoords="offset points", size=8)
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(means.values(), key=lambda mean: (mean[0], -sign * mean[1])):
+        if not front or sign * y > sign * front[-1][1]:
+            front.append((x, y))
+    axes.plot([x for x, _ in front], [y for _, y in front], "-", color="#999999", linewidth=1, zorder=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(x=0.15, y=0.1)
     return axes
 
 

