@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=250)
     parser.add_argument("--error", type=float, default=0.2, help="weight of the sum of E |h|")
     parser.add_argument("--stiffness", type=float, default=0.1, help="weight of the mean of S")
-    parser.add_argument("--local", type=float, default=20.0, help="weight of one step's E |h|")
+    parser.add_argument("--local", type=float, default=10.0, help="weight of one step's E |h|")
     parser.add_argument("--methods", nargs="+", default=None, help="some of the rows; vanilla is always run")
     parser.add_argument("--out", type=Path, default=Path("spiral_sde"), help="folder for the table and the picture")
     arguments = parser.parse_args()
