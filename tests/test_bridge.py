@@ -1,0 +1,180 @@
+"""The Julia engine's edges that need no Julia: when it may start, what it refuses, what is shipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import regnde
+from regnde import Local, Solver
+from regnde._engines import engines
+from regnde._engines.base import Request
+from regnde._engines.julia import runtime
+
+ROOT = Path(__file__).parent.parent
+tomllib = pytest.importorskip("tomllib")  # Python 3.11
+JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No Julia has started, and none is named."""
+    monkeypatch.setattr(runtime, "_state", runtime._State())
+    monkeypatch.delitem(sys.modules, "juliacall", raising=False)
+    for name in ("EXE", "PROJECT"):
+        monkeypatch.delenv(f"PYTHON_JULIACALL_{name}", raising=False)
+    return monkeypatch
+
+
+def request(f: object = lambda t, y: -y, y0: object = None, record: object = "none", **options: object) -> Request:
+    state = torch.ones(2, 2) if y0 is None else y0
+    solver = Solver(engine="julia", **options).resolve(sde=isinstance(f, regnde.SDE))  # type: ignore[arg-type]
+    return Request(
+        equation=f,  # type: ignore[arg-type]
+        y0=state,  # type: ignore[arg-type]
+        ts=torch.tensor([0.0, 1.0]),
+        times=(0.0, 1.0),
+        solver=solver,
+        record=record,  # type: ignore[arg-type]
+        noise=None,
+        throw=True,
+    )
+
+
+def test_missing_juliacall_is_explained(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    assert "pip install juliacall" in (runtime.why_not() or "")
+
+
+def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """PYTHON_JULIACALL_EXE and _PROJECT: both or neither, an executable, a project with our package."""
+    fresh.setenv("PYTHON_JULIACALL_EXE", sys.executable)
+    assert "together" in (runtime.why_not() or "")
+    fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
+    assert "Pkg.develop" in (runtime.why_not() or "")
+    (tmp_path / "Project.toml").write_text("[deps]\nRegNDE = ''\n")
+    tmp_path.chmod(0o555)  # a prepared project may be read-only
+    assert runtime.why_not() is None
+    fresh.setenv("PYTHON_JULIACALL_EXE", str(tmp_path / "nowhere"))
+    assert "no executable" in (runtime.why_not() or "")
+
+
+def test_not_installed_is_explained(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    state = pytest.importorskip("juliapkg.state")
+    fresh.setitem(state.STATE, "meta", str(tmp_path / "meta.json"))
+    assert "python -m regnde julia" in (runtime.why_not() or "")
+    with pytest.raises(regnde.EngineUnavailable, match="python -m regnde julia"):
+        runtime.start()
+    assert not runtime.running()
+
+
+def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setitem(sys.modules, "juliacall", SimpleNamespace(CONFIG={"inited": True}, __spec__=SimpleNamespace()))
+    assert "another package" in (runtime.why_not() or "")
+
+
+def test_case_22_forks_are_refused(fresh: pytest.MonkeyPatch) -> None:
+    """Julia belongs to the process that started it: a child with another pid is told so, at once."""
+    runtime._state.module, runtime._state.pid = object(), os.getpid() + 1
+    assert "fork" in (runtime.why_not() or "")
+    with pytest.raises(regnde.EngineUnavailable, match="spawn"):
+        runtime.call(lambda julia: None)
+
+
+def test_errors_leave_the_worker_as_text() -> None:
+    class JuliaError(Exception):
+        pass
+
+    def fails() -> None:
+        raise JuliaError("MethodError: no method")
+
+    with pytest.raises(runtime.JuliaFailure, match="no method") as caught:
+        runtime._plainly(fails)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None  # nothing that could ask Julia for its text later
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (dict(method="rk4"), "no ODE method"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64)), "complex64"),
+        (dict(y0=torch.ones(2, device="meta")), "CPU"),
+        (dict(record="all", gradient="gauss"), "zero without a word"),
+        (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), gradient="backsolve"), "for ODEs"),
+        (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), method="em"), "fixed step"),
+        (
+            dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), method="em", dt0=0.1, record=Local()),
+            "estimates no error",
+        ),
+        (dict(batch="per-sample"), "one system"),
+        (dict(atol=0.0, y0=torch.zeros(2)), "atol"),
+    ],
+)
+def test_what_it_can_not_do_is_refused(what: dict, message: str) -> None:
+    assert message in (engines()["julia"].refuses(request(**what)) or "")
+
+
+def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("REGNDE_ENGINE", "auto")
+    fresh.setattr(runtime, "why_not", lambda: "not here")
+    assert regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0]).engine == "torch"
+    assert "juliacall" not in sys.modules
+    with pytest.raises(regnde.EngineUnavailable, match="not here"):
+        regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], Solver(engine="julia"))
+
+
+def test_tableau_facts_agree_with_julias() -> None:
+    """Methods and stability sizes are written down on both sides."""
+    from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC
+
+    source = (ROOT / "julia" / "src" / "methods.jl").read_text()
+    for name in (*EXPLICIT, *IMPLICIT, *STOCHASTIC):
+        assert f":{name} =>" in source
+    text = "".join((ROOT / "julia" / "src" / f).read_text() for f in ("tableaux.jl", "verner.jl", "sde_tableaux.jl"))
+    for size in filter(None, (*EXPLICIT.values(), *STOCHASTIC.values())):
+        assert str(size) in text
+
+
+def test_juliapkg_names_our_package() -> None:
+    spec = json.loads((ROOT / "python" / "regnde" / "juliapkg.json").read_text())["packages"]
+    project = tomllib.loads((ROOT / "julia" / "Project.toml").read_text())
+    assert spec["RegNDE"]["uuid"] == project["uuid"]
+    assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
+    for name, uuid in project["weakdeps"].items():
+        assert spec[name]["uuid"] == uuid
+    assert set(project["deps"]) | set(project["weakdeps"]) | {"julia"} <= set(project["compat"])
+
+
+def built(kind: str, source: Path, out: Path) -> Path:
+    """A wheel or sdist of a source tree, by hatchling itself: no network, no isolation."""
+    code = f"from hatchling.build import build_{kind}; print(build_{kind}({str(out)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out / done.stdout.strip().splitlines()[-1]
+
+
+def test_wheels_hold_the_julia_package(tmp_path: Path) -> None:
+    """From the tree, and from the sdist, which does not follow the link."""
+    pytest.importorskip("hatchling")
+    sdist = built("sdist", ROOT, tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "tree", filter="data")
+    (tree,) = (tmp_path / "tree").iterdir()
+    for source in (ROOT, tree):
+        out = tmp_path / f"wheel-{source.name}"
+        out.mkdir()
+        with zipfile.ZipFile(built("wheel", source, out)) as archive:
+            names = set(archive.namelist())
+        assert {f"regnde/julia/{name}" for name in JULIA_FILES} <= names
+        assert "regnde/juliapkg.json" in names
+        assert not any(name.startswith("regnde/julia/test") for name in names)
