@@ -130,8 +130,8 @@ def anneal(start: float, end: float, iterations: int) -> Weight:
 
     Example:
         >>> weight = anneal(100.0, 10.0, 50)
-        >>> [round(weight(i), 3) for i in (0, 25, 50, 80)]
-        [100.0, 31.623, 10.0, 10.0]
+        >>> tuple(round(weight(i), 3) for i in (0, 25, 50, 80))
+        (100.0, 31.623, 10.0, 10.0)
     """
     if not (start > 0 and end > 0 and iterations > 0):
         raise ValueError(f"anneal({start}, {end}, {iterations}): all three must be above zero.")
