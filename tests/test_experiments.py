@@ -18,7 +18,7 @@ import paper
 import spiral_sde
 from paper_experiments import data, ffjord, latent, methods, mnist, physionet, report, runner, spiral
 from paper_experiments.base import Options, Place
-from regnde import Local
+from regnde import Local, plot
 from regnde.comparators import Hutchinson
 
 TINY = ["--iterations", "2", "--engine", "torch"]
@@ -288,3 +288,14 @@ def test_the_flow_is_a_density() -> None:
     logs = -0.5 * solution.y1[:, :2].square().sum(1) - torch.log(torch.tensor(2 * torch.pi)) - solution.y1[:, 2]
     assert float(logs.exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1.0, abs=1e-3)
     assert json.dumps(float(model.likelihood(solution)))
+
+
+def test_pareto_line_joins_what_nothing_beats() -> None:
+    from matplotlib.figure import Figure
+
+    results = {"a": [(100.0, 0.9), (110.0, 0.9)], "b": [(50.0, 0.8)], "c": [(60.0, 0.7)]}
+    axes = plot.pareto(results, axes=Figure().subplots())
+    assert axes.lines[-1].get_xydata().tolist() == [[50.0, 0.8], [105.0, 0.9]]  # c costs more than b for less
+    axes = plot.pareto(results, axes=Figure().subplots(), ylabel="loss", higher_is_better=False)
+    assert axes.lines[-1].get_xydata().tolist() == [[50.0, 0.8], [60.0, 0.7]]
+    assert axes.get_ylabel() == "loss"

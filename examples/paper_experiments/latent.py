@@ -40,6 +40,8 @@ class Latent(Problem):
         test: series to test on.
         widths: latent state, the encoder's state and gates, the field's hidden layers, and its blocks.
         sampled: whether a prediction draws its initial state (paper A) or takes the mean (paper B, small).
+        log_variance: where the latent state's starts. The papers' 0 drowns the state at first, and a decoder that
+            then ignores it takes thousands of iterations to come back to it; a short run starts lower.
         annealing: what the weight of the divergence grows with, and its delay: `w = 1 - 0.99^(count - delay)`.
     """
 
@@ -53,11 +55,14 @@ class Latent(Problem):
         widths: tuple[int, int, int, int, int],
         sampled: bool,
         annealing: tuple[str, int],
+        log_variance: float = 0.0,
     ) -> None:
         super().__init__(settings, method, place)
         latent, state, gates, hidden, blocks = widths
         encoder = BackwardGRU(len(VARIABLES), hidden=state, units=gates, latent=latent)
         decoder = nn.Linear(latent, len(VARIABLES))
+        with torch.no_grad():
+            encoder.head[-1].bias[latent:] += log_variance
         self.model = LatentODE(encoder, Field(latent, hidden, blocks), decoder, solver=self.solver())
         self.model.record = method.record
         self.train_data, self.test_data = train, test
@@ -107,7 +112,7 @@ def _settings(options: Options) -> Settings:
             taynode=(0.01, 2),
         )
         return Settings(
-            iterations=300, batch=128, tolerance=1e-6, learning_rate=1e-2, optimizer="adamax", weights=weights
+            iterations=600, batch=128, tolerance=1e-6, learning_rate=1e-2, inverse_decay=5e-3, weights=weights
         )
     a = options.source == "A"
     weights = Weights(
@@ -134,10 +139,10 @@ def _settings(options: Options) -> Settings:
 
 def _build(settings: Settings, method: Method, place: Place, options: Options) -> Latent:
     seed = int(torch.randint(2**31, ()))  # of the run, which the runner has seeded
-    series = synthetic(640) if options.physionet is None else load_physionet(options.physionet)
+    series = synthetic(3000) if options.physionet is None else load_physionet(options.physionet)
     train, test = (Series(*(x.to(place.device, place.dtype) for x in part)) for part in series.split(seed))
     if options.scale == "small":
-        return Latent(settings, method, place, train, test, (8, 24, 24, 24, 2), False, ("iteration", 50))
+        return Latent(settings, method, place, train, test, (12, 24, 32, 48, 2), False, ("iteration", 100), -6.0)
     a = options.source == "A"
     widths = (20, 50, 40, 50 if a else 40, 4)
     return Latent(settings, method, place, train, test, widths, a, ("epoch", 10) if a else ("iteration", 100))

@@ -88,7 +88,7 @@ def load_physionet(folder: Path) -> Series:
 
 
 def synthetic(stays: int, seed: int = 0) -> Series:
-    """Series of Physionet's shape: 37 mixtures of three damped oscillators, 10 to 20 % of the entries observed.
+    """Series of Physionet's shape: 37 mixtures of two damped oscillators, 10 to 20 % of the entries observed.
 
     The oscillators' rates are the data set's, their phases and amplitudes the stay's: a latent ODE can learn them.
     Values lie in [0, 1], with noise of standard deviation 0.01, the width of the likelihood.
@@ -99,10 +99,10 @@ def synthetic(stays: int, seed: int = 0) -> Series:
         return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
     t = torch.tensor(TIMES, dtype=torch.float64)
-    cycles, damping = torch.tensor([0.5, 1.0, 1.5]).double(), torch.tensor([0.5, 1.0, 1.5]).double()
-    phase, amplitude = uniform(0, 2 * math.pi, stays, 1, 3), uniform(0.3, 1.0, stays, 1, 3)
+    cycles, damping = torch.tensor([0.5, 1.25]).double(), torch.tensor([0.5, 1.0]).double()
+    phase, amplitude = uniform(0, 2 * math.pi, stays, 1, 2), uniform(0.3, 1.0, stays, 1, 2)
     waves = amplitude * (-damping * t[:, None]).exp() * torch.cos(2 * math.pi * cycles * t[:, None] + phase)
-    mixing = uniform(-1, 1, 3, len(VARIABLES))
+    mixing = uniform(-1, 1, 2, len(VARIABLES))
     values = 0.5 + 0.5 * (waves @ mixing) / mixing.abs().sum(0)
     values = values + 0.01 * torch.randn(values.shape, generator=generator, dtype=torch.float64)
     mask = (torch.rand(values.shape, generator=generator) < uniform(0.1, 0.2, stays, 1, 1)).double()
