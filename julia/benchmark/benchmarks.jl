@@ -3,7 +3,7 @@
 #   julia --project=julia/benchmark -e 'using Pkg; Pkg.develop(path="julia"); Pkg.instantiate()'
 #   julia --project=julia/benchmark julia/benchmark/benchmarks.jl
 
-using BenchmarkTools: @belapsed
+using BenchmarkTools: @belapsed, BenchmarkTools
 using LinearAlgebra: BLAS, mul!
 using Random: Xoshiro, randn
 using RegNDE: Dynamics, fast_tanh, pullback, solve_recorded
@@ -56,6 +56,7 @@ function report(label, T, batch, dim, hidden, tolerance, t_end)
     )
 end
 
+BenchmarkTools.DEFAULT_PARAMETERS.seconds = 1
 BLAS.set_num_threads(1)
 println("microseconds per step, one BLAS thread")
 println(rpad("", 28), join(lpad.(("forward", "+records", "+gradient", "+both"), 12)), lpad("steps", 8))

@@ -41,21 +41,39 @@ function rehearse(code::Int, p::Tuple, y0, name::String)
 end
 
 @setup_workload begin
-    value!(dy, t, y, p, _) = (dy .= p[1] .* y; nothing)
-    vjp!(ybar, pbar, ct, t, y, p, _) = (ybar .= p[1] .* ct; pbar[1] .+= sum(ct .* y); nothing)
+    # the operations of an exported network of one layer, for their own sake too
+    function value!(dy, t, y, p, cache)
+        W, b = p
+        mul!(dy, transpose(W), y)
+        @.. dy = fast_tanh(dy + (b + t * b))
+        return nothing
+    end
+    function vjp!(ybar, pbar, ct, t, y, p, cache)
+        (; h1, h2) = cache
+        W, b = p
+        mul!(h1, transpose(W), y)
+        @.. h1 = fast_tanh(h1 + (b + t * b))
+        @.. h1 = ct * (1 - h1^2)
+        sum!(h2, h1)
+        @.. pbar[2] += h2 * t
+        mul!(pbar[1], y, transpose(h1), true, true)
+        mul!(ybar, W, h1)
+        return nothing
+    end
+    scratch(y, p) = (h1 = similar(y), h2 = similar(y, size(y, 1)))
     @compile_workload begin
         for T in (Float64, Float32)
-            decay = Dynamics(value!, vjp!, (T[-1],), nothing)
-            y0, times = ones(T, 2, 2), [0.0, 0.5, 1.0]
+            y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
+            layer = Dynamics(value!, vjp!, p, scratch(y0, p))
             for name in ("tsit5", "bs3", "dp5", "vern7")
-                CODES[0] = Code(@__MODULE__, value!, vjp!, (y, p) -> nothing, nothing, nothing)
-                rehearse(0, (T[-1],), y0, name)
+                CODES[0] = Code(@__MODULE__, value!, vjp!, scratch, nothing, nothing)
+                rehearse(0, p, y0, name)
             end
             for name in (:sosri, :sosri2, :sosra)
-                sol = solve_recorded((decay, decay), y0, times; method = name)
+                sol = solve_recorded((layer, layer), y0, times; method = name)
                 pullback(sol; ys = ones(T, 2, 2, 3))
             end
-            fields = (Field(decay, (2, 2), Vector{T}; pbar = (zeros(T, 1),)),)
+            fields = (Field(layer, (2, 2), Vector{T}; pbar = map(zero, p)),)
             step = local_step(method(:tsit5), Settings(; rtol = 1.0e-3, atol = 1.0e-3), fields, vec(y0), 0.0, 1.0)
             reverse!(vec(y0), step, fields, 1.0, 1.0)
         end

@@ -1,6 +1,6 @@
 # Fields that arrive as source code: the names they may use, and their compilation.
 
-using FastBroadcast: FastBroadcast
+using FastBroadcast: @.., FastBroadcast
 using NaNMath: NaNMath
 using NNlib: NNlib
 using SpecialFunctions: SpecialFunctions

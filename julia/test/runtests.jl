@@ -4,5 +4,7 @@ include("fields.jl")
 include("replay.jl")
 
 @testset "RegNDE" begin
+    include("activations.jl")
+    include("records.jl")
     include("gradients.jl")
 end

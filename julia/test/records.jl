@@ -1,0 +1,74 @@
+using Random: Xoshiro, randn
+using RegNDE: RegNDE, Dynamics, Field, solve_recorded
+using Test: @test, @test_throws, @testset
+
+@testset "the integrator's estimates are ours: $method" for method in
+        (:tsit5, :dp5, :bs3, :vern6, :vern7, :vern8, :vern9)
+    rng = Xoshiro(4)
+    p, u0 = Net.parameters(rng, 3, 6), randn(rng, 3, 2)
+    sol = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5)
+    again = replay(sol.recording, Net.dynamics(p), size(u0), vec(u0))
+    believable = sol.error .> 1.0e-4  # below, the estimate is a sum that cancels
+    @test sum(believable) > 3
+    @test again.error[believable] ≈ sol.error[believable] rtol = 1.0e-7
+    @test again.stiffness ≈ sol.stiffness rtol = 1.0e-7
+    @test all(<=(1), sol.error)
+    @test sol.t[end] == 5.0
+    @test cumsum(sol.dt) ≈ sol.t rtol = 1.0e-12
+end
+
+@testset "counts: $method" for (method, start, each) in ((:tsit5, 3, 6), (:bs3, 3, 3), (:vern7, 2, 10))
+    sol = solve_recorded(Net.dynamics(Net.parameters(Xoshiro(5), 2, 4)), ones(2, 3), [0.0, 4.0]; method)
+    @test sol.nfe == start + each * (length(sol.t) + sol.rejected)
+end
+
+@testset "save points do not change the steps" begin
+    dynamics = Net.dynamics(Net.parameters(Xoshiro(5), 2, 4))
+    few = solve_recorded(dynamics, ones(2, 3), [0.0, 2.0])
+    many = solve_recorded(dynamics, ones(2, 3), range(0.0, 2.0; length = 50))
+    @test few.t == many.t
+    @test few.error == many.error
+    same = solve_recorded(dynamics, ones(2, 3), [1.0, 1.0])
+    @test isempty(same.t)
+    @test same.ys[:, :, 1] == same.ys[:, :, 2] == ones(2, 3)
+end
+
+@testset "implicit methods: $method" for method in (:rosenbrock23, :rodas5p, :trbdf2, :kencarp4, :autotsit5)
+    vdp!(dy, t, y, p, _) = (dy .= (y[2], p[1][1] * (1 - y[1]^2) * y[2] - y[1]); nothing)
+    stiff = Dynamics(vdp!, (args...) -> nothing, ([100.0],), nothing)
+    sol = solve_recorded(stiff, [2.0, 0.0], [0.0, 0.5, 1.5]; method, rtol = 1.0e-6, atol = 1.0e-6, keep = :nothing)
+    exact = solve_recorded(stiff, [2.0, 0.0], [0.0, 0.5, 1.5]; rtol = 1.0e-10, atol = 1.0e-10, keep = :nothing)
+    @test sol.ys ≈ exact.ys rtol = 1.0e-4
+    @test any(sol.implicit)
+    @test length(sol.error) == length(sol.t)
+    method === :autotsit5 && @test !all(sol.implicit)
+end
+
+@testset "failures" begin
+    bad(f) = Dynamics((dy, t, y, p, _) -> (dy .= f.(t, y); nothing), (args...) -> nothing, (), nothing)
+    @test solve_recorded(bad((t, y) -> NaN), [1.0], [0.0, 1.0]).status === :nonfinite
+    late = solve_recorded(bad((t, y) -> t > 0.5 ? NaN : -y), [1.0], [0.0, 1.0])
+    @test late.status === :nonfinite
+    @test late.nfe < 200
+    @test solve_recorded(bad((t, y) -> y^2), [1.0], [0.0, 2.0]).status !== :success
+    @test solve_recorded(bad((t, y) -> -y), [1.0], [0.0, 50.0]; max_steps = 5).status === :steps
+    @test_throws "no method" solve_recorded(bad((t, y) -> -y), [1.0], [0.0, 1.0]; method = :magic)
+end
+
+@testset "the reverse sweep allocates nothing that grows with the state" begin
+    rng = Xoshiro(6)
+    measured = map((10, 1000)) do batch
+        p, y = Net.parameters(rng, 2, 3), randn(rng, 2, batch)
+        sol = solve_recorded(Dynamics((dy, t, y, p, _) -> (dy .= .-y; nothing),
+            (x, q, ct, t, y, p, _) -> (x .= .-ct; nothing), (), nothing), y, [0.0, 1.0])
+        stages, rev = RegNDE.Stages(RegNDE.TSIT5, vec(y)), RegNDE.Reverse(RegNDE.TSIT5, vec(y))
+        field = Field(sol.dynamics[1], size(y), Vector{Float64}; pbar = ())
+        foreach(k -> copyto!(k, vec(y)), (stages.k..., stages.g...))
+        step() = RegNDE.reverse_step!(
+            rev, stages, RegNDE.TSIT5, field, 0.0, 0.1, 0.1, 1.0e-6, 1.0e-6; Ebar = 1.0, Sbar = 1.0
+        )
+        step()
+        @allocated step()
+    end
+    @test measured[1] == measured[2]
+end
