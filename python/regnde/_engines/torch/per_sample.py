@@ -216,8 +216,7 @@ class PerSample:
             taken, kept, error, stiffness = checkpoint(run, y, first, use_reentrant=False)
         else:
             taken, kept, error, stiffness = run(y, first)
-        stages = ColumnStages(column)
-        stages.stages = kept
+        stages = ColumnStages(column, kept)
         return _Attempt(t, h, t_new, y, taken, stages, error, stiffness)
 
     def _chosen(self, accepted: NDArray[np.bool_], new: Tensor, old: Tensor) -> Tensor:
@@ -243,8 +242,8 @@ class PerSample:
 
     def _dense(self, tried: _Attempt, place: Ints, at: Floats, counted: CountedField) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
-        t, h, t_new, stages = tried.t, tried.h, tried.t_new, ColumnStages(tried.stages.h)
-        stages.stages = list(tried.stages.stages)
+        t, h, t_new = tried.t, tried.h, tried.t_new
+        stages = ColumnStages(tried.stages.h, tried.stages.stages)
         for row, c in zip(self.tableau.extra_a, self.tableau.extra_c, strict=True):
             clock = self._column(t_new if c == 1.0 else t + c * h)
             stages.push(counted(clock, stages.shifted(tried.y, row, 1.0)))

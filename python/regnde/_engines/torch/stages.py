@@ -40,20 +40,26 @@ class Stages(Protocol):
         """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
 
 
-class ListStages:
-    """Stages as a list of tensors, combined by operations that autograd records."""
+class _Listed:
+    """Stages as a list of tensors, which autograd may see."""
 
     def __init__(self, stages: Sequence[Tensor] = ()) -> None:
         self.stages = list(stages)
 
     def start(self, first: Tensor) -> None:
+        """Begins a step whose first stage is `first`."""
         self.stages = [first]
 
     def push(self, k: Tensor) -> None:
+        """Adds the next stage."""
         self.stages.append(k)
 
     def __getitem__(self, index: int) -> Tensor:
         return self.stages[index]
+
+
+class ListStages(_Listed):
+    """Stages combined with one step size, by operations that autograd records."""
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         for weight, k in zip(weights, self.stages, strict=False):
@@ -123,27 +129,17 @@ class BufferStages:
         return flat.reshape(len(weights), *self.shape)
 
 
-class ColumnStages:
+class ColumnStages(_Listed):
     """Stages combined with a step size per sample: h is a column that broadcasts against the state.
 
     Args:
         h: step sizes, shape (batch, 1, ..., 1).
+        stages: those known already.
     """
 
-    def __init__(self, h: Tensor) -> None:
+    def __init__(self, h: Tensor, stages: Sequence[Tensor] = ()) -> None:
+        super().__init__(stages)
         self.h = h
-        self.stages: list[Tensor] = []
-
-    def start(self, first: Tensor) -> None:
-        """Begins a step whose first stage is `first`."""
-        self.stages = [first]
-
-    def push(self, k: Tensor) -> None:
-        """Adds the next stage."""
-        self.stages.append(k)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.stages[index]
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         """The sum y + h sum_j weights_j k_j; the float that a joint step would use is not looked at."""
