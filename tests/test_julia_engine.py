@@ -500,4 +500,5 @@ regnde.solve(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 1e4],
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
+    process.stdout.close()
     assert process.returncode != 0

@@ -24,7 +24,7 @@ end
 @inline function reduced(x::Float32)
     shifted = muladd(x, 1.442695f0, 1.2582912f7)
     n = shifted - 1.2582912f7
-    r = muladd(n, -1.4286068f-6, muladd(n, -0.6931458f0, x))
+    r = muladd(n, -1.4286068f-6, muladd(n, -0.69314575195f0, x))
     p = evalpoly(r, (1.0f0, 1 / 2.0f0, 1 / 6.0f0, 1 / 24.0f0, 1 / 120.0f0, 1 / 720.0f0, 1 / 5040.0f0)) * r
     return reinterpret(Float32, (reinterpret(Int32, shifted) + Int32(127)) << 23), p
 end

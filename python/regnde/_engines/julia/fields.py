@@ -9,6 +9,7 @@ are always read: nothing tells what they refer to.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ from regnde._engines.julia.bridge import Code
 __all__ = ["FieldChanged", "check_unchanged", "code_of"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
+PLAIN = frozenset((bool, int, float, str, type(None)))
+DICTIONARIES = frozenset((dict, OrderedDict))
+HOLDERS = DICTIONARIES | {list, tuple, set}
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
@@ -85,17 +89,19 @@ def _fingerprint(module: nn.Module) -> Hashable:
     marks: list[Hashable] = []
     for part in module.modules():
         marks.append(id(part))
-        for name, value in vars(part).items():
-            if name in ("_parameters", "_buffers"):
-                marks.extend((key, id(x), x is not None and x.requires_grad) for key, x in value.items())
-            elif isinstance(value, dict):
-                marks.append((name, tuple(value), tuple(map(id, value.values()))))
-            elif isinstance(value, (bool, int, float, str, type(None))):
-                marks.append((name, value))
-            elif isinstance(value, (list, tuple)):
-                marks.append((name, tuple(map(id, value)), tuple(v for v in value if isinstance(v, (int, float)))))
-            elif isinstance(value, Tensor):
-                marks.append((name, id(value), value.requires_grad))
+        for value in part.__dict__.values():
+            kind = type(value)
+            if kind in PLAIN:
+                marks.append(value)
+            elif kind in HOLDERS:
+                if value:  # most of a module's own dictionaries are empty
+                    marks.append((kind.__name__, len(value), *map(_mark, value.values() if kind in DICTIONARIES else value)))
             else:
-                marks.append((name, id(value)))
+                marks.append(_mark(value))
     return tuple(marks)
+
+
+def _mark(value: object) -> Hashable:
+    if isinstance(value, Tensor):
+        return id(value), value.requires_grad
+    return value if type(value) in PLAIN else id(value)
