@@ -118,8 +118,8 @@ def _ode_settings(options: Options) -> Settings:
             both=(150.0, 30.0),
             local=(100.0, 30.0),
             squared=(15.0, 3.0),
-            rnode=(0.3, 0.3),
-            taynode=(0.03, 2),
+            rnode=(3.0, 3.0),
+            taynode=(3.0, 2),
         )
         return Settings(iterations=300, batch=200, tolerance=1e-6, learning_rate=3e-3, weights=weights)
     weights = Weights(
@@ -160,10 +160,10 @@ def _build_ode(settings: Settings, method: Method, place: Place, options: Option
 def _sde_settings(options: Options) -> Settings:
     if options.scale == "small":
         weights = Weights(
-            error=(10.0, 10.0),
+            error=(50.0, 50.0),
             stiffness=(0.1, 0.1),
-            both=(10.0, 10.0),
-            local=(10.0, 10.0),
+            both=(50.0, 50.0),
+            local=(50.0, 50.0),
             stiffness_reduction="mean",
         )
         return Settings(
