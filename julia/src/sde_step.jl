@@ -120,6 +120,10 @@ function reverse_step!(
     (; kbar, ybar, lam, x) = base
     T, root, n = eltype(ybar), sqrt(abs(h)), tableau.stages
     start_reverse!(base, n)
+    for i in 1:n
+        touch!(kbar, base.k_live, i)
+        touch!(base.gbar, base.g_live, i)
+    end
     foreach(g -> fill!(g, 0), gbar)
     for (theta, v) in outputs
         add!(ybar, T(1 - theta), v)

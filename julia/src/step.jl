@@ -121,13 +121,14 @@ struct Reverse{V}
     k_live::Vector{Bool}
     g_live::Vector{Bool}
     carry_live::Base.RefValue{Bool}
+    ones::Vector{Float64}
 end
 
 function Reverse(count::Int, y)
     buffer() = fill!(similar(y), 0)
     return Reverse(
         [buffer() for _ in 1:count], [buffer() for _ in 1:count], buffer(), buffer(), buffer(),
-        buffer(), buffer(), fill(false, count), fill(false, count), Ref(false)
+        buffer(), buffer(), fill(false, count), fill(false, count), Ref(false), ones(count)
     )
 end
 
@@ -155,35 +156,31 @@ function reverse_step!(
     for (weights, v) in outputs
         ybar .+= v
         for j in 1:m
-            weights[j] == 0 && continue
-            add!(kbar[j], T(h * weights[j]), v)
-            k_live[j] = true
+            weights[j] == 0 || add!(touch!(kbar, k_live, j), T(h * weights[j]), v)
         end
     end
     if tableau.fsal
-        add!(gbar[n], one(T), rev.lam)
-        g_live[n] = true
-        if rev.carry_live[]
-            add!(kbar[n], one(T), rev.carry)
-            k_live[n] = true
-        end
+        add!(touch!(gbar, g_live, n), one(T), rev.lam)
+        rev.carry_live[] && add!(touch!(kbar, k_live, n), one(T), rev.carry)
     else
         add!(ybar, one(T), rev.lam)
         for j in 1:n
-            tableau.b[j] == 0 && continue
-            add!(kbar[j], T(h * tableau.b[j]), rev.lam)
-            k_live[j] = true
+            tableau.b[j] == 0 || add!(touch!(kbar, k_live, j), T(h * tableau.b[j]), rev.lam)
         end
     end
     for i in m:-1:2
         gather!(rev, tableau.a, h, i, m)
-        if k_live[i]
-            vjp!(rev.x, field, kbar[i], stage_time(tableau, i, t, h, t1), s.g[i])
-            add!(gbar[i], one(T), rev.x)
+        time = stage_time(tableau, i, t, h, t1)
+        if k_live[i] && g_live[i]
+            add!(gbar[i], one(T), vjp!(rev.x, field, kbar[i], time, s.g[i]))
+        elseif k_live[i]
+            vjp!(gbar[i], field, kbar[i], time, s.g[i])
             g_live[i] = true
+        else
+            touch!(gbar, g_live, i)
         end
-        g_live[i] && add!(ybar, one(T), gbar[i])
     end
+    accumulate!(ybar, view(rev.ones, 1:(m - 1)), view(gbar, 2:m), 1.0)
     gather!(rev, tableau.a, h, 1, m)
     if freeze
         rev.carry_live[] = false
@@ -198,24 +195,29 @@ function reverse_step!(
     return rev
 end
 
+"Forgets the last step: buffers are cleared when they are first touched."
 function start_reverse!(rev::Reverse, count)
     fill!(rev.ybar, 0)
-    for j in 1:count
-        fill!(rev.kbar[j], 0)
-        fill!(rev.gbar[j], 0)
-        rev.k_live[j] = rev.g_live[j] = false
-    end
+    rev.k_live[1:count] .= false
+    rev.g_live[1:count] .= false
     return rev
+end
+
+"The buffer, cleared unless something has been added to it in this step."
+function touch!(buffers, live, i)
+    live[i] || fill!(buffers[i], 0)
+    live[i] = true
+    return buffers[i]
 end
 
 "Adds what the later stages' arguments pass on to slope `i`."
 function gather!(rev::Reverse, a, h, i, count)
     for l in (i + 1):count
-        if rev.g_live[l] && a[l, i] != 0
-            rev.k_live[i] = true
+        if a[l, i] != 0
+            accumulate!(touch!(rev.kbar, rev.k_live, i), view(a, :, i), rev.gbar, h, count)
+            break
         end
     end
-    rev.k_live[i] && accumulate!(rev.kbar[i], view(a, :, i), rev.gbar, h, count)
     return rev
 end
 
@@ -227,8 +229,7 @@ function error_pullback!(rev::Reverse, s::Stages, tableau, h, rtol, atol, Ebar)
     scaled_pullback!(rev.x, rev.ybar, rev.lam, s.scratch, s.g[1], s.y1, rtol, atol, scale)
     for j in 1:tableau.stages
         tableau.btilde[j] == 0 && continue
-        add!(rev.kbar[j], T(h * tableau.btilde[j]), rev.x)
-        rev.k_live[j] = true
+        add!(touch!(rev.kbar, rev.k_live, j), T(h * tableau.btilde[j]), rev.x)
     end
     return rev
 end
@@ -241,11 +242,10 @@ function quotient_pullback!(rev::Reverse, k, g, n, Sbar)
     a = T(Sbar / (N * above * below))
     b = T(-Sbar * above / (N * below^3))
     @. rev.x = a * (k[n] - k[n - 1])
-    add!(rev.kbar[n], one(T), rev.x)
-    add!(rev.kbar[n - 1], -one(T), rev.x)
+    add!(touch!(rev.kbar, rev.k_live, n), one(T), rev.x)
+    add!(touch!(rev.kbar, rev.k_live, n - 1), -one(T), rev.x)
     @. rev.x = b * (g[n] - g[n - 1])
-    add!(rev.gbar[n], one(T), rev.x)
-    add!(rev.gbar[n - 1], -one(T), rev.x)
-    rev.k_live[n] = rev.k_live[n - 1] = rev.g_live[n] = rev.g_live[n - 1] = true
+    add!(touch!(rev.gbar, rev.g_live, n), one(T), rev.x)
+    add!(touch!(rev.gbar, rev.g_live, n - 1), -one(T), rev.x)
     return rev
 end

@@ -95,7 +95,9 @@ def _fingerprint(module: nn.Module) -> Hashable:
                 marks.append(value)
             elif kind in HOLDERS:
                 if value:  # most of a module's own dictionaries are empty
-                    marks.append((kind.__name__, len(value), *map(_mark, value.values() if kind in DICTIONARIES else value)))
+                    marks.append(
+                        (kind.__name__, len(value), *map(_mark, value.values() if kind in DICTIONARIES else value))
+                    )
             else:
                 marks.append(_mark(value))
     return tuple(marks)
