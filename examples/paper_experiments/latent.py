@@ -104,10 +104,10 @@ class Latent(Problem):
 def _settings(options: Options) -> Settings:
     if options.scale == "small":
         weights = Weights(
-            error=(1000.0, 100.0),
+            error=(30.0, 1000.0),
             stiffness=(10.0, 10.0),
-            both=(1000.0, 100.0),
-            local=(1000.0, 100.0),
+            both=(30.0, 1000.0),
+            local=(300.0, 300.0),
             rnode=(1.0, 1.0),
             taynode=(0.01, 2),
         )
