@@ -118,7 +118,7 @@ def test_methods_are_refused_with_reasons() -> None:
     with pytest.raises(SystemExit):
         paper.main(["mnist-ode", "--methods", "magic"])
     doubled = weights.scaled(2.0)
-    assert doubled.error == (20.0, 20.0)
+    assert doubled.error == tuple(2 * weight for weight in weights.error)
     assert doubled.taynode == (2 * weights.taynode[0], weights.taynode[1])
 
 
@@ -256,7 +256,7 @@ def test_synthetic_series_have_physionets_shape() -> None:
     assert 0.1 < float(series.mask.mean()) < 0.2
     share = series.mask.mean((1, 2))
     assert float(share.min()) > 0.08
-    assert float(share.max()) < 0.22
+    assert float(share.max()) < 0.25  # of single series; the share over all is between 10 and 20 %
     assert float(series.values.min()) > -0.1
     assert float(series.values.max()) < 1.1
     assert torch.equal(series.values, physionet.synthetic(50).values)

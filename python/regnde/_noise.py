@@ -200,6 +200,7 @@ class _Tree:
         self.normals = _Normals(seed, branch, entries)
         self.halves = [_halves(span / 2**level) for level in range(depth)]
         self.nodes = np.empty((depth + 1, 6, entries))
+        self.rows = torch.from_numpy(self.nodes)  # torch multiplies: numpy's BLAS would start threads of its own
         self.leaf = -1  # index of the leaf at which the kept way ends
         self.normals.fill([0], self.nodes[:1, 2:4])  # (W, H) over the whole span
         self.nodes[0, :2] = 0.0
@@ -212,7 +213,8 @@ class _Tree:
         place = fraction * 2**self.depth
         leaf = min(int(place), 2**self.depth - 1)
         self._descend(leaf)
-        point: Array = _inside(self.span / 2**self.depth, place - leaf) @ self.nodes[self.depth]
+        inside = torch.from_numpy(_inside(self.span / 2**self.depth, place - leaf))
+        point: Array = torch.mm(inside, self.rows[self.depth]).numpy()
         return point
 
     def _descend(self, leaf: int) -> None:
@@ -224,7 +226,7 @@ class _Tree:
             [1 << level | path for level, path in zip(levels, paths, strict=True)], self.nodes[levels.start :, 4:]
         )
         for level, path in zip(levels, paths, strict=True):
-            np.matmul(self.halves[level - 1][path & 1], self.nodes[level - 1], out=self.nodes[level, :4])
+            torch.mm(self.halves[level - 1][path & 1], self.rows[level - 1], out=self.rows[level, :4])
         self.leaf = leaf
 
 
@@ -272,7 +274,7 @@ class _Normals:
             np.multiply(radius, np.sin(angle), out=out[start : start + len(some), 1])
 
 
-def _halves(h: float) -> tuple[Array, Array]:
+def _halves(h: float) -> tuple[Tensor, Tensor]:
     """The matrices from a node of length h to its left and right half; columns W, J, w, H, Y, Z."""
     y, z = math.sqrt(h) / 4, math.sqrt(h / 48)
     left = [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0.5, 1.5, y, 0], [0, 0, 0, 0.25, -y / 2, z]]
@@ -282,7 +284,7 @@ def _halves(h: float) -> tuple[Array, Array]:
         [0, 0, 0.5, -1.5, -y, 0],
         [0, 0, 0, 0.25, -y / 2, -z],
     ]
-    return np.array(left), np.array(right)
+    return torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
 
 
 def _inside(h: float, x: float) -> Array:
