@@ -286,17 +286,17 @@ def test_julia_field() -> None:
 
 def test_arrays_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Julia reads the state and the parameters, and writes the states, where torch has them."""
-    from regnde._engines.julia import bridge
+    from regnde._engines.julia import words
 
     seen: list[int] = []
-    original = bridge._Words.tensor
+    original = words.Words.tensor
 
     def noted(words: object, tensor: torch.Tensor | None) -> None:
         if tensor is not None:
             seen.append(tensor.data_ptr())
         original(words, tensor)
 
-    monkeypatch.setattr(bridge._Words, "tensor", noted)
+    monkeypatch.setattr(words.Words, "tensor", noted)
     layer = nn.Linear(3, 3)
     y0 = torch.ones(2, 3, requires_grad=True)
     sol = regnde.solve(lambda t, y: torch.tanh(layer(y)), y0, [0.0, 1.0], solver(rtol=1e-4, atol=1e-4))

@@ -1,17 +1,9 @@
-"""One solve between torch and Julia: what crosses, once forward and once backward.
-
-Numbers, text and addresses cross, never objects: torch owns every array, Julia reads and writes them
-where they lie, and keeps its own between forward and backward under a number.
-"""
+"""One solve between torch and Julia: one crossing forward, one backward (`words.py` says how they cross)."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-from array import array
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,127 +12,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
+from regnde._engines.julia.words import Code, Kept, Words, path_address
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
-__all__ = ["Code", "LocalJob", "Outcome", "SolveJob", "path_address"]
+__all__ = ["LocalJob", "LocalStep", "Outcome", "Solve", "SolveJob"]
 
-ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5}
 STATUSES = ("success", "non-finite", "underflow", "steps")
-CODES_KEPT = 64
-
-_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A field as Julia code with the tensors that it reads.
-
-    Attributes:
-        source: Julia source.
-        name: of its function; "" for a `JuliaField`, whose source is one function.
-        tensors: what to pass.
-        needs_gradient: which of them get a gradient.
-    """
-
-    source: str
-    name: str
-    tensors: tuple[Tensor, ...]
-    needs_gradient: tuple[bool, ...]
-
-    def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time."""
-        key = (self.name, self.source)
-        if key not in _numbers:
-            _numbers[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
-            if len(_numbers) > CODES_KEPT:
-                runtime.discard(_numbers.popitem(last=False)[1])
-        _numbers.move_to_end(key)
-        return _numbers[key]
-
-
-class _Words:
-    """64-bit integers in the order in which Julia reads them; keeps the tensors alive that they point to."""
-
-    def __init__(self) -> None:
-        self.words = array("q")
-        self.alive: list[Tensor] = []
-
-    def add(self, *numbers: int) -> None:
-        self.words.extend(numbers)
-
-    def tensor(self, tensor: Tensor | None) -> None:
-        """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
-        if tensor is None:
-            self.add(ELTYPES[torch.float64], -1, 0)
-            return
-        assert tensor.is_contiguous()
-        self.alive.append(tensor)
-        self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
-
-    def fields(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> None:
-        """The fields' codes and their tensors, given one after the other."""
-        self.add(len(codes))
-        left = iter(tensors)
-        for code in codes:
-            self.add(code.number(), len(code.tensors))
-            for _ in code.tensors:
-                self.tensor(next(left))
-
-    def gradients(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Zeros for what needs a gradient, field by field; returns them in the tensors' order."""
-        found: list[Tensor | None] = []
-        left = iter(tensors)
-        for code in codes:
-            wanted = code.needs_gradient if code.name else (True,) * len(code.tensors)
-            self.add(sum(wanted))
-            for needs in wanted:
-                tensor = next(left)
-                found.append(torch.zeros_like(tensor) if needs else None)
-                if needs:
-                    self.tensor(found[-1])
-        return found
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Address and number of the words."""
-        return self.words.buffer_info()
-
-
-class _Kept:
-    """A number under which Julia keeps something; forgets it with this object, on whatever thread."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        runtime.discard(self.number)
-
-
-@contextmanager
-def path_address(path: BrownianPath | None, y: Tensor) -> Iterator[int]:
-    """The address of a C function that writes the path's increments; 0 without a path."""
-    if path is None:
-        yield 0
-        return
-    problems: list[Exception] = []
-    real = ctypes.c_float if y.dtype == torch.float32 else ctypes.c_double
-    size = ctypes.sizeof(real) * y.numel()
-    second = 2 * 3**0.5  # dZ of the methods of order 1.5 from the space-time Levy area
-
-    def increments(s: float, t: float, w: int, z: int) -> None:
-        try:
-            increment = path.increment(s, t)
-            values = increment.w.to(y.dtype).contiguous(), (second * increment.h).to(y.dtype).contiguous()
-            for address, value in zip((w, z), values, strict=True):
-                ctypes.memmove(address, value.data_ptr(), size)
-        except Exception as problem:  # an exception can not pass through C
-            problems.append(problem)
-
-    function = ctypes.CFUNCTYPE(None, ctypes.c_double, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p)(increments)
-    yield ctypes.cast(function, ctypes.c_void_p).value or 0
-    if problems:
-        raise problems[0]
 
 
 @dataclass(eq=False)
@@ -164,7 +42,7 @@ class Outcome:
     t: float
     dt: float
     table: Tensor
-    kept: _Kept
+    kept: Kept
 
 
 @dataclass(eq=False)
@@ -201,7 +79,7 @@ class SolveJob:
         ys = y0.new_empty((len(self.times) + self.spare, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
         results = torch.zeros(9, dtype=torch.float64)
-        words = _Words()
+        words = Words()
         for tensor in (y0, ys, times, results, self.probe):
             words.tensor(tensor)
         words.fields(self.codes, tensors)
@@ -241,11 +119,11 @@ class SolveJob:
             t=t,
             dt=dt,
             table=table,
-            kept=_Kept(number),
+            kept=Kept(number),
         )
         return ys, table[2].to(y0.dtype), table[3].to(y0.dtype)
 
-    def place_anchor(self, step: int, ys: Tensor) -> float:
+    def place_anchor(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the spare row; returns its time."""
         assert self.outcome is not None
         number = self.outcome.kept.number
@@ -264,7 +142,7 @@ class SolveJob:
         assert self.outcome is not None
         y0bar = torch.zeros_like(y0)
         tbar = torch.zeros(len(self.times), dtype=torch.float64) if self.moving else None
-        words = _Words()
+        words = Words()
         words.tensor(y0bar)
         words.tensor(None if ysbar is None else ysbar.contiguous())
         for bar in (errorbar, stiffnessbar):
@@ -328,7 +206,7 @@ class LocalJob:
     solver: ResolvedSolver
     path: BrownianPath | None = None
     freeze: bool = False
-    kept: _Kept | None = None
+    kept: Kept | None = None
     end: float = 0.0
     size: float = 0.0
     calls: tuple[int, int] = (0, 0)
@@ -336,7 +214,7 @@ class LocalJob:
     def run(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Error and stiffness of the step, 0-dim."""
         results = torch.zeros(6, dtype=torch.float64)
-        words = _Words()
+        words = Words()
         words.tensor(y)
         words.tensor(results)
         words.fields(self.codes, tensors)
@@ -350,7 +228,7 @@ class LocalJob:
             )
 
         with path_address(self.path, y) as path:
-            self.kept = _Kept(runtime.call(step))
+            self.kept = Kept(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results.tolist()
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
@@ -372,7 +250,7 @@ class LocalStep(torch.autograd.Function):
         """Its reverse."""
         job: LocalJob = ctx.job
         y, *tensors = ctx.saved_tensors
-        words, ybar = _Words(), torch.zeros_like(y)
+        words, ybar = Words(), torch.zeros_like(y)
         words.tensor(ybar)
         gradients = words.gradients(job.codes, tensors)
         assert job.kept is not None

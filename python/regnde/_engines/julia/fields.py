@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.julia.bridge import Code
+from regnde._engines.julia.words import Code
 
 __all__ = ["FieldChanged", "check_unchanged", "code_of"]
 

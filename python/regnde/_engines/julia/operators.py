@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-import sympy  # type: ignore[import-untyped]
+import sympy
 import torch
 
 from regnde._engines.julia.lower import LONG, Program, Shape, Value

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-import sympy  # type: ignore[import-untyped]
+import sympy
 import torch
 
 __all__ = [

@@ -1,0 +1,138 @@
+"""How things cross between torch and Julia: numbers, text and addresses, never objects.
+
+torch owns every array, Julia reads and writes them where they lie, and keeps its own between forward
+and backward under a number.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regnde._engines.julia import runtime
+from regnde._noise import BrownianPath
+
+__all__ = ["Code", "Kept", "Words", "path_address"]
+
+ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5}
+CODES_KEPT = 64
+
+_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A field as Julia code with the tensors that it reads.
+
+    Attributes:
+        source: Julia source.
+        name: of its function; "" for a `JuliaField`, whose source is one function.
+        tensors: what to pass.
+        needs_gradient: which of them get a gradient.
+    """
+
+    source: str
+    name: str
+    tensors: tuple[Tensor, ...]
+    needs_gradient: tuple[bool, ...]
+
+    def number(self) -> int:
+        """Julia's number of the compiled source; compiles it the first time."""
+        key = (self.name, self.source)
+        if key not in _numbers:
+            _numbers[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
+            if len(_numbers) > CODES_KEPT:
+                runtime.discard(_numbers.popitem(last=False)[1])
+        _numbers.move_to_end(key)
+        return _numbers[key]
+
+
+class Words:
+    """64-bit integers in the order in which Julia reads them; keeps the tensors alive that they point to."""
+
+    def __init__(self) -> None:
+        self.words = array("q")
+        self.alive: list[Tensor] = []
+
+    def add(self, *numbers: int) -> None:
+        self.words.extend(numbers)
+
+    def tensor(self, tensor: Tensor | None) -> None:
+        """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
+        if tensor is None:
+            self.add(ELTYPES[torch.float64], -1, 0)
+            return
+        assert tensor.is_contiguous()
+        self.alive.append(tensor)
+        self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
+
+    def fields(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> None:
+        """The fields' codes and their tensors, given one after the other."""
+        self.add(len(codes))
+        left = iter(tensors)
+        for code in codes:
+            self.add(code.number(), len(code.tensors))
+            for _ in code.tensors:
+                self.tensor(next(left))
+
+    def gradients(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Zeros for what needs a gradient, field by field; returns them in the tensors' order."""
+        found: list[Tensor | None] = []
+        left = iter(tensors)
+        for code in codes:
+            wanted = code.needs_gradient if code.name else (True,) * len(code.tensors)
+            self.add(sum(wanted))
+            for needs in wanted:
+                tensor = next(left)
+                found.append(torch.zeros_like(tensor) if needs else None)
+                if needs:
+                    self.tensor(found[-1])
+        return found
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Address and number of the words."""
+        return self.words.buffer_info()
+
+
+class Kept:
+    """A number under which Julia keeps something; forgets it with this object, on whatever thread."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        runtime.discard(self.number)
+
+
+@contextmanager
+def path_address(path: BrownianPath | None, y: Tensor) -> Iterator[int]:
+    """The address of a C function that writes the path's increments; 0 without a path."""
+    if path is None:
+        yield 0
+        return
+    problems: list[Exception] = []
+    real = ctypes.c_float if y.dtype == torch.float32 else ctypes.c_double
+    size = ctypes.sizeof(real) * y.numel()
+    second = 2 * 3**0.5  # dZ of the methods of order 1.5 from the space-time Levy area
+
+    def increments(s: float, t: float, w: int, z: int) -> None:
+        try:
+            increment = path.increment(s, t)
+            values = increment.w.to(y.dtype).contiguous(), (second * increment.h).to(y.dtype).contiguous()
+            for address, value in zip((w, z), values, strict=True):
+                ctypes.memmove(address, value.data_ptr(), size)
+        except Exception as problem:  # an exception can not pass through C
+            problems.append(problem)
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_double, ctypes.c_double, ctypes.c_void_p, ctypes.c_void_p)(increments)
+    yield ctypes.cast(function, ctypes.c_void_p).value or 0
+    if problems:
+        raise problems[0]
