@@ -7,12 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from regnde._equation import Equation
+from regnde._equation import SDE, Equation
+from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
-from regnde._solver import Record, ResolvedSolver
+from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["Engine", "Request"]
+__all__ = ["FAILURES", "Engine", "Request", "refused_everywhere"]
+
+FAILURES: dict[str, type[SolveError]] = {
+    "non-finite": NonFiniteDynamics,
+    "underflow": StepSizeUnderflow,
+    "steps": MaxStepsReached,
+}
+"""What an engine calls the ways in which a solve fails, and the exceptions for them."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,21 @@ class Engine(ABC):
     @abstractmethod
     def solve(self, request: Request) -> Solution:
         """Runs a request that is not refused."""
+
+
+def refused_everywhere(request: Request, *, adaptive: bool) -> str | None:
+    """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
+    solver = request.solver
+    if adaptive and solver.atol == 0 and bool((request.y0 == 0).any()):
+        return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
+    if not adaptive:
+        if solver.dt0 is None:
+            return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
+        if isinstance(request.record, Local):
+            return f"{solver.method!r} estimates no error, so there is nothing for a local record."
+    if isinstance(request.equation, SDE):
+        if request.times[-1] < request.times[0]:
+            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+        if request.ts.requires_grad:
+            return "the states of an SDE have no derivative with respect to the times: detach ts."
+    return None

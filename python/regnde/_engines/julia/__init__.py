@@ -9,23 +9,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regnde._engines.base import Engine, Request
+from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
 from regnde._engines.julia import runtime
-from regnde._engines.julia.bridge import Code, LocalJob, LocalStep, Outcome, Solve, SolveJob
+from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
 from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
+from regnde._engines.julia.words import Code
 from regnde._equation import SDE, JuliaField
-from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Steps
 from regnde._solver import Local
 
 __all__ = ["JuliaEngine"]
-
-FAILURES: dict[str, type[SolveError]] = {
-    "non-finite": NonFiniteDynamics,
-    "underflow": StepSizeUnderflow,
-    "steps": MaxStepsReached,
-}
 
 # stability size along the negative real axis, or None; NaN in the records means "not estimated"
 EXPLICIT: dict[str, float | None] = {
@@ -59,7 +53,7 @@ class JuliaEngine(Engine):
 
     def refuses(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
-        solver, y0, record = request.solver, request.y0, request.record
+        solver, y0 = request.solver, request.y0
         sde = isinstance(request.equation, SDE)
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
@@ -71,18 +65,7 @@ class JuliaEngine(Engine):
             return f"the Julia engine solves on the CPU, but y0 lies on {y0.device}: set Solver(engine='torch')."
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
-        if solver.method != "em" and solver.atol == 0 and bool((y0 == 0).any()):
-            return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
-        if solver.method == "em":
-            if solver.dt0 is None:
-                return "'em' has a fixed step: give its size, Solver(dt0=...)."
-            if isinstance(record, Local):
-                return "'em' estimates no error, so there is nothing for a local record."
-        if sde and request.times[-1] < request.times[0]:
-            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
-        if sde and request.ts.requires_grad:
-            return "the states of an SDE have no derivative with respect to the times: detach ts."
-        return self._refuses_gradient(request)
+        return refused_everywhere(request, adaptive=solver.method != "em") or self._refuses_gradient(request)
 
     def _refuses_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
@@ -265,7 +248,7 @@ class _Run:
             return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
         if row is None:
             step = self._reservoir(outcome.accepted)
-            t, y = job.place_anchor(step, full), full[-1]
+            t, y = job.place_anchor(step), full[-1]
         else:
             inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
             step = 1 + int(inside.to(torch.uint8).argmax())

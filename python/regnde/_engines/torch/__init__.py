@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from regnde._engines.base import Engine, Request
+from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
@@ -17,18 +17,11 @@ from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
 from regnde._engines.torch.step import stage_times
 from regnde._engines.torch.tableaux import TABLEAUX, Tableau
 from regnde._equation import SDE, JuliaField
-from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Steps
 from regnde._solver import Local
 
 __all__ = ["TorchEngine"]
-
-FAILURES: dict[str, type[SolveError]] = {
-    "non-finite": NonFiniteDynamics,
-    "underflow": StepSizeUnderflow,
-    "steps": MaxStepsReached,
-}
 
 
 class TorchEngine(Engine):
@@ -52,22 +45,11 @@ class TorchEngine(Engine):
             return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
-        if known[solver.method].controller and solver.atol == 0 and bool((request.y0 == 0).any()):
-            return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
         if sde and solver.compile:
             return "compile=True is for ODEs."
         if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
             return why
-        if known[solver.method].controller is None:
-            if solver.dt0 is None:
-                return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
-            if isinstance(request.record, Local):
-                return f"{solver.method!r} estimates no error, so there is nothing for a local record."
-        if sde and request.times[-1] < request.times[0]:
-            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
-        if sde and request.ts.requires_grad:
-            return "the states of an SDE have no derivative with respect to the times: detach ts."
-        return None
+        return refused_everywhere(request, adaptive=known[solver.method].controller is not None)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
@@ -109,18 +91,7 @@ class TorchEngine(Engine):
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
         )
-        solution = Solution(
-            ts=request.ts[: path.saved],
-            ys=ys,
-            stats=stats,
-            steps=steps,
-            engine=self.name,
-            solver=solver,
-            status="success" if path.failure is None else FAILURES[path.failure.kind].status,
-        )
-        if path.failure is not None and request.throw:
-            raise _error(path.failure, path.t, y0, solution)
-        return solution
+        return _finished(request, ys, stats, steps, path.failure, path.t)
 
 
 def _refuses_per_sample(request: Request) -> str | None:
@@ -165,21 +136,29 @@ def _solve_per_sample(request: Request) -> Solution:
         dt_first=float(min(path.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
     )
-    ys, failure = path.outputs(), path.failure
-    status = "success" if failure is None else FAILURES[failure.kind].status
-    solution = Solution(request.ts[: len(ys)], ys, stats, steps, TorchEngine.name, solver, status)
-    if failure is not None and request.throw:
-        raise _error(failure, path.t, y0, solution)
-    return solution
+    return _finished(request, path.outputs(), stats, steps, path.failure, path.t)
 
 
-def _error(failure: Failure, t: float, y0: Tensor, solution: Solution) -> SolveError:
-    """The exception that tells a failure."""
-    reason = failure.reason
+def _finished(
+    request: Request, ys: Tensor, stats: Stats, steps: Steps | None, failure: Failure | None, t: float
+) -> Solution:
+    """The solution up to time t; a failure is raised or told by its status."""
+    solution = Solution(
+        ts=request.ts[: len(ys)],
+        ys=ys,
+        stats=stats,
+        steps=steps,
+        engine=TorchEngine.name,
+        solver=request.solver,
+        status="success" if failure is None else FAILURES[failure.kind].status,
+    )
+    if failure is None or not request.throw:
+        return solution
+    y0, reason = request.y0, failure.reason
     bad = int((~torch.isfinite(y0)).sum())
     if bad:  # whatever was seen later, it began here
         reason = f"y0 is not finite: {bad} of {y0.numel()} components"
-    return FAILURES[failure.kind](
+    raise FAILURES[failure.kind](
         reason,
         t=t,
         dt=failure.dt,

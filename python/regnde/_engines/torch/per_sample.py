@@ -81,8 +81,8 @@ class PerSample:
         self.tableau, self.solver, self.times, self.record = tableau, solver, np.asarray(times), record
         self.graph = torch.is_grad_enabled()
         self.y0 = y0
-        self.sign = math.copysign(1.0, times[-1] - times[0])
         self.path = BatchPath(y0, self.times)
+        self.sign = self.path.sign
 
     # --- evaluating ------------------------------------------------------------------------------
 
@@ -186,11 +186,10 @@ class PerSample:
             moved = sample_rms(change / tolerance).tolist()
         flat = (change.reshape(batch, -1) == 0).all(1).tolist()
         d2 = [None if still else m / s for still, m, s in zip(flat, moved, trial, strict=True)]
+        # A slope that is not finite fails the sample's first attempt, whatever its size.
         sizes = [
             size_from_trial(s, b, c, t0=t0, span=span, order=order) if math.isfinite(b) else min(1e-6, span)
-            for s, b, c in zip(
-                trial, d1, d2, strict=True
-            )  # a slope that is not finite fails the sample's first attempt
+            for s, b, c in zip(trial, d1, d2, strict=True)
         ]
         signed: Floats = self.sign * np.asarray(sizes)
         return signed
