@@ -6,6 +6,9 @@ EXACT = 0.0
 ROUNDING = 1e-12
 """Relative, float64: the same formula with another order of operations."""
 
+CANCELLED = 1e-8
+"""Relative, float64: ROUNDING in gradients of estimates, which are norms of differences that cancel to 1e-6."""
+
 GRADIENT = 1e-5
 """Relative: an exact gradient against central differences in float64 (their own error is about 1e-7)."""
 

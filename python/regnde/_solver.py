@@ -33,7 +33,7 @@ class Solver:
             method. Default: chosen from the field at the start, which costs two evaluations.
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
-            `"checkpoint"`: the same numbers, recomputing one step at a time. The Julia engine adds
+            `"checkpoint"`: the same numbers, taking a few steps at a time again. The Julia engine adds
             SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
             `"backsolve"`, and `"tracker"` as a cross-check.
         batch: `"joint"`: the whole state is one system with one step size. `"per-sample"`: every sample of

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
+from regnde._engines.torch.checkpoint import with_graph
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
@@ -71,7 +73,12 @@ class TorchEngine(Engine):
                 if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 h = stepper.first_step(start, times[0], times[-1], solver.dt0)
-                path = integrate(stepper, start, times, h, solver, local)
+                kept = stepper.kept if isinstance(stepper, RungeKutta) else None
+                with nullcontext() if kept is None else torch.no_grad():
+                    path = integrate(stepper, start, times, h, solver, local)
+                if kept is not None:
+                    anchor = path.anchor if local is not None and not local.detach_state else None
+                    with_graph(path, kept, start, times, anchor=anchor)
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:

@@ -89,7 +89,9 @@ class CountedField:
     def check_pure(self, once: Tensor, again: Tensor) -> None:
         """Warns if two values of the field at the same point differ."""
         once, again = once.detach(), again.detach()
-        if not torch.allclose(once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True):
+        if not torch.equal(once, again) and not torch.allclose(
+            once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True
+        ):
             warnings.warn(
                 f"two calls of {self.name} at the same (t, y) differ: noise or dropout drawn inside a solve makes "
                 "the error estimate meaningless. Draw it once per solve, or call .eval() on the module.",

@@ -86,11 +86,12 @@ NO_DIAGNOSIS = Diagnosis("")
 
 @dataclass
 class Anchor:
-    """Where a local step starts: time, state, and the size of the solver's step there."""
+    """Where a local step starts: time, state, the size of the solver's step there, and that step's index."""
 
     t: float
     h: float
     y: Tensor
+    step: int
 
 
 @dataclass
@@ -106,10 +107,19 @@ class Failure:
 
 @dataclass
 class Path:
-    """What the loop gathered."""
+    """What the loop gathered.
+
+    Attributes:
+        chunks: states at the save times, to be concatenated.
+        saved: their number.
+        rows: their number before the first step and after each accepted one.
+        t: time reached.
+        ends, sizes, errors, stiffnesses: of the accepted steps.
+    """
 
     chunks: list[Tensor] = field(default_factory=list)
     saved: int = 0
+    rows: list[int] = field(default_factory=list)
     t: float = 0.0
     ends: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
@@ -139,11 +149,11 @@ class _Draw:
         """Looks at an accepted step; called before the stepper moves on."""
         if self.local.sampling == "step":
             if self.random.random() * path.accepted < 1.0:  # reservoir: each step equally likely
-                path.anchor = Anchor(t, h, self._kept(y))
+                path.anchor = Anchor(t, h, self._kept(y), path.accepted - 1)
         elif path.anchor is None and abs(self.t - t) < abs(t_new - t):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.local.detach_state):
                 state = y if self.t == t else stepper.outputs([(self.t - t) / h])[0]
-            path.anchor = Anchor(self.t, h, self._kept(state))
+            path.anchor = Anchor(self.t, h, self._kept(state), path.accepted - 1)
 
     def _kept(self, y: Tensor) -> Tensor:
         return y.detach() if self.local.detach_state else y
@@ -167,6 +177,7 @@ def integrate(
     draw = _Draw(local, t, t_end) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
+    path.rows.append(path.saved)
     controller = stepper.controller
     errold = controller.error_floor if controller else 0.0
     error: float | None = None
@@ -216,6 +227,7 @@ def integrate(
         if trial.stiffness_record is not None:
             path.stiffnesses.append(trial.stiffness_record)
         _save(path, stepper, times, t, h, t_new, trial.y1)
+        path.rows.append(path.saved)
         if draw:
             draw.visit(path, stepper, t, h, t_new, y)
         stepper.accepted()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
+from regnde._engines.torch.outside import explored
+from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
 from regnde._engines.torch.step import (
     Taken,
@@ -33,7 +34,6 @@ from regnde._solver import Local, ResolvedSolver
 __all__ = ["NonFiniteStart", "RungeKutta"]
 
 T = TypeVar("T")
-Estimates = tuple[Tensor | None, Tensor | None]
 
 
 class NonFiniteStart(Exception):
@@ -44,71 +44,6 @@ def _recomputed(run: Callable[..., T], *args: object) -> T:
     """Runs a piece whose intermediate tensors are recomputed in the backward pass."""
     result: T = checkpoint(run, *args, use_reentrant=False)
     return result
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What a step does, apart from the state of the solve.
-
-    A checkpointed step is kept by the graph to be run again: were it the stepper's own method, graph
-    and stepper would hold each other, and memory would wait for the garbage collector.
-    """
-
-    field: CountedField
-    tableau: Tableau
-    rtol: float
-    atol: float
-    differentiable_error: bool
-    stiffness: bool
-    compiled: bool
-
-    def step(
-        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
-    ) -> tuple[Taken, Estimates]:
-        """Fills the stages; the estimates carry a graph only where they are recorded."""
-        tableau, error, stiffness = self.tableau, None, None
-        if first is None:
-            first = self.field(times[0], y)
-        if self.compiled:
-            return self._compiled_step(stages, h, times, y, first)
-        stages.start(first)
-        taken = take_step(self.field, tableau, stages, y, h, times)
-        if tableau.btilde is not None:
-            with torch.set_grad_enabled(self.differentiable_error):
-                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
-        if self.stiffness:
-            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
-        return taken, (error, stiffness)
-
-    def _compiled_step(
-        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
-    ) -> tuple[Taken, Estimates]:
-        size = torch.tensor(h, dtype=y.real.dtype, device=y.device)
-        options = (self.rtol, self.atol, self.differentiable_error, self.stiffness)
-        taken, known, error, stiffness = compiled_step(
-            self.field.function, self.tableau, y, first, size, torch.stack(tuple(times)), *options
-        )
-        self.field.calls += self.tableau.stages - 1
-        stages.start(known[0])
-        for k in known[1:]:
-            stages.push(k)
-        return taken, (error, stiffness)
-
-    def listed_step(
-        self, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
-    ) -> tuple[list[Tensor], Taken, Estimates]:
-        """The same with a list of stages that is handed back."""
-        stages = ListStages()
-        taken, estimates = self.step(stages, h, times, y, first)
-        return stages.stages, taken, estimates
-
-    def extended_rows(
-        self, t: float, h: float, t_new: float, thetas: Sequence[float], y: Tensor, *known: Tensor
-    ) -> Tensor:
-        """States inside a step whose interpolant needs further stages."""
-        stages = ListStages(known)
-        extra_stages(self.field, self.tableau, stages, y, t, h, t_new)
-        return dense_rows(self.tableau, stages, y, h, thetas)
 
 
 class RungeKutta:
@@ -132,12 +67,14 @@ class RungeKutta:
         self.rtol, self.atol = solver.rtol, solver.atol
         self.graph = torch.is_grad_enabled()
         self.checkpoint = self.graph and solver.gradient == "checkpoint"
+        self.kept: Kept | None = None
         self.record_error = record and tableau.btilde is not None
-        self.piece = _Piece(
+        self.piece = Piece(
             field=field,
             tableau=tableau,
             rtol=solver.rtol,
             atol=solver.atol,
+            error=tableau.btilde is not None,
             differentiable_error=self.graph and self.record_error,
             stiffness=record and tableau.stiffness_pair,
             compiled=solver.compile,
@@ -151,14 +88,28 @@ class RungeKutta:
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
         (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
-        if self.tableau.fsal:
+        if self.checkpoint:
+            self._explore(time, y0)
+        elif self.tableau.fsal:
             self.first = self.field(time, y0)
             if not self.graph:
-                self.first = self.first.clone()  # a field may hand out its own buffer
+                self.stages.start(self.first)
+                self.first = self.stages[0]  # a copy: a field may hand out its own buffer
         if dt0 is None:
             with torch.no_grad():
                 dt0 = self.initial_size(y0, t0, t1, time, known=self.first)
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
+
+    def _explore(self, time: Tensor, y0: Tensor) -> None:
+        """Evaluates the first stage, and decides how steps are to be taken again in the backward pass."""
+        self.first, leaves = explored(self.field, self.field.function, time, y0)
+        if leaves is None:
+            return  # each step by torch's own checkpoint, which is slower, and knows more
+        self.first = self.first.detach()
+        self.checkpoint = self.graph = False
+        again = replace(self.piece, error=self.record_error)
+        self.piece = replace(self.piece, differentiable_error=False)
+        self.kept = Kept(again, leaves, y0.numel())
 
     def initial_size(self, y: Tensor, t0: float, t1: float, time: Tensor, known: Tensor | None = None) -> float:
         """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
@@ -168,8 +119,9 @@ class RungeKutta:
         """
         if y.numel() == 0:
             return abs(t1 - t0)
-        tolerance = y.abs() * self.rtol + self.atol
-        slope = self.field(time, y).clone()
+        tolerance = y.abs().mul_(self.rtol).add_(self.atol)
+        again = self.field(time, y)
+        slope = again.clone() if known is None else known.detach()  # not a tensor that the next call may change
         d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
         if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
@@ -179,13 +131,13 @@ class RungeKutta:
                 else "the initial state or slope over its tolerance overflows: scale the problem or raise atol"
             )
         if known is not None:
-            self.field.check_pure(known, slope)
+            self.field.check_pure(known, again)
 
         def curvature(size: float) -> float | None:
             h = math.copysign(size, t1 - t0)
             (later,) = stage_times((1.0,), t0, h, t0 + h, y)
             change = self.field(later, torch.add(y, slope, alpha=h)) - slope
-            return None if not bool(change.any()) else float(rms(change / tolerance)) / size
+            return float(rms(change.div_(tolerance))) / size if bool(change.any()) else None
 
         return first_step_size(d0, d1, curvature, t0=t0, span=abs(t1 - t0), order=self.tableau.order)
 
@@ -198,7 +150,7 @@ class RungeKutta:
         else:
             taken, (error, stiffness) = self.piece.step(self.stages, h, times, y, self.first)
         self.at = (t, h, t_new, y, taken)
-        value = None if error is None else float(error.detach())
+        value = None if error is None else error.item()
         return Trial(taken.y1, value, error if self.record_error else None, stiffness)
 
     def rejected(self, h_next: float) -> None:
@@ -207,6 +159,8 @@ class RungeKutta:
 
     def accepted(self) -> None:
         """Hands the last stage on where the method is FSAL."""
+        if self.kept is not None:
+            self.kept.add(self.at[3], self.first if self.tableau.fsal else None)
         last = self.stages[self.tableau.stages - 1]
         self.first = last if self.tableau.fsal else None
 

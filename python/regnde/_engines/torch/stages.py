@@ -94,17 +94,21 @@ class BufferStages:
 
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         count = tableau.stages + len(tableau.extra_a)
-        self.buffer = torch.empty((count, y.numel()), dtype=y.dtype, device=y.device)
-        self.stages: list[Tensor] = [row.view(y.shape) for row in self.buffer]
-        self.transposed = [self.buffer[:i].T for i in range(count + 1)]
+        whole = torch.empty((count, *y.shape), dtype=y.dtype, device=y.device)
+        self.stages = whole.unbind()
+        self.buffer = whole.view(count, y.numel())
+        columns = self.buffer.T
+        self.transposed = [columns[:, :i] for i in range(count + 1)]
         self.shape = y.shape
         self.filled = 0
         self.y, self.flat = y, y.reshape(-1)
-        rows = {*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])}
-        self.weights = {row: torch.tensor(row, dtype=y.dtype, device=y.device) for row in rows if row}
+        rows = [*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])]
+        coefficients = torch.tensor([w for row in rows for w in row], dtype=y.dtype, device=y.device)
+        self.weights = dict(zip(rows, torch.split(coefficients, [len(row) for row in rows]), strict=True))
 
     def start(self, first: Tensor) -> None:
-        self.stages[0].copy_(first)
+        if first is not self.stages[0]:
+            self.stages[0].copy_(first)
         self.filled = 1
 
     def push(self, k: Tensor) -> None:

@@ -1,0 +1,125 @@
+"""What a Runge-Kutta step does apart from the state of a solve, and what is kept to take steps again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regnde._engines.torch.compiled import compiled_step
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.stages import ListStages, Stages
+from regnde._engines.torch.step import (
+    Taken,
+    dense_rows,
+    error_estimate,
+    extra_stages,
+    stiffness_estimate,
+    take_step,
+)
+from regnde._engines.torch.tableaux import Tableau
+
+__all__ = ["Estimates", "Kept", "Piece"]
+
+LARGE, MOST = 16_384, 8  # a state is kept every few steps: so many as make this many entries, at most so many
+
+Estimates = tuple[Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step does, apart from the state of the solve.
+
+    A checkpointed step is kept by the graph to be run again: were it the stepper's own method, graph
+    and stepper would hold each other, and memory would wait for the garbage collector.
+
+    Attributes:
+        field: the right-hand side.
+        tableau: the method.
+        rtol, atol: tolerances.
+        error: whether the error is estimated.
+        differentiable_error: whether its graph is kept.
+        stiffness: whether the stiffness is estimated, with its graph.
+        compiled: whether torch.compile runs it.
+    """
+
+    field: CountedField
+    tableau: Tableau
+    rtol: float
+    atol: float
+    error: bool
+    differentiable_error: bool
+    stiffness: bool
+    compiled: bool
+
+    def step(
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
+    ) -> tuple[Taken, Estimates]:
+        """Fills the stages; the estimates carry a graph only where they are recorded."""
+        tableau, error, stiffness = self.tableau, None, None
+        if first is None:
+            first = self.field(times[0], y)
+        if self.compiled:
+            return self._compiled_step(stages, h, times, y, first)
+        stages.start(first)
+        taken = take_step(self.field, tableau, stages, y, h, times)
+        if self.error:
+            with torch.set_grad_enabled(self.differentiable_error):
+                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        if self.stiffness:
+            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
+        return taken, (error, stiffness)
+
+    def _compiled_step(
+        self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
+    ) -> tuple[Taken, Estimates]:
+        size = torch.tensor(h, dtype=y.real.dtype, device=y.device)
+        options = (self.rtol, self.atol, self.differentiable_error, self.stiffness)
+        taken, known, error, stiffness = compiled_step(
+            self.field.function, self.tableau, y, first, size, torch.stack(tuple(times)), *options
+        )
+        self.field.calls += self.tableau.stages - 1
+        stages.start(known[0])
+        for k in known[1:]:
+            stages.push(k)
+        return taken, (error, stiffness)
+
+    def listed_step(
+        self, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
+    ) -> tuple[list[Tensor], Taken, Estimates]:
+        """The same with a list of stages that is handed back."""
+        stages = ListStages()
+        taken, estimates = self.step(stages, h, times, y, first)
+        return stages.stages, taken, estimates
+
+    def extended_rows(
+        self, t: float, h: float, t_new: float, thetas: Sequence[float], y: Tensor, *known: Tensor
+    ) -> Tensor:
+        """States inside a step whose interpolant needs further stages."""
+        stages = ListStages(known)
+        extra_stages(self.field, self.tableau, stages, y, t, h, t_new)
+        return dense_rows(self.tableau, stages, y, h, thetas)
+
+
+class Kept:
+    """What a solve keeps so that its steps can be taken again: a state every few steps.
+
+    Args:
+        piece: takes the steps again.
+        leaves: what the field depends on besides its arguments.
+        entries: of the state.
+    """
+
+    def __init__(self, piece: Piece, leaves: list[Tensor], entries: int) -> None:
+        self.piece, self.leaves = piece, leaves
+        self.every = min(max(LARGE // max(entries, 1), 1), MOST)
+        self.steps = 0
+        self.states: list[tuple[Tensor, ...]] = []  # state, and the FSAL stage if the method has one
+
+    def add(self, y: Tensor, first: Tensor | None) -> None:
+        """Looks at an accepted step from y."""
+        if self.steps % self.every == 0:
+            self.states.append((y,) if first is None else (y, first))
+        self.steps += 1
