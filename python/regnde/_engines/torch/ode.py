@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
+from regnde._engines.torch.norm import rms
 from regnde._engines.torch.outside import explored
 from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
@@ -22,7 +23,6 @@ from regnde._engines.torch.step import (
     dense_rows,
     error_estimate,
     extra_stages,
-    rms,
     scaled_error,
     stage_times,
     stiffness_estimate,

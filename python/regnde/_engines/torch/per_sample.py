@@ -21,12 +21,12 @@ from regnde._engines.torch.batch_path import BatchPath
 from regnde._engines.torch.control import size_from_trial, trial_size
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.loop import LAST_STEP_SLACK, NON_FINITE_TRIALS, Diagnosis, Failure
+from regnde._engines.torch.norm import sample_rms
 from regnde._engines.torch.stages import ColumnStages
 from regnde._engines.torch.step import (
     Taken,
     dense_weights,
-    error_estimate,
-    sample_rms,
+    sample_error_estimates,
     scaled_error,
     stiffness_estimate,
     take_step,
@@ -206,7 +206,7 @@ class PerSample:
             stages.start(counted(clocks[0], y) if first is None else first)
             taken = take_step(counted, tableau, stages, y, 1.0, clocks)
             with torch.set_grad_enabled(graph and recorded):
-                error = error_estimate(tableau, stages, y, taken.y1, 1.0, solver.rtol, solver.atol, sample_rms)
+                error = sample_error_estimates(tableau, stages, y, taken.y1, 1.0, solver.rtol, solver.atol)
             stiff = recorded and tableau.stiffness_pair
             stiffness = stiffness_estimate(stages, tableau.stages - 1, taken, sample_rms) if stiff else None
             return taken, stages.stages, error, stiffness

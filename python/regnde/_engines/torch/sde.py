@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
+from regnde._engines.torch.norm import rms
 from regnde._engines.torch.ode import NonFiniteStart
 from regnde._engines.torch.sde_step import (
     SDEStep,
@@ -26,7 +27,7 @@ from regnde._engines.torch.sde_step import (
     take_sde_step,
 )
 from regnde._engines.torch.sde_tableaux import StochasticTableau
-from regnde._engines.torch.step import rms, stage_times
+from regnde._engines.torch.step import stage_times
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._engines.torch.norm import error_scale, scaled_rms
 from regnde._engines.torch.sde_tableaux import Row, StochasticTableau
-from regnde._engines.torch.step import rms, stage_times, stiffness_quotient
+from regnde._engines.torch.step import stage_times, stiffness_quotient
 
 __all__ = [
     "SDEStep",
@@ -135,21 +136,24 @@ def scaled_error(
     E_1 = h sum k_i bounds the drift's part from above by its size; E_2 = sum (beta3_i J_2 +
     beta4_i J_3) g_i is what the diffusion's part of order 1.5 adds.
     """
+    return _embedded(tableau, h, noise, step) / error_scale(y, step.y1, rtol, atol)
+
+
+def sde_error_estimate(
+    tableau: StochasticTableau, y: Tensor, h: float, noise: StepNoise, step: SDEStep, rtol: float, atol: float
+) -> Tensor:
+    """Local error estimate E = rms(`scaled_error`), 0-dim: the step is accepted if and only if E <= 1."""
+    return scaled_rms(_embedded(tableau, h, noise, step), y, step.y1, rtol, atol)
+
+
+def _embedded(tableau: StochasticTableau, h: float, noise: StepNoise, step: SDEStep) -> Tensor:
     if tableau.delta is None:
         raise ValueError(f"{tableau.name} has no error estimate")
     weights, gs = noise.error.unbind(), step.diffusions
     error = weights[0] * gs[0]
     for weight, g in zip(weights[1:], gs[1:], strict=True):
         error = torch.addcmul(error, weight, g)
-    error = _plus(error, step.drifts, (1.0,) * len(step.drifts), h * tableau.delta)
-    return error / (torch.maximum(y.abs(), step.y1.abs()) * rtol + atol)
-
-
-def sde_error_estimate(
-    tableau: StochasticTableau, y: Tensor, h: float, noise: StepNoise, step: SDEStep, rtol: float, atol: float
-) -> Tensor:
-    """Local error estimate E, 0-dim: the step is accepted if and only if E <= 1."""
-    return rms(scaled_error(tableau, y, h, noise, step, rtol, atol))
+    return _plus(error, step.drifts, (1.0,) * len(step.drifts), h * tableau.delta)
 
 
 def sde_stiffness_estimate(step: SDEStep) -> Tensor:

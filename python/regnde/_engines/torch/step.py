@@ -7,7 +7,6 @@ Hairer, Wanner II, IV.2 and in Pal et al. (ICML 2021), section 3.2.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._engines.torch.norm import error_scale, rms, sample_rms, scaled_rms
 from regnde._engines.torch.stages import Stages
 from regnde._engines.torch.tableaux import Tableau
 
@@ -23,8 +23,7 @@ __all__ = [
     "Taken",
     "dense_rows",
     "error_estimate",
-    "rms",
-    "sample_rms",
+    "sample_error_estimates",
     "scaled_error",
     "stiffness_estimate",
     "stiffness_quotient",
@@ -41,23 +40,6 @@ class Taken(NamedTuple):
     y1: Tensor
     last_argument: Tensor
     previous_argument: Tensor
-
-
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, 0-dim; 0 for an empty tensor, gradient 0 where x = 0."""
-    if x.numel() == 0:
-        return x.real.sum()
-    norm: Tensor = torch.linalg.vector_norm(x)
-    return norm / math.sqrt(x.numel())
-
-
-def sample_rms(x: Tensor) -> Tensor:
-    """The same for each sample of the leading dimension, shape (batch,)."""
-    flat = x.reshape(x.shape[0], x[0].numel())
-    if x.numel() == 0:
-        return flat.real.sum(1)
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norm / math.sqrt(flat.shape[1])
 
 
 def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
@@ -78,19 +60,27 @@ def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: floa
 
 def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
-    if tableau.btilde is None:
-        raise ValueError(f"{tableau.name} has no embedded error estimate")
-    largest = torch.maximum(y.abs(), y1.abs())
-    if torch.is_grad_enabled():
-        return stages.combined(tableau.btilde, h) / (largest * rtol + atol)
-    return stages.combined(tableau.btilde, h).div_(largest.mul_(rtol).add_(atol))
+    return _embedded(tableau, stages, h) / error_scale(y, y1, rtol, atol)
 
 
 def error_estimate(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float, norm: Norm = rms
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
 ) -> Tensor:
-    """Local error estimate E = rms(r), 0-dim: the step is accepted if and only if E <= 1."""
-    return norm(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+    """Local error estimate E = rms(r), r as in `scaled_error`, 0-dim: the step is accepted if and only if E <= 1."""
+    return scaled_rms(_embedded(tableau, stages, h), y, y1, rtol, atol)
+
+
+def sample_error_estimates(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+) -> Tensor:
+    """The same for each sample of the leading dimension, shape (batch,)."""
+    return sample_rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+
+
+def _embedded(tableau: Tableau, stages: Stages, h: float) -> Tensor:
+    if tableau.btilde is None:
+        raise ValueError(f"{tableau.name} has no embedded error estimate")
+    return stages.combined(tableau.btilde, h)
 
 
 def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = rms) -> Tensor:
