@@ -60,6 +60,7 @@ def test_gradient_by_the_error_alone() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, from its functorch
 def test_transforms_of_torch_func() -> None:
+    """They take the formula."""
     inputs = arguments()
     for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
         # along a direction: a whole Jacobian of 4096 columns by jacfwd is no more telling
@@ -70,6 +71,16 @@ def test_transforms_of_torch_func() -> None:
             for of in (lambda *x: scaled_rms(*x, RTOL, ATOL), formula)
         )
         close(got, expected)
+
+
+def test_forward_mode() -> None:
+    inputs, directions = arguments(), arguments(ties=True)
+    outcomes = []
+    for of in (node, formula):
+        with torch.autograd.forward_ad.dual_level():
+            duals = [torch.autograd.forward_ad.make_dual(*pair) for pair in zip(inputs, directions, strict=True)]
+            outcomes.append(torch.autograd.forward_ad.unpack_dual(of(*duals)).tangent)
+    close(*outcomes)
 
 
 def test_no_error_has_no_gradient() -> None:

@@ -40,8 +40,8 @@ def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
 
 def scaled_rms(error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
     """Root mean square of an error over its scale, 0-dim."""
-    if torch.is_grad_enabled() and error.numel() >= MANY and not error.is_complex():
-        estimate: Tensor = _ScaledRms.apply(error, y, y1, rtol, atol)[0]  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and error.numel() >= MANY and not error.is_complex() and not _transformed():
+        estimate: Tensor = _ScaledRms.apply(error, y, y1, rtol, atol)  # type: ignore[no-untyped-call]
         return estimate
     scale = error_scale(y, y1, rtol, atol)
     return rms(error / scale if torch.is_grad_enabled() else error.div_(scale))
@@ -54,24 +54,18 @@ class _ScaledRms(torch.autograd.Function):
     which made a regularised training pass of a large field a sixth slower; here signs select.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
         scale = torch.maximum(y.abs(), y1.abs()).mul_(rtol).add_(atol)
         ratio = error / scale
-        return rms(ratio), ratio, scale
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        error, y, y1, ctx.rtol, ctx.atol = inputs
-        estimate, ratio, scale = output
-        ctx.mark_non_differentiable(ratio, scale)
+        estimate = rms(ratio)
+        ctx.rtol, ctx.atol = rtol, atol
         ctx.save_for_backward(error, y, y1, estimate, ratio, scale)
         ctx.save_for_forward(y, y1, estimate, ratio, scale)
+        return estimate
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
         error, y, y1, estimate, ratio, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # for derivatives of this one: the saved results have no graph
             scale = error_scale(y, y1, ctx.rtol, ctx.atol)
@@ -88,7 +82,12 @@ class _ScaledRms(torch.autograd.Function):
         of_y, of_y1 = (torch.zeros_like(y) if x is None else x for x in (of_y, of_y1))
         of_scale = torch.lerp(y1.sgn() * of_y1, y.sgn() * of_y, _first_is_larger(y, y1)) * ctx.rtol
         moved = ((of_error - ratio * of_scale) / scale * ratio).sum()
-        return moved * _weight(torch.ones_like(estimate), estimate, ratio), None, None
+        return moved * _weight(torch.ones_like(estimate), estimate, ratio)
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work: those want another kind of node, which costs 20 us more a step."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _weight(cotangent: Tensor, estimate: Tensor, ratio: Tensor) -> Tensor:

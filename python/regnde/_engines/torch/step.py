@@ -7,6 +7,7 @@ Hairer, Wanner II, IV.2 and in Pal et al. (ICML 2021), section 3.2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.norm import error_scale, rms, sample_rms, scaled_rms
+from regnde._engines.torch.norm import error_scale, sample_rms, scaled_rms
 from regnde._engines.torch.stages import Stages
 from regnde._engines.torch.tableaux import Tableau
 
@@ -83,7 +84,7 @@ def _embedded(tableau: Tableau, stages: Stages, h: float) -> Tensor:
     return stages.combined(tableau.btilde, h)
 
 
-def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = rms) -> Tensor:
+def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = torch.linalg.vector_norm) -> Tensor:
     """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}), 0-dim; 0 where the denominator is 0.
 
     Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
@@ -92,12 +93,13 @@ def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = rms
     return stiffness_quotient(stages[last] - stages[last - 1], taken.last_argument - taken.previous_argument, norm)
 
 
-def stiffness_quotient(slope_change: Tensor, state_change: Tensor, norm: Norm = rms) -> Tensor:
-    """Rms of a change of the slope over that of the state that caused it, 0-dim; 0 where the state did not change."""
-    numerator, denominator = norm(slope_change), norm(state_change)
-    resting = denominator == 0
-    quotient = numerator / torch.where(resting, torch.ones_like(denominator), denominator)
-    return torch.where(resting, torch.zeros_like(quotient), quotient)
+def stiffness_quotient(slope_change: Tensor, state_change: Tensor, norm: Norm = torch.linalg.vector_norm) -> Tensor:
+    """Rms of a change of the slope over that of the state that caused it, 0-dim; 0 where the state did not change.
+
+    The numbers of entries cancel, so that any 2-norm serves.
+    """
+    size = norm(state_change)
+    return norm(slope_change) / size.masked_fill(size == 0, math.inf)
 
 
 def extra_stages(field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: float, h: float, t_new: float) -> None:
