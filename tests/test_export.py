@@ -67,6 +67,15 @@ def check(field: Field, y: Tensor, tolerance: float = 1e-12) -> ExportedField:
         close([dy], [value], tolerance)
         code["f_vjp!"](ybar, pbar, ct_, clock, y_, p, cache)
     close([ybar, *(x / 3 for x in pbar)], right, tolerance)  # added to what was there
+    if "f_kept" in code:
+        kept = tuple(np.full(size, np.nan, y_.dtype, order="F") for size in code["f_kept"](y_, p))
+        code["f_keep!"](dy, clock, y_, p, cache, kept)
+        close([dy], [value], tolerance)
+        for array in (dy, *cache.values()):
+            array[...] = 1  # the reverse reads what was kept, and nothing else that was left
+        pbar = tuple(np.zeros_like(x) for x in pbar)
+        code["f_back!"](ybar, pbar, ct_, clock, y_, p, cache, kept)
+        close([ybar, *pbar], right, tolerance)
     return exported
 
 
@@ -123,7 +132,17 @@ def test_source_is_readable() -> None:
     assert "fields.py" in exported.source
     assert "mul!(h1, transpose(p1), y)" in exported.source
     assert "@.. h1 = fast_tanh(h1 + p2 + v1)" in exported.source or "fast_tanh(" in exported.source
-    assert {"drift", "drift!", "drift_vjp", "drift_vjp!", "drift_cache"} == set(load(exported.source))
+    functions = {"", "!", "_vjp", "_vjp!", "_cache", "_kept", "_keep!", "_back!"}
+    assert {f"drift{suffix}" for suffix in functions} == set(load(exported.source))
+
+
+def test_the_reverse_computes_no_product_again() -> None:
+    source = check(Net(), state(3, 2)).source
+    back = source[source.index("function f_back!") : source.index("function f_kept")]
+    assert back.count("mul!") == 4, "two layers, each by its weight and by its argument"
+    assert "fast_tanh" not in back
+    cubic = check(lambda t, y: -(y**3), state(3, 2))
+    assert "f_kept" not in load(cubic.source), "there is nothing to keep"
 
 
 def test_exporting_again_is_cheap_and_sees_changes() -> None:

@@ -29,6 +29,7 @@ export Dynamics, pullback, solve_recorded
 
 include("kernels.jl")
 include("activations.jl")
+include("spare.jl")
 include("field.jl")
 include("tableaux.jl")
 include("verner.jl")

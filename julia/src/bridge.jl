@@ -19,7 +19,7 @@ end
 
 "Forgets a field, or what a solve kept, by number."
 function bridge_free(number::Int)
-    delete!(KEPT, number)
+    haskey(KEPT, number) && release!(pop!(KEPT, number).recording)
     delete!(CODES, number)
     return nothing
 end
@@ -36,15 +36,35 @@ words(r::Reader) = ntuple(_ -> word(r), word(r))
 
 """
 An array in Python's memory: element type, address, dimensions (reversed). The address -1 is `nothing`;
-an empty tensor has none.
+an empty tensor has none. In place of the element type 0 says that a DLPack structure follows.
 """
 function array(r::Reader)
-    T, address, dims = ELTYPES[word(r)], word(r), words(r)
+    kind, address = word(r), word(r)
+    kind == 0 && return shared(Ptr{Cvoid}(address))
+    T, dims = ELTYPES[kind], words(r)
     address == -1 && return nothing
     return address == 0 ? Array{T}(undef, dims) : unsafe_wrap(Array, Ptr{T}(address), dims)
 end
 
 arrays(r::Reader) = ntuple(_ -> array(r), word(r))
+
+"""
+    shared(address) -> array
+
+The array that a `DLManagedTensor` describes, in its own memory and on its own device, dimensions
+reversed. Python holds the structure and frees it after the call. The DLPack extension has the method.
+"""
+function shared end
+
+"Makes the device of that kind and number the one that new arrays lie on."
+enter(_, _) = nothing
+
+"""
+    finish(array)
+
+Waits until what was started on the array's device is done: Python's library has another queue there.
+"""
+finish(_) = nothing
 
 "What a solve, or a local step, keeps for the way back."
 struct Kept{R}
@@ -57,7 +77,7 @@ end
 function fields_of(kept_codes, parameters, state, shape, pbars = nothing)
     return map(eachindex(kept_codes)) do i
         pbar = pbars === nothing ? nothing : pbars[i]
-        Field(dynamics(kept_codes[i], state, parameters[i]), shape, Vector{eltype(state)}; pbar)
+        Field(dynamics(kept_codes[i], state, parameters[i]), shape, typeof(vec(state)); pbar)
     end
 end
 
@@ -96,7 +116,7 @@ const STATUSES = (:success, :nonfinite, :underflow, :steps)
 function solve_and_keep(method, settings, state, ys, times, results, probe, codes, parameters, path)
     y0 = vec(state)
     fields = fields_of(codes, parameters, state, size(state))
-    probe === nothing || fields[1].value(vec(probe), y0, eltype(y0)(times[1]))
+    probe === nothing || fields[1].value(vec(probe), y0, eltype(y0)(times[1]), nothing)
     recording = Recording(method, settings, copy(times), y0, reshape(ys, length(y0), :))
     noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
     forward!(recording, fields...; noise)
@@ -106,6 +126,7 @@ function solve_and_keep(method, settings, state, ys, times, results, probe, code
         recording.rejected, calls[1], length(calls) > 1 ? calls[2] : 0, recording.dt_first,
         recording.t_last, recording.dt_last,
     )
+    finish(state)
     number = next_number()
     KEPT[number] = Kept(recording, codes, parameters, size(state))
     return number
@@ -118,6 +139,13 @@ end
 
 (path::CPath)(w::Vector{T}, z::Vector{T}, s, t) where {T} =
     ccall(path.address, Cvoid, (Cdouble, Cdouble, Ptr{T}, Ptr{T}), s, t, w, z)
+
+function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {T}
+    host = Vector{T}(undef, length(w)), Vector{T}(undef, length(z))
+    path(host..., s, t)
+    foreach(copyto!, (w, z), host)
+    return nothing
+end
 
 "Why solve `number` stopped early."
 bridge_reason(number::Int) = KEPT[number].recording.reason
@@ -151,6 +179,7 @@ function bridge_backward(number::Int, address::Int, count::Int)
     tbar === nothing || reverse_times!(
         tbar, fields[1], rec.times, reshape(ys, length(rec.y0), :), cotangents.ys, vec(y0bar)
     )
+    finish(y0bar)
     return nothing
 end
 
@@ -189,9 +218,10 @@ times, and makes it an output like them. Returns its time.
 function bridge_anchor(number::Int, step::Int)
     rec = KEPT[number].recording
     column = size(rec.ys, 2)
-    copyto!(view(rec.ys, :, column), 1, rec.tape[step], 1, length(rec.y0))
+    copyto!(view(rec.ys, :, column), 1, start_of(rec.tape[step]), 1, length(rec.y0))
     place = findfirst(output -> output.step >= step, rec.outputs)
     insert!(rec.outputs, something(place, length(rec.outputs) + 1), Output(column, step - 1, 1.0))
+    finish(rec.ys)
     return step == 1 ? rec.times[1] : rec.t[step - 1]
 end
 
@@ -213,6 +243,7 @@ function bridge_local(
     step = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
     calls = map(f -> f.calls[], fields)
     results .= (step.t1, step.h, step.error, step.stiffness, calls[1], length(calls) > 1 ? calls[2] : 0)
+    finish(state)
     number = next_number()
     KEPT[number] = Kept(step, codes, parameters, size(state))
     return number
@@ -225,5 +256,6 @@ function bridge_local_backward(number::Int, address::Int, count::Int, Ebar::Floa
     pbars = [arrays(r) for _ in kept.codes]
     fields = fields_of(kept.codes, kept.parameters, ybar, kept.shape, pbars)
     reverse!(vec(ybar), kept.recording, fields, Ebar, Sbar; freeze)
+    finish(ybar)
     return nothing
 end

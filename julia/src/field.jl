@@ -9,21 +9,48 @@ A field y' = f(t, y; p) with its hand-written vector-Jacobian product:
   - `vjp!(ybar, pbar, ct, t, y, p, cache)` writes `ct' * df/dy` to `ybar` and *adds* `ct' * df/dp` to
     the arrays of the tuple `pbar`.
 
-`p` is a tuple of arrays and `cache` whatever the two functions use as scratch.
+`p` is a tuple of arrays and `cache` whatever the two functions use as scratch. A [`Keeping`](@ref) as
+a fifth argument saves the reverse some of the work.
 
     Dynamics(f, p)
 
 A field as a plain function `f(t, y, p...)` returning a new array. Its vector-Jacobian products come
 from Zygote: load it first (`using Zygote`).
 """
-struct Dynamics{F, G, P <: Tuple, C}
+struct Dynamics{F, G, P <: Tuple, C, K}
     f::F
     vjp::G
     p::P
     cache::C
+    keeping::K
 end
 
-Dynamics(f, p::Tuple) = Dynamics(f, nothing, p, nothing)
+Dynamics(f, vjp, p::Tuple, cache) = Dynamics(f, vjp, p, cache, nothing)
+Dynamics(f, p::Tuple) = Dynamics(f, nothing, p, nothing, nothing)
+
+"""
+    Keeping(f!, vjp!, sizes, y)
+
+A field's functions where what the slope was made of is kept for the vector-Jacobian product, in a
+tuple of arrays of the given sizes that are like the state `y`:
+
+  - `f!(dy, t, y, p, cache, kept)` writes the slope and the arrays of `kept`,
+  - `vjp!(ybar, pbar, ct, t, y, p, cache, kept)` reads them.
+"""
+struct Keeping{K, F, G, S <: Tuple}
+    f::F
+    vjp::G
+    sizes::S
+end
+
+function Keeping(f, vjp, sizes::Tuple, y)
+    K = typeof(map(size -> similar(y, map(zero, size)), sizes))
+    return Keeping{K, typeof(f), typeof(vjp), typeof(sizes)}(f, vjp, sizes)
+end
+
+"New arrays to keep things in."
+fresh(keeping::Keeping, ::Type{V}) where {V} = map(size -> take(V, size), keeping.sizes)
+fresh(::Nothing, ::Type) = nothing
 
 const PlainDynamics = Dynamics{<:Any, Nothing}
 
@@ -39,10 +66,12 @@ function plain_vjp end
 
 `dynamics` over flat vectors of type `V` that stand for arrays of size `shape`, behind function
 pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls.
+Value and vector-Jacobian product take as their last argument what [`memory`](@ref) gave, or `nothing`.
 """
 struct Field{V, T}
-    value::FunctionWrapper{Nothing, Tuple{V, V, T}}
-    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T}}
+    value::FunctionWrapper{Nothing, Tuple{V, V, T, Any}}
+    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
+    fresh::FunctionWrapper{Any, Tuple{}}
     calls::Base.RefValue{Int}
 end
 
@@ -50,8 +79,11 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where
     T = eltype(V)
     value = ValueCall{typeof(dynamics), length(shape)}(dynamics, shape)
     vjp = VJPCall{typeof(dynamics), length(shape), typeof(pbar)}(dynamics, shape, pbar)
-    return Field{V, T}(value, vjp, Ref(0))
+    return Field{V, T}(value, vjp, () -> fresh(dynamics.keeping, V), Ref(0))
 end
+
+"Arrays in which an evaluation can leave things for its reverse; `nothing` if the field has no use for them."
+memory(field::Field) = field.fresh()
 
 struct ValueCall{D, N}
     dynamics::D
@@ -67,13 +99,21 @@ end
 shaped(x, ::NTuple{1, Int}) = x
 shaped(x, shape::Dims) = reshape(x, shape)
 
-function (call::ValueCall)(dy, y, t)
-    (; f, p, cache) = call.dynamics
-    f(shaped(dy, call.shape), t, shaped(y, call.shape), p, cache)
+function (call::ValueCall)(dy, y, t, kept)
+    (; f, p, cache, keeping) = call.dynamics
+    arguments = (shaped(dy, call.shape), t, shaped(y, call.shape), p, cache)
+    if keeping === nothing || kept === nothing
+        f(arguments...)
+    else
+        keeping.f(arguments..., known(keeping, kept))
+    end
     return nothing
 end
 
-function (call::ValueCall{<:PlainDynamics})(dy, y, t)
+"What an evaluation kept, in the type that the compiler can work with."
+known(::Keeping{K}, kept) where {K} = kept::K
+
+function (call::ValueCall{<:PlainDynamics})(dy, y, t, _)
     state = shaped(y, call.shape)
     slope = call.dynamics.f(t, state, call.dynamics.p...)
     size(slope) == size(state) || throw(
@@ -83,13 +123,19 @@ function (call::ValueCall{<:PlainDynamics})(dy, y, t)
     return nothing
 end
 
-function (call::VJPCall)(ybar, ct, y, t)
-    (; vjp, p, cache) = call.dynamics
-    vjp(shaped(ybar, call.shape), call.pbar, shaped(ct, call.shape), t, shaped(y, call.shape), p, cache)
+function (call::VJPCall)(ybar, ct, y, t, kept)
+    (; vjp, p, cache, keeping) = call.dynamics
+    (; shape, pbar) = call
+    arguments = (shaped(ybar, shape), pbar, shaped(ct, shape), t, shaped(y, shape), p, cache)
+    if keeping === nothing || kept === nothing
+        vjp(arguments...)
+    else
+        keeping.vjp(arguments..., known(keeping, kept))
+    end
     return nothing
 end
 
-function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t)
+function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t, _)
     (; f, p) = call.dynamics
     x, q = plain_vjp(f, shaped(ct, call.shape), t, shaped(y, call.shape), p)
     x === nothing ? fill!(ybar, 0) : copyto!(ybar, x)
@@ -100,47 +146,50 @@ function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t)
 end
 
 """
-    evaluate!(dy, field, t, y)
+    evaluate!(dy, field, t, y, kept = nothing)
 
 Writes the slope at (t, y) to `dy` and counts the evaluation.
 """
-function evaluate!(dy::V, field::Field{V, T}, t, y::V) where {V, T}
+function evaluate!(dy::V, field::Field{V, T}, t, y::V, kept = nothing) where {V, T}
     field.calls[] += 1
-    field.value(dy, y, T(t))
+    field.value(dy, y, T(t), kept)
     return dy
 end
 
 """
-    vjp!(ybar, field, ct, t, y)
+    vjp!(ybar, field, ct, t, y, kept = nothing)
 
-Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents.
+Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents. `kept` is
+what [`evaluate!`](@ref) left there at (t, y).
 """
-function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V) where {V, T}
-    field.vjp(ybar, ct, y, T(t))
+function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, kept = nothing) where {V, T}
+    field.vjp(ybar, ct, y, T(t), kept)
     return ybar
 end
 
 """
-    RightHandSide(field, slopes = [], arguments = [])
+    RightHandSide(field, slopes = [], arguments = [], kept = [], count = length(slopes))
 
 The field in the form that SciMLBase's functions are called, `(dy, y, p, t)`. It notes slope and
-argument of successive calls in the given buffers, starting at `slot`: the integrators' own caches
-reuse the memory of stages that they need no more.
+argument of successive calls, up to `count`, in the given buffers, starting at `slot`: the
+integrators' own caches reuse the memory of stages that they need no more.
 """
 struct RightHandSide{V, T}
     field::Field{V, T}
     slopes::Vector{V}
     arguments::Vector{V}
+    kept::Vector{Any}
+    count::Int
     slot::Base.RefValue{Int}
 end
 
-RightHandSide(field::Field{V}, slopes = V[], arguments = V[]) where {V} =
-    RightHandSide(field, slopes, arguments, Ref(1))
+RightHandSide(field::Field{V}, slopes = V[], arguments = V[], kept = Any[], count = length(slopes)) where {V} =
+    RightHandSide(field, slopes, arguments, kept, count, Ref(1))
 
 function (rhs::RightHandSide)(dy, y, _, t)
-    evaluate!(dy, rhs.field, t, y)
     slot = rhs.slot[]
-    if slot <= length(rhs.slopes)
+    evaluate!(dy, rhs.field, t, y, slot <= length(rhs.kept) ? rhs.kept[slot] : nothing)
+    if slot <= rhs.count
         copyto!(rhs.slopes[slot], dy)
         copyto!(rhs.arguments[slot], y)
         rhs.slot[] = slot + 1

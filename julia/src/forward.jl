@@ -32,7 +32,7 @@ What a solve gathered. `t`, `dt`, `error`, `stiffness`: one entry an accepted st
 an implicit method made it. `ys`: the saved states as columns. `status`: `:success`, `:nonfinite`,
 `:underflow` or `:steps`, with `reason`. `tape`: what the reverse sweep needs.
 """
-mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix}
+mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K}
     const method::M
     const settings::Settings
     const times::Vector{Float64}
@@ -44,7 +44,7 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix}
     const stiffness::Vector{Float64}
     const implicit::Vector{Bool}
     const outputs::Vector{Output}
-    const tape::Vector{V}
+    const tape::Vector{K}
     saved::Int
     rejected::Int
     dt_first::Float64
@@ -57,9 +57,13 @@ end
 function Recording(method, settings, times, y0, ys)
     return Recording(
         method, settings, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        typeof(y0)[], 0, 0, 0.0, times[1], 0.0, :success, ""
+        tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, :success, ""
     )
 end
+
+"What is kept of a step: its stages or, where those are made again, the state at its start (and the noise)."
+tape_entry(::Method, ::Type{V}) where {V} = V
+tape_entry(::RungeKutta, ::Type{V}) where {V} = Stages{V}
 
 "Number of accepted steps."
 accepted(rec::Recording) = length(rec.dt)
@@ -82,12 +86,14 @@ function forward!(rec::Recording, fields...; noise = nothing)
     save_start!(rec)
     span = (rec.times[1], rec.times[end])
     span[1] == span[2] && return rec
-    watch = watcher(rec.method, rec.y0, fields...)
+    watch = watcher(rec.method, rec.settings, rec.y0, fields...)
     problem = length(fields) == 1 ? ODEProblem(functions(watch), rec.y0, span) :
         SDEProblem(functions(watch), rec.y0, span; noise)
     integrator = init(problem, rec.method.algorithm; options(rec)...)
     rec.dt_first = integrator.dt
-    return run!(rec, integrator, watch, fields[1])
+    run!(rec, integrator, watch, fields[1])
+    release!(watch)
+    return rec
 end
 
 function options(rec::Recording)
@@ -161,13 +167,13 @@ end
 "Whether the field is finite where the last trial step started."
 function finite_slope(field, integrator, t)
     slope = similar(integrator.u)
-    field.value(slope, integrator.uprev, eltype(slope)(t))
+    field.value(slope, integrator.uprev, eltype(slope)(t), nothing)
     return all(isfinite, slope)
 end
 
 function non_finite_reason(field, integrator)
     slope = similar(integrator.u)
-    field.value(slope, integrator.u, eltype(slope)(integrator.t + integrator.dt))
+    field.value(slope, integrator.u, eltype(slope)(integrator.t + integrator.dt), nothing)
     bad = count(!isfinite, slope)
     return bad > 0 ? "the dynamics are not finite: $bad of $(length(slope)) components" :
         "the dynamics are not finite in trial steps from t = $(integrator.t)"

@@ -6,16 +6,8 @@
 
 Adds `h * sum(weights[j] * terms[j])` over the first `count` terms to `out`, skipping zero weights.
 """
-function accumulate!(out, weights, terms, h, count = length(weights))
-    for j in 1:count
-        weights[j] == 0 && continue
-        out .+= convert(eltype(out), h * weights[j]) .* terms[j]
-    end
-    return out
-end
-
-# Four terms in one pass over memory instead of four passes.
-function accumulate!(out::Vector{T}, weights, terms, h, count = length(weights)) where {T}
+function accumulate!(out::AbstractVector{T}, weights, terms, h, count = length(weights)) where {T}
+    # four terms in one pass over memory instead of four passes
     j = next_term(weights, 1, count)
     while j <= count
         j2 = next_term(weights, j + 1, count)
@@ -55,7 +47,9 @@ end
 
 Adds `a * x`, for up to four pairs, to `out`.
 """
-add!(out, a, x) = out .+= a .* x
+add!(out, a, x) = @. out = muladd(a, x, out)
+add!(out, a, x, b, y) = @. out = muladd(b, y, muladd(a, x, out))
+add!(out, a, x, b, y, c, z, d, w) = @. out = muladd(d, w, muladd(c, z, muladd(b, y, muladd(a, x, out))))
 
 function add!(out::Vector{T}, a::T, x::Vector{T}) where {T}
     @inbounds @simd ivdep for i in eachindex(out, x)

@@ -29,9 +29,9 @@ function local_step(
     )
     tableau = tableau_of(m)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, field, y, t, t_end) : h, t, t_end)
-    stages = Stages(tableau, y)
+    stages = keep_all!(Stages(tableau, y), tableau, field)
     copyto!(stages.g[1], y)
-    evaluate!(stages.k[1], field, t, y)
+    evaluate!(stages.k[1], field, t, y, stages.kept[1])
     take_step!(stages, tableau, field, t, h, t1)
     error = error_estimate!(stages, tableau, h, settings.rtol, settings.atol)
     stiffness = tableau.pair ? stiffness_estimate(stages, tableau) : NaN
@@ -43,7 +43,7 @@ function local_step(
     )
     tableau = m.tableau
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, drift, diffusion, y, t, t_end) : h, t, t_end)
-    stages = NoiseStages(tableau, y)
+    stages = keep_all!(NoiseStages(tableau, y), tableau, drift, diffusion)
     copyto!(stages.H0[1], y)
     noise(stages.dW, stages.dZ, t, t1)
     take_step!(stages, tableau, drift, diffusion, t, h)
@@ -51,6 +51,9 @@ function local_step(
     stiffness = tableau.pair ? stiffness_estimate(stages, tableau) : NaN
     return LocalStep(tableau, settings, t, h, t1, stages, error, stiffness)
 end
+
+release!(step::LocalStep) = release!(step.stages)
+release!(::NoiseStages) = nothing
 
 "The step's size, cut at the end time, and its end."
 function local_size(h, t, t_end)
@@ -96,7 +99,7 @@ function reverse!(ybar, step::LocalStep{<:Stages}, (field,), Ebar, Sbar; freeze 
         rev, stages, tableau, field, t, h, t1, settings.rtol, settings.atol; Ebar, Sbar, freeze
     )
     if rev.carry_live[]
-        vjp!(rev.x, field, rev.carry, t, stages.g[1])
+        vjp!(rev.x, field, rev.carry, t, stages.g[1], stages.kept[1])
         add!(rev.lam, one(eltype(ybar)), rev.x)
     end
     return copyto!(ybar, rev.lam)

@@ -48,12 +48,23 @@ end
         @.. dy = fast_tanh(dy + (b + t * b))
         return nothing
     end
+    function keep!(dy, t, y, p, cache, kept)
+        k1, (W, b) = kept[1], p
+        mul!(k1, transpose(W), y)
+        @.. k1 = fast_tanh(k1 + (b + t * b))
+        copyto!(dy, k1)
+        return nothing
+    end
     function vjp!(ybar, pbar, ct, t, y, p, cache)
-        (; h1, h2) = cache
         W, b = p
-        mul!(h1, transpose(W), y)
-        @.. h1 = fast_tanh(h1 + (b + t * b))
-        @.. h1 = ct * (1 - h1^2)
+        mul!(cache.h1, transpose(W), y)
+        @.. cache.h1 = fast_tanh(cache.h1 + (b + t * b))
+        return back!(ybar, pbar, ct, t, y, p, cache, (cache.h1,))
+    end
+    function back!(ybar, pbar, ct, t, y, p, cache, kept)
+        (; h1, h2) = cache
+        k1, (W, b) = kept[1], p
+        @.. h1 = ct * (1 - k1^2)
         sum!(h2, h1)
         @.. pbar[2] += h2 * t
         mul!(pbar[1], y, transpose(h1), true, true)
@@ -66,7 +77,7 @@ end
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
             layer = Dynamics(value!, vjp!, p, scratch(y0, p))
             for name in ("tsit5", "bs3", "dp5", "vern7")
-                CODES[0] = Code(@__MODULE__, value!, vjp!, scratch, nothing, nothing)
+                CODES[0] = Code(@__MODULE__, value!, vjp!, scratch, (keep!, back!, (y, p) -> (size(y),)))
                 rehearse(0, p, y0, name)
             end
             for name in (:sosri, :sosri2, :sosra)

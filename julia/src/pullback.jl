@@ -41,7 +41,9 @@ function sweep!(
         y0bar::V, rec::Recording{V, <:RungeKutta}, field::Field, cotangents::Cotangents
     ) where {V}
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    stages, rev = Stages(tableau, rec.y0), Reverse(tableau, rec.y0)
+    again = rec.settings.keep === :states
+    stages = again ? keep_all!(Stages(tableau, rec.y0), tableau, field) : empty_stages(tableau, rec.y0)
+    rev = Reverse(tableau, rec.y0, any(output -> output.step > 0 && output.theta != 1, rec.outputs))
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         h, t1 = rec.dt[n], rec.t[n]
@@ -49,7 +51,7 @@ function sweep!(
         recall!(stages, rec, tableau, field, n, t, h, t1)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
-        isempty(inside) || extra_stages!(stages, tableau, field, t, h, t1)
+        isempty(inside) || extra_stages!(stages, tableau, field, t, h, t1; keep = true)
         add_outputs!(rev.lam, rec, cotangents, first, last, rev.v)
         reverse_step!(
             rev, stages, tableau, field, t, h, t1, rtol, atol;
@@ -58,25 +60,29 @@ function sweep!(
         last = first - 1
     end
     if rev.carry_live[]
-        vjp!(rev.x, field, rev.carry, rec.times[1], rec.y0)
+        vjp!(rev.x, field, rev.carry, rec.times[1], stages.g[1], stages.kept[1])
         add!(rev.lam, one(eltype(V)), rev.x)
     end
     add_outputs!(rev.lam, rec, cotangents, 1, last, rev.v)
-    return copyto!(y0bar, rev.lam)
+    copyto!(y0bar, rev.lam)
+    release!(rev)
+    again && release!(stages)
+    return y0bar
 end
 
 "Brings the stages of step `n` back, from the tape or by evaluating the field again."
 function recall!(s::Stages, rec::Recording, tableau, field, n, t, h, t1)
-    chunk, len = rec.tape[n], length(rec.y0)
-    copyto!(s.g[1], 1, chunk, 1, len)
-    if length(chunk) == len * (1 + tableau.stages)
-        for j in 1:tableau.stages
-            copyto!(s.k[j], 1, chunk, 1 + j * len, len)
-        end
-        return restore_arguments!(s, tableau, h)
+    entry = rec.tape[n]
+    if isempty(entry.k)
+        copyto!(s.g[1], entry.g[1])
+        evaluate!(s.k[1], field, t, s.g[1], s.kept[1])
+        return take_step!(s, tableau, field, t, h, t1)
     end
-    evaluate!(s.k[1], field, t, s.g[1])
-    return take_step!(s, tableau, field, t, h, t1)
+    for i in 1:tableau.stages
+        s.k[i], s.g[i], s.kept[i] = entry.k[i], entry.g[i], entry.kept[i]
+    end
+    s.y1 = entry.y1
+    return s
 end
 
 function sweep!(
@@ -84,7 +90,8 @@ function sweep!(
         cotangents::Cotangents
     ) where {V}
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    stages, rev = NoiseStages(tableau, rec.y0), NoiseReverse(tableau, rec.y0)
+    stages = keep_all!(NoiseStages(tableau, rec.y0), tableau, drift, diffusion)
+    rev = NoiseReverse(tableau, rec.y0)
     len, last = length(rec.y0), length(rec.outputs)
     for n in accepted(rec):-1:1
         h, t = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1]

@@ -3,12 +3,15 @@
 """
     NoiseStages(tableau, y)
 
-Buffers of one step: drifts `k` at `H0`, diffusions `g` at `H1`, the increments `dW`, `dZ` of the two
-Brownian motions and the random numbers chi1, chi2, chi3 formed from them. `H0[1]` is the state.
+Buffers of one step: drifts `k` at `H0`, diffusions `g` at `H1`, what their evaluations kept for their
+reverse, the increments `dW`, `dZ` of the two Brownian motions and the random numbers chi1, chi2, chi3
+formed from them. `H0[1]` is the state.
 """
 struct NoiseStages{V}
     k::Vector{V}
     g::Vector{V}
+    k_kept::Vector{Any}
+    g_kept::Vector{Any}
     H0::Vector{V}
     H1::Vector{V}
     y1::V
@@ -26,7 +29,17 @@ function NoiseStages(tableau::NoiseTableau, y)
     many() = [fill!(similar(y), 0) for _ in 1:tableau.stages]
     k, g, H0 = many(), many(), many()
     H1 = tableau.shared ? H0 : [H0[1], (similar(y) for _ in 2:tableau.stages)...]
-    return NoiseStages(k, g, H0, H1, ntuple(_ -> fill!(similar(y), 0), 9)...)
+    none() = Vector{Any}(nothing, tableau.stages)
+    return NoiseStages(k, g, none(), none(), H0, H1, ntuple(_ -> fill!(similar(y), 0), 9)...)
+end
+
+"Lets the evaluations keep what their reverse needs."
+function keep_all!(s::NoiseStages, tableau::NoiseTableau, drift, diffusion)
+    for i in 1:tableau.stages
+        i <= tableau.drifts && (s.k_kept[i] = memory(drift))
+        s.g_kept[i] = memory(diffusion)
+    end
+    return s
 end
 
 "The iterated integrals of one step: I_(1,1)/sqrt(h), I_(1,0)/h, I_(1,1,1)/h."
@@ -56,8 +69,8 @@ function take_step!(s::NoiseStages, tableau::NoiseTableau, drift, diffusion, t, 
             shifted!(s.H1[i], y, view(tableau.A1, i, :), s.k, h, i - 1)
             accumulate!(s.H1[i], view(tableau.B1, i, :), s.g, root, i - 1)
         end
-        i <= tableau.drifts && evaluate!(s.k[i], drift, t + tableau.c0[i] * h, s.H0[i])
-        evaluate!(s.g[i], diffusion, t + tableau.c1[i] * h, s.H1[i])
+        i <= tableau.drifts && evaluate!(s.k[i], drift, t + tableau.c0[i] * h, s.H0[i], s.k_kept[i])
+        evaluate!(s.g[i], diffusion, t + tableau.c1[i] * h, s.H1[i], s.g_kept[i])
     end
     fill!(s.E2, 0)
     add_noise!(s.E2, s, s.chi2, tableau.b3, tableau.stages)
@@ -147,10 +160,10 @@ function reverse_step!(
     end
     add!(ybar, one(T), lam)
     for i in n:-1:1
-        vjp!(rev.x1, diffusion, gbar[i], t + tableau.c1[i] * h, s.H1[i])
+        vjp!(rev.x1, diffusion, gbar[i], t + tableau.c1[i] * h, s.H1[i], s.g_kept[i])
         H0bar = base.gbar[i]  # holds the stiffness quotient's share already
         if i <= tableau.drifts
-            vjp!(x, drift, kbar[i], t + tableau.c0[i] * h, s.H0[i])
+            vjp!(x, drift, kbar[i], t + tableau.c0[i] * h, s.H0[i], s.k_kept[i])
             add!(H0bar, one(T), x)
         end
         tableau.shared && add!(H0bar, one(T), rev.x1)

@@ -5,20 +5,74 @@
 """
     Stages(tableau, y)
 
-Buffers of one step: the slopes `k`, their arguments `g` (`g[1]` is the state at the start), the new
-state `y1` (for an FSAL method the last argument itself) and a scratch array.
+The stages of one step: slopes `k`, their arguments `g` (`g[1]` is the state at the start), what the
+evaluations kept for their reverse, the new state `y1` (for an FSAL method the last argument itself)
+and a scratch array. The interpolant's stages get memory when they are first needed.
 """
-struct Stages{V}
-    k::Vector{V}
-    g::Vector{V}
+mutable struct Stages{V}
+    const k::Vector{V}
+    const g::Vector{V}
+    const kept::Vector{Any}
     y1::V
-    scratch::V
+    const scratch::V
 end
 
-function Stages(tableau::Tableau, y)
-    k = [similar(y) for _ in 1:total(tableau)]
-    g = [similar(y) for _ in 1:total(tableau)]
-    return Stages(k, g, tableau.fsal ? g[tableau.stages] : similar(y), similar(y))
+function Stages(tableau::Tableau, y::V) where {V}
+    s = empty_stages(tableau, y)
+    for i in 1:tableau.stages
+        s.k[i], s.g[i] = take(V, length(y)), take(V, length(y))
+    end
+    s.y1 = tableau.fsal ? s.g[tableau.stages] : take(V, length(y))
+    return s
+end
+
+"Stages of which only the scratch array has memory."
+function empty_stages(tableau::Tableau, y::V) where {V}
+    many() = Vector{V}(undef, total(tableau))
+    scratch = take(V, length(y))
+    return Stages(many(), many(), Vector{Any}(nothing, total(tableau)), scratch, scratch)
+end
+
+"Lets the evaluations of the step's stages keep what their reverse needs."
+function keep_all!(s::Stages, tableau::Tableau, field)
+    for i in 1:tableau.stages
+        s.kept[i] = memory(field)
+    end
+    return s
+end
+
+"The stages as they are now; `renew!` then gives the next step other arrays."
+function snapshot(s::Stages, tableau::Tableau)
+    n = tableau.stages
+    return Stages(s.k[1:n], s.g[1:n], s.kept[1:n], s.y1, s.scratch)
+end
+
+"Arrays for the step after one whose arrays are held elsewhere; an FSAL method's first stage stays."
+function renew!(s::Stages{V}, tableau::Tableau, field) where {V}
+    n, len = tableau.stages, length(s.scratch)
+    if tableau.fsal
+        s.k[1], s.g[1], s.kept[1] = s.k[n], s.g[n], s.kept[n]
+    end
+    for i in (tableau.fsal ? 2 : 1):n
+        s.k[i], s.g[i], s.kept[i] = take(V, len), take(V, len), memory(field)
+    end
+    s.y1 = tableau.fsal ? s.g[n] : take(V, len)
+    return s
+end
+
+"""
+    release!(stages, first = 1)
+
+Gives the memory of stages from `first` on away, the step's end included.
+"""
+function release!(s::Stages, first = 1)
+    any(i -> isassigned(s.g, i) && s.g[i] === s.y1, eachindex(s.g)) || give(s.y1)
+    for i in first:length(s.g)
+        isassigned(s.g, i) && give(s.g[i])
+        i <= length(s.k) && isassigned(s.k, i) && give(s.k[i])
+        i <= length(s.kept) && s.kept[i] !== nothing && foreach(give, s.kept[i])
+    end
+    return nothing
 end
 
 "Time of stage `i`; a stage at the step's end gets exactly `t1`."
@@ -32,7 +86,7 @@ Makes the step from `stages.g[1]` with the first slope `stages.k[1]` given.
 function take_step!(s::Stages, tableau::Tableau, field, t, h, t1)
     for i in 2:tableau.stages
         argument!(s, tableau, h, i)
-        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i])
+        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i], s.kept[i])
     end
     tableau.fsal || shifted!(s.y1, s.g[1], tableau.b, s.k, h, tableau.stages)
     return s
@@ -40,20 +94,15 @@ end
 
 argument!(s::Stages, tableau, h, i) = shifted!(s.g[i], s.g[1], view(tableau.a, i, :), s.k, h, i - 1)
 
-"The arguments of a step whose slopes are known already."
-function restore_arguments!(s::Stages, tableau::Tableau, h)
-    for i in 2:tableau.stages
-        argument!(s, tableau, h, i)
-    end
-    tableau.fsal || shifted!(s.y1, s.g[1], tableau.b, s.k, h, tableau.stages)
-    return s
-end
-
-"The further slopes that the interpolant needs."
-function extra_stages!(s::Stages, tableau::Tableau, field, t, h, t1)
+"The further slopes that the interpolant needs; with `keep` they will be gone back over."
+function extra_stages!(s::Stages{V}, tableau::Tableau, field, t, h, t1; keep = false) where {V}
     for i in (tableau.stages + 1):total(tableau)
+        if !isassigned(s.k, i)
+            s.k[i], s.g[i] = take(V, length(s.scratch)), take(V, length(s.scratch))
+            keep && (s.kept[i] = memory(field))
+        end
         argument!(s, tableau, h, i)
-        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i])
+        evaluate!(s.k[i], field, stage_time(tableau, i, t, h, t1), s.g[i], s.kept[i])
     end
     return s
 end
@@ -124,15 +173,22 @@ struct Reverse{V}
     ones::Vector{Float64}
 end
 
-function Reverse(count::Int, y)
-    buffer() = fill!(similar(y), 0)
+function Reverse(count::Int, y::V) where {V}
+    buffer(_ = 0) = take(V, length(y))
     return Reverse(
-        [buffer() for _ in 1:count], [buffer() for _ in 1:count], buffer(), buffer(), buffer(),
-        buffer(), buffer(), fill(false, count), fill(false, count), Ref(false), ones(count)
+        map(buffer, 1:count), map(buffer, 1:count), buffer(), fill!(buffer(), 0), buffer(), buffer(),
+        buffer(), fill(false, count), fill(false, count), Ref(false), ones(count)
     )
 end
 
-Reverse(tableau::Tableau, y) = Reverse(total(tableau), y)
+Reverse(tableau::Tableau, y, inside = true) = Reverse(inside ? total(tableau) : tableau.stages, y)
+
+function release!(rev::Reverse)
+    foreach(give, rev.kbar)
+    foreach(give, rev.gbar)
+    foreach(give, (rev.ybar, rev.lam, rev.carry, rev.x, rev.v))
+    return nothing
+end
 
 """
     reverse_step!(rev, stages, tableau, field, t, h, t1, rtol, atol; Ebar, Sbar, outputs, freeze)
@@ -172,9 +228,9 @@ function reverse_step!(
         gather!(rev, tableau.a, h, i, m)
         time = stage_time(tableau, i, t, h, t1)
         if k_live[i] && g_live[i]
-            add!(gbar[i], one(T), vjp!(rev.x, field, kbar[i], time, s.g[i]))
+            add!(gbar[i], one(T), vjp!(rev.x, field, kbar[i], time, s.g[i], s.kept[i]))
         elseif k_live[i]
-            vjp!(gbar[i], field, kbar[i], time, s.g[i])
+            vjp!(gbar[i], field, kbar[i], time, s.g[i], s.kept[i])
             g_live[i] = true
         else
             touch!(gbar, g_live, i)
@@ -188,7 +244,7 @@ function reverse_step!(
         copyto!(rev.carry, kbar[1])
         rev.carry_live[] = k_live[1]
     elseif k_live[1]
-        vjp!(rev.x, field, kbar[1], t, s.g[1])
+        vjp!(rev.x, field, kbar[1], t, s.g[1], s.kept[1])
         add!(ybar, one(T), rev.x)
     end
     copyto!(rev.lam, ybar)

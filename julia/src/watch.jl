@@ -1,10 +1,11 @@
 # What is looked at in each accepted step: one watcher for each kind of method.
 
-"The stages that an explicit method evaluates, noted on the way."
-struct StageWatcher{V, T}
-    stages::Stages{V}
-    tableau::Tableau
-    rhs::RightHandSide{V, T}
+"The stages that an explicit method evaluates, noted on the way; `held`: the tape has their arrays."
+mutable struct StageWatcher{V, T}
+    const stages::Stages{V}
+    const tableau::Tableau
+    const rhs::RightHandSide{V, T}
+    held::Bool
 end
 
 "Likewise the drifts of a stochastic method, and the increments of its noise."
@@ -22,59 +23,93 @@ struct PlainWatcher{V, T}
     rhs::RightHandSide{V, T}
 end
 
-function watcher(m::RungeKutta, y0, field::Field)
-    stages, n = Stages(m.tableau, y0), m.tableau.stages
-    return StageWatcher(stages, m.tableau, RightHandSide(field, stages.k[1:n], stages.g[1:n]))
+function watcher(m::RungeKutta, settings, y0, field::Field)
+    stages = Stages(m.tableau, y0)
+    settings.keep === :stages && keep_all!(stages, m.tableau, field)
+    rhs = RightHandSide(field, stages.k, stages.g, stages.kept, m.tableau.stages)
+    return StageWatcher(stages, m.tableau, rhs, false)
 end
 
-function watcher(m::StochasticRungeKutta, y0, drift::Field, diffusion::Field)
+function watcher(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion::Field)
     stages, n = NoiseStages(m.tableau, y0), m.tableau.drifts
     rhs = RightHandSide(drift, stages.k[1:n], stages.H0[1:n])
     return NoiseWatcher(stages, m.tableau, rhs, RightHandSide(diffusion))
 end
 
-watcher(::Implicit, y0, field::Field) = PlainWatcher(Stages(TSIT5, y0), similar(y0), RightHandSide(field))
+watcher(::Implicit, settings, y0, field::Field) =
+    PlainWatcher(Stages(TSIT5, y0), similar(y0), RightHandSide(field))
 
 functions(watch) = ODEFunction{true, FullSpecialize}(watch.rhs)
 functions(watch::NoiseWatcher) = SDEFunction{true, FullSpecialize}(watch.rhs, watch.diffusion)
 
 "Called before a trial step: the first slope it will evaluate."
-expect!(watch::StageWatcher) = watch.rhs.slot[] = watch.tableau.fsal ? 2 : 1
+function expect!(watch::StageWatcher)
+    watch.held && renew!(watch.stages, watch.tableau, watch.rhs.field)
+    watch.held = false
+    watch.rhs.slot[] = watch.tableau.fsal ? 2 : 1
+    return nothing
+end
 expect!(watch::NoiseWatcher) = watch.rhs.slot[] = 1
 expect!(::PlainWatcher) = nothing
+
+"Gives away the memory that the tape has not taken."
+release!(_) = nothing
+release!(watch::StageWatcher) = watch.held || release!(watch.stages, 2)
 
 function observe!(rec::Recording, watch::StageWatcher, integrator, t, h, t1)
     (; stages, tableau, rhs) = watch
     push_step!(rec, h, t1)
-    copyto!(stages.g[1], integrator.uprev)
     tableau.fsal || copyto!(stages.y1, integrator.u)
     if rec.settings.record
         push!(rec.error, error_of(integrator))
         tableau.pair && push!(rec.stiffness, stiffness_estimate(stages, tableau))
     end
-    keep!(rec, stages, tableau)
+    watch.held = keep!(rec, stages, tableau)
     ready = false
     save_outputs!(rec, t, h, t1, integrator.u) do theta
         ready || extra_stages!(stages, tableau, rhs.field, t, h, t1)
         ready = true
         shifted!(stages.scratch, stages.g[1], dense_weights(tableau, theta), stages.k, h)
     end
-    tableau.fsal && copyto!(stages.k[1], stages.k[tableau.stages])
+    if tableau.fsal && !watch.held
+        copyto!(stages.k[1], stages.k[tableau.stages])
+        copyto!(stages.g[1], stages.g[tableau.stages])
+    end
     return rec
 end
 
-"One flat copy of the state and, with `:stages`, of the slopes."
-function keep!(rec::Recording, stages::Stages, tableau)
-    rec.settings.keep === :nothing && return rec
-    parts = rec.settings.keep === :stages ? 1 + tableau.stages : 1
-    n = length(rec.y0)
-    chunk = similar(rec.y0, n * parts)
-    copyto!(chunk, 1, stages.g[1], 1, n)
-    for j in 1:(parts - 1)
-        copyto!(chunk, 1 + j * n, stages.k[j], 1, n)
+"Keeps the step's stages themselves, or a copy of the state at its start; tells whether the stages are taken."
+function keep!(rec::Recording{V}, stages::Stages, tableau) where {V}
+    if rec.settings.keep === :stages
+        push!(rec.tape, snapshot(stages, tableau))
+        return true
+    elseif rec.settings.keep === :states
+        y = copyto!(take(V, length(rec.y0)), stages.g[1])
+        push!(rec.tape, Stages(V[], [y], Any[], y, stages.scratch))
     end
-    push!(rec.tape, chunk)
-    return rec
+    return false
+end
+
+"An array that begins with the state at the start of a step."
+start_of(entry::Stages) = entry.g[1]
+start_of(entry) = entry
+
+"""
+    release!(recording)
+
+Gives the tape's memory away; the recording can not be gone back over any more.
+"""
+function release!(rec::Recording)
+    for (i, entry) in enumerate(rec.tape)
+        if entry isa Stages
+            # an FSAL method's first stage is the last one of the step before
+            release!(entry, i > 1 && entry.g[1] === rec.tape[i - 1].g[end] ? 2 : 1)
+        else
+            give(entry)
+        end
+    end
+    empty!(rec.tape)
+    return nothing
 end
 
 function observe!(rec::Recording, watch::NoiseWatcher, integrator, t, h, t1)

@@ -1,5 +1,5 @@
 using Random: Xoshiro, randn
-using RegNDE: Dynamics, pullback, solve_recorded
+using RegNDE: RegNDE, Dynamics, PathNoise, pullback, solve_recorded
 using Test: @test, @test_throws, @testset
 
 const SAVE_AT = [0.0, 0.13, 0.5, 0.5, 0.77, 1.0]
@@ -45,6 +45,45 @@ end
         sol; ys = Y, error = isempty(E) ? nothing : E, stiffness = isempty(S) ? nothing : S
     )
     @test against_differences(loss, (u0, p..., noise.p...), (u0bar, pbar..., qbar...)) < 1.0e-6
+end
+
+@testset "what is kept for the reverse changes nothing: $method, keep = $keep" for method in
+        (:tsit5, :bs3, :vern7, :sosri, :em), keep in (:stages, :states)
+    rng = Xoshiro(7)
+    p, u0 = Net.parameters(rng, 2, 4), randn(rng, 2, 3)
+    results = map((Net.dynamics(p), Net.keeping(p, u0))) do drift
+        stochastic = method in (:sosri, :em)
+        noise = PathNoise((w, z, s, t) -> (w .= sqrt(t - s) / 2; z .= sqrt(t - s) / 3; nothing), 0.0, 1.0, vec(u0))
+        sol = solve_recorded(
+            stochastic ? (drift, Noise.multiplicative()) : drift, u0, SAVE_AT; method, rtol = 1.0e-3, atol = 1.0e-3,
+            dt0 = method === :em ? 0.1 : NaN, keep, noise = stochastic ? noise : nothing
+        )
+        Y, E, S = ones(size(sol.ys)), ones(length(sol.error)), ones(length(sol.stiffness))
+        u0bar, pbar = pullback(
+            sol; ys = Y, error = isempty(E) ? nothing : E, stiffness = isempty(S) ? nothing : S
+        )
+        RegNDE.release!(sol.recording)
+        (sol.ys, u0bar, (stochastic ? pbar[1] : pbar)...)
+    end
+    @test all(isapprox(a, b; rtol = 1.0e-12) for (a, b) in zip(results...))
+end
+
+@testset "large arrays are handed on to the next solve" begin
+    p, u0 = Net.parameters(Xoshiro(8), 2, 4), randn(Xoshiro(9), 2, 10_000)
+    run() = solve_recorded(Net.dynamics(p), u0, [0.0, 1.0])
+    bar(sol) = pullback(sol; ys = ones(size(sol.ys)), error = ones(length(sol.error)))
+    first = run()
+    kept, expected = copy(first.ys), bar(first)
+    RegNDE.release!(first.recording)
+    @test RegNDE.SPARE_BYTES[] > 12 * length(first.t) * sizeof(u0)
+    before = RegNDE.SPARE_BYTES[]
+    again = run()
+    @test RegNDE.SPARE_BYTES[] < before
+    @test again.ys == kept
+    @test bar(again) == expected
+    other = run()
+    @test bar(again) == expected # `other` has memory of its own
+    @test_throws ArgumentError bar(first)
 end
 
 @testset "the records of an implicit method have no gradient" begin

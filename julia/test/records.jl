@@ -15,6 +15,10 @@ using Test: @test, @test_throws, @testset
     @test all(<=(1), sol.error)
     @test sol.t[end] == 5.0
     @test cumsum(sol.dt) ≈ sol.t rtol = 1.0e-12
+    for keep in (:states, :nothing)
+        same = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5, keep)
+        @test (same.t, same.error, same.stiffness) == (sol.t, sol.error, sol.stiffness)
+    end
 end
 
 @testset "counts: $method" for (method, start, each) in ((:tsit5, 3, 6), (:bs3, 3, 3), (:vern7, 2, 10))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
 from regnde._engines.julia.capture import Captured
-from regnde._engines.julia.lower import Program
+from regnde._engines.julia.lower import Program, number_of
 from regnde._engines.julia.memory import Buffers, placed
 from regnde._engines.julia.source import NAME, julia_type, wrapped
 from regnde._engines.julia.trace import Traced, outputs_of
-from regnde._engines.julia.translate import translated
+from regnde._engines.julia.translate import residuals, translated
 
 __all__ = ["source_of"]
 
@@ -25,9 +25,14 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
     gradients = [i + 1 for i, x in enumerate(seen.tensors) if x.requires_grad]
     buffers = Buffers()
 
-    def function(head: str, outputs: Sequence[tuple[str, fx.Node, str]], pure: bool, end: str) -> list[str]:
-        program = translated(traced, outputs, pure)
-        body = _body(program, [target for target, _, sign in outputs if sign == "="], None if pure else buffers)
+    left = {node: f"k{i + 1}" for i, node in enumerate(residuals(traced))}
+
+    def function(
+        head: str, outputs: Sequence[tuple[str, fx.Node, str]], pure: bool, end: str, **kept: Mapping[fx.Node, str]
+    ) -> list[str]:
+        program = translated(traced, outputs, pure, **kept)
+        written = [target for target, _, sign in outputs if sign == "="] + list(kept.get("stored", {}).values())
+        body = _body(program, written, None if pure else buffers)
         return [
             f"function {head}",
             *_opening("\n".join(body), count, gradients, y.dim(), pure),
@@ -38,11 +43,28 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
 
     cotangents = [(f"p{i}bar", node, "+=") for i, node in zip(gradients, pbars, strict=True) if node is not None]
     cotangents += [("ybar", ybar, "=")] if ybar is not None else []
+
+    def reverse(head: str, **kept: Mapping[fx.Node, str]) -> list[str]:
+        lines = function(head, cotangents, False, "return nothing", **kept)
+        if ybar is None:
+            lines.insert(-2, "    fill!(ybar, 0)")
+        return lines
+
     plain = function(f"{name}(t, y, p)", [("dy", value, "=")], True, "")
     into = function(f"{name}!(dy, t, y, p, cache)", [("dy", value, "=")], False, "return nothing")
-    back = function(f"{name}_vjp!(ybar, pbar, ct, t, y, p, cache)", cotangents, False, "return nothing")
-    if ybar is None:
-        back.insert(-2, "    fill!(ybar, 0)")
+    back = reverse(f"{name}_vjp!(ybar, pbar, ct, t, y, p, cache)")
+    pair: list[str] = []
+    if left:
+        pair = [
+            *function(
+                f"{name}_keep!(dy, t, y, p, cache, kept)", [("dy", value, "=")], False, "return nothing", stored=left
+            ),
+            "",
+            *reverse(f"{name}_back!(ybar, pbar, ct, t, y, p, cache, kept)", given=left),
+            "",
+            *_sizes(traced, name, list(left), y.dim()),
+            "",
+        ]
     zeros = "".join(f"zero(p[{i}]), " for i in gradients).rstrip(", ") + ("," if len(gradients) == 1 else "")
     header = f"# The field {name} and its vector-Jacobian product, written by regnde from a PyTorch trace."
     size = (*reversed(y.shape[1:]), "B") if traced.batch is not None else tuple(reversed(y.shape))
@@ -56,6 +78,7 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
         "",
         *back,
         "",
+        *pair,
         *_cache(traced, name, buffers, y.dtype, y.dim()),
         "",
         f"function {name}_vjp(t, y, ct, p)",
@@ -95,8 +118,13 @@ def _opening(body: str, count: int, gradients: Sequence[int], rank: int, pure: b
     held = sorted(set(re.findall(r"\bh\d+\b", body)), key=lambda x: int(x[1:]))
     if held and not pure:
         lines += wrapped(f"(; {', '.join(held)}) = cache", "    ")
-    for prefix, numbers in (("p", range(1, count + 1)), ("pbar", gradients)):
-        names = [f"p{i}" if prefix == "p" else f"p{i}bar" for i in numbers]
+    kept = [int(x[1:]) for x in re.findall(r"\bk\d+\b", body)]
+    for prefix, numbers in (
+        ("p", range(1, count + 1)),
+        ("pbar", gradients),
+        ("kept", range(1, max(kept, default=0) + 1)),
+    ):
+        names = [{"p": f"p{i}", "pbar": f"p{i}bar", "kept": f"k{i}"}[prefix] for i in numbers]
         if any(re.search(rf"\b{x}\b", body) for x in names):
             left = ", ".join(names)
             one, few = f"{left} = {prefix}[1]", f"{left} = {prefix}"
@@ -106,6 +134,16 @@ def _opening(body: str, count: int, gradients: Sequence[int], rank: int, pure: b
     if re.search(r"\bt\b", body):
         lines.append("    t = t isa AbstractFloat ? eltype(y)(t) : t")
     return lines
+
+
+def _sizes(traced: Traced, name: str, nodes: Sequence[fx.Node], rank: int) -> list[str]:
+    """The function that tells the sizes of what the value leaves for the reverse."""
+    program = Program(traced.batch, pure=False)
+    shapes = [tuple(number_of(size) for size in node.meta["val"].shape) for node in nodes]
+    sizes = [f"({program.dims(shape)}{',' if len(shape) == 1 else ''})" for shape in shapes]
+    text = f"return ({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+    batch = [f"    B = size(y, {rank})"] if re.search(r"\bB\b", text) else []
+    return [f"function {name}_kept(y, p)", *batch, *wrapped(text, "    "), "end"]
 
 
 def _cache(traced: Traced, name: str, buffers: Buffers, dtype: torch.dtype, rank: int) -> list[str]:

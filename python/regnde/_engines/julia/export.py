@@ -8,8 +8,15 @@ For `name="f"` the source defines, with `p` the tuple of the field's tensors as 
     f!(dy, t, y, p, cache)                       writes dy
     f_vjp!(ybar, pbar, ct, t, y, p, cache)       writes ybar, adds to the arrays of pbar
 
-The last two allocate nothing but headers of reshaped arrays. Outputs must not share memory with inputs. Array
-dimensions are reversed: a torch tensor of shape (a, b, c) is a Julia array of size (c, b, a) over the same memory.
+and, if there are products that the reverse can read instead of computing them again,
+
+    f_kept(y, p) -> sizes                                 of the arrays of kept
+    f_keep!(dy, t, y, p, cache, kept)                     writes dy and kept
+    f_back!(ybar, pbar, ct, t, y, p, cache, kept)         f_vjp! at a state where f_keep! has been
+
+Functions whose names end in `!` allocate nothing but headers of reshaped arrays. Outputs must not share memory with
+inputs. Array dimensions are reversed: a torch tensor of shape (a, b, c) is a Julia array of size (c, b, a) over the
+same memory.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from regnde._engines.julia.products import COMBINING
 from regnde._engines.julia.regions import REGIONS
 from regnde._engines.julia.source import NAME, Expr, Statement, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
-from regnde._engines.julia.trace import Traced
+from regnde._engines.julia.trace import Traced, outputs_of
 from regnde._errors import UnsupportedField
 
-__all__ = ["translated"]
+__all__ = ["residuals", "translated"]
 
 _WRITERS = {**ENTRYWISE, **STRUCTURAL, **REGIONS, **COMBINING}
 _NO_OPERATION = ("alias", "clone", "detach", "lift_fresh", "lift_fresh_copy")
@@ -32,27 +33,83 @@ _SIZE_OF_FIRST = (
 _TYPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that the traced result already answers."""
 
+_EXPENSIVE = ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm", "convolution")
+"""Operators whose results the reverse had rather read than compute again."""
 
-def translated(traced: Traced, outputs: Sequence[tuple[str, fx.Node, str]], pure: bool) -> Program:
-    """Statements that compute nodes of the graph and write them to `(target, node, operator)`."""
+
+def translated(
+    traced: Traced,
+    outputs: Sequence[tuple[str, fx.Node, str]],
+    pure: bool,
+    *,
+    given: Mapping[fx.Node, str] = MappingProxyType({}),
+    stored: Mapping[fx.Node, str] = MappingProxyType({}),
+) -> Program:
+    """Statements that compute nodes of the graph and write them to `(target, node, operator)`.
+
+    Args:
+        traced: the field.
+        outputs: what to compute.
+        pure: write new arrays instead of writing into given ones.
+        given: nodes that need not be computed: arrays of those names hold them.
+        stored: nodes to write to arrays of those names on the way.
+    """
     program = Program(traced.batch, pure)
     canonical = _canonical(traced.graph)
-    needed = _needed([canonical[node] for _, node, _ in outputs], canonical)
+    needed = _needed([canonical[node] for _, node, _ in outputs], canonical, given)
     uses: dict[fx.Node, int] = dict.fromkeys(needed, 0)
     for node in needed:
-        for x in _inputs(node, canonical):
+        for x in () if node in given else _inputs(node, canonical):
             uses[x] += 1
     for _, node, _ in outputs:
         uses[canonical[node]] += 1
-    values: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, Any] = {node: _array_of(node, name) for node, name in given.items()}
     for position, node in enumerate(x for x in traced.graph.nodes if x.op == "placeholder"):
         values[node] = _argument(node, position, pure)
     for node in traced.graph.nodes:
         if node in uses and node not in values:
-            values[node] = _shared(program, _value(program, node, values, canonical), uses[node])
+            value = _value(program, node, values, canonical)
+            if node in stored:
+                _output(program, stored[node], value, "=", value.origin)
+                value = _array_of(node, stored[node])
+            values[node] = _shared(program, value, uses[node])
     for target, node, operator in outputs:
         _output(program, target, values[canonical[node]], operator)
     return program
+
+
+def residuals(traced: Traced) -> list[fx.Node]:
+    """What the value leaves for the reverse to read: results of products, or what is made of them entry by entry.
+
+    Each is in the state's type, so that one kind of memory holds them all.
+    """
+    canonical = _canonical(traced.graph)
+    value, *cotangents = (None if node is None else canonical[node] for node in outputs_of(traced.graph))
+    assert value is not None
+    ahead, back = _needed([value], canonical), _needed([x for x in cotangents if x is not None], canonical)
+    users: dict[fx.Node, set[fx.Node]] = {}
+    for node in {*ahead, *back}:
+        for x in _inputs(node, canonical):
+            users.setdefault(x, set()).add(node)
+    shared = set(ahead) & set(back)
+    found: dict[fx.Node, str] = {}
+    for node in traced.graph.nodes:
+        if node not in shared or node.op != "call_function" or _operator(node) not in _EXPENSIVE:
+            continue
+        while node is not value and len(users[node]) == 1:  # what alone reads it is as good, and nearer to the end
+            (user,) = users[node]
+            like = user.meta["val"], node.meta["val"]
+            if user not in shared or _operator(user) not in ENTRYWISE or not _alike(*like):
+                break
+            node = user
+        if node.meta["val"].dtype == value.meta["val"].dtype:
+            found[node] = ""
+    read = _needed([x for x in cotangents if x is not None], canonical, found)
+    return [node for node in found if node in read]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and str(a.shape) == str(b.shape)
 
 
 def _canonical(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -79,11 +136,15 @@ def _inputs(node: fx.Node, canonical: dict[fx.Node, fx.Node]) -> list[fx.Node]:
     return found
 
 
-def _needed(outputs: Sequence[fx.Node], canonical: dict[fx.Node, fx.Node]) -> list[fx.Node]:
+def _needed(
+    outputs: Sequence[fx.Node], canonical: dict[fx.Node, fx.Node], given: Container[fx.Node] = ()
+) -> list[fx.Node]:
+    """The nodes that have to be computed for the outputs, and the `given` ones that this reads."""
     found = dict.fromkeys(outputs)
     stack = list(found)
     while stack:
-        for x in _inputs(stack.pop(), canonical):
+        node = stack.pop()
+        for x in () if node in given else _inputs(node, canonical):
             if x not in found:
                 found[x] = None
                 stack.append(x)
@@ -95,11 +156,14 @@ def _operator(node: fx.Node) -> str:
 
 
 def _argument(node: fx.Node, position: int, pure: bool) -> Value:
+    if position == 0:
+        return Value((), node.meta["val"].dtype, Expr("t"))
+    return _array_of(node, ("t", "y", "ct")[position] if position < 3 else f"p{position - 2}")
+
+
+def _array_of(node: fx.Node, name: str) -> Value:
     value = node.meta["val"]
     shape = tuple(number_of(size) for size in value.shape)
-    name = ("t", "y", "ct")[position] if position < 3 else f"p{position - 2}"
-    if position == 0:
-        return Value((), value.dtype, Expr("t"))
     return Value(shape, value.dtype, Expr(name), frozenset([shape]), array=True, dense=True, blas=len(shape) == 2)
 
 
@@ -152,8 +216,8 @@ def _shared(program: Program, value: Any, uses: int) -> Any:
     return program.number(value) if program.scalar(value) else program.store(value)
 
 
-def _output(program: Program, target: str, value: Value, operator: str) -> None:
-    program.origin = ""
+def _output(program: Program, target: str, value: Value, operator: str, origin: str = "") -> None:
+    program.origin = origin
     over: tuple[str, ...] = ()
     if value.permuted:
         value = program.view(value)
@@ -167,7 +231,7 @@ def _output(program: Program, target: str, value: Value, operator: str) -> None:
         lines = program.assigned(target, value, operator=operator)
         parts = {name for _, part in value.parts for name in part.expr.names}
         over = tuple(name for name in value.expr.names if name not in parts)
-    program.statements.append(Statement(target, lines, value.shape, value.dtype, over))
+    program.statements.append(Statement(target, lines, value.shape, value.dtype, over, origin))
 
 
 def _where(node: fx.Node) -> str:
