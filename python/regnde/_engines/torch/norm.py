@@ -33,9 +33,7 @@ def sample_rms(x: Tensor) -> Tensor:
 def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
     """What an error of a step from y to y1 is measured by, atol + rtol max(|y|, |y1|), entrywise."""
     largest = torch.maximum(y.abs(), y1.abs())
-    if torch.is_grad_enabled():
-        return largest * rtol + atol
-    return largest.mul_(rtol).add_(atol)
+    return largest * rtol + atol if torch.is_grad_enabled() else largest.mul_(rtol).add_(atol)
 
 
 def scaled_rms(error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
@@ -56,7 +54,7 @@ class _ScaledRms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
-        scale = torch.maximum(y.abs(), y1.abs()).mul_(rtol).add_(atol)
+        scale = error_scale(y, y1, rtol, atol)
         ratio = error / scale
         estimate = rms(ratio)
         ctx.rtol, ctx.atol = rtol, atol

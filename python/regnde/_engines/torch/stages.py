@@ -62,26 +62,30 @@ class ListStages(_Listed):
     """Stages combined with one step size, by operations that autograd records."""
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        for weight, k in zip(weights, self.stages, strict=False):
-            if weight:
-                y = torch.add(y, k, alpha=h * weight)
-        return y
+        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
+        if not used:
+            return y
+        return _added(torch.add(y, used[0][1], alpha=h * used[0][0]), used[1:], h)
 
     def combined(self, weights: Row, h: float) -> Tensor:
         used = [(weight, k) for weight, k in zip(weights, self.stages, strict=True) if weight]
-        total = used[0][1] * (h * used[0][0])
-        if not torch.is_grad_enabled():
-            for weight, k in used[1:]:
-                total.add_(k, alpha=h * weight)
-            return total
-        for weight, k in used[1:]:
-            total = torch.add(total, k, alpha=h * weight)
-        return total
+        return _added(used[0][1] * (h * used[0][0]), used[1:], h)
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         stacked = torch.stack(self.stages).reshape(len(self.stages), y.numel())
         flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), stacked)
         return flat.reshape(len(weights), *y.shape)
+
+
+def _added(total: Tensor, used: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
+    """The sum total + h sum_j weight_j k_j, in place where no graph wants the total."""
+    if not torch.is_grad_enabled():
+        for weight, k in used:
+            total.add_(k, alpha=h * weight)
+        return total
+    for weight, k in used:
+        total = torch.add(total, k, alpha=h * weight)
+    return total
 
 
 class BufferStages:
