@@ -35,7 +35,8 @@ ALLOWED = {
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_solve"},
     "_penalty": {"_solution"},
-    "_fit": {"_penalty", "_solution"},
+    "_balance": set(),
+    "_fit": {"_balance", "_penalty", "_solution"},
     "plot": {"_solution"},
 }
 

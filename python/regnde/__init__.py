@@ -1,6 +1,7 @@
 """regnde: neural ODEs and SDEs that are cheap to solve."""
 
 from regnde import nn
+from regnde._balance import Balance
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
+    "Balance",
     "BrownianPath",
     "EngineUnavailable",
     "ErrorPenalty",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from regnde._balance import Balance
 from regnde._penalty import Penalty
 from regnde._solution import Solution
 
@@ -31,7 +32,7 @@ class Progress:
         loss: task loss plus weighted penalty.
         task: task loss.
         penalty: penalty before its weight; 0 without one.
-        weight: its weight in this iteration.
+        weight: its weight in this iteration; 0 without a penalty.
         nfe: evaluations of the field (for an SDE, of the drift) in the forward solve.
         seconds: wall time of forward, backward and update.
     """
@@ -51,7 +52,7 @@ def fit(
     optimizer: Optimizer,
     *,
     penalty: Penalty | None = None,
-    weight: float | Weight = 1.0,
+    weight: float | Weight | Balance = 1.0,
     scheduler: LRScheduler | None = None,
 ) -> Iterator[Progress]:
     """Minimises task loss + weight * penalty, one optimiser step a batch, handing out progress.
@@ -64,7 +65,7 @@ def fit(
         batches: the batches; their number is the number of iterations.
         optimizer: steps the parameters.
         penalty: the regulariser, or None.
-        weight: its weight, or a function of the iteration such as `anneal` makes.
+        weight: its weight, a function of the iteration such as `anneal` makes, or a `Balance` that finds it.
         scheduler: learning rate schedule, stepped once an iteration.
 
     Yields:
@@ -84,14 +85,18 @@ def fit(
         >>> history[2].loss < history[0].loss
         True
     """
-    schedule: Weight = weight if callable(weight) else lambda iteration: weight
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     for iteration, batch in enumerate(batches):
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         task, solution = compute(batch)
-        loss, value, factor = task, 0.0, schedule(iteration)
+        loss, value, factor = task, 0.0, 0.0
         if penalty is not None:
             regulariser = penalty(solution)
+            if isinstance(weight, Balance):
+                factor = weight.update(task, regulariser, parameters)
+            else:
+                factor = weight(iteration) if callable(weight) else weight
             loss, value = task + factor * regulariser, float(regulariser.detach())
         total = float(loss.detach())
         if not math.isfinite(total):

@@ -1,0 +1,91 @@
+"""A penalty's weight that sets itself, from the gradients that it and the task send to the parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Balance"]
+
+
+class Balance:
+    """The weight at which the penalty's gradient is a fixed fraction of the task's.
+
+    weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, each smoothed
+    over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span and the
+    batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the papers
+    do by a schedule. One object serves one training.
+
+    Args:
+        fraction: of the task's gradient (> 0). Above 1 the penalty leads.
+        every: iterations between two measurements, each of which costs two more passes backward.
+        smoothing: share of the old norm that a measurement keeps, in [0, 1).
+
+    Attributes:
+        value: the weight; 0 before the first measurement, and where the penalty has no gradient.
+
+    Raises:
+        ValueError: for an argument outside its range.
+
+    Example:
+        >>> import torch, regnde
+        >>> field = regnde.nn.MLP([1, 8, 1])
+        >>> def compute(y0):
+        ...     sol = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        ...     return (sol.y1 - 2 * y0).square().mean(), sol
+        >>> adam = torch.optim.Adam(field.parameters(), 1e-2)
+        >>> batches = [torch.ones(4, 1)] * 3
+        >>> for progress in regnde.fit(compute, batches, adam, penalty=regnde.ErrorPenalty(), weight=Balance()):
+        ...     assert progress.weight > 0
+    """
+
+    def __init__(self, fraction: float = 0.3, *, every: int = 10, smoothing: float = 0.8) -> None:
+        if not (fraction > 0 and every >= 1 and 0 <= smoothing < 1):
+            raise ValueError(
+                f"Balance(fraction={fraction}, every={every}, smoothing={smoothing}): fraction must be above zero, "
+                "every at least 1, smoothing in [0, 1)."
+            )
+        self.fraction, self.every, self.smoothing = fraction, every, smoothing
+        self._task = self._penalty = 0.0
+        self._seen = 0
+
+    @property
+    def value(self) -> float:
+        """The weight now."""
+        return self.fraction * self._task / self._penalty if self._penalty > 0 else 0.0
+
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+        """Measures if it is time to; called once an iteration, before the backward pass.
+
+        Args:
+            task: loss of the task, 0-dim.
+            penalty: regulariser before its weight, 0-dim.
+            parameters: those that are trained.
+
+        Returns:
+            The weight.
+        """
+        due = self._seen % self.every == 0
+        self._seen += 1
+        if due and penalty.requires_grad and task.requires_grad:
+            slopes = [
+                torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, penalty)
+            ]
+            shared = [(a, b) for a, b in zip(*slopes, strict=True) if a is not None and b is not None]
+            sizes = [math.sqrt(sum(float(part.square().sum()) for part in side)) for side in zip(*shared, strict=True)]
+            if len(sizes) == 2 and all(map(math.isfinite, sizes)):
+                keep = self.smoothing if self._penalty > 0 else 0.0
+                self._task = keep * self._task + (1 - keep) * sizes[0]
+                self._penalty = keep * self._penalty + (1 - keep) * sizes[1]
+        return self.value
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint has to keep."""
+        return {"task": self._task, "penalty": self._penalty, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from such a state."""
+        self._task, self._penalty, self._seen = state["task"], state["penalty"], int(state["seen"])

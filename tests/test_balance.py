@@ -1,0 +1,86 @@
+"""The weight that sets itself: the ratio that it promises, its invariance, and that it works without tuning."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+import regnde
+from regnde import Balance, ErrorPenalty, Solver, fit
+from regnde.nn import MLP
+
+
+def exclusive_or(
+    penalty: regnde.Penalty | None, weight: float | Balance, iterations: int = 60
+) -> list[regnde.Progress]:
+    """A short training of the classifier that docs/training.md begins with."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 2, dtype=torch.float64)
+    label = (x[:, 0] * x[:, 1] > 0).long()
+    field, readout = MLP([8, 32, 8]).double(), torch.nn.Linear(8, 2).double()
+    record = "none" if penalty is None else "all"
+
+    def compute(start: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(field, start, [0.0, 1.0], Solver(rtol=1e-6, atol=1e-6), record=record)
+        return functional.cross_entropy(readout(solution.y1), label), solution
+
+    adam = torch.optim.Adam([*field.parameters(), *readout.parameters()], 3e-2)
+    batches = itertools.repeat(functional.pad(x, (0, 6)), iterations)
+    return list(fit(compute, batches, adam, penalty=penalty, weight=weight))
+
+
+def test_ratio_of_the_gradients_over_what_both_reach() -> None:
+    shared = torch.tensor([3.0, -1.0], dtype=torch.float64, requires_grad=True)
+    other = torch.tensor(100.0, dtype=torch.float64, requires_grad=True)
+    task = 4 * shared.sum() + 7 * other  # the readout's gradient is not what a penalty competes with
+    penalty = 0.5 * shared.sum()
+    balance = Balance(0.25, every=1, smoothing=0.0)
+    assert balance.value == 0.0
+    assert balance.update(task, penalty, [shared, other]) == pytest.approx(0.25 * 4 / 0.5)
+    (task + penalty).backward()  # the graph is still there
+    assert other.grad is not None
+
+
+def test_measures_now_and_then_and_smooths() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(1.0, every=2, smoothing=0.5)
+    sizes = [8.0, 99.0, 4.0, 99.0, 2.0]
+    weights = [balance.update(size * p, 2 * p, [p]) for size in sizes]
+    assert weights == pytest.approx([4.0, 4.0, 3.0, 3.0, 2.0])  # norms 8, 6, 4 over 2
+    again = Balance(1.0, every=2, smoothing=0.5)
+    again.load_state_dict(balance.state_dict())
+    assert [again.update(10 * p, 2 * p, [p]) for _ in range(2)] == [
+        balance.update(10 * p, 2 * p, [p]) for _ in range(2)
+    ]
+
+
+def test_no_gradient_is_no_weight() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(every=1)
+    assert balance.update(p * 2, 0 * p, [p]) == 0.0
+    assert balance.update(p * 2, torch.zeros(()), [p]) == 0.0
+    assert balance.update(p * 2, p * float("inf"), [p]) == 0.0
+    assert balance.update(p * 2, 3 * p, [p]) > 0.0
+
+
+def test_the_penaltys_scale_does_not_matter() -> None:
+    plain = exclusive_or(ErrorPenalty("mean"), Balance(), 20)
+    scaled = exclusive_or(1e4 * ErrorPenalty("mean"), Balance(), 20)
+    assert [p.task for p in scaled] == pytest.approx([p.task for p in plain], rel=1e-6)
+    assert scaled[-1].weight == pytest.approx(1e-4 * plain[-1].weight)
+    assert [p.nfe for p in scaled] == [p.nfe for p in plain]
+
+
+def test_lowers_the_evaluations_without_tuning() -> None:
+    plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance())
+    assert balanced[-1].nfe <= 0.7 * plain[-1].nfe
+    assert balanced[-1].task < 0.05
+
+
+@pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"every": 0}, {"smoothing": 1.0}])
+def test_refuses(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        Balance(**wrong)
