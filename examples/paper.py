@@ -5,7 +5,7 @@ and weights. `--scale small` is sized for two cores; `--scale paper` has the pap
 A run that was killed goes on from its checkpoint, and what is in DIR/results.jsonl is not run again.
 
 Run: python examples/paper.py mnist-ode --methods vanilla,ernode,local-time --seeds 3 --out results
-     python examples/paper.py all --out results
+     python examples/paper.py all --jobs 2 --out results
      python examples/paper.py mnist-ode --scale paper --source A --mnist FOLDER --device cuda --out results
 """
 
@@ -15,14 +15,19 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+import regnde
 from paper_experiments import report
-from paper_experiments.base import Options, Place
-from paper_experiments.methods import NAMES, STUDY
+from paper_experiments.base import Options, Place, Settings
+from paper_experiments.methods import NAMES, STUDY, WEIGHTLESS
+from paper_experiments.report import Line
 from paper_experiments.runner import EXPERIMENTS, Run, append, done, find, train
 
 NO_SDE = ("rnode", "taynode")  # penalise derivatives along a smooth solution
@@ -44,10 +49,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, help="instead of the experiment's")
     parser.add_argument("--tolerance", type=float, help="instead of the experiment's")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="instead of the experiment's")
-    parser.add_argument("--factor", type=float, default=1.0, help="times every weight of the penalties")
+    parser.add_argument("--factor", default="1", help="times every weight of the penalties; some, as 0.3,1,3")
+    parser.add_argument("--weight", choices=["tuned", "auto"], default="tuned", help="auto: set by regnde.Balance")
+    parser.add_argument("--fraction", type=float, default=regnde.Balance().fraction, help="of --weight auto")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with one run at a time")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="of torch: small states are fastest with one")
     options = parser.parse_args(arguments)
+    try:
+        options.factor = [float(text) for text in options.factor.split(",")]
+    except ValueError:
+        parser.error(f"--factor {options.factor}: give numbers with commas between them")
     options.methods = [name for name in options.methods.split(",") if name] or list(NAMES)
     unknown = [name for name in options.methods if name not in NAMES + STUDY]
     if unknown:
@@ -56,48 +68,93 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
-    """The runs of one experiment, seed by seed."""
+    """The runs of one experiment, seed by seed; what has no weight is run once for all factors."""
     experiment = EXPERIMENTS[name]
     options = Options(arguments.scale, arguments.source, arguments.mnist, arguments.physionet)
     settings = experiment.settings(options)
-    settings = dataclasses.replace(settings, weights=settings.weights.scaled(arguments.factor))
     changes = {key: getattr(arguments, key) for key in ("iterations", "tolerance", "dtype")}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     place = Place(torch.device(arguments.device), getattr(torch, settings.dtype), arguments.engine)
     methods = [method for method in arguments.methods if not (experiment.sde and method in NO_SDE)]
-    return [Run(name, m, seed, options, place, settings) for seed in range(arguments.seeds) for m in methods]
+    made = []
+    for seed in range(arguments.seeds):
+        for method in methods:
+            for factor in arguments.factor[:1] if method in WEIGHTLESS else arguments.factor:
+                changed = settings if method in WEIGHTLESS else _weighted(settings, factor, arguments)
+                made.append(Run(name, method, seed, options, place, changed))
+    return made
 
 
-def perform(name: str, arguments: argparse.Namespace) -> None:
-    """Trains what is not done yet, then writes the experiment's table and picture."""
-    results: Path = arguments.out / "results.jsonl"
+def _weighted(settings: Settings, factor: float, arguments: argparse.Namespace) -> Settings:
+    """The settings with the penalties' weights as the command line has them."""
+    fraction = arguments.fraction if arguments.weight == "auto" else 0.0
+    return dataclasses.replace(settings, weights=settings.weights.scaled(factor), factor=factor, balance=fraction)
+
+
+def carry_out(run: Run, arguments: argparse.Namespace) -> Line:
+    """Trains and measures one run, with a bar if it is the only one at a time."""
+    torch.set_num_threads(arguments.threads)
+    identity = json.dumps(run.described(), sort_keys=True)
+    short = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    checkpoint = arguments.out / f"{run.experiment}-{run.method}-{run.seed}-{short}.pt"
+    title = f"{run.experiment} {run.method} {run.seed}"
+    with tqdm(desc=title, leave=False, mininterval=1.0, disable=arguments.jobs > 1) as bar:
+
+        def watch(progress: regnde.Progress) -> None:
+            bar.update()
+            bar.set_postfix(loss=f"{progress.task:.3g}", nfe=progress.nfe)
+
+        return train(run, checkpoint, every=arguments.every, watch=watch)
+
+
+def completed(todo: list[Run], arguments: argparse.Namespace) -> Iterator[Line]:
+    """The results of runs as they end, from this process or from several."""
+    if arguments.jobs == 1:
+        yield from (carry_out(run, arguments) for run in todo)
+        return
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(carry_out, run, arguments) for run in todo]
+        with tqdm(total=len(futures), desc="runs", leave=False) as bar:
+            for future in as_completed(futures):
+                bar.update()
+                yield future.result()
+
+
+def conclude(name: str, lines: list[Line], arguments: argparse.Namespace) -> None:
+    """Prints an experiment's table, and writes it and its picture."""
     quality = EXPERIMENTS[name].quality
-    lines = []
-    for run in runs(name, arguments):
-        line = find(done(results), run)
-        if line is None:
-            identity = json.dumps(run.described(), sort_keys=True)
-            short = hashlib.sha256(identity.encode()).hexdigest()[:12]
-            checkpoint = arguments.out / f"{name}-{run.method}-{run.seed}-{short}.pt"
-            with tqdm(desc=f"{name} {run.method} {run.seed}", leave=False, mininterval=1.0) as bar:
-                line = train(
-                    run,
-                    checkpoint,
-                    every=arguments.every,
-                    watch=lambda p, bar=bar: (bar.update(), bar.set_postfix(loss=f"{p.task:.3g}", nfe=p.nfe))[0],
-                )
-            line["factor"] = arguments.factor
-            append(line, results)
-        lines.append(line)
-        print(
-            f"{name}, {run.method}, seed {run.seed}: {quality} {line[quality]:.4g}, test NFE {line['test_nfe']:.1f}, "
-            f"training NFE {line['train_nfe']:.1f} in {line['train_seconds']:.1f} s",
-            flush=True,
-        )
     text = report.table(lines, quality)
     print(f"\n{name}, {arguments.scale} scale:\n\n{text}\n", flush=True)
     (arguments.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     report.picture(lines, quality, name, arguments.out / f"{name}.png")
+
+
+def perform(names: list[str], arguments: argparse.Namespace) -> None:
+    """Trains what is not done yet; an experiment whose runs have all ended gets its table and picture."""
+    results: Path = arguments.out / "results.jsonl"
+    wanted = {name: runs(name, arguments) for name in names}
+    waiting = dict(wanted)
+
+    def look() -> None:
+        ended = done(results)
+        for name, part in list(waiting.items()):
+            lines = [find(ended, run) for run in part]
+            if all(lines):
+                del waiting[name]
+                conclude(name, [line for line in lines if line], arguments)
+
+    look()
+    for line in completed(
+        [run for part in waiting.values() for run in part if not find(done(results), run)], arguments
+    ):
+        append(line, results)
+        quality = EXPERIMENTS[line["experiment"]].quality
+        print(
+            f"{line['experiment']}, {report.label(line)}, seed {line['seed']}: {quality} {line[quality]:.4g}, "
+            f"test NFE {line['test_nfe']:.1f}, training NFE {line['train_nfe']:.1f} in {line['train_seconds']:.1f} s",
+            flush=True,
+        )
+        look()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -105,8 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in EXPERIMENTS if options.experiment == "all" else [options.experiment]:
-        perform(name, options)
+    perform(list(EXPERIMENTS) if options.experiment == "all" else [options.experiment], options)
 
 
 if __name__ == "__main__":

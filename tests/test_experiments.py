@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,6 +150,51 @@ def test_resumes_after_a_kill_as_if_there_was_none(tiny: None, name: str, tmp_pa
     assert not checkpoint.exists()
     for key in ("accuracy", "test_nfe", "train_nfe", "nfe_history", "settings"):
         assert resumed[key] == whole[key]
+
+
+def test_goes_on_after_a_real_kill(tmp_path: Path) -> None:
+    """SIGKILL in the middle of training; what goes on from the file ends where an undisturbed run ends."""
+    script = str(Path(paper.__file__))
+    words = ["cubic-spiral", "--methods", "steer+ernode", "--iterations", "40", "--tolerance", "1e-3"]
+    words += ["--weight", "auto", "--engine", "torch", "--every", "0"]
+    process = subprocess.Popen([sys.executable, script, *words, "--out", str(tmp_path)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (checkpoint,) = tmp_path.glob("*.pt")
+    assert 0 < torch.load(checkpoint, weights_only=True)["iteration"] < 40
+    assert not (tmp_path / "results.jsonl").exists()
+    paper.main([*words, "--out", str(tmp_path)])
+    paper.main([*words, "--out", str(tmp_path / "whole")])
+    (resumed,), (whole,) = (runner.done(folder / "results.jsonl") for folder in (tmp_path, tmp_path / "whole"))
+    assert not checkpoint.exists()
+    for key in ("loss", "test_nfe", "train_nfe", "nfe_history", "settings"):
+        assert resumed[key] == whole[key]
+
+
+def test_two_processes_do_what_one_does(tiny: None, tmp_path: Path) -> None:
+    words = ["cubic-spiral", "--methods", "vanilla,ernode", "--iterations", "2", "--tolerance", "1e-3"]
+    lines = []
+    for jobs in ("1", "2"):
+        paper.main([*words, "--engine", "torch", "--jobs", jobs, "--out", str(tmp_path / jobs)])
+        found = sorted(runner.done(tmp_path / jobs / "results.jsonl"), key=lambda line: line["method"])
+        lines.append([(line["method"], line["loss"], line["test_nfe"]) for line in found])
+        assert (tmp_path / jobs / "cubic-spiral.md").exists()
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 2
+
+
+def test_factors_and_the_weight_that_sets_itself(tiny: None, tmp_path: Path) -> None:
+    words = ["cubic-spiral", "--methods", "vanilla,ernode", *TINY, "--out", str(tmp_path)]
+    paper.main([*words, "--factor", "1,3"])
+    paper.main([*words, "--weight", "auto", "--fraction", "0.5"])
+    lines = runner.done(tmp_path / "results.jsonl")
+    assert [report.label(line) for line in lines] == ["vanilla", "ernode", "ernode x3", "ernode auto 0.5"]
+    assert len({line["loss"] for line in lines}) == 4
+    with pytest.raises(SystemExit):
+        paper.main([*words, "--factor", "three"])
 
 
 def test_what_is_done_is_not_run_again(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

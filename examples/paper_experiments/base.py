@@ -31,10 +31,13 @@ class Settings:
         epochs: passes over the data, the last batch of a pass being what is left.
         optimizer: "adam", "adamax" or "sgd" (momentum 0.9).
         inverse_decay: d in learning rate / (1 + d * iteration).
+        cosine: whether the learning rate falls to 0 along a half cosine instead.
         weight_decay: the optimiser's.
         per_epoch: whether a penalty's weight changes once an epoch (paper A) or every iteration (paper B).
         dtype: "float32" or "float64".
         official_local: a local step as paper B's code takes it.
+        factor: what the weights are multiplied by already.
+        balance: fraction of a `regnde.Balance` that sets the penalty's weight, or 0 for the weights above.
         timing: solves of one test batch, of which the median is the prediction time.
     """
 
@@ -46,10 +49,13 @@ class Settings:
     epochs: int = 0
     optimizer: Literal["adam", "adamax", "sgd"] = "adam"
     inverse_decay: float = 0.0
+    cosine: bool = False
     weight_decay: float = 0.0
     per_epoch: bool = False
     dtype: str = "float64"
     official_local: bool = False
+    factor: float = 1.0
+    balance: float = 0.0
     timing: int = 11
 
     def steps(self, items: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ NAMES = (
     "taynode",
 )
 STUDY = ("squared",)  # not in the papers' tables: their squared error estimates
+WEIGHTLESS = ("vanilla", "steer")
 TSIT5_SIZE, SOSRI2_SIZE = 3.5068, 10.6  # stability sizes: the papers' code divides the stiffness by them
 
 Pair = tuple[float, float]

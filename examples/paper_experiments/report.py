@@ -11,8 +11,10 @@ Line = dict[str, Any]
 
 def label(line: Line) -> str:
     """A row's name: the method, and what was changed for it."""
-    factor = line.get("factor", 1.0)
-    return line["method"] if factor == 1.0 else f"{line['method']} x{factor:g}"
+    settings = line.get("settings", {})
+    factor, fraction = settings.get("factor", 1.0), settings.get("balance", 0.0)
+    name = line["method"] if factor == 1.0 else f"{line['method']} x{factor:g}"
+    return f"{name} auto {fraction:g}" if fraction else name
 
 
 def grouped(lines: list[Line]) -> dict[str, list[Line]]:

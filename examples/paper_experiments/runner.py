@@ -106,8 +106,8 @@ def train(
     model.to(run.place.device, run.place.dtype)
     total, per_epoch = run.settings.steps(model.items)
     optimizer = _optimizer(model, run.settings)
-    decay = run.settings.inverse_decay
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 / (1 + decay * i))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(run.settings, total))
+    balance = regnde.Balance(run.settings.balance or 1.0)
     weight = _weight(chosen, run.settings, total, per_epoch)
 
     start, nfes, seconds = 0, [], 0.0
@@ -118,6 +118,7 @@ def train(
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())
         start, nfes, seconds = state["iteration"], state["nfes"], state["seconds"]
+        balance.load_state_dict(state["balance"])
 
     def compute(batch: tuple[int, Tensor]) -> tuple[Tensor, regnde.Solution]:
         iteration, index = batch
@@ -128,7 +129,7 @@ def train(
         _batches(model.items, run.settings.batch, run.seed, start, total),
         optimizer,
         penalty=chosen.penalty,
-        weight=lambda i: weight(start + i),
+        weight=balance if run.settings.balance else lambda i: weight(start + i),
         scheduler=scheduler,
     )
     saved, began = time.monotonic(), run.place.clock()
@@ -142,6 +143,7 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "rng": torch.get_rng_state(),
+                "balance": balance.state_dict(),
                 "iteration": iteration,
                 "nfes": nfes,
                 "seconds": seconds,
@@ -205,6 +207,13 @@ def _optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
         return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay)
     kind = torch.optim.Adamax if settings.optimizer == "adamax" else torch.optim.Adam
     return kind(model.parameters(), rate, weight_decay=decay)
+
+
+def _rate(settings: Settings, total: int) -> Callable[[int], float]:
+    """What the learning rate is multiplied by over the iterations."""
+    if settings.cosine:
+        return lambda iteration: (1 + math.cos(math.pi * iteration / total)) / 2
+    return lambda iteration: 1 / (1 + settings.inverse_decay * iteration)
 
 
 def _weight(chosen: Method, settings: Settings, total: int, per_epoch: int) -> Callable[[int], float]:
