@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 import regnde
-from paper_experiments import report
+from paper_experiments import report, study
 from paper_experiments.base import Options, Place, Settings
 from paper_experiments.methods import NAMES, STUDY, WEIGHTLESS
 from paper_experiments.report import Line
@@ -127,6 +127,10 @@ def conclude(name: str, lines: list[Line], arguments: argparse.Namespace) -> Non
     print(f"\n{name}, {arguments.scale} scale:\n\n{text}\n", flush=True)
     (arguments.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     report.picture(lines, quality, name, arguments.out / f"{name}.png")
+    methods = {line["method"] for line in lines}
+    if quality == "accuracy" and "vanilla" in methods and len(report.grouped(lines)) > len(methods):
+        print(f"The fewest evaluations at half a point of accuracy:\n\n{study.best(lines)}\n", flush=True)
+        study.picture(lines, arguments.out / f"{name}-study.png")
 
 
 def perform(names: list[str], arguments: argparse.Namespace) -> None:

@@ -19,15 +19,11 @@ POINTS, COMPONENTS, RADIUS, SPREAD, NOISE = 2048, 6, 5.0, 0.1, 0.3
 
 
 def ring(points: int = POINTS, seed: int = 0) -> Tensor:
-    """Points of six Gaussians on a circle, shape (points, 2), scaled to unit variance.
-
-    Their width is that of the components and of the noise together.
-    """
+    """Points of six Gaussians on a circle, shape (points, 2); the width is the components' and the noise's together."""
     generator = torch.Generator().manual_seed(seed)
     angle = 2 * math.pi * torch.randint(COMPONENTS, (points,), generator=generator).double() / COMPONENTS
     centre = RADIUS * torch.stack((angle.cos(), angle.sin()), 1)
-    x = centre + math.hypot(SPREAD, NOISE) * torch.randn(points, 2, generator=generator, dtype=torch.float64)
-    return x / x.std()
+    return centre + math.hypot(SPREAD, NOISE) * torch.randn(points, 2, generator=generator, dtype=torch.float64)
 
 
 class ConcatSquash(nn.Module):
@@ -60,15 +56,22 @@ class Squash(nn.Module):
 
 
 class Flow(Problem):
-    """Negative log-likelihood of points that the flow carries to a standard normal distribution."""
+    """Negative log-likelihood of points that the flow carries to a standard normal distribution.
 
-    def __init__(self, settings: Settings, method: Method, place: Place) -> None:
+    Args:
+        settings: sizes and schedule.
+        method: the row.
+        place: device, precision, engine.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, settings: Settings, method: Method, place: Place, width: int = 16) -> None:
         super().__init__(settings, method, place)
         x = ring().to(place.device, place.dtype)
         cut = len(x) * 3 // 4
         self.train_x, self.test_x = x[:cut], x[cut:]
         self.items = cut
-        self.flow = Hutchinson(Squash(16))
+        self.flow = Hutchinson(Squash(width))
 
     def solve(self, x: Tensor, generator: torch.Generator | None = None) -> Solution:
         """The solution of states and log densities, shape (batch, 3)."""
@@ -97,20 +100,21 @@ class Flow(Problem):
 def _settings(options: Options) -> Settings:
     small = options.scale == "small"
     weights = Weights(
-        error=(20.0, 10.0) if small else (2000.0, 1000.0),
+        error=(5.0, 5.0) if small else (2000.0, 1000.0),
         stiffness=(0.1, 0.1),
-        both=(20.0, 10.0) if small else (10.0, 10.0),
-        local=(20.0, 10.0) if small else (2000.0, 1000.0),
+        both=(5.0, 5.0) if small else (10.0, 10.0),
+        local=(5.0, 5.0) if small else (2000.0, 1000.0),
         squared=(5.0, 2.5),
         rnode=(0.01, 0.01),
         taynode=(1e-3, 2),
     )
     return Settings(
-        iterations=100 if small else 0,
+        iterations=300 if small else 0,
         epochs=0 if small else 20,
         batch=512 if small else 1024,
-        tolerance=1e-6 if small else 1.4e-8,
-        learning_rate=1e-2 if small else 4e-2,
+        tolerance=1e-5 if small else 1.4e-8,
+        learning_rate=2e-2 if small else 4e-2,
+        cosine=small,
         weight_decay=1e-5,
         per_epoch=not small,
         dtype="float64" if small else "float32",
@@ -118,4 +122,4 @@ def _settings(options: Options) -> Settings:
     )
 
 
-EXPERIMENT = Experiment("loss", False, _settings, lambda s, m, p, o: Flow(s, m, p))
+EXPERIMENT = Experiment("loss", False, _settings, lambda s, m, p, o: Flow(s, m, p, 32 if o.scale == "small" else 16))

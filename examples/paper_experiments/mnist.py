@@ -117,7 +117,7 @@ def _ode_settings(options: Options) -> Settings:
             stiffness=(1.0, 1.0),
             both=(150.0, 30.0),
             local=(100.0, 30.0),
-            squared=(15.0, 3.0),
+            squared=(1500.0, 300.0),
             rnode=(3.0, 3.0),
             taynode=(3.0, 2),
         )

@@ -24,6 +24,7 @@ VARIABLES = [
 # fmt: on
 LEFT_OUT = {"RecordID", "Age", "Gender", "Height", "ICUType"}
 HOURS = 48
+NOISE = 0.06  # standard deviation of the synthetic series' noise
 TIMES = tuple(hour / HOURS for hour in range(HOURS + 1))
 
 
@@ -88,10 +89,11 @@ def load_physionet(folder: Path) -> Series:
 
 
 def synthetic(stays: int, seed: int = 0) -> Series:
-    """Series of Physionet's shape: 37 mixtures of two damped oscillators, 10 to 20 % of the entries observed.
+    """Series of Physionet's shape: 37 mixtures of two slow damped oscillators, 10 to 20 % of the entries observed.
 
     The oscillators' rates are the data set's, their phases and amplitudes the stay's: a latent ODE can learn them.
-    Values lie in [0, 1], with noise of standard deviation 0.01, the width of the likelihood.
+    Values lie in [0, 1] but for their noise, which no model explains: it is of the size of what the papers' models
+    leave unexplained on Physionet, mean squares of 0.0035.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -99,11 +101,11 @@ def synthetic(stays: int, seed: int = 0) -> Series:
         return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
     t = torch.tensor(TIMES, dtype=torch.float64)
-    cycles, damping = torch.tensor([0.5, 1.25]).double(), torch.tensor([0.5, 1.0]).double()
+    cycles, damping = torch.tensor([0.25, 0.5]).double(), torch.tensor([0.5, 1.0]).double()
     phase, amplitude = uniform(0, 2 * math.pi, stays, 1, 2), uniform(0.3, 1.0, stays, 1, 2)
     waves = amplitude * (-damping * t[:, None]).exp() * torch.cos(2 * math.pi * cycles * t[:, None] + phase)
     mixing = uniform(-1, 1, 2, len(VARIABLES))
     values = 0.5 + 0.5 * (waves @ mixing) / mixing.abs().sum(0)
-    values = values + 0.01 * torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    values = values + NOISE * torch.randn(values.shape, generator=generator, dtype=torch.float64)
     mask = (torch.rand(values.shape, generator=generator) < uniform(0.1, 0.2, stays, 1, 1)).double()
     return Series(values * mask, mask)

@@ -96,16 +96,16 @@ class SpiralSDE(Problem):
 def _ode_settings(options: Options) -> Settings:
     small = options.scale == "small"
     weights = Weights(
-        error=(20.0, 2.0),
+        error=(2.0, 0.2),
         stiffness=(0.01, 0.01),
-        both=(20.0, 2.0),
-        local=(20.0, 2.0),
-        squared=(20.0, 2.0),
+        both=(2.0, 0.2),
+        local=(2.0, 0.2),
+        squared=(2.0, 0.2),
         rnode=(1e-3, 1e-3),
         taynode=(1e-5, 2),
     )
     return Settings(
-        iterations=300 if small else 1000,
+        iterations=600 if small else 1000,
         batch=1,
         tolerance=1e-6 if small else 1.4e-8,
         learning_rate=1e-2,
