@@ -57,6 +57,15 @@ def test_measures_now_and_then_and_smooths() -> None:
     ]
 
 
+def test_a_penalty_that_has_worked_does_not_raise_its_weight() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(1.0, every=1, smoothing=0.0)
+    weights = [balance.update(8 * p, size * p, [p]) for size in (2.0, 2.0, 1e-6, 4.0)]
+    assert weights[:2] == pytest.approx([4.0, 4.0])
+    assert 4.0 < weights[2] < 4.2
+    assert weights[3] == pytest.approx(2.0)
+
+
 def test_no_gradient_is_no_weight() -> None:
     p = torch.ones((), dtype=torch.float64, requires_grad=True)
     balance = Balance(every=1)

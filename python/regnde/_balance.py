@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["Balance"]
 
+MEMORY = 0.98  # of the penalty's largest norm, a measurement
+
 
 class Balance:
     """The weight at which the penalty's gradient is a fixed fraction of the task's.
@@ -17,7 +19,9 @@ class Balance:
     weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, each smoothed
     over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span and the
     batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the papers
-    do by a schedule. One object serves one training.
+    do by a schedule. Of the penalty's norm the largest so far counts, slowly forgotten: where the penalty has had
+    its effect its gradient is small, and a weight that rose for that would flatten the field further instead of
+    letting it learn. One object serves one training.
 
     Args:
         fraction: of the task's gradient (> 0). Above 1 the penalty leads.
@@ -49,13 +53,13 @@ class Balance:
                 "every at least 1, smoothing in [0, 1)."
             )
         self.fraction, self.every, self.smoothing = fraction, every, smoothing
-        self._task = self._penalty = 0.0
+        self._task = self._penalty = self._peak = 0.0
         self._seen = 0
 
     @property
     def value(self) -> float:
         """The weight now."""
-        return self.fraction * self._task / self._penalty if self._penalty > 0 else 0.0
+        return self.fraction * self._task / self._peak if self._peak > 0 else 0.0
 
     def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
         """Measures if it is time to; called once an iteration, before the backward pass.
@@ -80,12 +84,14 @@ class Balance:
                 keep = self.smoothing if self._penalty > 0 else 0.0
                 self._task = keep * self._task + (1 - keep) * sizes[0]
                 self._penalty = keep * self._penalty + (1 - keep) * sizes[1]
+                self._peak = max(self._penalty, MEMORY * self._peak)
         return self.value
 
     def state_dict(self) -> dict[str, float]:
         """What a checkpoint has to keep."""
-        return {"task": self._task, "penalty": self._penalty, "seen": self._seen}
+        return {"task": self._task, "penalty": self._penalty, "peak": self._peak, "seen": self._seen}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Goes on from such a state."""
-        self._task, self._penalty, self._seen = state["task"], state["penalty"], int(state["seen"])
+        self._task, self._penalty, self._peak = state["task"], state["penalty"], state["peak"]
+        self._seen = int(state["seen"])
