@@ -42,6 +42,18 @@ def engine(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture
+def julia(request: pytest.FixtureRequest) -> None:
+    """Skips without Julia, or fails if Julia was asked for."""
+    why = engines()["julia"].unavailable()
+    if why is not None:
+        if request.config.getoption("engine") == "julia":
+            pytest.fail(f"--engine=julia: {why}")
+        pytest.skip(f"julia engine: {why}")
+    if request.config.getoption("engine") == "torch":
+        pytest.skip("--engine=torch")
+
+
 @pytest.fixture(autouse=True)
 def _seed_and_defaults() -> Iterator[None]:
     """Every test starts from one seed and leaves torch's defaults as they were."""

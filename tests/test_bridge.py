@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ import torch
 
 import regnde
 from regnde import Local, Solver
-from regnde._engines import engines
+from regnde._engines import choose, engines
 from regnde._engines.base import Request
 from regnde._engines.julia import runtime
 
@@ -57,6 +58,7 @@ def test_missing_juliacall_is_explained(fresh: pytest.MonkeyPatch) -> None:
 
 def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """PYTHON_JULIACALL_EXE and _PROJECT: both or neither, an executable, a project with our package."""
+    fresh.setattr(runtime, "LASTING", 0.0)
     fresh.setenv("PYTHON_JULIACALL_EXE", sys.executable)
     assert "together" in (runtime.why_not() or "")
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
@@ -66,6 +68,46 @@ def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Pa
     assert runtime.why_not() is None
     fresh.setenv("PYTHON_JULIACALL_EXE", str(tmp_path / "nowhere"))
     assert "no executable" in (runtime.why_not() or "")
+
+
+@pytest.mark.parametrize(("there", "again"), [(None, 1), ("not there", 2)])
+def test_the_disk_is_not_looked_at_before_every_solve(fresh: pytest.MonkeyPatch, there: str | None, again: int) -> None:
+    """Once if Julia is there, once a second if not; at once for another choice of Julia."""
+    looks: list[tuple[str | None, str | None]] = []
+    fresh.setattr(runtime, "_why_not_on_disk", lambda *chosen: looks.append(chosen) or there)
+    now = iter([0.0, 0.5, 0.9, 1.5, 1.6])
+    fresh.setattr(runtime.time, "monotonic", lambda: next(now))
+    for _ in range(4):
+        assert runtime.why_not() == there
+    assert len(looks) == again
+    fresh.setenv("PYTHON_JULIACALL_EXE", "other")
+    runtime.why_not()
+    assert len(looks) == again + 1
+
+
+def test_cuda_packages_are_asked_for(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
+    project = tmp_path / "Project.toml"
+    project.write_text('[deps]\nCUDA = "052768ef"\n\n[compat]\nDLPack = "0.3"\n')
+    assert 'Pkg.add(["DLPack"])' in (runtime.lacks_cuda() or "")
+    project.write_text('[deps]\nCUDA = "052768ef"\nDLPack = "53c2dc0f"\n')
+    assert runtime.lacks_cuda() is None
+    fresh.delenv("PYTHON_JULIACALL_PROJECT")
+    pytest.importorskip("juliapkg")
+    assert "python -m regnde julia --cuda" in (runtime.lacks_cuda() or "")
+
+
+def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch) -> None:
+    """Asked for by name it is an error that says what to install; "auto" takes the other engine."""
+    asked = request()
+    asked = replace(asked, y0=SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32))  # type: ignore[arg-type]
+    fresh.setattr(runtime, "why_not", lambda: None)
+    fresh.setattr(runtime, "lacks_cuda", lambda: "install CUDA")
+    with pytest.raises(regnde.EngineUnavailable, match="install CUDA"):
+        choose(asked)
+    fresh.setenv("REGNDE_ENGINE", "auto")
+    fresh.setattr(engines()["torch"].__class__, "refuses", lambda self, request: None)
+    assert choose(replace(asked, solver=replace(asked.solver, engine="auto"))).name == "torch"
 
 
 def test_not_installed_is_explained(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -109,6 +151,7 @@ def test_errors_leave_the_worker_as_text() -> None:
         (dict(method="rk4"), "no ODE method"),
         (dict(y0=torch.ones(2, dtype=torch.complex64)), "complex64"),
         (dict(y0=torch.ones(2, device="meta")), "CPU"),
+        (dict(y0=torch.ones(0, 2)), "one or more entries"),
         (dict(record="all", gradient="gauss"), "zero without a word"),
         (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), gradient="backsolve"), "for ODEs"),
         (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), method="em"), "fixed step"),
@@ -151,7 +194,10 @@ def test_juliapkg_names_our_package() -> None:
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
     for name, uuid in project["weakdeps"].items():
-        assert spec[name]["uuid"] == uuid
+        assert runtime.CUDA.get(name, spec.get(name, {}).get("uuid")) == uuid
+    for name, triggers in project["extensions"].items():
+        assert (ROOT / "julia" / "ext" / f"{name}.jl").is_file()
+        assert set([triggers] if isinstance(triggers, str) else triggers) <= set(project["weakdeps"])
     assert set(project["deps"]) | set(project["weakdeps"]) | {"julia"} <= set(project["compat"])
 
 

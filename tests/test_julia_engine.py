@@ -18,7 +18,6 @@ from frozen import Frozen, relative
 from frozen_sde import FrozenSDE
 from problems import GOLDEN, SMALL_P, SMALL_Y0, cubic_net, small_net
 from regnde import SDE, BrownianPath, Local, Solver
-from regnde._engines import engines
 from test_golden import NET, ODE, golden_net, tensor
 from tolerances import GOLDEN_GRADIENT, ROUNDING
 
@@ -29,19 +28,7 @@ IMPLICIT = ("rosenbrock23", "rodas5p", "trbdf2", "kencarp4", "autotsit5")
 # Julia fuses multiply-adds and sums in another order: a step from equal states agrees to this, relative.
 STEP = 1e-9
 # A first solve compiles; on a loaded machine that takes minutes.
-pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(autouse=True)
-def julia(request: pytest.FixtureRequest) -> None:
-    """Skips without Julia, or fails if Julia was asked for."""
-    why = engines()["julia"].unavailable()
-    if why is not None:
-        if request.config.getoption("engine") == "julia":
-            pytest.fail(f"--engine=julia: {why}")
-        pytest.skip(f"julia engine: {why}")
-    if request.config.getoption("engine") == "torch":
-        pytest.skip("--engine=torch")
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("julia")]
 
 
 def solver(**options: object) -> Solver:

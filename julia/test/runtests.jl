@@ -7,4 +7,5 @@ include("replay.jl")
     include("activations.jl")
     include("records.jl")
     include("gradients.jl")
+    include("device.jl")
 end

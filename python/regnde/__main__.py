@@ -17,7 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
-    commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
+    julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
+    julia.add_argument("--cuda", action="store_true", help="also the packages that tensors on CUDA devices need")
     demo = commands.add_parser("demo", help="train with and without regularisation on 5,000 MNIST images")
     demo.add_argument("--methods", default=",".join(_demo.METHODS), help="comma-separated (default: all)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... (default 1)")
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if solved else 1
     if options.command == "julia":
         try:
-            print("\n".join(_doctor.install_julia()))
+            print("\n".join(_doctor.install_julia(cuda=options.cuda)))
         except EngineUnavailable as problem:
             print(f"regnde: {problem}", file=sys.stderr)
             return 1

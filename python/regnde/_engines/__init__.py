@@ -33,11 +33,11 @@ def choose(request: Request) -> Engine:
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
-        if engine.unavailable() is None and engine.refuses(request) is None:
+        if engine.unavailable() is None and engine.lacks(request) is None and engine.refuses(request) is None:
             return engine
         name = "torch"
     engine = known[name]
-    if (why := engine.unavailable()) is not None:
+    if (why := engine.unavailable() or engine.lacks(request)) is not None:
         raise EngineUnavailable(why)
     if (why := engine.refuses(request)) is not None:
         raise ValueError(why)
@@ -54,6 +54,10 @@ class _Preferred(Engine):
     def unavailable(self) -> str | None:
         """Why the first engine can not run."""
         return self.first.unavailable()
+
+    def lacks(self, request: Request) -> str | None:
+        """What the first engine needs for it."""
+        return self.first.lacks(request)
 
     def refuses(self, request: Request) -> str | None:
         """Why the first engine can not run the request; the field shows only when it is read."""

@@ -57,6 +57,10 @@ class Engine(ABC):
     def unavailable(self) -> str | None:
         """Why the engine can not run on this machine and what to do, or None if it can."""
 
+    def lacks(self, request: Request) -> str | None:
+        """What has to be installed before the engine can run this request, and how, or None."""
+        return None
+
     @abstractmethod
     def refuses(self, request: Request) -> str | None:
         """Why the engine can not run this request, or None if it can."""

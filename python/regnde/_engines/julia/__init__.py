@@ -43,13 +43,17 @@ ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
 class JuliaEngine(Engine):
-    """Runs fields that can be written as Julia code, on the CPU."""
+    """Runs fields that can be written as Julia code, on the CPU or, with CUDA.jl, on a CUDA device."""
 
     name = "julia"
 
     def unavailable(self) -> str | None:
         """Why Julia can not run here, and what to do."""
         return runtime.why_not()
+
+    def lacks(self, request: Request) -> str | None:
+        """CUDA.jl, for a state on a CUDA device."""
+        return runtime.lacks_cuda() if request.y0.device.type == "cuda" else None
 
     def refuses(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
@@ -61,8 +65,15 @@ class JuliaEngine(Engine):
             return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
         if y0.dtype not in (torch.float32, torch.float64):
             return f"the Julia engine solves float32 and float64 states, not {y0.dtype}: set Solver(engine='torch')."
-        if y0.device.type != "cpu":
-            return f"the Julia engine solves on the CPU, but y0 lies on {y0.device}: set Solver(engine='torch')."
+        if y0.numel() == 0:
+            return "the Julia engine solves states of one or more entries: set Solver(engine='torch')."
+        if y0.device.type not in ("cpu", "cuda"):
+            return f"the Julia engine solves on CPU and CUDA, but y0 lies on {y0.device}: set Solver(engine='torch')."
+        if y0.device.type == "cuda" and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
+            return (
+                "on CUDA devices the Julia engine has explicit and stochastic methods with their discrete gradient, "
+                f"not {solver.method!r} with gradient={solver.gradient!r}."
+            )
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
         return refused_everywhere(request, adaptive=solver.method != "em") or self._refuses_gradient(request)
@@ -88,6 +99,8 @@ class JuliaEngine(Engine):
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
+        if request.y0.device.type == "cuda":
+            runtime.load(*runtime.CUDA)
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
@@ -129,7 +142,7 @@ class _Run:
         self.request, self.codes = request, codes
         self.local = request.record if isinstance(request.record, Local) else None
         self.graph = _grad_on(request, codes)
-        self.tensors = tuple(x.contiguous() for code in codes for x in code.tensors)
+        self.tensors = tuple(x.to(request.y0.device).contiguous() for code in codes for x in code.tensors)
         self.path = self._noise()
         self.random = self._random()
         self.drawn = math.nan
@@ -221,12 +234,12 @@ class _Run:
         return torch.cat([full[:row], full[row + 1 : end]])[: outcome.saved]
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
-        method, dtype = self.request.solver.method, self.request.y0.dtype
+        method, like = self.request.solver.method, self.request.y0
         sizes = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
         size = sizes["tsit5"] if self.local and method in IMPLICIT else sizes[method]
         return Steps(
-            t=t.to(dtype),
-            dt=dt.to(dtype),
+            t=t.to(like),
+            dt=dt.to(like),
             error=None if method == "em" else error,
             stiffness=None if size is None else stiffness,
             method=method,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.words import Code, Kept, Words, path_address
+from regnde._engines.julia.words import Code, Kept, Words, path_address, settle
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
@@ -105,6 +105,7 @@ class SolveJob:
             julia.bridge_records(number, table.data_ptr())
             return number, table, str(julia.bridge_reason(number)) if results[0] else ""
 
+        settle(y0)
         with path_address(self.path, y0) as path:
             number, table, reason = runtime.call(solve)
         status, accepted, saved, rejected, first, second, dt_first, t, dt = results.tolist()
@@ -121,7 +122,7 @@ class SolveJob:
             table=table,
             kept=Kept(number),
         )
-        return ys, table[2].to(y0.dtype), table[3].to(y0.dtype)
+        return ys, table[2].to(y0), table[3].to(y0)
 
     def place_anchor(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the spare row; returns its time."""
@@ -146,11 +147,12 @@ class SolveJob:
         words.tensor(y0bar)
         words.tensor(None if ysbar is None else ysbar.contiguous())
         for bar in (errorbar, stiffnessbar):
-            words.tensor(None if bar is None else bar.to(torch.float64).contiguous())
+            words.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
         words.tensor(tbar)
         words.tensor(ys if self.moving else None)
         gradients = words.gradients(self.codes, tensors)
         number = self.outcome.kept.number
+        settle(y0bar)
         if self.adjoint:
             runtime.call(lambda julia: julia.bridge_adjoint(number, *words.place, self.adjoint) and None)
         else:
@@ -227,6 +229,7 @@ class LocalJob:
                 )
             )
 
+        settle(y)
         with path_address(self.path, y) as path:
             self.kept = Kept(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results.tolist()
@@ -255,5 +258,6 @@ class LocalStep(torch.autograd.Function):
         gradients = words.gradients(job.codes, tensors)
         assert job.kept is not None
         number, bars = job.kept.number, (float(errorbar), float(stiffnessbar))
+        settle(ybar)
         runtime.call(lambda julia: julia.bridge_local_backward(number, *words.place, *bars, job.freeze) and None)
         return None, ybar, *gradients

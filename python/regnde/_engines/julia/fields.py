@@ -70,7 +70,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
 def check_unchanged(field: Field, t0: float, y0: Tensor, value: Tensor) -> None:
     """Raises `FieldChanged` unless the field gives `value`, Julia's, at the start."""
     with torch.no_grad():
-        eager = field(torch.tensor(t0, dtype=y0.dtype), y0.detach())
+        eager = field(torch.tensor(t0, dtype=y0.dtype, device=y0.device), y0.detach())
     tolerance = AGREEMENT[y0.dtype]
     if eager.shape != value.shape or not torch.allclose(eager, value, rtol=tolerance, atol=tolerance, equal_nan=True):
         raise FieldChanged

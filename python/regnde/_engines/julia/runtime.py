@@ -11,20 +11,35 @@ This file imports no torch, and juliacall in one function only.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import re
 import sys
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from regnde._errors import EngineUnavailable
 
-__all__ = ["JuliaFailure", "call", "discard", "folder", "install", "load", "prepared", "running", "start", "why_not"]
+__all__ = [
+    "CUDA",
+    "JuliaFailure",
+    "call",
+    "discard",
+    "folder",
+    "install",
+    "lacks_cuda",
+    "load",
+    "prepared",
+    "running",
+    "start",
+    "why_not",
+]
 
 T = TypeVar("T")
 
@@ -33,6 +48,12 @@ DEFAULTS = {
     "PYTHON_JULIACALL_THREADS": "1",  # one thread makes all calls; BLAS has its own
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
 }
+CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
+"""The Julia packages that tensors on CUDA devices need, by name."""
+
+LASTING = 1.0
+"""How many seconds it is believed that Julia is not there; that it is, is believed until it is started."""
+
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
 
@@ -51,6 +72,7 @@ class _State:
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
+        self.looked: tuple[tuple[str | None, str | None], str | None, float] | None = None
 
 
 _state = _State()
@@ -65,17 +87,28 @@ def why_not() -> str | None:
     """Why Julia can not run here and what to do, or None if it can. Starts nothing, asks no network."""
     if running():
         return _of_another_process()
-    if importlib.util.find_spec("juliacall") is None:
-        return "the package juliacall is not installed: `pip install juliacall`, then " + INSTALL + "."
     if _started_elsewhere():
         return (
             "another package has started Julia in this process, on a thread that regnde can not use. "
             "Solve once with Solver(engine='julia') before that package is imported."
         )
-    executable, project = (os.environ.get(f"PYTHON_JULIACALL_{name}") for name in ("EXE", "PROJECT"))
-    if executable or project:
-        return _why_not_chosen(executable, project)
-    return _why_not_installed()
+    # asked before every solve with engine="auto": the disk is looked at once, or once a second
+    chosen, now = _chosen(), time.monotonic()
+    if _state.looked is None or _state.looked[0] != chosen or now >= _state.looked[2]:
+        why = _why_not_on_disk(*chosen)
+        _state.looked = chosen, why, math.inf if why is None else now + LASTING
+    return _state.looked[1]
+
+
+def _chosen() -> tuple[str | None, str | None]:
+    """The user's Julia and its project, where the environment names them."""
+    return os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
+
+
+def _why_not_on_disk(executable: str | None, project: str | None) -> str | None:
+    if importlib.util.find_spec("juliacall") is None:
+        return "the package juliacall is not installed: `pip install juliacall`, then " + INSTALL + "."
+    return _why_not_chosen(executable, project) if executable or project else _why_not_installed()
 
 
 def _why_not_chosen(executable: str | None, project: str | None) -> str | None:
@@ -101,6 +134,39 @@ def _why_not_installed() -> str | None:
     if not os.path.exists(STATE["meta"]) or not _has_package(Path(STATE["project"])):
         return f"Julia and its packages are not installed in this environment: {INSTALL}."
     return None
+
+
+def lacks_cuda() -> str | None:
+    """What to do before tensors on a CUDA device can be solved, or None if nothing is missing."""
+    missing = [name for name in CUDA if name not in _state.loaded and not _depends_on(name)]
+    if not missing:
+        return None
+    steps = f"in Julia's project run `using Pkg; Pkg.add({_julia_list(missing)})`"
+    if _chosen() == (None, None):
+        steps = "run `python -m regnde julia --cuda` once, with a network"
+    return (
+        f"the state lies on a CUDA device, and the Julia package {' and '.join(missing)} is not installed: {steps}, "
+        "or set Solver(engine='torch')."
+    )
+
+
+def _depends_on(package: str) -> bool:
+    """Whether Julia's project has the package among its direct dependencies."""
+    project = _chosen()[1]
+    if project is None:
+        if importlib.util.find_spec("juliapkg") is None:
+            return False
+        from juliapkg.state import STATE
+
+        project = str(STATE["project"])
+    file = Path(project) / "Project.toml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    dependencies = text.partition("[deps]")[2].partition("\n[")[0]
+    return re.search(rf"(?m)^{package}\s*=", dependencies) is not None
+
+
+def _julia_list(names: Iterable[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
 def _has_package(project: Path) -> bool:
@@ -144,6 +210,7 @@ def start() -> None:
     """
     if running() and _state.pid == os.getpid():
         return
+    _state.looked = None  # what was seen a moment ago may have been put right
     if (why := why_not()) is not None:
         raise EngineUnavailable(why)
     with _state.lock:
@@ -197,7 +264,7 @@ def load(*packages: str) -> None:
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
-            f"`using Pkg; Pkg.add({missing})`. Julia says: {problem}"
+            f"`using Pkg; Pkg.add({_julia_list(missing)})`. Julia says: {problem}"
         ) from None
     _state.loaded.update(missing)
 
@@ -229,25 +296,33 @@ def discard(number: int) -> None:
     _state.discarded.append(number)
 
 
-def install() -> float:
+def install(*, cuda: bool = False) -> float:
     """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
+
+    Args:
+        cuda: also the packages that tensors on CUDA devices need.
 
     Raises:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    chosen = os.environ.get("PYTHON_JULIACALL_EXE") or os.environ.get("PYTHON_JULIACALL_PROJECT")
-    if not chosen and not running() and not prepared():
+    wanting = not prepared() or (cuda and lacks_cuda() is not None)
+    if _chosen() == (None, None) and not running() and wanting:
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
         import juliapkg
 
         try:
+            for name, uuid in CUDA.items() if cuda else ():
+                juliapkg.add(name, uuid)
             juliapkg.resolve()
+            _state.looked = None
         except Exception as problem:
             raise EngineUnavailable(
                 f"Julia could not be installed: {type(problem).__name__}: {problem}. It needs a network once, or "
                 "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project that have it."
             ) from None
     start()
+    if cuda:
+        load(*CUDA)
     return time.perf_counter() - began

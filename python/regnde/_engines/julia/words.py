@@ -1,7 +1,8 @@
 """How things cross between torch and Julia: numbers, text and addresses, never objects.
 
 torch owns every array, Julia reads and writes them where they lie, and keeps its own between forward
-and backward under a number.
+and backward under a number. A tensor on the CPU crosses as its address and size, one on another device
+as the structure that the DLPack protocol describes it by.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from torch import Tensor
 from regnde._engines.julia import runtime
 from regnde._noise import BrownianPath
 
-__all__ = ["Code", "Kept", "Words", "path_address"]
+__all__ = ["Code", "Kept", "Words", "path_address", "settle"]
 
 ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5}
+DLPACK = 0
+"""In place of an element type: a DLPack structure follows."""
+
 CODES_KEPT = 64
 
 _numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -54,12 +58,22 @@ class Code:
         return _numbers[key]
 
 
+_capsule_address = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_address.restype, _capsule_address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+def settle(tensor: Tensor) -> None:
+    """Waits for what torch has queued on the tensor's device: Julia has a queue of its own there."""
+    if tensor.device.type == "cuda":
+        torch.cuda.current_stream(tensor.device).synchronize()
+
+
 class Words:
-    """64-bit integers in the order in which Julia reads them; keeps the tensors alive that they point to."""
+    """64-bit integers in the order in which Julia reads them; keeps alive what they point to."""
 
     def __init__(self) -> None:
         self.words = array("q")
-        self.alive: list[Tensor] = []
+        self.alive: list[object] = []
 
     def add(self, *numbers: int) -> None:
         self.words.extend(numbers)
@@ -71,7 +85,17 @@ class Words:
             return
         assert tensor.is_contiguous()
         self.alive.append(tensor)
+        if tensor.device.type != "cpu":
+            self.add(DLPACK, self.dlpack(tensor))
+            return
         self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
+
+    def dlpack(self, tensor: Tensor) -> int:
+        """The address of the tensor's DLPack structure, which is freed with these words."""
+        # a stream of -1 means that there is nothing to wait for: `settle` has done it
+        capsule = tensor.detach().__dlpack__(stream=-1 if tensor.device.type == "cuda" else None)
+        self.alive.append(capsule)
+        return _capsule_address(capsule, b"dltensor") or 0
 
     def fields(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> None:
         """The fields' codes and their tensors, given one after the other."""
@@ -126,7 +150,7 @@ def path_address(path: BrownianPath | None, y: Tensor) -> Iterator[int]:
     def increments(s: float, t: float, w: int, z: int) -> None:
         try:
             increment = path.increment(s, t)
-            values = increment.w.to(y.dtype).contiguous(), (second * increment.h).to(y.dtype).contiguous()
+            values = [x.to("cpu", y.dtype).contiguous() for x in (increment.w, second * increment.h)]
             for address, value in zip((w, z), values, strict=True):
                 ctypes.memmove(address, value.data_ptr(), size)
         except Exception as problem:  # an exception can not pass through C

@@ -1,0 +1,134 @@
+# Solves on an array type whose entries can not be read or written one by one: what a GPU asks of the
+# code, on the CPU. JLArrays are arrays of GPUArrays, as CuArrays are.
+
+using JLArrays: JLArray, JLArrays
+using LinearAlgebra: mul!
+using Random: Xoshiro, randn
+using RegNDE: RegNDE, PathNoise, compile, dynamics, local_step, pullback, reverse!, solve_recorded
+using Test: @test, @testset
+
+JLArrays.allowscalar(false)
+
+# What Python's exporter writes for a network with the time among its inputs, y = net([y, t]).
+const EXPORTED = """
+function g!(dy, t, y, p, cache)
+    (; h1, h2) = cache
+    p1, p2, p3, p4 = p
+    B = size(y, 2)
+    t = t isa AbstractFloat ? eltype(y)(t) : t
+    part = view(h1, 1:2, :)
+    @.. part = y
+    part = view(h1, 3:3, :)
+    @. part = t
+    mul!(h2, transpose(p1), h1)
+    @.. h2 = fast_tanh(h2 + p2)
+    mul!(dy, transpose(p3), h2)
+    @.. dy = fast_sigmoid(dy + p4) * 2 - NaNMath.sqrt(fast_exp(y)) * 0.5f0
+    return nothing
+end
+
+function g_keep!(dy, t, y, p, cache, kept)
+    (; h1) = cache
+    p1, p2, p3, p4 = p
+    k1, k2 = kept
+    t = t isa AbstractFloat ? eltype(y)(t) : t
+    part = view(h1, 1:2, :)
+    @.. part = y
+    part = view(h1, 3:3, :)
+    @. part = t
+    mul!(k1, transpose(p1), h1)
+    @.. k1 = fast_tanh(k1 + p2)
+    mul!(k2, transpose(p3), k1)
+    @.. k2 = fast_sigmoid(k2 + p4)
+    @.. dy = k2 * 2 - NaNMath.sqrt(fast_exp(y)) * 0.5f0
+    return nothing
+end
+
+function g_back!(ybar, pbar, ct, t, y, p, cache, kept)
+    (; h1, h3, h4) = cache
+    p1, p2, p3, p4 = p
+    p1bar, p2bar, p3bar, p4bar = pbar
+    k1, k2 = kept
+    t = t isa AbstractFloat ? eltype(y)(t) : t
+    @.. h3 = ct * 2 * k2 * (1 - k2)
+    mul!(p3bar, k1, transpose(h3), true, true)
+    sum!(p4bar, h3; init = false)
+    mul!(h4, p3, h3)
+    @.. h4 = h4 * (1 - k1^2)
+    part = view(h1, 1:2, :)
+    @.. part = y
+    part = view(h1, 3:3, :)
+    @. part = t
+    mul!(p1bar, h1, transpose(h4), true, true)
+    sum!(p2bar, h4; init = false)
+    mul!(h1, p1, h4)
+    part = view(h1, 1:2, :)
+    @.. ybar = part - ct * NaNMath.sqrt(fast_exp(y)) * 0.25f0
+    return nothing
+end
+
+function g_vjp!(ybar, pbar, ct, t, y, p, cache)
+    kept = map(size -> similar(y, size), g_kept(y, p))
+    g_keep!(similar(y), t, y, p, cache, kept)
+    g_back!(ybar, pbar, ct, t, y, p, cache, kept)
+    return nothing
+end
+
+function g_kept(y, p)
+    B = size(y, 2)
+    return ((7, B), (2, B))
+end
+
+function g_cache(y, p)
+    B = size(y, 2)
+    return (h1 = similar(y, 3, B), h2 = similar(y, 7, B), h3 = similar(y, 2, B), h4 = similar(y, 7, B))
+end
+"""
+
+const DRIFT, DIFFUSION = compile(EXPORTED, "g"), compile(EXPORTED, "g")
+
+parameters(rng, T) = (randn(rng, T, 3, 7), randn(rng, T, 7), randn(rng, T, 7, 2), randn(rng, T, 2))
+
+still(w, z, s, t) = (fill!(w, sqrt(t - s) / 2); fill!(z, sqrt(t - s) / 3); nothing)
+
+"Everything that a solve and its reverse give, of arrays made by `on`."
+function everything(on, T, method, keep)
+    rng = Xoshiro(3)
+    p, u0, p2 = map(on, parameters(rng, T)), on(randn(rng, T, 2, 5)), map(on, parameters(rng, T))
+    drift, stochastic = dynamics(DRIFT, u0, p), method in (:sosri, :sosri2, :sosra, :em)
+    other = dynamics(DIFFUSION, u0, p2)
+    sol = solve_recorded(
+        stochastic ? (drift, other) : drift, u0, [0.0, 0.3, 0.3, 1.0]; method, rtol = 1.0e-3, atol = 1.0e-3, keep,
+        dt0 = method === :em ? 0.1 : NaN, noise = stochastic ? PathNoise(still, 0.0, 1.0, vec(u0)) : nothing
+    )
+    @test sol.status === :success
+    @test typeof(sol.ys) == typeof(similar(u0, 0, 0, 0))
+    E, S = ones(length(sol.error)), ones(length(sol.stiffness))
+    bars = pullback(
+        sol; ys = on(ones(T, size(sol.ys))), error = isempty(E) ? nothing : E, stiffness = isempty(S) ? nothing : S
+    )
+    arrays = stochastic ? (sol.ys, bars[1], bars[2][1]..., bars[2][2]...) : (sol.ys, bars[1], bars[2]...)
+    return sol.t, sol.error, sol.stiffness, map(Array, arrays)...
+end
+
+@testset "$method of $T without reading single entries, keep = $keep" for (method, T, keep) in (
+        (:tsit5, Float32, :stages), (:bs3, Float64, :states), (:vern7, Float64, :stages),
+        (:sosri2, Float64, :stages), (:em, Float64, :stages),
+    )
+    here, there = everything(identity, T, method, keep), everything(JLArray, T, method, keep)
+    @test length(here[1]) == length(there[1])
+    tolerance = T === Float64 ? 1.0e-9 : 1.0e-3 # the sums behind an error estimate are in another order
+    @test all(isapprox(a, b; rtol = tolerance) for (a, b) in zip(here, there))
+end
+
+@testset "a local step without reading single entries" begin
+    results = map((identity, JLArray)) do on
+        p, u0 = map(on, parameters(Xoshiro(4), Float64)), on(randn(Xoshiro(5), 2, 5))
+        pbar = map(zero, p)
+        field = RegNDE.Field(dynamics(DRIFT, u0, p), size(u0), typeof(vec(u0)); pbar)
+        step = local_step(RegNDE.method(:tsit5), RegNDE.Settings(; rtol = 1.0e-3, atol = 1.0e-3), (field,), vec(u0), 0.0, 1.0)
+        ybar = reverse!(similar(vec(u0)), step, (field,), 1.0, 1.0)
+        step.error, step.stiffness, Array(ybar), map(Array, pbar)...
+    end
+    @test all(isapprox(a, b; rtol = 1.0e-10) for (a, b) in zip(results...))
+end
