@@ -211,7 +211,6 @@ def built(kind: str, source: Path, out: Path) -> Path:
 
 def test_wheels_hold_the_julia_package(tmp_path: Path) -> None:
     """From the tree, and from the sdist, which does not follow the link."""
-    pytest.importorskip("hatchling")
     sdist = built("sdist", ROOT, tmp_path)
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "tree", filter="data")
@@ -224,3 +223,30 @@ def test_wheels_hold_the_julia_package(tmp_path: Path) -> None:
         assert {f"regnde/julia/{name}" for name in JULIA_FILES} <= names
         assert "regnde/juliapkg.json" in names
         assert not any(name.startswith("regnde/julia/test") for name in names)
+
+
+def test_an_editable_install_leads_to_the_julia_package(tmp_path: Path) -> None:
+    """Python finds the Julia package next to the module, and juliapkg its file, by the link that pip would write."""
+    pytest.importorskip("juliapkg")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(built("editable", ROOT, tmp_path)) as archive:
+        archive.extractall(site)
+    code = (
+        f"import site; site.addsitedir({str(site)!r})\n"
+        "import juliapkg.deps, regnde, pathlib\n"
+        "from regnde._engines.julia import runtime\n"
+        "print(runtime.folder().resolve(), *juliapkg.deps.deps_files(), sep='\\n')"
+    )
+    here = [path for path in sys.path if path and not Path(path).resolve().is_relative_to(ROOT / "python")]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(here)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder, *found = done.stdout.splitlines()
+    assert Path(folder) == ROOT / "julia"
+    assert str(ROOT / "python" / "regnde" / "juliapkg.json") in found
