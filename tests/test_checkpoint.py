@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,13 +123,48 @@ def test_a_field_of_nothing_that_learns() -> None:
     assert not sol.ys.requires_grad
 
 
+LATE = f64(2, 2, seed=1).requires_grad_()
+
+
+class Late:
+    """Holds a tensor where nobody looks."""
+
+    tensor = LATE
+
+
+def switched(t: Tensor, y: Tensor) -> Tensor:
+    """A field that names a global later only."""
+    return -y if t < 0.5 else y @ LATE
+
+
+def test_tensors_that_are_used_later_only() -> None:
+    """Captured ones, global ones, and those of a module behind a wrapper are foreseen."""
+    layer = nn.Linear(2, 2, bias=False).double()
+    layer.weight.data.copy_(LATE.detach().T)
+    late = LATE.detach().clone().requires_grad_()
+    fields = {
+        LATE: switched,
+        late: lambda t, y: -y if t < 0.5 else y @ late,
+        layer.weight: functools.partial(lambda late, t, y: -y if t < 0.5 else late(y), layer),
+    }
+    gradients = []
+    for gradient in GRADIENTS:
+        for leaf, field in fields.items():
+            sol = regnde.solve(field, f64(2, 2), [0.0, 1.0], Solver(gradient=gradient, rtol=1e-3, atol=1e-3))
+            (found,) = torch.autograd.grad(sol.y1.sum(), leaf)
+            gradients.append(found if leaf is not layer.weight else found.T)
+    assert bool(gradients[0].any())
+    for found in gradients[1:]:
+        close(found, gradients[0], CANCELLED)
+
+
 def test_a_tensor_that_was_not_foreseen_is_loud() -> None:
-    early, late = f64(2, 2).requires_grad_(), f64(2, 2, seed=1).requires_grad_()
+    hidden = Late()
 
     def field(t: Tensor, y: Tensor) -> Tensor:
-        return y @ (early if t < 0.5 else late)
+        return -y if t < 0.5 else y @ hidden.tensor
 
-    sol = regnde.solve(field, f64(2, 2), [0.0, 1.0], Solver(gradient="checkpoint"))
+    sol = regnde.solve(field, f64(2, 2).requires_grad_(), [0.0, 1.0], Solver(gradient="checkpoint"))
     with pytest.raises(RuntimeError, match=r"of shape \(2, 2\), that it had not used at the initial time"):
         sol.y1.sum().backward()
 

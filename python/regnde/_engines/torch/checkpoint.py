@@ -166,14 +166,15 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *of_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        if [leaf._version for leaf in ctx.leaves] != ctx.versions:
-            raise RuntimeError(
-                "gradient='checkpoint': a parameter of the field was changed in place after the solve, which takes "
-                "its steps again in the backward pass. Call backward() before the optimiser's step."
-            )
         y0, *states = ctx.saved_tensors
         sweep = _graph_of_all if torch.is_grad_enabled() else _sweep
         of_y0, of_leaves = sweep(ctx.tape, y0, states, ctx.leaves, _Cotangents(*of_outputs))
+        for leaf, version, gradient in zip(ctx.leaves, ctx.versions, of_leaves, strict=True):
+            if gradient is not None and leaf._version != version:
+                raise RuntimeError(
+                    "gradient='checkpoint': a parameter of the field was changed in place after the solve, which takes "
+                    "its steps again in the backward pass. Call backward() before the optimiser's step."
+                )
         of_y0 = of_y0 if ctx.needs_input_grad[3] else None
         return None, None, None, of_y0, *of_leaves, *[None] * len(states)
 

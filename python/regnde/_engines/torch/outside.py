@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 __all__ = ["explored", "leaves_of"]
 
+HOPS = 3  # from a function to what it captures, and so on
 LEAF = "torch::autograd::AccumulateGrad"  # torch's name of the node of a leaf
 
 
@@ -20,7 +23,7 @@ def explored(
 
     Args:
         field: evaluated once, with a graph.
-        function: what the user passed as field: if a module, all its parameters count.
+        function: what the user passed as field: parameters and leaves that it holds count, used or not.
         t: time, 0-dim.
         y: state.
 
@@ -37,10 +40,8 @@ def explored(
     drawn = any(not torch.equal(*pair) for pair in zip(before, _random_states(y.device), strict=True))
     if leaves is None or drawn or torch.is_autocast_enabled(y.device.type):
         return slope, None
-    if isinstance(function, torch.nn.Module):
-        found = {id(leaf) for leaf in leaves}
-        leaves += [p for p in function.parameters() if p.requires_grad and id(p) not in found]
-    return slope, leaves
+    found = {id(leaf): leaf for leaf in [*leaves, *_held(function)]}
+    return slope, list(found.values())
 
 
 def leaves_of(values: Sequence[Tensor], *, known: Sequence[Tensor], begun: int = 0) -> list[Tensor] | None:
@@ -71,6 +72,33 @@ def leaves_of(values: Sequence[Tensor], *, known: Sequence[Tensor], begun: int =
     for leaf in known:
         found.pop(id(leaf), None)
     return list(found.values())
+
+
+def _held(function: object) -> list[Tensor]:
+    """Leaves that want gradients in what a function captures or names: it may use them later only."""
+    leaves: list[Tensor] = []
+    things, seen = [function], set[int]()
+    for _ in range(HOPS):
+        further: list[object] = []
+        for thing in things:
+            if id(thing) in seen:
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, torch.nn.Module):
+                leaves += [p for p in thing.parameters() if p.requires_grad]
+            elif isinstance(thing, Tensor):
+                leaves += [thing] if thing.is_leaf and thing.requires_grad else []
+            elif isinstance(thing, (list, tuple)):
+                further += thing
+            elif isinstance(thing, functools.partial):
+                further += [thing.func, *thing.args, *thing.keywords.values()]
+            elif inspect.ismethod(thing):
+                further += [thing.__self__, thing.__func__]
+            elif inspect.isfunction(thing):
+                captured = inspect.getclosurevars(thing)
+                further += [*captured.nonlocals.values(), *captured.globals.values(), *(thing.__defaults__ or ())]
+        things = further
+    return leaves
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
