@@ -4,39 +4,65 @@
 #   julia --project=julia/benchmark julia/benchmark/benchmarks.jl
 
 using BenchmarkTools: @belapsed, BenchmarkTools
+using FastBroadcast: @..
 using LinearAlgebra: BLAS, mul!
 using Random: Xoshiro, randn
-using RegNDE: Dynamics, fast_tanh, pullback, solve_recorded
+using RegNDE: Dynamics, Keeping, fast_tanh, pullback, release!, solve_recorded
 
 "u' = 2 W2 tanh(W1 u + b1) - u / 10, the field of benchmarks/engines.py."
 function value!(dy, t, y, p, cache)
     W1, b1, W2 = p
     mul!(cache.z, W1, y)
-    @. cache.z = fast_tanh(cache.z + b1)
+    @.. cache.z = fast_tanh(cache.z + b1)
     mul!(dy, W2, cache.z)
-    @. dy = 2 * dy - y / 10
+    @.. dy = 2 * dy - y / 10
+    return nothing
+end
+
+"The same, with the hidden layer in `kept`, where the reverse finds it."
+function keep!(dy, t, y, p, cache, kept)
+    W1, b1, W2 = p
+    z = kept[1]
+    mul!(z, W1, y)
+    @.. z = fast_tanh(z + b1)
+    mul!(dy, W2, z)
+    @.. dy = 2 * dy - y / 10
+    return nothing
+end
+
+function back!(ybar, pbar, ct, t, y, p, cache, kept)
+    W1, _, W2 = p
+    z, zbar = kept[1], cache.zbar
+    mul!(zbar, W2', ct)
+    @.. zbar = 2 * zbar * (1 - z^2)
+    mul!(pbar[1], zbar, y', true, true)
+    sum!(pbar[2], zbar; init = false)
+    mul!(pbar[3], ct, z', 2, true)
+    mul!(ybar, W1', zbar)
+    @.. ybar -= ct / 10
     return nothing
 end
 
 function vjp!(ybar, pbar, ct, t, y, p, cache)
-    W1, b1, W2 = p
+    W1, b1, _ = p
     mul!(cache.z, W1, y)
-    @. cache.z = fast_tanh(cache.z + b1)
-    mul!(cache.zbar, W2', ct)
-    @. cache.zbar = 2 * cache.zbar * (1 - cache.z^2)
-    mul!(pbar[1], cache.zbar, y', true, true)
-    sum!(pbar[2], cache.zbar; init = false)
-    mul!(pbar[3], ct, cache.z', 2, true)
-    mul!(ybar, W1', cache.zbar)
-    @. ybar -= ct / 10
-    return nothing
+    @.. cache.z = fast_tanh(cache.z + b1)
+    return back!(ybar, pbar, ct, t, y, p, cache, (cache.z,))
 end
 
 function problem(T, batch, dim, hidden)
     rng = Xoshiro(0)
     p = (randn(rng, T, hidden, dim) ./ T(sqrt(dim)), randn(rng, T, hidden), randn(rng, T, dim, hidden) ./ T(sqrt(hidden)))
     cache = (z = zeros(T, hidden, batch), zbar = zeros(T, hidden, batch))
-    return Dynamics(value!, vjp!, p, cache), randn(rng, T, dim, batch)
+    u0 = randn(rng, T, dim, batch)
+    return Dynamics(value!, vjp!, p, cache, Keeping(keep!, back!, ((hidden, batch),), u0)), u0
+end
+
+"The gradient; the memory of the steps then serves the next solve, as it does when Python asks."
+function back(sol; bars...)
+    gradients = pullback(sol; bars...)
+    release!(sol.recording)
+    return gradients
 end
 
 function report(label, T, batch, dim, hidden, tolerance, t_end)
@@ -48,8 +74,8 @@ function report(label, T, batch, dim, hidden, tolerance, t_end)
     error = ones(steps)
     times = (
         @belapsed($run(false, :nothing)), @belapsed($run(true, :nothing)),
-        @belapsed(pullback($run(false, :stages); ys = $ys)),
-        @belapsed(pullback($run(true, :stages); ys = $ys, error = $error)),
+        @belapsed(back($run(false, :stages); ys = $ys)),
+        @belapsed(back($run(true, :stages); ys = $ys, error = $error)),
     )
     return println(
         rpad("$label B=$batch $T", 28), join(lpad.(round.(1.0e6 .* times ./ steps; digits = 1), 12)), lpad(steps, 8)

@@ -10,6 +10,8 @@ struct Cotangents{Y}
     ys::Union{Nothing, Y}
     error::Union{Nothing, Vector{Float64}}
     stiffness::Union{Nothing, Vector{Float64}}
+
+    Cotangents{Y}(ys, error, stiffness) where {Y} = new{Y}(ys, error, stiffness)
 end
 
 function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness) where {V, M, O}
