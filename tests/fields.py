@@ -141,6 +141,14 @@ def reduced(t: Tensor, y: Tensor) -> Tensor:
     return centred / (1 + y.std(0)) + y.sum((0, 1)) * y.mean() + y.amax(-1, keepdim=True) - y.var(1, keepdim=True)
 
 
+ORDER = torch.tensor([2, 0, 0, -1])
+
+
+def picked(t: Tensor, y: Tensor) -> Tensor:
+    """Entries by lists of integers: twice, not at all, from the end."""
+    return y[..., ORDER] * y.index_select(-1, ORDER.abs()) + t * y[:, [1, 2, 0]]
+
+
 def functions(t: Tensor, y: Tensor) -> Tensor:
     z = y.abs() + 0.5
     a = z.sqrt() + z.log() + torch.log1p(z) + z.rsqrt() + z**1.5 + z**-2 + 2.0**y + torch.pow(z, y)
@@ -237,6 +245,10 @@ ZOO = (
     Zoo("mapped", mapped),
     Zoo("bodies", lambda: (bodies, state(2, 3, 2))),
     Zoo("heat", lambda: (heat, state(2, 5))),
+    Zoo("ring", lambda: (lambda t, y: y.roll(1, -1) - 2 * y + torch.roll(y, (-1, 2), (2, 1)), state(2, 3, 5))),
+    Zoo("cross", lambda: ((lambda w: lambda t, y: torch.linalg.cross(y, w.expand_as(y)) * t)(state(3)), state(2, 3))),
+    Zoo("picked", lambda: (picked, state(2, 3, 4))),
+    Zoo("running sum", lambda: (lambda t, y: y.cumsum(1).sin() * y.cumsum(-1), state(2, 3, 4))),
     Zoo("own derivative", lambda: (lambda t, y: Square.apply(y) * t, state(3, 2))),
     Zoo("spiral", lambda: (lambda t, y: y**3 @ SPIRAL, state(3, 2))),
     Zoo("written in place", lambda: (written_in_place, state(3, 2))),

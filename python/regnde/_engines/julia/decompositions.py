@@ -91,7 +91,69 @@ def _softshrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
     return torch.where(x.abs() > lambd, grad, 0)
 
 
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    if not dims:
+        return _roll(x.reshape(-1), shifts, [0]).reshape(x.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        size = x.shape[dim]
+        if size and shift % size:
+            start = size - shift % size
+            x = torch.cat([x.narrow(dim, start, size - start), x.narrow(dim, 0, start)], dim)
+    return x
+
+
+def _cross(a: Tensor, b: Tensor, *, dim: int = -1) -> Tensor:
+    (a1, b1), (a2, b2) = ([_roll(x, [-shift], [dim]) for x in (a, b)] for shift in (1, 2))
+    return a1 * b2 - a2 * b1
+
+
+def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """A product with a triangle of ones, along the last dimension."""
+    x = x if dtype is None else x.to(dtype)
+    triangle = torch.ones(x.shape[dim], x.shape[dim], dtype=x.dtype, device=x.device).triu()
+    return (x.movedim(dim, -1) @ triangle).movedim(-1, dim)
+
+
+def _choice(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """The matrix of zeros and ones whose product picks entries, or adds them back: in memory that Julia may own."""
+    index = torch.where(index < 0, index + size, index)
+    return (index[:, None] == torch.arange(size, device=index.device)).to(dtype)
+
+
+def _picked(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    return (x.movedim(dim, -1) @ _choice(index, x.shape[dim], x.dtype).t()).movedim(-1, dim)
+
+
+def _added(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    return x + alpha * (source.movedim(dim, -1) @ _choice(index, x.shape[dim], x.dtype)).movedim(-1, dim)
+
+
+def _only(indices: Sequence[Tensor | None]) -> tuple[int, Tensor]:
+    """The one dimension that a list of integers is given for."""
+    found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(found) != 1 or found[0][1].dim() != 1 or found[0][1].dtype not in (torch.int64, torch.int32):
+        raise NotImplementedError("aten.index by anything but one list of integers")
+    return found[0]
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    return _picked(x, *_only(indices))
+
+
+def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    if not accumulate:
+        raise NotImplementedError("aten.index_put that overwrites entries")
+    return _added(x, *_only(indices), values)
+
+
 _OWN = {
+    aten.index.Tensor: _index,
+    aten.index_add.default: _added,
+    aten.index_put.default: _index_put,
+    aten.index_select.default: _picked,
+    aten.cumsum.default: _cumsum,
+    aten.linalg_cross.default: _cross,
+    aten.roll.default: _roll,
     aten.constant_pad_nd.default: _pad,
     aten.softshrink_backward.default: _softshrink_backward,
     aten._weight_norm_interface_backward.default: _weight_norm_backward,
