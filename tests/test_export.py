@@ -181,6 +181,10 @@ def sorts(t: Tensor, y: Tensor) -> Tensor:
     return torch.sort(y, -1).values  # sort
 
 
+def indexes_twice(t: Tensor, y: Tensor) -> Tensor:
+    return y[torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])][:, None] * y  # twice
+
+
 COUNTER = torch.zeros(2, dtype=torch.float64)
 
 
@@ -199,6 +203,7 @@ def rotates(t: Tensor, y: Tensor) -> Tensor:
         (draws, "aten.randn_like", "noise"),
         (branches, "aten._local_scalar_dense", "branch"),
         (sorts, "aten.sort", "sort"),
+        (indexes_twice, "aten.index", "twice"),
         (counts, "aten.add_", "count"),
         (rotates, "aten.", "rotate"),
     ],
