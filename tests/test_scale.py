@@ -155,6 +155,7 @@ class Solved(torch.utils.data.Dataset):
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and later
 @pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_case_22_data_loader_workers(method: str) -> None:
     regnde.solve(exp_decay, [1.0], [0.0, 1.0], Solver(engine="torch"))  # the parent has solved before it forks
     loader = torch.utils.data.DataLoader(Solved(), batch_size=3, num_workers=2, multiprocessing_context=method)
