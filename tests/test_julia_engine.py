@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -366,6 +368,8 @@ def test_auto_falls_back_where_a_field_is_not_code(monkeypatch: pytest.MonkeyPat
     assert regnde.solve(lambda t, y: -y if float(y[0]) > 0 else y, y0, [0.0, 1.0]).engine == "torch"
 
 
+# Filters of warnings belong to the process: torch's tracing in one thread undoes those that another has set.
+@pytest.mark.filterwarnings("ignore:torch was imported before juliacall")
 def test_case_22a_other_threads() -> None:
     """Solves and backward passes from other threads, with garbage collections in between."""
     from regnde._engines.julia import runtime
@@ -456,18 +460,25 @@ def test_case_24_two_processes_at_once() -> None:
     assert [out.returncode for out in results] == [0, 0], [out.stderr for out in results]
 
 
-def test_case_23_interrupt_ends_a_long_solve() -> None:
-    """Ctrl-C during a solve that would take minutes ends the process soon after."""
+def test_case_23_ctrl_c_ends_a_long_solve() -> None:
+    """A solve that would take hours ends at its next step, as a KeyboardInterrupt, and the engine goes on."""
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 import regnde, torch
 {SOLVE}
-print('started', flush=True)
 f = lambda t, y: torch.stack([y[1], -1e6 * y[0]])
-regnde.solve(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 1e4],
-             regnde.Solver(engine='julia', rtol=1e-10, atol=1e-10, max_steps=10**9))
+y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+def solve(end):
+    return regnde.solve(f, y0, [0.0, end], regnde.Solver(engine='julia', rtol=1e-10, atol=1e-10, max_steps=10**9))
+solve(1e-3)
+print('started', flush=True)
+try:
+    solve(1e4)
+except KeyboardInterrupt:
+    print('interrupted', flush=True)
+print('again', solve(1e-3).status, flush=True)
 """
-    import signal
-
     paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT / "python")]))
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -476,18 +487,20 @@ regnde.solve(f, torch.tensor([1.0, 0.0], dtype=torch.float64), [0.0, 1e4],
         text=True,
         stderr=subprocess.DEVNULL,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("started"):
-            break
     try:
-        process.wait(8)
-    except subprocess.TimeoutExpired:
+        assert process.stdout is not None
+        lines = iter(process.stdout)
+        assert any(line.startswith("started") for line in lines)
+        time.sleep(2)
+        late = threading.Timer(30, process.kill)
+        late.start()
         process.send_signal(signal.SIGINT)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-    process.stdout.close()
-    assert process.returncode != 0
+        asked = time.monotonic()
+        assert next(lines, "") == "interrupted\n"
+        assert time.monotonic() - asked < 5  # the case's own bound
+        assert next(lines, "") == "again success\n"
+        assert process.wait(20) == 0
+        late.cancel()
+    finally:
+        process.kill()
+        process.stdout.close()

@@ -27,6 +27,7 @@ using StochasticDiffEqLowOrder: EM
 
 export Dynamics, pullback, solve_recorded
 
+include("stop.jl")
 include("kernels.jl")
 include("activations.jl")
 include("spare.jl")

@@ -147,6 +147,9 @@ function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {
     return nothing
 end
 
+"Tells where Python has the flag that asks a solve to stop."
+bridge_watch(address::Int) = (STOP[] = Ptr{Int32}(address); nothing)
+
 "Why solve `number` stopped early."
 bridge_reason(number::Int) = KEPT[number].recording.reason
 

@@ -112,6 +112,7 @@ function run!(rec::Recording, integrator, watch, field)
     t_end, max_steps = rec.times[end], rec.settings.max_steps
     failures, horizon = 0, integrator.t
     while integrator.t != t_end
+        stop_if_asked()
         if accepted(rec) + rec.rejected >= max_steps
             return fail!(rec, integrator, :steps, "$max_steps steps did not reach the end time $t_end")
         end

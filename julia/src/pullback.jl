@@ -48,6 +48,7 @@ function sweep!(
     rev = Reverse(tableau, rec.y0, any(output -> output.step > 0 && output.theta != 1, rec.outputs))
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
+        stop_if_asked()
         h, t1 = rec.dt[n], rec.t[n]
         t = n == 1 ? rec.times[1] : rec.t[n - 1]
         recall!(stages, rec, tableau, field, n, t, h, t1)
@@ -96,6 +97,7 @@ function sweep!(
     rev = NoiseReverse(tableau, rec.y0)
     len, last = length(rec.y0), length(rec.outputs)
     for n in accepted(rec):-1:1
+        stop_if_asked()
         h, t = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1]
         chunk = rec.tape[n]
         copyto!(stages.H0[1], 1, chunk, 1, len)

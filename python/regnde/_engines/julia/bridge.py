@@ -88,7 +88,7 @@ class SolveJob:
 
         def solve(julia: Any) -> tuple[int, Tensor, str]:
             number = int(
-                julia.bridge_solve(
+                runtime.unlocked(julia.bridge_solve)(
                     *words.place,
                     solver.method,
                     solver.rtol,
@@ -154,9 +154,11 @@ class SolveJob:
         number = self.outcome.kept.number
         settle(y0bar)
         if self.adjoint:
-            runtime.call(lambda julia: julia.bridge_adjoint(number, *words.place, self.adjoint) and None)
+            runtime.call(
+                lambda julia: runtime.unlocked(julia.bridge_adjoint)(number, *words.place, self.adjoint) and None
+            )
         else:
-            runtime.call(lambda julia: julia.bridge_backward(number, *words.place) and None)
+            runtime.call(lambda julia: runtime.unlocked(julia.bridge_backward)(number, *words.place) and None)
         return y0bar, tbar, gradients
 
 
@@ -224,7 +226,7 @@ class LocalJob:
 
         def step(julia: Any) -> int:
             return int(
-                julia.bridge_local(
+                runtime.unlocked(julia.bridge_local)(
                     *words.place, solver.method, solver.rtol, solver.atol, self.t, self.t_end, self.h, path
                 )
             )
@@ -259,5 +261,9 @@ class LocalStep(torch.autograd.Function):
         assert job.kept is not None
         number, bars = job.kept.number, (float(errorbar), float(stiffnessbar))
         settle(ybar)
-        runtime.call(lambda julia: julia.bridge_local_backward(number, *words.place, *bars, job.freeze) and None)
+        runtime.call(
+            lambda julia: (
+                runtime.unlocked(julia.bridge_local_backward)(number, *words.place, *bars, job.freeze) and None
+            )
+        )
         return None, ybar, *gradients

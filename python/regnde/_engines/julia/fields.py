@@ -8,6 +8,7 @@ are always read: nothing tells what they refer to.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -37,6 +38,7 @@ class _Known:
     code: Code
 
 
+_tracing = threading.Lock()  # torch's tracer patches modules while it is at work, for all threads
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Known]] = weakref.WeakKeyDictionary()
 
 
@@ -57,7 +59,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
             return known.code, True
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
-    with torch.enable_grad():
+    with _tracing, torch.enable_grad():
         written = export(field, y0, name=name)
     code = Code(written.source, name, written.tensors, written.needs_gradient)
     if isinstance(field, nn.Module) and prints is not None:

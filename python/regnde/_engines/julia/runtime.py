@@ -10,17 +10,19 @@ This file imports no torch, and juliacall in one function only.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import math
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +40,7 @@ __all__ = [
     "prepared",
     "running",
     "start",
+    "unlocked",
     "why_not",
 ]
 
@@ -72,6 +75,7 @@ class _State:
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
+        self.stop = ctypes.c_int32(0)  # Julia looks at it at every step
         self.looked: tuple[tuple[str | None, str | None], str | None, float] | None = None
 
 
@@ -225,6 +229,15 @@ def start() -> None:
             executor.shutdown(wait=False)
             raise EngineUnavailable(f"Julia does not start: {type(problem).__name__}: {problem}") from None
         _state.executor, _state.pid = executor, os.getpid()
+    _take_back_ctrl_c()
+
+
+def _take_back_ctrl_c() -> None:
+    """Installs Python's handler of SIGINT again, which Julia has replaced by its own."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not None:  # otherwise it was not Python's before either
+            signal.signal(signal.SIGINT, handler)
 
 
 def _begin() -> tuple[Any, Any]:
@@ -236,7 +249,9 @@ def _begin() -> tuple[Any, Any]:
 
     def load_package() -> tuple[Any, Any]:
         space = juliacall.newmodule("regnde")
-        return space, space.seval("using RegNDE: RegNDE; RegNDE")
+        module = space.seval("using RegNDE: RegNDE; RegNDE")
+        module.bridge_watch(ctypes.addressof(_state.stop))
+        return space, module
 
     return _plainly(load_package)
 
@@ -274,12 +289,14 @@ def call(function: Callable[[Any], T]) -> T:
 
     Raises:
         JuliaFailure: if Julia throws.
+        KeyboardInterrupt: once Julia has stopped, at its next step.
     """
     start()
     executor = _state.executor
     assert executor is not None
 
     def run() -> T:
+        _state.stop.value = 0
         while _state.discarded:
             _state.module.bridge_free(_state.discarded.popleft())
         return _plainly(lambda: function(_state.module))
@@ -287,8 +304,17 @@ def call(function: Callable[[Any], T]) -> T:
     future: Future[T] = executor.submit(run)
     try:
         return future.result()
+    except KeyboardInterrupt:
+        _state.stop.value = 1
+        wait([future])
+        raise
     finally:
         del future  # it holds the exception, whose traceback holds this frame
+
+
+def unlocked(function: Any) -> Any:
+    """A function of RegNDE that runs without Python's lock, so that signals and other threads are served."""
+    return function._jl_call_nogil
 
 
 def discard(number: int) -> None:
