@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["error_scale", "rms", "sample_rms", "scaled_rms"]
+__all__ = ["error_scale", "rms", "sample_rms", "scaled_rms", "transformed"]
 
 MANY = 4096  # entries from which one node of the graph is cheaper than the nodes of the formula
 
@@ -38,7 +38,7 @@ def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
 
 def scaled_rms(error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
     """Root mean square of an error over its scale, 0-dim."""
-    if torch.is_grad_enabled() and error.numel() >= MANY and not error.is_complex() and not _transformed():
+    if torch.is_grad_enabled() and error.numel() >= MANY and not error.is_complex() and not transformed():
         estimate: Tensor = _ScaledRms.apply(error, y, y1, rtol, atol)  # type: ignore[no-untyped-call]
         return estimate
     scale = error_scale(y, y1, rtol, atol)
@@ -83,7 +83,7 @@ class _ScaledRms(torch.autograd.Function):
         return moved * _weight(torch.ones_like(estimate), estimate, ratio)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a transform of torch.func is at work: those want another kind of node, which costs 20 us more a step."""
     return torch._C._are_functorch_transforms_active()
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
-from regnde._engines.torch.norm import rms
+from regnde._engines.torch.norm import rms, transformed
 from regnde._engines.torch.outside import explored
 from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
@@ -32,6 +32,8 @@ from regnde._engines.torch.tableaux import Tableau
 from regnde._solver import Local, ResolvedSolver
 
 __all__ = ["NonFiniteStart", "RungeKutta"]
+
+MANY = 2**18  # entries from which copying the stages into a buffer costs more than adding them up one by one
 
 T = TypeVar("T")
 
@@ -80,6 +82,8 @@ class RungeKutta:
             compiled=solver.compile,
         )
         self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
+        self.handed: Tensor | None = None  # the first slope itself, while the first step is looked for
+        self.new_slopes = False  # whether the field is known to hand out another tensor at every call
         self.first: Tensor | None = None  # the FSAL stage carried over from the step before
         self.at: tuple[float, float, float, Tensor, Taken]  # t, h, t_new, y and the outcome of the last attempt
 
@@ -91,13 +95,16 @@ class RungeKutta:
         if self.checkpoint:
             self._explore(time, y0)
         elif self.tableau.fsal:
-            self.first = self.field(time, y0)
+            self.first = self.handed = self.field(time, y0)
             if not self.graph:
                 self.stages.start(self.first)
                 self.first = self.stages[0]  # a copy: a field may hand out its own buffer
         if dt0 is None:
             with torch.no_grad():
                 dt0 = self.initial_size(y0, t0, t1, time, known=self.first)
+        if self.new_slopes and isinstance(self.stages, BufferStages):
+            self.stages, self.first, self.field.copied = ListStages(), self.handed, False
+        self.handed = None
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
 
     def _explore(self, time: Tensor, y0: Tensor) -> None:
@@ -121,6 +128,8 @@ class RungeKutta:
             return abs(t1 - t0)
         tolerance = y.abs().mul_(self.rtol).add_(self.atol)
         again = self.field(time, y)
+        if self.handed is not None and y.numel() >= MANY and not transformed():
+            self.new_slopes = again.data_ptr() != self.handed.data_ptr()
         slope = again.clone() if known is None else known.detach()  # not a tensor that the next call may change
         d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
         if not (math.isfinite(d0) and math.isfinite(d1)):

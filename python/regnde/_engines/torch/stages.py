@@ -2,8 +2,9 @@
 
 `ListStages` builds an autograd graph out of `torch.add(y, k, alpha=float)`, whose nodes save no
 tensors, so that a graph holds what the field saves and nothing else. `BufferStages` serves solves
-without a graph: one (stages, N) buffer, each combination one `addmv`. Both give the same numbers to
-rounding; `make bench` has the timings that decided. `ColumnStages` serves batches whose samples step apart.
+without a graph: one (stages, N) buffer, each combination one `addmv`; only of large states the
+copies cost more than they save. All give the same numbers to rounding; `make bench` has the timings
+that decided. `ColumnStages` serves batches whose samples step apart.
 """
 
 from __future__ import annotations
