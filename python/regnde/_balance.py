@@ -21,7 +21,7 @@ class Balance:
     batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the papers
     do by a schedule. Of the penalty's norm the largest so far counts, slowly forgotten: where the penalty has had
     its effect its gradient is small, and a weight that rose for that would flatten the field further instead of
-    letting it learn. One object serves one training.
+    letting it learn. One object serves one training: hand it to `fit` as its weight.
 
     Args:
         fraction: of the task's gradient (> 0). Above 1 the penalty leads.
@@ -35,15 +35,13 @@ class Balance:
         ValueError: for an argument outside its range.
 
     Example:
-        >>> import torch, regnde
-        >>> field = regnde.nn.MLP([1, 8, 1])
-        >>> def compute(y0):
-        ...     sol = regnde.solve(field, y0, [0.0, 1.0], record="all")
-        ...     return (sol.y1 - 2 * y0).square().mean(), sol
-        >>> adam = torch.optim.Adam(field.parameters(), 1e-2)
-        >>> batches = [torch.ones(4, 1)] * 3
-        >>> for progress in regnde.fit(compute, batches, adam, penalty=regnde.ErrorPenalty(), weight=Balance()):
-        ...     assert progress.weight > 0
+        >>> import torch
+        >>> w = torch.ones((), requires_grad=True)
+        >>> balance = Balance(fraction=0.5)
+        >>> balance.update(task=8 * w, penalty=2 * w, parameters=[w])  # half of 8, over 2
+        2.0
+        >>> balance.update(task=8 * w, penalty=200 * w, parameters=[w])  # not yet time to measure again
+        2.0
     """
 
     def __init__(self, fraction: float = 0.3, *, every: int = 10, smoothing: float = 0.8) -> None:

@@ -37,7 +37,7 @@ def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
 
 
 def scaled_rms(error: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
-    """Root mean square of an error over its scale, 0-dim."""
+    """Root mean square of an error over its scale, 0-dim; without a graph the error is overwritten."""
     if torch.is_grad_enabled() and error.numel() >= MANY and not error.is_complex() and not transformed():
         estimate: Tensor = _ScaledRms.apply(error, y, y1, rtol, atol)  # type: ignore[no-untyped-call]
         return estimate
