@@ -50,6 +50,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, help="instead of the experiment's")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="instead of the experiment's")
     parser.add_argument("--factor", default="1", help="times every weight of the penalties; some, as 0.3,1,3")
+    parser.add_argument("--weights", help="START,END of the penalties' weight, instead of the experiment's")
     parser.add_argument("--weight", choices=["tuned", "auto"], default="tuned", help="auto: set by regnde.Balance")
     parser.add_argument("--fraction", type=float, default=regnde.Balance().fraction, help="of --weight auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with one run at a time")
@@ -60,6 +61,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         options.factor = [float(text) for text in options.factor.split(",")]
     except ValueError:
         parser.error(f"--factor {options.factor}: give numbers with commas between them")
+    if options.weights is not None:
+        try:
+            start, end = (float(text) for text in options.weights.split(","))
+        except ValueError:
+            parser.error(f"--weights {options.weights}: give two numbers with a comma between them")
+        options.weights = start, end
     options.methods = [name for name in options.methods.split(",") if name] or list(NAMES)
     unknown = [name for name in options.methods if name not in NAMES + STUDY]
     if unknown:
@@ -74,6 +81,8 @@ def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
     settings = experiment.settings(options)
     changes = {key: getattr(arguments, key) for key in ("iterations", "tolerance", "dtype")}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
+    if arguments.weights is not None:
+        settings = dataclasses.replace(settings, weights=settings.weights.replaced(arguments.weights))
     place = Place(torch.device(arguments.device), getattr(torch, settings.dtype), arguments.engine)
     methods = [method for method in arguments.methods if not (experiment.sde and method in NO_SDE)]
     made = []

@@ -32,6 +32,7 @@ class Settings:
         optimizer: "adam", "adamax" or "sgd" (momentum 0.9).
         inverse_decay: d in learning rate / (1 + d * iteration).
         cosine: whether the learning rate falls to 0 along a half cosine instead.
+        cooldown: last part of the iterations over which it falls to 0 on a line, on top of either.
         weight_decay: the optimiser's.
         per_epoch: whether a penalty's weight changes once an epoch (paper A) or every iteration (paper B).
         dtype: "float32" or "float64".
@@ -50,6 +51,7 @@ class Settings:
     optimizer: Literal["adam", "adamax", "sgd"] = "adam"
     inverse_decay: float = 0.0
     cosine: bool = False
+    cooldown: float = 0.0
     weight_decay: float = 0.0
     per_epoch: bool = False
     dtype: str = "float64"

@@ -111,7 +111,9 @@ def _settings(options: Options) -> Settings:
             rnode=(1.0, 1.0),
             taynode=(0.01, 2),
         )
-        return Settings(iterations=1200, batch=128, tolerance=1e-6, learning_rate=1e-2, weights=weights)
+        return Settings(
+            iterations=1200, batch=128, tolerance=1e-6, learning_rate=1e-2, cooldown=0.25, weights=weights
+        )
     a = options.source == "A"
     weights = Weights(
         error=(1000.0, 100.0),

@@ -54,6 +54,10 @@ class Weights:
     rnode: Pair = (0.01, 0.01)
     taynode: tuple[float, int] = (0.01, 2)
 
+    def replaced(self, pair: Pair) -> Weights:
+        """One pair for all penalties on the records; the comparators' integrals keep theirs."""
+        return dataclasses.replace(self, error=pair, stiffness=pair, both=pair, local=pair, squared=pair)
+
     def scaled(self, factor: float) -> Weights:
         """All weights times one factor; orders and reductions stay."""
         changed = {

@@ -211,9 +211,16 @@ def _optimizer(model: torch.nn.Module, settings: Settings) -> Optimizer:
 
 def _rate(settings: Settings, total: int) -> Callable[[int], float]:
     """What the learning rate is multiplied by over the iterations."""
-    if settings.cosine:
-        return lambda iteration: (1 + math.cos(math.pi * iteration / total)) / 2
-    return lambda iteration: 1 / (1 + settings.inverse_decay * iteration)
+
+    def factor(iteration: int) -> float:
+        if settings.cosine:
+            fallen = (1 + math.cos(math.pi * iteration / total)) / 2
+        else:
+            fallen = 1 / (1 + settings.inverse_decay * iteration)
+        left = (total - iteration) / (settings.cooldown * total) if settings.cooldown else 1.0
+        return fallen * min(1.0, left)
+
+    return factor
 
 
 def _weight(chosen: Method, settings: Settings, total: int, per_epoch: int) -> Callable[[int], float]:
