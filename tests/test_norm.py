@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.norm import MANY, scaled_rms
+from regnde._engines.torch.norm import MANY, scaled_norm
 from tolerances import ROUNDING
 
 RTOL, ATOL = 1e-3, 1e-2
@@ -24,8 +24,8 @@ def formula(error: Tensor, y: Tensor, y1: Tensor) -> Tensor:
 
 
 def node(error: Tensor, y: Tensor, y1: Tensor) -> Tensor:
-    estimate = scaled_rms(error, y, y1, RTOL, ATOL)
-    assert not estimate.requires_grad or "ScaledRms" in type(estimate.grad_fn).__name__
+    estimate = scaled_norm([(MANY**-0.5, error)], y, y1, RTOL, ATOL)
+    assert not estimate.requires_grad or "ScaledNorm" in type(estimate.grad_fn).__name__
     return estimate
 
 
@@ -68,7 +68,7 @@ def test_transforms_of_torch_func() -> None:
             transform(lambda s, of=of: of(inputs[0] * s, inputs[1] + s, inputs[2] - 2 * s))(
                 torch.tensor(1.5, dtype=torch.float64)
             )
-            for of in (lambda *x: scaled_rms(*x, RTOL, ATOL), formula)
+            for of in (lambda e, *x: scaled_norm([(MANY**-0.5, e)], *x, RTOL, ATOL), formula)
         )
         close(got, expected)
 

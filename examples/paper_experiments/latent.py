@@ -104,16 +104,14 @@ class Latent(Problem):
 def _settings(options: Options) -> Settings:
     if options.scale == "small":
         weights = Weights(
-            error=(500.0, 1000.0),
+            error=(250.0, 500.0),
             stiffness=(10.0, 10.0),
-            both=(500.0, 1000.0),
-            local=(500.0, 1000.0),
-            rnode=(1.0, 1.0),
-            taynode=(0.01, 2),
+            both=(250.0, 500.0),
+            local=(250.0, 500.0),
+            rnode=(0.3, 0.3),
+            taynode=(0.1, 2),
         )
-        return Settings(
-            iterations=1200, batch=128, tolerance=1e-6, learning_rate=1e-2, cooldown=0.25, weights=weights
-        )
+        return Settings(iterations=1200, batch=128, tolerance=1e-6, learning_rate=1e-2, cooldown=0.25, weights=weights)
     a = options.source == "A"
     weights = Weights(
         error=(1000.0, 100.0),

@@ -101,7 +101,7 @@ def synthetic(stays: int, seed: int = 0) -> Series:
         return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
     t = torch.tensor(TIMES, dtype=torch.float64)
-    cycles, damping = torch.tensor([0.25, 0.5]).double(), torch.tensor([0.5, 1.0]).double()
+    cycles, damping = torch.tensor([0.1, 0.25]).double(), torch.tensor([0.5, 1.0]).double()
     phase, amplitude = uniform(0, 2 * math.pi, stays, 1, 2), uniform(0.3, 1.0, stays, 1, 2)
     waves = amplitude * (-damping * t[:, None]).exp() * torch.cos(2 * math.pi * cycles * t[:, None] + phase)
     mixing = uniform(-1, 1, 2, len(VARIABLES))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.norm import error_scale, scaled_rms
+from regnde._engines.torch.norm import error_scale, scaled_norm
 from regnde._engines.torch.sde_tableaux import Row, StochasticTableau
 from regnde._engines.torch.step import stage_times, stiffness_quotient
 
@@ -143,7 +143,8 @@ def sde_error_estimate(
     tableau: StochasticTableau, y: Tensor, h: float, noise: StepNoise, step: SDEStep, rtol: float, atol: float
 ) -> Tensor:
     """Local error estimate E = rms(`scaled_error`), 0-dim: the step is accepted if and only if E <= 1."""
-    return scaled_rms(_embedded(tableau, h, noise, step), y, step.y1, rtol, atol)
+    error = _embedded(tableau, h, noise, step)
+    return scaled_norm([(1.0, error)], y, step.y1, rtol, atol) / math.sqrt(max(y.numel(), 1))
 
 
 def _embedded(tableau: StochasticTableau, h: float, noise: StepNoise, step: SDEStep) -> Tensor:

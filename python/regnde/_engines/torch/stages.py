@@ -15,13 +15,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from regnde._engines.torch.norm import Scratch
+from regnde._engines.torch.sums import Terms, added, summed
 from regnde._engines.torch.tableaux import Row, Tableau
 
 __all__ = ["BufferStages", "ColumnStages", "ListStages", "Stages"]
 
 
 class Stages(Protocol):
-    """Stages k_0, k_1, ... of the step at hand."""
+    """Stages k_0, k_1, ... of the step at hand.
+
+    Attributes:
+        scratch: memory for estimates without a graph; None where it would not pay.
+    """
+
+    scratch: Scratch | None
 
     def start(self, first: Tensor) -> None:
         """Begins a step whose first stage is `first`."""
@@ -34,8 +42,8 @@ class Stages(Protocol):
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         """The sum y + h sum_j weights_j k_j."""
 
-    def combined(self, weights: Row, h: float) -> Tensor:
-        """The sum h sum_j weights_j k_j."""
+    def terms(self, weights: Row, h: float) -> Terms:
+        """What h sum_j weights_j k_j is the sum of; a single one may be overwritten."""
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
@@ -62,31 +70,20 @@ class _Listed:
 class ListStages(_Listed):
     """Stages combined with one step size, by operations that autograd records."""
 
-    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
-        if not used:
-            return y
-        return _added(torch.add(y, used[0][1], alpha=h * used[0][0]), used[1:], h)
+    def __init__(self, stages: Sequence[Tensor] = ()) -> None:
+        super().__init__(stages)
+        self.scratch = Scratch()
 
-    def combined(self, weights: Row, h: float) -> Tensor:
-        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=True) if weight]
-        return _added(used[0][1] * (h * used[0][0]), used[1:], h)
+    def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        return added(y, self.terms(weights, h))
+
+    def terms(self, weights: Row, h: float) -> Terms:
+        return [(h * weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         stacked = torch.stack(self.stages).reshape(len(self.stages), y.numel())
         flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), stacked)
         return flat.reshape(len(weights), *y.shape)
-
-
-def _added(total: Tensor, used: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
-    """The sum total + h sum_j weight_j k_j, in place where no graph wants the total."""
-    if not torch.is_grad_enabled():
-        for weight, k in used:
-            total.add_(k, alpha=h * weight)
-        return total
-    for weight, k in used:
-        total = torch.add(total, k, alpha=h * weight)
-    return total
 
 
 class BufferStages:
@@ -106,6 +103,7 @@ class BufferStages:
         self.transposed = [columns[:, :i] for i in range(count + 1)]
         self.shape = y.shape
         self.filled = 0
+        self.scratch = None  # of small states, new memory costs nothing
         self.y, self.flat = y, y.reshape(-1)
         rows = [*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])]
         coefficients = torch.tensor([w for row in rows for w in row], dtype=y.dtype, device=y.device)
@@ -127,11 +125,11 @@ class BufferStages:
         if y is not self.y:  # one state serves all stages of a step
             self.y, self.flat = y, y.reshape(-1)
         moved: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], alpha=h)
-        return moved.view(self.shape)
+        return moved.view_as(y)
 
-    def combined(self, weights: Row, h: float) -> Tensor:
-        total: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], beta=0, alpha=h)
-        return total.view(self.shape)
+    def terms(self, weights: Row, h: float) -> Terms:
+        total = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], beta=0, alpha=h)
+        return [(1.0, total.view_as(self.y))]
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])
@@ -141,6 +139,8 @@ class BufferStages:
 class ColumnStages(_Listed):
     """Stages combined with a step size per sample: h is a column that broadcasts against the state.
 
+    The float that a joint step would use is a factor on top, 1.
+
     Args:
         h: step sizes, shape (batch, 1, ..., 1).
         stages: those known already.
@@ -149,22 +149,17 @@ class ColumnStages(_Listed):
     def __init__(self, h: Tensor, stages: Sequence[Tensor] = ()) -> None:
         super().__init__(stages)
         self.h = h
+        self.scratch = None
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        """The sum y + h sum_j weights_j k_j; the float that a joint step would use is not looked at."""
         return torch.addcmul(y, self.h, self._sum(weights))
 
-    def combined(self, weights: Row, h: float) -> Tensor:
-        """The sum h sum_j weights_j k_j."""
-        return self.h * self._sum(weights)
+    def terms(self, weights: Row, h: float) -> Terms:
+        return [(h, self.h * self._sum(weights))]
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         """States of pairs of sample and time are not rows of a batch: `per_sample.py` forms them."""
         raise AssertionError("not used per sample")
 
     def _sum(self, weights: Row) -> Tensor:
-        used = [(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
-        total = used[0][1] * used[0][0]
-        for weight, k in used[1:]:
-            total = torch.add(total, k, alpha=weight)
-        return total
+        return summed([(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight])

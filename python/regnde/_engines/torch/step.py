@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.norm import error_scale, sample_rms, scaled_rms
+from regnde._engines.torch.norm import error_scale, sample_rms, scaled_norm
 from regnde._engines.torch.stages import Stages
+from regnde._engines.torch.sums import Terms, summed
 from regnde._engines.torch.tableaux import Tableau
 
 __all__ = [
@@ -61,14 +62,15 @@ def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: floa
 
 def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
-    return _embedded(tableau, stages, h) / error_scale(y, y1, rtol, atol)
+    return summed(_embedded(tableau, stages, h)) / error_scale(y, y1, rtol, atol)
 
 
 def error_estimate(
     tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
 ) -> Tensor:
     """Local error estimate E = rms(r), r as in `scaled_error`, 0-dim: the step is accepted if and only if E <= 1."""
-    return scaled_rms(_embedded(tableau, stages, h), y, y1, rtol, atol)
+    terms = _embedded(tableau, stages, h / math.sqrt(max(y.numel(), 1)))  # makes the root mean square of a 2-norm
+    return scaled_norm(terms, y, y1, rtol, atol, stages.scratch)
 
 
 def sample_error_estimates(
@@ -78,10 +80,11 @@ def sample_error_estimates(
     return sample_rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
 
 
-def _embedded(tableau: Tableau, stages: Stages, h: float) -> Tensor:
+def _embedded(tableau: Tableau, stages: Stages, h: float) -> Terms:
+    """What the embedded error h sum btilde_j k_j is the sum of."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    return stages.combined(tableau.btilde, h)
+    return stages.terms(tableau.btilde, h)
 
 
 def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = torch.linalg.vector_norm) -> Tensor:

@@ -1,0 +1,37 @@
+"""Sums of weighted tensors: as nodes of a graph where one is recorded, in place where none is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Terms", "added", "summed"]
+
+Terms = Sequence[tuple[float, Tensor]]  # weights, and what they weigh
+
+
+def added(y: Tensor, terms: Terms) -> Tensor:
+    """The sum y + sum_j weight_j x_j. Nodes of `torch.add(y, x, alpha=float)` save no tensors."""
+    if not terms:
+        return y
+    (weight, x), *others = terms
+    return _onto(torch.add(y, x, alpha=weight), others)
+
+
+def summed(terms: Terms) -> Tensor:
+    """The sum of weight_j x_j; one term of weight 1 is handed back itself."""
+    (weight, x), *others = terms
+    return x if weight == 1.0 and not others else _onto(x * weight, others)
+
+
+def _onto(total: Tensor, terms: Terms) -> Tensor:
+    """The sum total + sum_j weight_j x_j, in place where no graph wants the total."""
+    if not torch.is_grad_enabled():
+        for weight, x in terms:
+            total.add_(x, alpha=weight)
+        return total
+    for weight, x in terms:
+        total = torch.add(total, x, alpha=weight)
+    return total
