@@ -262,6 +262,8 @@ def _count(times: Sequence[float], start: int, t: float, t_end: float) -> int:
 def _save(path: Path, stepper: Stepper, times: Sequence[float], t: float, h: float, t_new: float, y1: Tensor) -> None:
     """Appends the states at the save times in (t, t_new]."""
     stop = _count(times, path.saved, t_new, times[-1])
+    if stop == path.saved:
+        return
     inside = [s for s in times[path.saved : stop] if s != t_new]
     if inside:
         path.chunks.append(stepper.outputs([(s - t) / h for s in inside]))

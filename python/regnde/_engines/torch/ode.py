@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
+from regnde._engines.torch.memory import keep_freed_memory
 from regnde._engines.torch.norm import rms, transformed
 from regnde._engines.torch.outside import explored
 from regnde._engines.torch.piece import Kept, Piece
@@ -62,6 +63,8 @@ class RungeKutta:
     def __init__(
         self, field: CountedField, tableau: Tableau, solver: ResolvedSolver, y0: Tensor, *, record: bool
     ) -> None:
+        if y0.numel() >= MANY and y0.device.type == "cpu":
+            keep_freed_memory()
         self.field = field
         self.tableau = tableau
         self.controller = tableau.controller
@@ -131,7 +134,7 @@ class RungeKutta:
         if self.handed is not None and y.numel() >= MANY and not transformed():
             self.new_slopes = again.data_ptr() != self.handed.data_ptr()
         slope = again.clone() if known is None else known.detach()  # not a tensor that the next call may change
-        d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
+        d0, d1 = rms(y / tolerance).item(), rms(slope / tolerance).item()
         if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -146,7 +149,8 @@ class RungeKutta:
             h = math.copysign(size, t1 - t0)
             (later,) = stage_times((1.0,), t0, h, t0 + h, y)
             change = self.field(later, torch.add(y, slope, alpha=h)) - slope
-            return float(rms(change.div_(tolerance))) / size if bool(change.any()) else None
+            moved = rms(change.div_(tolerance)).item()
+            return moved / size if moved or bool(change.any()) else None
 
         return first_step_size(d0, d1, curvature, t0=t0, span=abs(t1 - t0), order=self.tableau.order)
 

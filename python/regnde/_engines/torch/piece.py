@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ __all__ = ["Estimates", "Kept", "Piece"]
 
 LARGE, MOST = 16_384, 8  # a state is kept every few steps: so many as make this many entries, at most so many
 
+NOTHING = nullcontext()
 Estimates = tuple[Tensor | None, Tensor | None]
 
 
@@ -66,7 +68,8 @@ class Piece:
         stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
         if self.error:
-            with torch.set_grad_enabled(self.differentiable_error):
+            wanted = torch.is_grad_enabled() == self.differentiable_error
+            with NOTHING if wanted else torch.set_grad_enabled(self.differentiable_error):
                 error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
         if self.stiffness:
             stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)

@@ -9,6 +9,7 @@ that decided. `ColumnStages` serves batches whose samples step apart.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -72,7 +73,7 @@ class ListStages(_Listed):
 
     def __init__(self, stages: Sequence[Tensor] = ()) -> None:
         super().__init__(stages)
-        self.scratch = Scratch()
+        self.scratch: Scratch | None = Scratch()
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         return added(y, self.terms(weights, h))
@@ -100,14 +101,12 @@ class BufferStages:
         self.stages = whole.unbind()
         self.buffer = whole.view(count, y.numel())
         columns = self.buffer.T
-        self.transposed = [columns[:, :i] for i in range(count + 1)]
+        self.transposed = [columns.narrow(1, 0, i) for i in range(count + 1)]
         self.shape = y.shape
         self.filled = 0
-        self.scratch = None  # of small states, new memory costs nothing
+        self.scratch: Scratch | None = None  # of small states, new memory costs nothing
         self.y, self.flat = y, y.reshape(-1)
-        rows = [*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])]
-        coefficients = torch.tensor([w for row in rows for w in row], dtype=y.dtype, device=y.device)
-        self.weights = dict(zip(rows, torch.split(coefficients, [len(row) for row in rows]), strict=True))
+        self.weights = _weights(tableau, y.dtype, y.device)
 
     def start(self, first: Tensor) -> None:
         if first is not self.stages[0]:
@@ -136,6 +135,15 @@ class BufferStages:
         return flat.reshape(len(weights), *self.shape)
 
 
+@functools.lru_cache(maxsize=16)
+def _weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> dict[Row, Tensor]:
+    """The rows of a tableau as tensors."""
+    rows = [*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])]
+    with torch.inference_mode(False):  # a later solve may not be in that mode
+        coefficients = torch.tensor([w for row in rows for w in row], dtype=dtype, device=device)
+        return dict(zip(rows, torch.split(coefficients, [len(row) for row in rows]), strict=True))
+
+
 class ColumnStages(_Listed):
     """Stages combined with a step size per sample: h is a column that broadcasts against the state.
 
@@ -149,7 +157,7 @@ class ColumnStages(_Listed):
     def __init__(self, h: Tensor, stages: Sequence[Tensor] = ()) -> None:
         super().__init__(stages)
         self.h = h
-        self.scratch = None
+        self.scratch: Scratch | None = None
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         return torch.addcmul(y, self.h, self._sum(weights))
