@@ -7,6 +7,7 @@ import copy
 import gc
 import os
 import pickle
+import platform
 import socket
 import subprocess
 import sys
@@ -220,6 +221,31 @@ def test_case_17_no_growth_in_a_thousand_solves(record: regnde.Local | str) -> N
         assert live() <= before
     finally:
         gc.enable()
+
+
+FAULTS = """
+import resource, torch, regnde
+
+y0, solver = torch.ones(2**19), regnde.Solver(engine="torch")
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+for _ in range(6):
+    before = faults()
+    with torch.no_grad():
+        regnde.solve(lambda t, y: -y, y0, [0.0, 1.0], solver)
+    print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, whose malloc this is about")
+def test_solves_of_a_large_state_keep_their_memory() -> None:
+    """A state takes 512 pages, and a solve's states and stages come to some ten thousand: they are not paid again."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT)
+    first, *later = map(int, done.stdout.split())
+    assert first > 512
+    assert max(later) < 512
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
