@@ -244,8 +244,8 @@ def test_solves_of_a_large_state_keep_their_memory() -> None:
     """A state takes 512 pages, and a solve's states and stages come to some ten thousand: they are not paid again."""
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT)
     first, *later = map(int, done.stdout.split())
-    assert first > 512
-    assert max(later) < 512
+    assert first > 10_000
+    assert max(later) < 4 * 512  # without the hint to malloc: up to 9,000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
