@@ -19,7 +19,7 @@ import regnde
 from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request
-from regnde._engines.julia import runtime
+from regnde._engines.julia import availability, runtime
 
 ROOT = Path(__file__).parent.parent
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
@@ -30,6 +30,7 @@ JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/bridge.jl", "ext/RegNDEZygo
 def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No Julia has started, and none is named."""
     monkeypatch.setattr(runtime, "_state", runtime._State())
+    monkeypatch.setattr(availability, "_seen", availability._Seen())
     monkeypatch.delitem(sys.modules, "juliacall", raising=False)
     for name in ("EXE", "PROJECT"):
         monkeypatch.delenv(f"PYTHON_JULIACALL_{name}", raising=False)
@@ -52,13 +53,13 @@ def request(f: object = lambda t, y: -y, y0: object = None, record: object = "no
 
 
 def test_missing_juliacall_is_explained(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    fresh.setattr(availability.importlib.util, "find_spec", lambda name: None)
     assert "pip install juliacall" in (runtime.why_not() or "")
 
 
 def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """PYTHON_JULIACALL_EXE and _PROJECT: both or neither, an executable, a project with our package."""
-    fresh.setattr(runtime, "LASTING", 0.0)
+    fresh.setattr(availability, "LASTING", 0.0)
     fresh.setenv("PYTHON_JULIACALL_EXE", sys.executable)
     assert "together" in (runtime.why_not() or "")
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
@@ -74,9 +75,9 @@ def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Pa
 def test_the_disk_is_not_looked_at_before_every_solve(fresh: pytest.MonkeyPatch, there: str | None, again: int) -> None:
     """Once if Julia is there, once a second if not; at once for another choice of Julia."""
     looks: list[tuple[str | None, str | None]] = []
-    fresh.setattr(runtime, "_why_not_on_disk", lambda *chosen: looks.append(chosen) or there)
+    fresh.setattr(availability, "_why_not_on_disk", lambda *chosen: looks.append(chosen) or there)
     now = iter([0.0, 0.5, 0.9, 1.5, 1.6])
-    fresh.setattr(runtime.time, "monotonic", lambda: next(now))
+    fresh.setattr(availability.time, "monotonic", lambda: next(now))
     for _ in range(4):
         assert runtime.why_not() == there
     assert len(looks) == again
@@ -194,7 +195,7 @@ def test_juliapkg_names_our_package() -> None:
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
     for name, uuid in project["weakdeps"].items():
-        assert runtime.CUDA.get(name, spec.get(name, {}).get("uuid")) == uuid
+        assert availability.CUDA.get(name, spec.get(name, {}).get("uuid")) == uuid
     for name, triggers in project["extensions"].items():
         assert (ROOT / "julia" / "ext" / f"{name}.jl").is_file()
         assert set([triggers] if isinstance(triggers, str) else triggers) <= set(project["weakdeps"])
@@ -234,8 +235,8 @@ def test_an_editable_install_leads_to_the_julia_package(tmp_path: Path) -> None:
     code = (
         f"import site; site.addsitedir({str(site)!r})\n"
         "import juliapkg.deps, regnde, pathlib\n"
-        "from regnde._engines.julia import runtime\n"
-        "print(runtime.folder().resolve(), *juliapkg.deps.deps_files(), sep='\\n')"
+        "from regnde._engines.julia import availability\n"
+        "print(availability.folder().resolve(), *juliapkg.deps.deps_files(), sep='\\n')"
     )
     here = [path for path in sys.path if path and not Path(path).resolve().is_relative_to(ROOT / "python")]
     done = subprocess.run(

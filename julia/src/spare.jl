@@ -12,15 +12,10 @@ const SPARE_LOCK = ReentrantLock()
 """
     take(V, size)
 
-An array of that size and of the kind of the vector type `V`; what is in it is unknown.
+An array of that size or length and of the kind of the vector type `V`; what is in it is unknown.
 """
-take(::Type{V}, size::Dims) where {V} = reshape(V(undef, prod(size)), size)
+take(::Type{V}, size::Dims) where {V} = reshape(take(V, prod(size)), size)
 take(::Type{V}, length::Int) where {V} = V(undef, length)
-
-function take(::Type{Vector{T}}, size::Dims) where {T}
-    n = prod(size)
-    return !isbitstype(T) || n * sizeof(T) < LARGE ? Array{T}(undef, size) : reshape(take(Vector{T}, n), size)
-end
 
 function take(::Type{Vector{T}}, n::Int) where {T}
     (!isbitstype(T) || n * sizeof(T) < LARGE) && return Vector{T}(undef, n)

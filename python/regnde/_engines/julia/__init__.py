@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
-from regnde._engines.julia import runtime
+from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
 from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
 from regnde._engines.julia.words import Code
@@ -100,7 +100,7 @@ class JuliaEngine(Engine):
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
         if request.y0.device.type == "cuda":
-            runtime.load(*runtime.CUDA)
+            runtime.load(*availability.CUDA)
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver

@@ -1,4 +1,4 @@
-"""Julia in this process: whether it is prepared, how it starts, and the one thread that may talk to it.
+"""Julia in this process: how it starts, and the one thread that may talk to it.
 
 A Julia garbage collection that begins on another Python thread than the one that started Julia
 deadlocks the process. So one worker thread starts it and makes every call; callers wait for that
@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import math
 import os
-import re
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, TypeVar
 
+from regnde._engines.julia import availability
 from regnde._errors import EngineUnavailable
 
 __all__ = [
-    "CUDA",
     "JuliaFailure",
     "call",
     "discard",
-    "folder",
     "install",
     "lacks_cuda",
     "load",
@@ -51,13 +47,6 @@ DEFAULTS = {
     "PYTHON_JULIACALL_THREADS": "1",  # one thread makes all calls; BLAS has its own
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
 }
-CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
-"""The Julia packages that tensors on CUDA devices need, by name."""
-
-LASTING = 1.0
-"""How many seconds it is believed that Julia is not there; that it is, is believed until it is started."""
-
-INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
 
 class JuliaFailure(RuntimeError):
@@ -76,7 +65,6 @@ class _State:
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
         self.stop = ctypes.c_int32(0)  # Julia looks at it at every step
-        self.looked: tuple[tuple[str | None, str | None], str | None, float] | None = None
 
 
 _state = _State()
@@ -96,90 +84,12 @@ def why_not() -> str | None:
             "another package has started Julia in this process, on a thread that regnde can not use. "
             "Solve once with Solver(engine='julia') before that package is imported."
         )
-    # asked before every solve with engine="auto": the disk is looked at once, or once a second
-    chosen, now = _chosen(), time.monotonic()
-    if _state.looked is None or _state.looked[0] != chosen or now >= _state.looked[2]:
-        why = _why_not_on_disk(*chosen)
-        _state.looked = chosen, why, math.inf if why is None else now + LASTING
-    return _state.looked[1]
-
-
-def _chosen() -> tuple[str | None, str | None]:
-    """The user's Julia and its project, where the environment names them."""
-    return os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
-
-
-def _why_not_on_disk(executable: str | None, project: str | None) -> str | None:
-    if importlib.util.find_spec("juliacall") is None:
-        return "the package juliacall is not installed: `pip install juliacall`, then " + INSTALL + "."
-    return _why_not_chosen(executable, project) if executable or project else _why_not_installed()
-
-
-def _why_not_chosen(executable: str | None, project: str | None) -> str | None:
-    """Whether PYTHON_JULIACALL_EXE and _PROJECT name a Julia with our package."""
-    if not (executable and project):
-        return "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT must be set together, or neither."
-    if not (os.path.isfile(executable) and os.access(executable, os.X_OK)):
-        return f"PYTHON_JULIACALL_EXE={executable} is no executable file."
-    if not _has_package(Path(project)):
-        return (
-            f"PYTHON_JULIACALL_PROJECT={project} holds no package RegNDE: in that project run "
-            f"`using Pkg; Pkg.develop(path={str(folder())!r})`."
-        )
-    return None
-
-
-def _why_not_installed() -> str | None:
-    """Whether juliapkg has installed a Julia with our package into this environment."""
-    if importlib.util.find_spec("juliapkg") is None:
-        return "the package juliapkg, which installs Julia, is not installed: `pip install juliacall`."
-    from juliapkg.state import STATE
-
-    if not os.path.exists(STATE["meta"]) or not _has_package(Path(STATE["project"])):
-        return f"Julia and its packages are not installed in this environment: {INSTALL}."
-    return None
+    return availability.why_not()
 
 
 def lacks_cuda() -> str | None:
     """What to do before tensors on a CUDA device can be solved, or None if nothing is missing."""
-    missing = [name for name in CUDA if name not in _state.loaded and not _depends_on(name)]
-    if not missing:
-        return None
-    steps = f"in Julia's project run `using Pkg; Pkg.add({_julia_list(missing)})`"
-    if _chosen() == (None, None):
-        steps = "run `python -m regnde julia --cuda` once, with a network"
-    return (
-        f"the state lies on a CUDA device, and the Julia package {' and '.join(missing)} is not installed: {steps}, "
-        "or set Solver(engine='torch')."
-    )
-
-
-def _depends_on(package: str) -> bool:
-    """Whether Julia's project has the package among its direct dependencies."""
-    project = _chosen()[1]
-    if project is None:
-        if importlib.util.find_spec("juliapkg") is None:
-            return False
-        from juliapkg.state import STATE
-
-        project = str(STATE["project"])
-    file = Path(project) / "Project.toml"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    dependencies = text.partition("[deps]")[2].partition("\n[")[0]
-    return re.search(rf"(?m)^{package}\s*=", dependencies) is not None
-
-
-def _julia_list(names: Iterable[str]) -> str:
-    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
-
-
-def _has_package(project: Path) -> bool:
-    """Whether a Julia project or its manifest names our package."""
-    for name in ("Project.toml", "Manifest.toml"):
-        file = project / name
-        if file.is_file() and "RegNDE" in file.read_text(encoding="utf-8"):
-            return True
-    return False
+    return availability.lacks_cuda(_state.loaded)
 
 
 def _started_elsewhere() -> bool:
@@ -196,11 +106,6 @@ def _of_another_process() -> str | None:
     )
 
 
-def folder() -> Path:
-    """The folder of the Julia package."""
-    return Path(__file__).resolve().parents[2] / "julia"
-
-
 def running() -> bool:
     """Whether Julia has been started, here or in the process that this one is a fork of."""
     return _state.module is not None
@@ -214,7 +119,7 @@ def start() -> None:
     """
     if running() and _state.pid == os.getpid():
         return
-    _state.looked = None  # what was seen a moment ago may have been put right
+    availability.forget()
     if (why := why_not()) is not None:
         raise EngineUnavailable(why)
     with _state.lock:
@@ -279,7 +184,7 @@ def load(*packages: str) -> None:
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
-            f"`using Pkg; Pkg.add({_julia_list(missing)})`. Julia says: {problem}"
+            f"`using Pkg; Pkg.add({availability.julia_list(missing)})`. Julia says: {problem}"
         ) from None
     _state.loaded.update(missing)
 
@@ -333,16 +238,16 @@ def install(*, cuda: bool = False) -> float:
     """
     began = time.perf_counter()
     wanting = not prepared() or (cuda and lacks_cuda() is not None)
-    if _chosen() == (None, None) and not running() and wanting:
+    if availability.chosen() == (None, None) and not running() and wanting:
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
         import juliapkg
 
         try:
-            for name, uuid in CUDA.items() if cuda else ():
+            for name, uuid in availability.CUDA.items() if cuda else ():
                 juliapkg.add(name, uuid)
             juliapkg.resolve()
-            _state.looked = None
+            availability.forget()
         except Exception as problem:
             raise EngineUnavailable(
                 f"Julia could not be installed: {type(problem).__name__}: {problem}. It needs a network once, or "
@@ -350,5 +255,5 @@ def install(*, cuda: bool = False) -> float:
             ) from None
     start()
     if cuda:
-        load(*CUDA)
+        load(*availability.CUDA)
     return time.perf_counter() - began

@@ -73,7 +73,7 @@ class TorchEngine(Engine):
                 if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 h = stepper.first_step(start, times[0], times[-1], solver.dt0)
-                kept = stepper.kept if isinstance(stepper, RungeKutta) else None
+                kept = stepper.kept
                 with nullcontext() if kept is None else torch.no_grad():
                     path = integrate(stepper, start, times, h, solver, local)
                 if kept is not None:

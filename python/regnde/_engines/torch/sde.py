@@ -16,6 +16,7 @@ from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.norm import rms
 from regnde._engines.torch.ode import NonFiniteStart
+from regnde._engines.torch.piece import Kept
 from regnde._engines.torch.sde_step import (
     SDEStep,
     StepNoise,
@@ -73,6 +74,7 @@ class StochasticRungeKutta:
         self.weights = noise_weights(tableau, y0)
         self.graph = torch.is_grad_enabled()
         self.checkpoint = self.graph and solver.gradient == "checkpoint"
+        self.kept: Kept | None = None  # a checkpointed step is torch's own business here
         self.record_error = record and tableau.estimates_error
         self.record_stiffness = record and tableau.stiffness_pair
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
