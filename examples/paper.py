@@ -77,7 +77,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
     """The runs of one experiment, seed by seed; what has no weight is run once for all factors."""
     experiment = EXPERIMENTS[name]
-    options = Options(arguments.scale, arguments.source, arguments.mnist, arguments.physionet)
+    options = _options(arguments)
     settings = experiment.settings(options)
     changes = {key: getattr(arguments, key) for key in ("iterations", "tolerance", "dtype")}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
@@ -92,6 +92,11 @@ def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
                 changed = settings if method in WEIGHTLESS else _weighted(settings, factor, arguments)
                 made.append(Run(name, method, seed, options, place, changed))
     return made
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    """Scale, source and data."""
+    return Options(arguments.scale, arguments.source, arguments.mnist, arguments.physionet)
 
 
 def _weighted(settings: Settings, factor: float, arguments: argparse.Namespace) -> Settings:
@@ -131,8 +136,12 @@ def completed(todo: list[Run], arguments: argparse.Namespace) -> Iterator[Line]:
 
 def conclude(name: str, lines: list[Line], arguments: argparse.Namespace) -> None:
     """Prints an experiment's table, and writes it and its picture."""
-    quality = EXPERIMENTS[name].quality
+    experiment = EXPERIMENTS[name]
+    quality = experiment.quality
     text = report.table(lines, quality)
+    options = _options(arguments)
+    if reference := experiment.reference(experiment.settings(options), options):
+        text = f"{text}\n\n{reference}"
     print(f"\n{name}, {arguments.scale} scale:\n\n{text}\n", flush=True)
     (arguments.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     report.picture(lines, quality, name, arguments.out / f"{name}.png")

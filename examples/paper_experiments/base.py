@@ -174,9 +174,11 @@ class Experiment:
         sde: whether the equation is an SDE.
         settings: of a scale and a paper.
         build: makes the seeded model of settings, method, place and options.
+        reference: a sentence with numbers to read the table by that no training made, or "".
     """
 
     quality: Literal["accuracy", "loss"]
     sde: bool
     settings: Callable[[Options], Settings]
     build: Callable[[Settings, Method, Place, Options], Problem]
+    reference: Callable[[Settings, Options], str] = lambda settings, options: ""

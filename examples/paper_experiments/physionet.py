@@ -25,6 +25,7 @@ VARIABLES = [
 LEFT_OUT = {"RecordID", "Age", "Gender", "Height", "ICUType"}
 HOURS = 48
 NOISE = 0.06  # standard deviation of the synthetic series' noise
+CYCLES, DAMPING = (0.1, 0.25), (0.5, 1.0)  # of the synthetic series' two oscillators, over the span
 TIMES = tuple(hour / HOURS for hour in range(HOURS + 1))
 
 
@@ -101,7 +102,7 @@ def synthetic(stays: int, seed: int = 0) -> Series:
         return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
 
     t = torch.tensor(TIMES, dtype=torch.float64)
-    cycles, damping = torch.tensor([0.1, 0.25]).double(), torch.tensor([0.5, 1.0]).double()
+    cycles, damping = torch.tensor(CYCLES).double(), torch.tensor(DAMPING).double()
     phase, amplitude = uniform(0, 2 * math.pi, stays, 1, 2), uniform(0.3, 1.0, stays, 1, 2)
     waves = amplitude * (-damping * t[:, None]).exp() * torch.cos(2 * math.pi * cycles * t[:, None] + phase)
     mixing = uniform(-1, 1, 2, len(VARIABLES))
@@ -109,3 +110,9 @@ def synthetic(stays: int, seed: int = 0) -> Series:
     values = values + NOISE * torch.randn(values.shape, generator=generator, dtype=torch.float64)
     mask = (torch.rand(values.shape, generator=generator) < uniform(0.1, 0.2, stays, 1, 1)).double()
     return Series(values * mask, mask)
+
+
+def oscillators(t: Tensor, y: Tensor) -> Tensor:
+    """The equation behind the synthetic series: states of shape (batch, 2 oscillators, 2), damped and turning."""
+    damping, turning = y.new_tensor(DAMPING)[:, None], 2 * math.pi * y.new_tensor(CYCLES)[:, None]
+    return -damping * y + turning * torch.stack((-y[..., 1], y[..., 0]), -1)

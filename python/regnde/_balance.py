@@ -16,12 +16,14 @@ MEMORY = 0.98  # of the penalty's largest norm, a measurement
 class Balance:
     """The weight at which the penalty's gradient is a fixed fraction of the task's.
 
-    weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, each smoothed
-    over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span and the
-    batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the papers
-    do by a schedule. Of the penalty's norm the largest so far counts, slowly forgotten: where the penalty has had
-    its effect its gradient is small, and a weight that rose for that would flatten the field further instead of
-    letting it learn. One object serves one training: hand it to `fit` as its weight.
+    weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, of gradients
+    averaged over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span
+    and the batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the
+    papers do by a schedule. The gradients are averaged and not their norms: near the end a task's gradient is the
+    noise of its batches, which is no measure of what the task has left to gain. Of the penalty's norm the largest so
+    far counts, slowly forgotten: where the penalty has had its effect its gradient is small, and a weight that rose
+    for that would flatten the field further instead of letting it learn. One object serves one training: hand it to
+    `fit` as its weight.
 
     Args:
         fraction: of the task's gradient (> 0). Above 1 the penalty leads.
