@@ -136,7 +136,7 @@ def _reference(settings: Settings, options: Options) -> str:
     width = math.hypot(SPREAD, NOISE)
     logs = -parts.square().sum(2) / (2 * width**2) - math.log(2 * math.pi * width**2 * COMPONENTS)
     worst, best = -float(normal.log_prob(test).mean()), -float(logs.logsumexp(1).mean())
-    return f"A normal distribution of the points' mean and covariance has a loss of {worst:.2f}, the ring itself {best:.2f}."
+    return f"A normal distribution with the points' covariance has a loss of {worst:.2f}, the ring itself {best:.2f}."
 
 
 EXPERIMENT = Experiment(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +54,9 @@ class Balance:
                 "every at least 1, smoothing in [0, 1)."
             )
         self.fraction, self.every, self.smoothing = fraction, every, smoothing
-        self._task = self._penalty = self._peak = 0.0
+        self._task = self._peak = 0.0
         self._seen = 0
+        self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
 
     @property
     def value(self) -> float:
@@ -78,20 +80,25 @@ class Balance:
             slopes = [
                 torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, penalty)
             ]
-            shared = [(a, b) for a, b in zip(*slopes, strict=True) if a is not None and b is not None]
-            sizes = [math.sqrt(sum(float(part.square().sum()) for part in side)) for side in zip(*shared, strict=True)]
+            shared = {i: pair for i, pair in enumerate(zip(*slopes, strict=True)) if None not in pair}
+            sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
             if len(sizes) == 2 and all(map(math.isfinite, sizes)):
-                keep = self.smoothing if self._penalty > 0 else 0.0
-                self._task = keep * self._task + (1 - keep) * sizes[0]
-                self._penalty = keep * self._penalty + (1 - keep) * sizes[1]
-                self._peak = max(self._penalty, MEMORY * self._peak)
+                for i, pair in shared.items():
+                    old = self._means.get(i, pair)
+                    self._means[i] = tuple(torch.lerp(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
+                self._peak = max(penalty_norm, MEMORY * self._peak)
         return self.value
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
-        return {"task": self._task, "penalty": self._penalty, "peak": self._peak, "seen": self._seen}
+        return {"task": self._task, "peak": self._peak, "seen": self._seen, "means": dict(self._means)}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from such a state."""
-        self._task, self._penalty, self._peak = state["task"], state["penalty"], state["peak"]
-        self._seen = int(state["seen"])
+        self._task, self._peak, self._seen = state["task"], state["peak"], state["seen"]
+        self._means = dict(state["means"])
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(part.square().sum()) for part in parts))

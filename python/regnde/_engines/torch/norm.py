@@ -124,8 +124,8 @@ class _ScaledNorm(torch.autograd.Function):
         of_y, of_y1 = (torch.zeros_like(y) if x is None else x for x in tangents[3:5])
         of_terms = [pair for pair in zip(ctx.weights, tangents[5:], strict=True) if pair[1] is not None]
         of_error = summed(of_terms) if of_terms else torch.zeros_like(y)
-        first = _first_is_larger(y.abs(), y1.abs())
-        of_scale = torch.lerp(y1.sgn() * of_y1, y.sgn() * of_y, first) * ctx.rtol
+        side = _side(y, y1)
+        of_scale = ((1 + side) * y.sgn() * of_y + (1 - side) * y1.sgn() * of_y1) * (ctx.rtol / 2)
         moved = (of_error - ratio * of_scale) / error_scale(y, y1, ctx.rtol, ctx.atol)
         return (moved * ratio).sum() * _over(torch.ones_like(estimate), estimate), moved
 
@@ -136,18 +136,18 @@ def _pulled(
     """Cotangents of e, y and y1 from that of r = e / (atol + rtol max(|y|, |y1|))."""
     of_error = of_ratio / error_scale(y, y1, rtol, atol)
     shared = of_error * ratio * (-rtol / 2)
-    side = (y.abs() - y1.abs()).sgn()  # equal sizes share, as in torch's derivative of the maximum
+    side = _side(y, y1)
     return of_error, shared * (1 + side) * y.sgn(), shared * (1 - side) * y1.sgn()
 
 
 def _pulled_in_place(
     of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a graph, in as few passes over memory as it takes; `of_ratio` is overwritten."""
+    """The same without a graph, in as few passes over memory as it takes."""
     size, size1 = y.abs(), y1.abs()
     scale = torch.maximum(size, size1)
     torch.add(scale.new_full((), atol), scale, alpha=rtol, out=scale)
-    of_error = of_ratio.div_(scale)
+    of_error = of_ratio / scale
     shared = torch.mul(of_error, ratio, out=scale).mul_(-rtol / 2)
     one_sided = size.sub_(size1).sgn_().mul_(shared)
     of_y = torch.add(shared, one_sided, out=size1).mul_(y.sgn())
@@ -165,6 +165,6 @@ def _over(cotangent: Tensor, estimate: Tensor) -> Tensor:
     return (cotangent / estimate.masked_fill(resting, 1.0)).masked_fill(resting, 0.0)
 
 
-def _first_is_larger(a: Tensor, b: Tensor) -> Tensor:
-    """1 where a > b, 0 where a < b, 1/2 where they are equal, as torch's derivative of the maximum has it."""
-    return ((a - b).sgn() + 1) / 2
+def _side(y: Tensor, y1: Tensor) -> Tensor:
+    """1 where |y| > |y1|, -1 where it is smaller, 0 where both share, as in torch's derivative of the maximum."""
+    return (y.abs() - y1.abs()).sgn()
