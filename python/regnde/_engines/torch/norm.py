@@ -37,10 +37,17 @@ def sample_rms(x: Tensor) -> Tensor:
     return norm / math.sqrt(flat.shape[1])
 
 
-def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
-    """What an error of a step from y to y1 is measured by, atol + rtol max(|y|, |y1|), entrywise."""
+def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor) -> Tensor:
+    """What an error of a step from y to y1 is measured by, atol + rtol max(|y|, |y1|), entrywise.
+
+    A tolerance that is a tensor already, real and 0-dim, spares every step to make it one.
+    """
     largest = torch.maximum(y.abs(), y1.abs())
-    return torch.add(largest.new_full((), atol), largest, alpha=rtol)
+    return torch.add(_tensor(atol, largest), largest, alpha=rtol)
+
+
+def _tensor(value: float | Tensor, like: Tensor) -> Tensor:
+    return value if isinstance(value, Tensor) else like.new_full((), value)
 
 
 class Scratch:
@@ -57,7 +64,7 @@ class Scratch:
 
 
 def scaled_norm(
-    terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float, scratch: Scratch | None = None
+    terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, scratch: Scratch | None = None
 ) -> Tensor:
     """The 2-norm of a sum over the scale of errors, 0-dim; without a graph a single term is overwritten.
 
@@ -75,14 +82,16 @@ def scaled_norm(
     return _norm(error / scale if graph else error.div_(scale))
 
 
-def _ratio_in(ratio: Tensor, scale: Tensor, terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float) -> Tensor:
+def _ratio_in(
+    ratio: Tensor, scale: Tensor, terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
+) -> Tensor:
     """The sum over the scale of errors, without a graph, in given memory."""
     torch.maximum(torch.abs(y, out=scale), torch.abs(y1, out=ratio), out=scale)
     (weight, x), *others = terms
     torch.mul(x, weight, out=ratio)
     for weight, x in others:
         ratio.add_(x, alpha=weight)
-    return ratio.div_(torch.add(scale.new_full((), atol), scale, alpha=rtol, out=scale))
+    return ratio.div_(torch.add(_tensor(atol, scale), scale, alpha=rtol, out=scale))
 
 
 class _ScaledNorm(torch.autograd.Function):
@@ -95,7 +104,7 @@ class _ScaledNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Sequence[float], rtol: float, atol: float, y: Tensor, y1: Tensor, *tensors: Tensor
+        ctx: Any, weights: Sequence[float], rtol: float, atol: float | Tensor, y: Tensor, y1: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         terms = list(zip(weights, tensors, strict=True))
         ratio = _ratio_in(torch.empty_like(y), torch.empty_like(y), terms, y, y1, rtol, atol)
@@ -131,7 +140,7 @@ class _ScaledNorm(torch.autograd.Function):
 
 
 def _pulled(
-    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float
+    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cotangents of e, y and y1 from that of r = e / (atol + rtol max(|y|, |y1|))."""
     of_error = of_ratio / error_scale(y, y1, rtol, atol)
@@ -141,12 +150,12 @@ def _pulled(
 
 
 def _pulled_in_place(
-    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float
+    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same without a graph, in as few passes over memory as it takes."""
     size, size1 = y.abs(), y1.abs()
     scale = torch.maximum(size, size1)
-    torch.add(scale.new_full((), atol), scale, alpha=rtol, out=scale)
+    torch.add(_tensor(atol, scale), scale, alpha=rtol, out=scale)
     of_error = of_ratio / scale
     shared = torch.mul(of_error, ratio, out=scale).mul_(-rtol / 2)
     one_sided = size.sub_(size1).sgn_().mul_(shared)

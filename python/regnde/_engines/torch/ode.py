@@ -69,7 +69,8 @@ class RungeKutta:
         self.tableau = tableau
         self.controller = tableau.controller
         self.reach = 1.0
-        self.rtol, self.atol = solver.rtol, solver.atol
+        self.rtol = solver.rtol
+        self.atol = torch.tensor(solver.atol, dtype=y0.real.dtype, device=y0.device)
         self.graph = torch.is_grad_enabled()
         self.checkpoint = self.graph and solver.gradient == "checkpoint"
         self.kept: Kept | None = None
@@ -78,7 +79,7 @@ class RungeKutta:
             field=field,
             tableau=tableau,
             rtol=solver.rtol,
-            atol=solver.atol,
+            atol=self.atol,
             error=tableau.btilde is not None,
             differentiable_error=self.graph and self.record_error,
             stiffness=record and tableau.stiffness_pair,
@@ -129,7 +130,7 @@ class RungeKutta:
         """
         if y.numel() == 0:
             return abs(t1 - t0)
-        tolerance = y.abs().mul_(self.rtol).add_(self.atol)
+        tolerance = torch.add(self.atol, y.abs(), alpha=self.rtol)
         again = self.field(time, y)
         if self.handed is not None and y.numel() >= MANY and not transformed():
             self.new_slopes = again.data_ptr() != self.handed.data_ptr()

@@ -40,7 +40,7 @@ class Piece:
     Attributes:
         field: the right-hand side.
         tableau: the method.
-        rtol, atol: tolerances.
+        rtol, atol: tolerances, the latter as a real 0-dim tensor.
         error: whether the error is estimated.
         differentiable_error: whether its graph is kept.
         stiffness: whether the stiffness is estimated, with its graph.
@@ -50,7 +50,7 @@ class Piece:
     field: CountedField
     tableau: Tableau
     rtol: float
-    atol: float
+    atol: Tensor
     error: bool
     differentiable_error: bool
     stiffness: bool
@@ -79,7 +79,7 @@ class Piece:
         self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
     ) -> tuple[Taken, Estimates]:
         size = torch.tensor(h, dtype=y.real.dtype, device=y.device)
-        options = (self.rtol, self.atol, self.differentiable_error, self.stiffness)
+        options = (self.rtol, self.atol.item(), self.differentiable_error, self.stiffness)
         taken, known, error, stiffness = compiled_step(
             self.field.function, self.tableau, y, first, size, torch.stack(tuple(times)), *options
         )

@@ -47,7 +47,9 @@ class Taken(NamedTuple):
 def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
     """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t_new`."""
     times = [t_new if c == 1.0 else t + c * h for c in tableau_c]
-    return torch.tensor(times, dtype=like.real.dtype, device=like.device).unbind()
+    shared = len(times) > 1 and times[-1] == times[-2]  # the last two stages of most methods lie at the step's end
+    made = torch.tensor(times[:-1] if shared else times, dtype=like.real.dtype, device=like.device).unbind()
+    return (*made, made[-1]) if shared else made
 
 
 def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: float, times: Sequence[Tensor]) -> Taken:
@@ -60,13 +62,15 @@ def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: floa
     return Taken(y1, argument, previous)
 
 
-def scaled_error(tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float) -> Tensor:
+def scaled_error(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
+) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     return summed(_embedded(tableau, stages, h)) / error_scale(y, y1, rtol, atol)
 
 
 def error_estimate(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
 ) -> Tensor:
     """Local error estimate E = rms(r), r as in `scaled_error`, 0-dim: the step is accepted if and only if E <= 1."""
     terms = _embedded(tableau, stages, h / math.sqrt(max(y.numel(), 1)))  # makes the root mean square of a 2-norm
@@ -74,7 +78,7 @@ def error_estimate(
 
 
 def sample_error_estimates(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
 ) -> Tensor:
     """The same for each sample of the leading dimension, shape (batch,)."""
     return sample_rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
