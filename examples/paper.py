@@ -51,6 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "float64"], help="instead of the experiment's")
     parser.add_argument("--factor", default="1", help="times every weight of the penalties; some, as 0.3,1,3")
     parser.add_argument("--weights", help="START,END of the penalties' weight, instead of the experiment's")
+    parser.add_argument("--order", type=int, choices=[2, 3], help="TayNODE's K, instead of the experiment's")
     parser.add_argument("--weight", choices=["tuned", "auto"], default="tuned", help="auto: set by regnde.Balance")
     parser.add_argument("--fraction", type=float, default=regnde.Balance().fraction, help="of --weight auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with one run at a time")
@@ -81,8 +82,6 @@ def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
     settings = experiment.settings(options)
     changes = {key: getattr(arguments, key) for key in ("iterations", "tolerance", "dtype")}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-    if arguments.weights is not None:
-        settings = dataclasses.replace(settings, weights=settings.weights.replaced(arguments.weights))
     place = Place(torch.device(arguments.device), getattr(torch, settings.dtype), arguments.engine)
     methods = [method for method in arguments.methods if not (experiment.sde and method in NO_SDE)]
     made = []
@@ -101,8 +100,11 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _weighted(settings: Settings, factor: float, arguments: argparse.Namespace) -> Settings:
     """The settings with the penalties' weights as the command line has them."""
+    weights = settings.weights if arguments.weights is None else settings.weights.replaced(arguments.weights)
+    if arguments.order is not None:
+        weights = dataclasses.replace(weights, taynode=(weights.taynode[0], arguments.order))
     fraction = arguments.fraction if arguments.weight == "auto" else 0.0
-    return dataclasses.replace(settings, weights=settings.weights.scaled(factor), factor=factor, balance=fraction)
+    return dataclasses.replace(settings, weights=weights.scaled(factor), factor=factor, balance=fraction)
 
 
 def carry_out(run: Run, arguments: argparse.Namespace) -> Line:

@@ -49,7 +49,7 @@ def test_measures_now_and_then_and_smooths() -> None:
     balance = Balance(1.0, every=2, smoothing=0.5)
     sizes = [8.0, 99.0, 4.0, 99.0, 2.0]
     weights = [balance.update(size * p, 2 * p, [p]) for size in sizes]
-    assert weights == pytest.approx([4.0, 4.0, 3.0, 3.0, 2.0])  # norms 8, 6, 4 over 2
+    assert weights == pytest.approx([4.0, 4.0, 3.0, 3.0, 2.0])  # means 8, 6, 4 over 2
     again = Balance(1.0, every=2, smoothing=0.5)
     again.load_state_dict(balance.state_dict())
     assert [again.update(10 * p, 2 * p, [p]) for _ in range(2)] == [
@@ -64,6 +64,15 @@ def test_a_penalty_that_has_worked_does_not_raise_its_weight() -> None:
     assert weights[:2] == pytest.approx([4.0, 4.0])
     assert 4.0 < weights[2] < 4.2
     assert weights[3] == pytest.approx(2.0)
+
+
+def test_noise_of_the_batches_is_no_gradient_of_the_task() -> None:
+    """Gradients that point to and fro give a small weight, though each of them is large."""
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(1.0, every=1, smoothing=0.9)
+    weights = [balance.update((8 if i % 2 else -8) * p, 2 * p, [p]) for i in range(100)]
+    assert weights[0] == pytest.approx(4.0)
+    assert weights[-1] < 0.3
 
 
 def test_no_gradient_is_no_weight() -> None:

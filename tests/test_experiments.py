@@ -193,8 +193,21 @@ def test_factors_and_the_weight_that_sets_itself(tiny: None, tmp_path: Path) -> 
     lines = runner.done(tmp_path / "results.jsonl")
     assert [report.label(line) for line in lines] == ["vanilla", "ernode", "ernode x3", "ernode auto 0.5"]
     assert len({line["loss"] for line in lines}) == 4
-    with pytest.raises(SystemExit):
-        paper.main([*words, "--factor", "three"])
+    for wrong in (["--factor", "three"], ["--weights", "5"], ["--order", "4"]):
+        with pytest.raises(SystemExit):
+            paper.main([*words, *wrong])
+
+
+def test_weights_and_orders_of_the_command_line(tiny: None, tmp_path: Path) -> None:
+    words = ["cubic-spiral", *TINY, "--out", str(tmp_path)]
+    paper.main([*words, "--methods", "vanilla,ernode,taynode"])
+    paper.main([*words, "--methods", "vanilla,ernode", "--weights", "50,5"])
+    paper.main([*words, "--methods", "taynode", "--order", "3"])
+    lines = runner.done(tmp_path / "results.jsonl")
+    assert [line["method"] for line in lines] == ["vanilla", "ernode", "taynode", "ernode", "taynode"]  # vanilla once
+    assert lines[3]["settings"]["weights"]["error"] == [50.0, 5.0]
+    assert [line["settings"]["weights"]["taynode"][1] for line in lines[3:]] == [2, 3]
+    assert len({line["loss"] for line in lines}) == 5
 
 
 def test_what_is_done_is_not_run_again(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

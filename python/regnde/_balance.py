@@ -27,7 +27,7 @@ class Balance:
     `fit` as its weight.
 
     Args:
-        fraction: of the task's gradient (> 0). Above 1 the penalty leads.
+        fraction: of the task's gradient (> 0); larger ones buy fewer evaluations with the task's loss.
         every: iterations between two measurements, each of which costs two more passes backward.
         smoothing: share of the old norm that a measurement keeps, in [0, 1).
 
@@ -47,7 +47,7 @@ class Balance:
         2.0
     """
 
-    def __init__(self, fraction: float = 0.3, *, every: int = 10, smoothing: float = 0.8) -> None:
+    def __init__(self, fraction: float = 1.0, *, every: int = 10, smoothing: float = 0.8) -> None:
         if not (fraction > 0 and every >= 1 and 0 <= smoothing < 1):
             raise ValueError(
                 f"Balance(fraction={fraction}, every={every}, smoothing={smoothing}): fraction must be above zero, "
