@@ -20,4 +20,4 @@ def keep_freed_memory() -> None:
     such a block freed it keeps all below that size: mallopt(3), M_MMAP_THRESHOLD. This block is never touched,
     so that it costs no memory. Other C libraries take no notice.
     """
-    torch.empty(BLOCK, dtype=torch.uint8)
+    torch.empty(BLOCK, dtype=torch.uint8, device="cpu")
