@@ -93,14 +93,15 @@ def test_time_sampling_is_uniform_and_step_sampling_is_not() -> None:
     chosen, span, count = Solver(rtol=1e-4, atol=1e-4), [0.0, 4.0], 150
 
     def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return -8.0 * t * y  # fast late, at rest early: short steps in the second half
+        return -2.0 * t**3 * y  # stiff late: short steps in the second half
 
-    whole = regnde.solve(field, [1.0], span, chosen, record="all").steps
+    y0 = torch.ones(1, dtype=torch.float64)
+    whole = regnde.solve(field, y0, span, chosen, record="all").steps
     starts = whole.t - whole.dt
 
     def draws(sampling: str) -> torch.Tensor:
         steps = [
-            regnde.solve(field, [1.0], span, chosen, record=Local(sampling=sampling, seed=i)).steps
+            regnde.solve(field, y0, span, chosen, record=Local(sampling=sampling, seed=i)).steps
             for i in range(count)
         ]
         return torch.cat([one.t - one.dt for one in steps])
