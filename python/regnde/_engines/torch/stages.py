@@ -121,6 +121,8 @@ class BufferStages:
         return self.stages[index]
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
+        if len(weights) == 1:
+            return torch.add(y, self.stages[0], alpha=h * weights[0])
         if y is not self.y:  # one state serves all stages of a step
             self.y, self.flat = y, y.reshape(-1)
         moved: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], alpha=h)
