@@ -101,8 +101,7 @@ def test_time_sampling_is_uniform_and_step_sampling_is_not() -> None:
 
     def draws(sampling: str) -> torch.Tensor:
         steps = [
-            regnde.solve(field, y0, span, chosen, record=Local(sampling=sampling, seed=i)).steps
-            for i in range(count)
+            regnde.solve(field, y0, span, chosen, record=Local(sampling=sampling, seed=i)).steps for i in range(count)
         ]
         return torch.cat([one.t - one.dt for one in steps])
 
