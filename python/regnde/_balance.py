@@ -29,7 +29,7 @@ class Balance:
     Args:
         fraction: of the task's gradient (> 0); larger ones buy fewer evaluations with the task's loss.
         every: iterations between two measurements, each of which costs two more passes backward.
-        smoothing: share of the old norm that a measurement keeps, in [0, 1).
+        smoothing: share of the old mean that a measurement keeps, in [0, 1).
 
     Attributes:
         value: the weight; 0 before the first measurement, and where the penalty has no gradient.
