@@ -109,7 +109,7 @@ def main() -> None:
         field, y0 = Field(width, hidden).to(dtype), torch.randn(batch, width, dtype=dtype)
 
         def timed(run: Callable[..., int], *arguments: object) -> tuple[float, float]:
-            return tuple(  # type: ignore[return-value]
+            return tuple(  # type: ignore[return-value]  # of two
                 fastest(lambda back=back: run(field, y0, end, tolerance, *arguments, back), options.seconds)  # noqa: B023
                 for back in (False, True)
             )

@@ -109,7 +109,7 @@ class Problem(nn.Module, ABC):
     def solver(self, method: str | None = None) -> Solver:
         """The solver of the settings."""
         t = self.settings.tolerance
-        return Solver(method=method, rtol=t, atol=t, engine=self.place.engine)  # type: ignore[arg-type]
+        return Solver(method=method, rtol=t, atol=t, engine=self.place.engine)  # type: ignore[arg-type]  # checked
 
     def record(self) -> Record:
         """What to record: nothing outside training."""

@@ -65,7 +65,7 @@ class Run:
         }
         described = {"experiment": self.experiment, "method": self.method, "seed": self.seed, "settings": settings}
         # As it will be read back, so that a run can be looked for.
-        return json.loads(json.dumps(described))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(described))  # type: ignore[no-any-return]  # a dict it was
 
 
 def done(path: Path) -> list[dict[str, Any]]:

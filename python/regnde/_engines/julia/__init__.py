@@ -196,7 +196,7 @@ class _Run:
             runtime.load("Zygote")
         y0 = request.y0.contiguous()
         if self.graph:
-            full, error, stiffness = Solve.apply(job, y0, request.ts, *self.tensors)  # type: ignore[no-untyped-call]
+            full, error, stiffness = Solve.apply(job, y0, request.ts, *self.tensors)  # type: ignore[no-untyped-call]  # torch does not type it
         else:
             full, error, stiffness = job.run(y0, self.tensors)
         outcome = job.outcome
@@ -277,7 +277,7 @@ class _Run:
         )
         start = (y.detach() if local.detach_state else y).contiguous()
         if self.graph:
-            error, stiffness = LocalStep.apply(here, start, *self.tensors)  # type: ignore[no-untyped-call]
+            error, stiffness = LocalStep.apply(here, start, *self.tensors)  # type: ignore[no-untyped-call]  # torch does not type it
         else:
             error, stiffness = here.run(start, self.tensors)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)

@@ -171,7 +171,7 @@ class _Refusals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch do
     """Stops a field, before it happens, at what no code can stand for."""
 
     def __init__(self, reader: _Reader) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type it
         self.reader = reader
 
     def __torch_dispatch__(

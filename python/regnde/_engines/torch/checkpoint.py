@@ -137,7 +137,8 @@ def with_graph(path: Path, kept: Kept, y0: Tensor, times: Sequence[float], *, an
     begins = [times[0], *path.ends[:-1]]
     at = None if anchor is None else (anchor.step, anchor.t)
     tape = _Tape(kept.piece, kept.every, begins, path.ends, path.sizes, path.rows, times, at)
-    ys, errors, stiffnesses, state = _Solve.apply(tape, outputs, kept.leaves, y0, *kept.leaves, *states)  # type: ignore[no-untyped-call]
+    inputs = tape, outputs, kept.leaves, y0, *kept.leaves, *states
+    ys, errors, stiffnesses, state = _Solve.apply(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
     path.chunks = [ys]
     path.errors = [] if errors is None else list(errors)
     path.stiffnesses = [] if stiffnesses is None else list(stiffnesses)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.sums import Terms, summed
+from regnde._engines.torch.sums import Terms, onto, summed
 
-__all__ = ["Scratch", "error_scale", "rms", "sample_rms", "scaled_norm", "transformed"]
+__all__ = ["Scratch", "error_scale", "rms", "sample_rms", "scaled_norm", "tolerated", "transformed"]
 
 MANY = 4096  # entries from which one node of the graph is cheaper than the nodes of the formula
 
@@ -38,16 +38,17 @@ def sample_rms(x: Tensor) -> Tensor:
 
 
 def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor) -> Tensor:
-    """What an error of a step from y to y1 is measured by, atol + rtol max(|y|, |y1|), entrywise.
+    """What an error of a step from y to y1 is measured by, atol + rtol max(|y|, |y1|), entrywise."""
+    return tolerated(torch.maximum(y.abs(), y1.abs()), rtol, atol)
+
+
+def tolerated(size: Tensor, rtol: float, atol: float | Tensor, out: Tensor | None = None) -> Tensor:
+    """The errors that are allowed in entries of some size, atol + rtol size.
 
     A tolerance that is a tensor already, real and 0-dim, spares every step to make it one.
     """
-    largest = torch.maximum(y.abs(), y1.abs())
-    return torch.add(_tensor(atol, largest), largest, alpha=rtol)
-
-
-def _tensor(value: float | Tensor, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else like.new_full((), value)
+    least = atol if isinstance(atol, Tensor) else size.new_full((), atol)
+    return torch.add(least, size, alpha=rtol, out=out)
 
 
 class Scratch:
@@ -74,7 +75,8 @@ def scaled_norm(
     if y.numel() >= MANY and not y.is_complex() and not transformed():
         weights, tensors = zip(*terms, strict=True)
         if graph:
-            estimate: Tensor = _ScaledNorm.apply(weights, rtol, atol, y, y1, *tensors)[0]  # type: ignore[no-untyped-call]
+            inputs = weights, rtol, atol, y, y1, *tensors
+            estimate: Tensor = _ScaledNorm.apply(*inputs)[0]  # type: ignore[no-untyped-call]  # torch does not type it
             return estimate
         if scratch is not None:
             return _norm(_ratio_in(*scratch.pair(y), terms, y, y1, rtol, atol))
@@ -88,10 +90,8 @@ def _ratio_in(
     """The sum over the scale of errors, without a graph, in given memory."""
     torch.maximum(torch.abs(y, out=scale), torch.abs(y1, out=ratio), out=scale)
     (weight, x), *others = terms
-    torch.mul(x, weight, out=ratio)
-    for weight, x in others:
-        ratio.add_(x, alpha=weight)
-    return ratio.div_(torch.add(_tensor(atol, scale), scale, alpha=rtol, out=scale))
+    onto(torch.mul(x, weight, out=ratio), others)
+    return ratio.div_(tolerated(scale, rtol, atol, out=scale))
 
 
 class _ScaledNorm(torch.autograd.Function):
@@ -155,7 +155,7 @@ def _pulled_in_place(
     """The same without a graph, in as few passes over memory as it takes."""
     size, size1 = y.abs(), y1.abs()
     scale = torch.maximum(size, size1)
-    torch.add(_tensor(atol, scale), scale, alpha=rtol, out=scale)
+    tolerated(scale, rtol, atol, out=scale)
     of_error = of_ratio / scale
     shared = torch.mul(of_error, ratio, out=scale).mul_(-rtol / 2)
     one_sided = size.sub_(size1).sgn_().mul_(shared)

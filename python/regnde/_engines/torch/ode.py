@@ -15,7 +15,7 @@ from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.memory import keep_freed_memory
-from regnde._engines.torch.norm import rms, transformed
+from regnde._engines.torch.norm import rms, tolerated, transformed
 from regnde._engines.torch.outside import explored
 from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
@@ -130,7 +130,7 @@ class RungeKutta:
         """
         if y.numel() == 0:
             return abs(t1 - t0)
-        tolerance = torch.add(self.atol, y.abs(), alpha=self.rtol)
+        tolerance = tolerated(y.abs(), self.rtol, self.atol)
         again = self.field(time, y)
         if self.handed is not None and y.numel() >= MANY and not transformed():
             self.new_slopes = again.data_ptr() != self.handed.data_ptr()

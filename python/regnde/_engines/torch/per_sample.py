@@ -21,7 +21,7 @@ from regnde._engines.torch.batch_path import BatchPath
 from regnde._engines.torch.control import size_from_trial, trial_size
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.loop import LAST_STEP_SLACK, NON_FINITE_TRIALS, Diagnosis, Failure
-from regnde._engines.torch.norm import sample_rms
+from regnde._engines.torch.norm import sample_rms, tolerated
 from regnde._engines.torch.stages import ColumnStages
 from regnde._engines.torch.step import (
     Taken,
@@ -176,7 +176,7 @@ class PerSample:
         if self.solver.dt0 is not None:
             return np.full(batch, self.sign * min(self.solver.dt0, span))
         with torch.no_grad():
-            tolerance = y.abs() * self.solver.rtol + self.solver.atol
+            tolerance = tolerated(y.abs(), self.solver.rtol, self.solver.atol)
             start = self._column(np.full(batch, t0))
             slope = counted(start, y)
             d0, d1 = (sample_rms(x / tolerance).tolist() for x in (y, slope))

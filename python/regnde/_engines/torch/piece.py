@@ -68,6 +68,7 @@ class Piece:
         stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
         if self.error:
+            # entering a mode takes longer than a sum of small states: only where it is another one
             wanted = torch.is_grad_enabled() == self.differentiable_error
             with NOTHING if wanted else torch.set_grad_enabled(self.differentiable_error):
                 error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
-from regnde._engines.torch.norm import rms
+from regnde._engines.torch.norm import rms, tolerated
 from regnde._engines.torch.ode import NonFiniteStart
 from regnde._engines.torch.piece import Kept
 from regnde._engines.torch.sde_step import (
@@ -95,7 +95,7 @@ class StochasticRungeKutta:
         """The first-step heuristic at (t0, y) towards t1."""
         if y.numel() == 0:
             return t1 - t0
-        tolerance = y.abs() * self.rtol + self.atol
+        tolerance = tolerated(y.abs(), self.rtol, self.atol)
         (time,) = stage_times((0.0,), t0, 0.0, t0, y)
         f0, g0 = self.field(time, y), self.diffusion(time, y)
         self.known = (f0, g0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Terms", "added", "summed"]
+__all__ = ["Terms", "added", "onto", "summed"]
 
 Terms = Sequence[tuple[float, Tensor]]  # weights, and what they weigh
 
@@ -17,16 +17,16 @@ def added(y: Tensor, terms: Terms) -> Tensor:
     if not terms:
         return y
     (weight, x), *others = terms
-    return _onto(torch.add(y, x, alpha=weight), others)
+    return onto(torch.add(y, x, alpha=weight), others)
 
 
 def summed(terms: Terms) -> Tensor:
     """The sum of weight_j x_j; one term of weight 1 is handed back itself."""
     (weight, x), *others = terms
-    return x if weight == 1.0 and not others else _onto(x * weight, others)
+    return x if weight == 1.0 and not others else onto(x * weight, others)
 
 
-def _onto(total: Tensor, terms: Terms) -> Tensor:
+def onto(total: Tensor, terms: Terms) -> Tensor:
     """The sum total + sum_j weight_j x_j, in place where no graph wants the total."""
     if not torch.is_grad_enabled():
         for weight, x in terms:
