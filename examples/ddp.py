@@ -66,6 +66,7 @@ def main(steps: int, checkpoint: Path, weight: float = 1e-2) -> float:
             save(checkpoint, step + 1, layer, optimizer)
     if rank == 0:
         print(f"step {steps}: loss {loss.item():.4f} with {world} processes")
+    dist.barrier()  # a process that leaves while the other still reduces may abort at its exit
     dist.destroy_process_group()
     return loss.item()
 

@@ -61,6 +61,7 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {kind: gradient(kind, BATCH[rank::2], parallel=True) for kind in SOLVERS}
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while the other still reduces may abort at its exit
     dist.destroy_process_group()
 
 
