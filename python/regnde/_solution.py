@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ class Steps:
         t: Tensor,
         dt: Tensor,
         error: Tensor | None,
-        stiffness: Tensor | None,
+        stiffness: Tensor | Callable[[], Tensor] | None,
         method: str,
         stability_size: float | None,
         implicit: Tensor | None = None,
@@ -108,6 +109,8 @@ class Steps:
                 f"method {self._method!r} estimates no stiffness, so its steps record none: "
                 "use 'tsit5', 'dp5' or 'vern7' ('sosri2' for an SDE)."
             )
+        if not isinstance(self._stiffness, Tensor):
+            self._stiffness = self._stiffness()
         return self._stiffness
 
     @property
@@ -174,6 +177,6 @@ class Solution:
             ys=self.ys.detach().cpu().numpy(),
             t=array(s.t) if s else None,
             dt=array(s.dt) if s else None,
-            error=array(s._error) if s else None,
-            stiffness=array(s._stiffness) if s else None,
+            error=array(s.error) if s and s._error is not None else None,
+            stiffness=array(s.stiffness) if s and s._stiffness is not None else None,
         )

@@ -14,6 +14,7 @@ from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
+from regnde._engines.torch.records import Records
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
 from regnde._engines.torch.step import stage_times
@@ -207,18 +208,17 @@ def _steps(
     if request.record == "none":
         return None
     tableau, y0 = stepper.tableau, request.y0
-    ends, sizes = path.ends, path.sizes
-    errors, stiffnesses = path.errors, path.stiffnesses
+    ends, sizes, records = path.ends, path.sizes, path.records
     if local:
-        ends, sizes, errors, stiffnesses = [], [], [], []
+        ends, sizes, records = [], [], Records()
         if path.anchor is not None and path.failure is None:
-            end, size, error, stiffness = stepper.local_step(path.anchor, request.times[-1], local)
-            ends, sizes, errors = [end], [size], [error]
-            stiffnesses = [] if stiffness is None else [stiffness]
+            end, size, *estimates = stepper.local_step(path.anchor, request.times[-1], local)
+            ends, sizes = [end], [size]
+            records.add(*estimates)
 
-    def stack(values: list[Tensor]) -> Tensor:
+    def some(values: Tensor | None) -> Tensor:
         # No step taken: an empty record that still hangs on y0's graph, so that a penalty has a gradient (0).
-        return torch.stack(values) if values else y0.reshape(-1)[:0].abs()
+        return y0.reshape(-1)[:0].abs() if values is None else values
 
     def clock(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=y0.real.dtype, device=y0.device)
@@ -226,8 +226,8 @@ def _steps(
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
-        error=stack(errors) if tableau.estimates_error else None,
-        stiffness=stack(stiffnesses) if tableau.stiffness_pair else None,
+        error=some(records.errors()) if tableau.estimates_error else None,
+        stiffness=(lambda: some(records.stiffnesses())) if tableau.stiffness_pair else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
     )

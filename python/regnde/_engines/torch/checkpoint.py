@@ -18,6 +18,7 @@ from torch import Tensor
 from regnde._engines.torch.loop import Anchor, Path
 from regnde._engines.torch.outside import leaves_of
 from regnde._engines.torch.piece import Kept, Piece
+from regnde._engines.torch.records import Records
 from regnde._engines.torch.stages import ListStages
 from regnde._engines.torch.step import dense_rows, stage_times
 
@@ -80,16 +81,18 @@ class _Tape:
             State and FSAL stage at the end; the outputs between, with their cotangents.
         """
         tableau, pulled = self.piece.tableau, Pulled()
+        records = Records(self.piece.rtol, self.piece.atol)
         for n in indices:
             t, h, t_new = self.begins[n], self.sizes[n], self.ends[n]
             stages = ListStages()
-            taken, (error, stiffness) = self.piece.step(stages, h, stage_times(tableau.c, t, h, t_new, y), y, first)
+            taken, estimates = self.piece.step(stages, h, stage_times(tableau.c, t, h, t_new, y), y, first)
             pulled += self._outputs(n, y, taken.y1, stages, of)
-            if error is not None and of.errors is not None:
-                pulled.append((error, of.errors[n]))
-            if stiffness is not None and of.stiffnesses is not None:
-                pulled.append((stiffness, of.stiffnesses[n]))
+            records.add(estimates.error, estimates.stiffness)
             y, first = taken.y1, stages[tableau.stages - 1] if tableau.fsal else None
+        steps = slice(indices.start, indices.stop)
+        for form, cotangents in ((records.errors, of.errors), (records.stiffnesses, of.stiffnesses)):
+            if cotangents is not None and (formed := form()) is not None:
+                pulled.append((formed, cotangents[steps]))
         return y, first, pulled
 
     def _outputs(self, n: int, y: Tensor, y1: Tensor, stages: ListStages, of: _Cotangents) -> Pulled:
@@ -129,8 +132,8 @@ def with_graph(path: Path, kept: Kept, y0: Tensor, times: Sequence[float], *, an
     """
     outputs = (
         torch.cat(path.chunks),
-        torch.stack(path.errors) if path.errors else None,
-        torch.stack(path.stiffnesses) if path.stiffnesses else None,
+        path.records.errors(),
+        path.records.stiffnesses(),
         None if anchor is None else anchor.y.clone(),
     )
     states = [x for pair in kept.states for x in pair]
@@ -140,8 +143,8 @@ def with_graph(path: Path, kept: Kept, y0: Tensor, times: Sequence[float], *, an
     inputs = tape, outputs, kept.leaves, y0, *kept.leaves, *states
     ys, errors, stiffnesses, state = _Solve.apply(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
     path.chunks = [ys]
-    path.errors = [] if errors is None else list(errors)
-    path.stiffnesses = [] if stiffnesses is None else list(stiffnesses)
+    path.records = Records()
+    path.records.add(errors, stiffnesses)
     if anchor is not None:
         anchor.y = state
 

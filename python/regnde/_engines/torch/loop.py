@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.control import Controller
+from regnde._engines.torch.norm import Measured
+from regnde._engines.torch.records import Changes, Records
 from regnde._solver import Local, ResolvedSolver
 
 __all__ = ["Anchor", "Diagnosis", "Failure", "Path", "Stepper", "Trial", "integrate"]
@@ -32,14 +34,14 @@ class Trial:
     Attributes:
         y1: the new state.
         error: value of the error estimate; None if the method has none.
-        error_record: the error estimate to record, 0-dim, with its gradient; None if not recorded.
+        error_record: the error estimate to record, with its gradient or what it is formed of; None if not recorded.
         stiffness_record: likewise for the stiffness.
     """
 
     y1: Tensor
     error: float | None
-    error_record: Tensor | None = None
-    stiffness_record: Tensor | None = None
+    error_record: Tensor | Measured | None = None
+    stiffness_record: Tensor | Changes | None = None
 
 
 class Stepper(Protocol):
@@ -114,7 +116,7 @@ class Path:
         saved: their number.
         rows: their number before the first step and after each accepted one.
         t: time reached.
-        ends, sizes, errors, stiffnesses: of the accepted steps.
+        ends, sizes, records: of the accepted steps.
     """
 
     chunks: list[Tensor] = field(default_factory=list)
@@ -123,8 +125,7 @@ class Path:
     t: float = 0.0
     ends: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
-    errors: list[Tensor] = field(default_factory=list)
-    stiffnesses: list[Tensor] = field(default_factory=list)
+    records: Records = field(default_factory=Records)
     rejected: int = 0
     dt_first: float = 0.0
     anchor: Anchor | None = None
@@ -173,7 +174,7 @@ def integrate(
         local: draw an anchor for a local record, or None.
     """
     t, t_end = times[0], times[-1]
-    path = Path(t=t, dt_first=h)
+    path = Path(t=t, dt_first=h, records=Records(solver.rtol, solver.atol))
     draw = _Draw(local, t, t_end) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
@@ -222,10 +223,7 @@ def integrate(
 
         path.ends.append(t_new)
         path.sizes.append(h)
-        if trial.error_record is not None:
-            path.errors.append(trial.error_record)
-        if trial.stiffness_record is not None:
-            path.stiffnesses.append(trial.stiffness_record)
+        path.records.add(trial.error_record, trial.stiffness_record)
         _save(path, stepper, times, t, h, t_new, trial.y1)
         path.rows.append(path.saved)
         if draw:

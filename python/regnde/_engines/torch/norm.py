@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regnde._engines.torch.sums import Terms, onto, summed
 
-__all__ = ["Scratch", "error_scale", "rms", "sample_rms", "scaled_norm", "tolerated", "transformed"]
+__all__ = [
+    "Measured",
+    "Scratch",
+    "error_scale",
+    "joinable",
+    "measured",
+    "norms",
+    "rms",
+    "sample_rms",
+    "scaled_norm",
+    "tolerated",
+    "transformed",
+]
 
 MANY = 4096  # entries from which one node of the graph is cheaper than the nodes of the formula
 
@@ -64,6 +76,23 @@ class Scratch:
         return self._pair
 
 
+class Measured(NamedTuple):
+    """The error of a step over its scale, without a graph, and what it was formed of.
+
+    Attributes:
+        norm: its 2-norm E = |r|, 0-dim.
+        ratio: the error over the scale, r = e / s, entrywise.
+        terms: e = sum_j w_j x_j.
+        y, y1: states before and after: s = atol + rtol max(|y|, |y1|).
+    """
+
+    norm: Tensor
+    ratio: Tensor
+    terms: Terms
+    y: Tensor
+    y1: Tensor
+
+
 def scaled_norm(
     terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, scratch: Scratch | None = None
 ) -> Tensor:
@@ -71,109 +100,144 @@ def scaled_norm(
 
     Over sqrt(n) it is the root mean square: who has weights to give divides them instead.
     """
-    graph = torch.is_grad_enabled()
-    if y.numel() >= MANY and not y.is_complex() and not transformed():
-        weights, tensors = zip(*terms, strict=True)
-        if graph:
-            inputs = weights, rtol, atol, y, y1, *tensors
-            estimate: Tensor = _ScaledNorm.apply(*inputs)[0]  # type: ignore[no-untyped-call]  # torch does not type it
-            return estimate
-        if scratch is not None:
-            return _norm(_ratio_in(*scratch.pair(y), terms, y, y1, rtol, atol))
-    error, scale = summed(terms), error_scale(y, y1, rtol, atol)
-    return _norm(error / scale if graph else error.div_(scale))
+    if not torch.is_grad_enabled():
+        return _norm(_ratio(terms, y, y1, rtol, atol, scratch.pair(y) if scratch and y.numel() >= MANY else None))
+    if y.numel() < MANY or not joinable(y):
+        return _norm(summed(terms) / error_scale(y, y1, rtol, atol))
+    with torch.no_grad():
+        known = measured(terms, y, y1, rtol, atol)
+    return norms([known], rtol, atol)[0]
 
 
-def _ratio_in(
-    ratio: Tensor, scale: Tensor, terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
+def measured(
+    terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, scratch: Scratch | None = None
+) -> Measured:
+    """The same without a graph, with what `norms` wants to hang it on one."""
+    pair = None if scratch is None or y.numel() < MANY else (torch.empty_like(y), scratch.pair(y)[1])
+    ratio = _ratio(terms, y, y1, rtol, atol, pair)
+    return Measured(_norm(ratio), ratio, terms, y, y1)
+
+
+def _ratio(
+    terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, memory: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """The sum over the scale of errors, without a graph, in given memory."""
+    """The sum over the scale of errors, without a graph; given memory for the ratio and the scale is overwritten."""
+    if memory is None:
+        return summed(terms).div_(error_scale(y, y1, rtol, atol))
+    ratio, scale = memory
     torch.maximum(torch.abs(y, out=scale), torch.abs(y1, out=ratio), out=scale)
     (weight, x), *others = terms
     onto(torch.mul(x, weight, out=ratio), others)
     return ratio.div_(tolerated(scale, rtol, atol, out=scale))
 
 
-class _ScaledNorm(torch.autograd.Function):
-    """E = |r|, r = e / s, e = sum_j w_j x_j, s = atol + rtol max(|y|, |y1|), as one node; r is its second result.
+def joinable(y: Tensor) -> bool:
+    """Whether `norms` serves states like this one: it knows no complex numbers, forward mode and torch.func."""
+    return not (y.is_complex() or transformed())
 
-    dE = sum r dr / E, dr = (de - r ds) / s. As nodes of the formula, every term is a kernel more and
-    torch's derivative of the maximum branches on every entry: records then cost a training pass of a large
-    field a fifth of its time. Of all that is computed on the way the graph keeps r.
+
+def norms(known: Sequence[Measured], rtol: float, atol: float | Tensor) -> Tensor:
+    """The norms of steps that follow one another, shape (S,), with a graph: one node for all of them.
+
+    As nodes of the formula, every term of every step is a kernel more, and torch's derivative of the maximum
+    branches on every entry: records then cost a training pass a fifth of its time.
+    """
+    states = [*[step.y for step in known], known[-1].y1]
+    tensors = [x for term in zip(*[step.terms for step in known], strict=True) for _, x in term]
+    estimates: Tensor = _Norms.apply(known, rtol, atol, *states, *tensors)[0]  # type: ignore[no-untyped-call]  # torch does not type it
+    return estimates.reshape(len(known))
+
+
+class _Norms(torch.autograd.Function):
+    """E = |r|, r = e / s, as in `Measured`, for each step; the ratios are its second result.
+
+    dE = sum r dr / E, dr = (de - r ds) / s. Of all that is computed on the way the graph keeps r. Several
+    steps are rows of stacked tensors; the tensors of a single one are taken as they are.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, weights: Sequence[float], rtol: float, atol: float | Tensor, y: Tensor, y1: Tensor, *tensors: Tensor
+        ctx: Any, known: Sequence[Measured], rtol: float, atol: float | Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        terms = list(zip(weights, tensors, strict=True))
-        ratio = _ratio_in(torch.empty_like(y), torch.empty_like(y), terms, y, y1, rtol, atol)
-        estimate = _norm(ratio)
-        ctx.weights, ctx.rtol, ctx.atol = weights, rtol, atol
-        ctx.save_for_backward(y, y1, estimate, ratio)
-        ctx.save_for_forward(y, y1, estimate, ratio)
+        first, *others = known
+        estimates, ratios = first.norm, first.ratio
+        if others:
+            estimates, ratios = torch.stack([step.norm for step in known]), torch.stack([step.ratio for step in known])
+        ctx.weights = [[weight for weight, _ in term] for term in zip(*[step.terms for step in known], strict=True)]
+        ctx.rtol, ctx.atol = rtol, atol
+        ctx.save_for_backward(estimates, ratios, *tensors[: len(known) + 1])
         ctx.set_materialize_grads(False)
-        return estimate, ratio
+        return estimates, ratios
 
     @staticmethod
-    def backward(ctx: Any, of_estimate: Tensor | None, of_ratio: Tensor | None) -> Any:
-        y, y1, estimate, ratio = ctx.saved_tensors
-        if of_estimate is not None:
-            through = ratio * _over(of_estimate, estimate)
-            of_ratio = through if of_ratio is None else through + of_ratio
-        if of_ratio is None:
-            return (None,) * (5 + len(ctx.weights))
-        pull = _pulled if torch.is_grad_enabled() else _pulled_in_place
-        of_error, of_y, of_y1 = pull(of_ratio, ratio, y, y1, ctx.rtol, ctx.atol)
-        return None, None, None, of_y, of_y1, *[of_error * weight for weight in ctx.weights]
+    def backward(ctx: Any, of_estimates: Tensor | None, of_ratios: Tensor | None) -> Any:
+        estimates, ratios, *states = ctx.saved_tensors
+        single = len(states) == 2
+        column = () if single else (-1, *[1] * (ratios.ndim - 1))
+        y, y1 = states if single else (lambda stacked: (stacked[:-1], stacked[1:]))(torch.stack(states))
+        weights = [ratios.new_tensor(weight).view(column) for weight in ctx.weights]
+        tolerances = ctx.rtol, ctx.atol
+        factors = torch.zeros_like(estimates) if of_estimates is None else _over(of_estimates, estimates)
+        factors = factors.view(column)
+        if of_ratios is None and not torch.is_grad_enabled():
+            of_y, of_y1, of_terms = _pulled_in_place(factors, ratios, y, y1, weights, *tolerances)
+        else:
+            of_ratios = factors * ratios if of_ratios is None else factors * ratios + of_ratios
+            of_y, of_y1, of_terms = _pulled(of_ratios, ratios, y, y1, weights, *tolerances)
+        if single:
+            return None, None, None, of_y, of_y1, *of_terms
+        between = of_y1[:-1] + of_y[1:]
+        of_rows = [row for of_term in of_terms for row in of_term.unbind()]
+        return None, None, None, of_y[0], *between.unbind(), of_y1[-1], *of_rows
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
-        y, y1, estimate, ratio = ctx.saved_tensors
-        of_y, of_y1 = (torch.zeros_like(y) if x is None else x for x in tangents[3:5])
-        of_terms = [pair for pair in zip(ctx.weights, tangents[5:], strict=True) if pair[1] is not None]
-        of_error = summed(of_terms) if of_terms else torch.zeros_like(y)
-        side = _side(y, y1)
-        of_scale = ((1 + side) * y.sgn() * of_y + (1 - side) * y1.sgn() * of_y1) * (ctx.rtol / 2)
-        moved = (of_error - ratio * of_scale) / error_scale(y, y1, ctx.rtol, ctx.atol)
-        return (moved * ratio).sum() * _over(torch.ones_like(estimate), estimate), moved
+
+Cotangents = tuple[Tensor, Tensor, list[Tensor]]  # of y, of y1, of the terms
 
 
 def _pulled(
-    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cotangents of e, y and y1 from that of r = e / (atol + rtol max(|y|, |y1|))."""
-    of_error = of_ratio / error_scale(y, y1, rtol, atol)
-    shared = of_error * ratio * (-rtol / 2)
-    side = _side(y, y1)
-    return of_error, shared * (1 + side) * y.sgn(), shared * (1 - side) * y1.sgn()
+    of_ratios: Tensor,
+    ratios: Tensor,
+    y: Tensor,
+    y1: Tensor,
+    weights: Sequence[Tensor],
+    rtol: float,
+    atol: float | Tensor,
+) -> Cotangents:
+    """Cotangents from those of the ratios; where |y| = |y1| the scale is taken to be that of y1."""
+    of_errors = of_ratios / error_scale(y, y1, rtol, atol)
+    of_scales = of_errors * ratios * -rtol
+    at_end = y.abs() <= y1.abs()
+    of_terms = [of_errors * weight for weight in weights]
+    return of_scales * ~at_end * y.sgn(), of_scales * at_end * y1.sgn(), of_terms
 
 
 def _pulled_in_place(
-    of_ratio: Tensor, ratio: Tensor, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a graph, in as few passes over memory as it takes."""
+    factors: Tensor,
+    ratios: Tensor,
+    y: Tensor,
+    y1: Tensor,
+    weights: Sequence[Tensor],
+    rtol: float,
+    atol: float | Tensor,
+) -> Cotangents:
+    """The same for factors * ratios as the ratios' cotangents, without a graph, in few passes over memory."""
     size, size1 = y.abs(), y1.abs()
-    scale = torch.maximum(size, size1)
-    tolerated(scale, rtol, atol, out=scale)
-    of_error = of_ratio / scale
-    shared = torch.mul(of_error, ratio, out=scale).mul_(-rtol / 2)
-    one_sided = size.sub_(size1).sgn_().mul_(shared)
-    of_y = torch.add(shared, one_sided, out=size1).mul_(y.sgn())
-    return of_error, of_y, shared.sub_(one_sided).mul_(y1.sgn())
+    at_end = torch.le(size, size1, out=torch.empty_like(size))  # 1 and 0: booleans are slow to multiply by
+    scales = torch.maximum(size, size1, out=size)
+    quotients = ratios / tolerated(scales, rtol, atol, out=scales)
+    of_terms = [quotients * (weight * factors) for weight in weights]
+    of_scales = quotients.mul_(ratios).mul_(factors * -rtol)
+    of_y1 = torch.mul(of_scales, at_end, out=at_end)
+    of_y = of_scales.sub_(of_y1)
+    return of_y.mul_(torch.sgn(y, out=size)), of_y1.mul_(torch.sgn(y1, out=size)), of_terms
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func is at work: those want another kind of node, which costs 20 us more a step."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether forward mode or a transform of torch.func is at work: those want other nodes, which cost more a step."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _over(cotangent: Tensor, estimate: Tensor) -> Tensor:
     """Cotangent / E, 0 where E = 0."""
     resting = estimate == 0
     return (cotangent / estimate.masked_fill(resting, 1.0)).masked_fill(resting, 0.0)
-
-
-def _side(y: Tensor, y1: Tensor) -> Tensor:
-    """1 where |y| > |y1|, -1 where it is smaller, 0 where both share, as in torch's derivative of the maximum."""
-    return (y.abs() - y1.abs()).sgn()

@@ -15,7 +15,7 @@ from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.memory import keep_freed_memory
-from regnde._engines.torch.norm import rms, tolerated, transformed
+from regnde._engines.torch.norm import joinable, rms, tolerated, transformed
 from regnde._engines.torch.outside import explored
 from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.stages import BufferStages, ListStages, Stages
@@ -63,7 +63,7 @@ class RungeKutta:
     def __init__(
         self, field: CountedField, tableau: Tableau, solver: ResolvedSolver, y0: Tensor, *, record: bool
     ) -> None:
-        if y0.numel() >= MANY and y0.device.type == "cpu":
+        if y0.device.type == "cpu" and (y0.numel() >= MANY or torch.is_grad_enabled()):
             keep_freed_memory()
         self.field = field
         self.tableau = tableau
@@ -83,6 +83,7 @@ class RungeKutta:
             error=tableau.btilde is not None,
             differentiable_error=self.graph and self.record_error,
             stiffness=record and tableau.stiffness_pair,
+            later=self.graph and self.record_error and not (self.checkpoint or solver.compile) and joinable(y0),
             compiled=solver.compile,
         )
         self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
@@ -118,7 +119,7 @@ class RungeKutta:
             return  # each step by torch's own checkpoint, which is slower, and knows more
         self.first = self.first.detach()
         self.checkpoint = self.graph = False
-        again = replace(self.piece, error=self.record_error)
+        again = replace(self.piece, error=self.record_error, later=self.record_error and joinable(y0))
         self.piece = replace(self.piece, differentiable_error=False)
         self.kept = Kept(again, leaves, y0.numel())
 
@@ -159,13 +160,12 @@ class RungeKutta:
         """Tries a step; the estimates carry a graph only where they are recorded."""
         times = stage_times(self.tableau.c, t, h, t_new, y)
         if self.checkpoint:
-            stages, taken, (error, stiffness) = _recomputed(self.piece.listed_step, h, times, y, self.first)
+            stages, taken, (value, error, stiffness) = _recomputed(self.piece.listed_step, h, times, y, self.first)
             self.stages = ListStages(stages)
         else:
-            taken, (error, stiffness) = self.piece.step(self.stages, h, times, y, self.first)
+            taken, (value, error, stiffness) = self.piece.step(self.stages, h, times, y, self.first)
         self.at = (t, h, t_new, y, taken)
-        value = None if error is None else error.item()
-        return Trial(taken.y1, value, error if self.record_error else None, stiffness)
+        return Trial(taken.y1, None if value is None else value.item(), error if self.record_error else None, stiffness)
 
     def rejected(self, h_next: float) -> None:
         """Keeps the FSAL stage, wherever it lies now; others are evaluated again, as OrdinaryDiffEq.jl does."""

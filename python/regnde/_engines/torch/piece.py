@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.norm import Measured
+from regnde._engines.torch.records import Changes
 from regnde._engines.torch.stages import ListStages, Stages
 from regnde._engines.torch.step import (
     Taken,
     dense_rows,
     error_estimate,
     extra_stages,
+    measured_error,
     stiffness_estimate,
     take_step,
 )
@@ -27,7 +31,20 @@ __all__ = ["Estimates", "Kept", "Piece"]
 LARGE, MOST = 16_384, 8  # a state is kept every few steps: so many as make this many entries, at most so many
 
 NOTHING = nullcontext()
-Estimates = tuple[Tensor | None, Tensor | None]
+
+
+class Estimates(NamedTuple):
+    """Of a step; None where the method has none or it is not wanted.
+
+    Attributes:
+        value: the error estimate, 0-dim, to decide by.
+        error: the same for the records: with its graph, or what it is to be formed of.
+        stiffness: likewise.
+    """
+
+    value: Tensor | None = None
+    error: Tensor | Measured | None = None
+    stiffness: Tensor | Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,7 @@ class Piece:
         error: whether the error is estimated.
         differentiable_error: whether its graph is kept.
         stiffness: whether the stiffness is estimated, with its graph.
+        later: whether both graphs are formed later, by `Records`.
         compiled: whether torch.compile runs it.
     """
 
@@ -54,27 +72,34 @@ class Piece:
     error: bool
     differentiable_error: bool
     stiffness: bool
+    later: bool
     compiled: bool
 
     def step(
         self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
     ) -> tuple[Taken, Estimates]:
         """Fills the stages; the estimates carry a graph only where they are recorded."""
-        tableau, error, stiffness = self.tableau, None, None
+        tableau, last = self.tableau, self.tableau.stages - 1
+        error = stiffness = None
         if first is None:
             first = self.field(times[0], y)
         if self.compiled:
             return self._compiled_step(stages, h, times, y, first)
         stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
+        if self.later:
+            with torch.no_grad():
+                known = measured_error(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+            changes = Changes(stages[last], stages[last - 1], taken.last_argument, taken.previous_argument)
+            return taken, Estimates(known.norm, known, changes if self.stiffness else None)
         if self.error:
             # entering a mode takes longer than a sum of small states: only where it is another one
             wanted = torch.is_grad_enabled() == self.differentiable_error
             with NOTHING if wanted else torch.set_grad_enabled(self.differentiable_error):
                 error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
         if self.stiffness:
-            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken)
-        return taken, (error, stiffness)
+            stiffness = stiffness_estimate(stages, last, taken)
+        return taken, Estimates(error, error, stiffness)
 
     def _compiled_step(
         self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
@@ -88,7 +113,7 @@ class Piece:
         stages.start(known[0])
         for k in known[1:]:
             stages.push(k)
-        return taken, (error, stiffness)
+        return taken, Estimates(error, error, stiffness)
 
     def listed_step(
         self, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.norm import error_scale, sample_rms, scaled_norm
+from regnde._engines.torch.norm import Measured, error_scale, measured, sample_rms, scaled_norm
 from regnde._engines.torch.stages import Stages
 from regnde._engines.torch.sums import Terms, summed
 from regnde._engines.torch.tableaux import Tableau
@@ -25,6 +25,7 @@ __all__ = [
     "Taken",
     "dense_rows",
     "error_estimate",
+    "measured_error",
     "sample_error_estimates",
     "scaled_error",
     "stiffness_estimate",
@@ -73,8 +74,14 @@ def error_estimate(
     tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
 ) -> Tensor:
     """Local error estimate E = rms(r), r as in `scaled_error`, 0-dim: the step is accepted if and only if E <= 1."""
-    terms = _embedded(tableau, stages, h / math.sqrt(max(y.numel(), 1)))  # makes the root mean square of a 2-norm
-    return scaled_norm(terms, y, y1, rtol, atol, stages.scratch)
+    return scaled_norm(_mean(tableau, stages, y, h), y, y1, rtol, atol, stages.scratch)
+
+
+def measured_error(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
+) -> Measured:
+    """The same without a graph, with what `norms` wants to hang it on one later."""
+    return measured(_mean(tableau, stages, y, h), y, y1, rtol, atol, stages.scratch)
 
 
 def sample_error_estimates(
@@ -82,6 +89,11 @@ def sample_error_estimates(
 ) -> Tensor:
     """The same for each sample of the leading dimension, shape (batch,)."""
     return sample_rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+
+
+def _mean(tableau: Tableau, stages: Stages, y: Tensor, h: float) -> Terms:
+    """The embedded error by a factor that makes a 2-norm the root mean square."""
+    return _embedded(tableau, stages, h / math.sqrt(max(y.numel(), 1)))
 
 
 def _embedded(tableau: Tableau, stages: Stages, h: float) -> Terms:
