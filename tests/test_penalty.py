@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -132,3 +134,11 @@ def test_local_step_ends_in_the_span() -> None:
             assert len(steps) == 1
             assert 0.2 <= float(steps.t) < 1.0
             assert float(steps.dt) < 0
+
+
+def test_solutions_without_a_graph_can_be_pickled() -> None:
+    with torch.no_grad():
+        solution = regnde.solve(lambda t, y: -y, [1.0, 2.0], [0.0, 1.0], record="all")
+    again = pickle.loads(pickle.dumps(solution))
+    assert torch.equal(again.steps.stiffness, solution.steps.stiffness)
+    assert torch.equal(again.steps.error, solution.steps.error)

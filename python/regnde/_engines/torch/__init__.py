@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -223,11 +223,14 @@ def _steps(
     def clock(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=y0.real.dtype, device=y0.device)
 
+    stiffness: Tensor | Callable[[], Tensor] | None = None
+    if tableau.stiffness_pair:  # formed when it is asked for only where it waits: a function can not be pickled
+        stiffness = (lambda: some(records.stiffnesses())) if records.postponed else some(records.stiffnesses())
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
         error=some(records.errors()) if tableau.estimates_error else None,
-        stiffness=(lambda: some(records.stiffnesses())) if tableau.stiffness_pair else None,
+        stiffness=stiffness,
         method=tableau.name,
         stability_size=tableau.stability_size,
     )

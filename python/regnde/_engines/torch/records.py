@@ -66,6 +66,11 @@ class Records:
             self._join()
         return _joined(self._errors)
 
+    @property
+    def postponed(self) -> bool:
+        """Whether the stiffness is still to be formed."""
+        return bool(self._changes)
+
     def stiffnesses(self) -> Tensor | None:
         """S of each step, shape (S,), formed here where it was left to be; None if there are none."""
         if not self._changes:
