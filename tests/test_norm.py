@@ -117,3 +117,12 @@ def test_several_steps_are_one_node_with_the_formula_s_derivatives() -> None:
         second = torch.autograd.grad(sum((g**2).sum() for g in first), [*ys, *ks])
         outcomes.append((*[g.detach() for g in first], *plain, *second))
     close(*outcomes, rtol=100 * ROUNDING)
+
+
+def test_a_single_term_is_not_overwritten_where_a_graph_wants_it() -> None:
+    error, y, y1 = arguments()
+    leaf = error.clone().requires_grad_()
+    term = leaf * 1.0
+    value = scaled_norm([(1.0, term)], y, y1, RTOL, ATOL)
+    assert torch.equal(term, error)
+    close(torch.autograd.grad(value / MANY**0.5, leaf), torch.autograd.grad(formula(leaf, y, y1), leaf))

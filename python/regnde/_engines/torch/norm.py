@@ -112,9 +112,9 @@ def scaled_norm(
 def measured(
     terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, scratch: Scratch | None = None
 ) -> Measured:
-    """The same without a graph, with what `norms` wants to hang it on one."""
-    pair = None if scratch is None or y.numel() < MANY else (torch.empty_like(y), scratch.pair(y)[1])
-    ratio = _ratio(terms, y, y1, rtol, atol, pair)
+    """The same without a graph, with what `norms` wants to hang it on one; nothing is overwritten."""
+    scale = torch.empty_like(y) if scratch is None or y.numel() < MANY else scratch.pair(y)[1]
+    ratio = _ratio(terms, y, y1, rtol, atol, (torch.empty_like(y), scale))
     return Measured(_norm(ratio), ratio, terms, y, y1)
 
 
