@@ -81,7 +81,7 @@ class _Tape:
             State and FSAL stage at the end; the outputs between, with their cotangents.
         """
         tableau, pulled = self.piece.tableau, Pulled()
-        records = Records(self.piece.rtol, self.piece.atol)
+        records = Records()
         for n in indices:
             t, h, t_new = self.begins[n], self.sizes[n], self.ends[n]
             stages = ListStages()

@@ -174,7 +174,7 @@ def integrate(
         local: draw an anchor for a local record, or None.
     """
     t, t_end = times[0], times[-1]
-    path = Path(t=t, dt_first=h, records=Records(solver.rtol, solver.atol))
+    path = Path(t=t, dt_first=h)
     draw = _Draw(local, t, t_end) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))

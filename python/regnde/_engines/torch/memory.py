@@ -1,4 +1,4 @@
-"""Memory of large states on the CPU: what one step frees is kept for the next."""
+"""Memory on the CPU: what a step on a large state, or the graph of a solve, frees is kept for the next."""
 
 from __future__ import annotations
 

@@ -84,6 +84,7 @@ class Measured(NamedTuple):
         ratio: the error over the scale, r = e / s, entrywise.
         terms: e = sum_j w_j x_j.
         y, y1: states before and after: s = atol + rtol max(|y|, |y1|).
+        rtol, atol: tolerances.
     """
 
     norm: Tensor
@@ -91,6 +92,8 @@ class Measured(NamedTuple):
     terms: Terms
     y: Tensor
     y1: Tensor
+    rtol: float
+    atol: float | Tensor
 
 
 def scaled_norm(
@@ -106,7 +109,7 @@ def scaled_norm(
         return _norm(summed(terms) / error_scale(y, y1, rtol, atol))
     with torch.no_grad():
         known = measured(terms, y, y1, rtol, atol)
-    return norms([known], rtol, atol)[0]
+    return norms([known])[0]
 
 
 def measured(
@@ -115,7 +118,7 @@ def measured(
     """The same without a graph, with what `norms` wants to hang it on one; nothing is overwritten."""
     scale = torch.empty_like(y) if scratch is None or y.numel() < MANY else scratch.pair(y)[1]
     ratio = _ratio(terms, y, y1, rtol, atol, (torch.empty_like(y), scale))
-    return Measured(_norm(ratio), ratio, terms, y, y1)
+    return Measured(_norm(ratio), ratio, terms, y, y1, rtol, atol)
 
 
 def _ratio(
@@ -136,15 +139,15 @@ def joinable(y: Tensor) -> bool:
     return not (y.is_complex() or transformed())
 
 
-def norms(known: Sequence[Measured], rtol: float, atol: float | Tensor) -> Tensor:
-    """The norms of steps that follow one another, shape (S,), with a graph: one node for all of them.
+def norms(known: Sequence[Measured]) -> Tensor:
+    """The norms of steps of one solve that follow one another, shape (S,), with a graph: one node for all of them.
 
     As nodes of the formula, every term of every step is a kernel more, and torch's derivative of the maximum
     branches on every entry: records then cost a training pass a fifth of its time.
     """
     states = [*[step.y for step in known], known[-1].y1]
     tensors = [x for term in zip(*[step.terms for step in known], strict=True) for _, x in term]
-    estimates: Tensor = _Norms.apply(known, rtol, atol, *states, *tensors)[0]  # type: ignore[no-untyped-call]  # torch does not type it
+    estimates: Tensor = _Norms.apply(known, *states, *tensors)[0]  # type: ignore[no-untyped-call]  # torch does not type it
     return estimates.reshape(len(known))
 
 
@@ -156,15 +159,13 @@ class _Norms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, known: Sequence[Measured], rtol: float, atol: float | Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, known: Sequence[Measured], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         first, *others = known
         estimates, ratios = first.norm, first.ratio
         if others:
             estimates, ratios = torch.stack([step.norm for step in known]), torch.stack([step.ratio for step in known])
         ctx.weights = [[weight for weight, _ in term] for term in zip(*[step.terms for step in known], strict=True)]
-        ctx.rtol, ctx.atol = rtol, atol
+        ctx.rtol, ctx.atol = first.rtol, first.atol
         ctx.save_for_backward(estimates, ratios, *tensors[: len(known) + 1])
         ctx.set_materialize_grads(False)
         return estimates, ratios
@@ -174,36 +175,42 @@ class _Norms(torch.autograd.Function):
         estimates, ratios, *states = ctx.saved_tensors
         single = len(states) == 2
         column = () if single else (-1, *[1] * (ratios.ndim - 1))
-        y, y1 = states if single else (lambda stacked: (stacked[:-1], stacked[1:]))(torch.stack(states))
+        if not single:
+            states = torch.stack(states)
+        y, y1 = states if single else (states[:-1], states[1:])
         weights = [ratios.new_tensor(weight).view(column) for weight in ctx.weights]
-        tolerances = ctx.rtol, ctx.atol
+        steps = _Steps(ratios, y, y1, weights, ctx.rtol, ctx.atol)
         factors = torch.zeros_like(estimates) if of_estimates is None else _over(of_estimates, estimates)
         factors = factors.view(column)
         if of_ratios is None and not torch.is_grad_enabled():
-            of_y, of_y1, of_terms = _pulled_in_place(factors, ratios, y, y1, weights, *tolerances)
+            of_y, of_y1, of_terms = _pulled_in_place(factors, steps)
         else:
             of_ratios = factors * ratios if of_ratios is None else factors * ratios + of_ratios
-            of_y, of_y1, of_terms = _pulled(of_ratios, ratios, y, y1, weights, *tolerances)
+            of_y, of_y1, of_terms = _pulled(of_ratios, steps)
         if single:
-            return None, None, None, of_y, of_y1, *of_terms
+            return None, of_y, of_y1, *of_terms
         between = of_y1[:-1] + of_y[1:]
         of_rows = [row for of_term in of_terms for row in of_term.unbind()]
-        return None, None, None, of_y[0], *between.unbind(), of_y1[-1], *of_rows
+        return None, of_y[0], *between.unbind(), of_y1[-1], *of_rows
+
+
+class _Steps(NamedTuple):
+    """What the derivative of a `_Norms` is formed of; the weights are those of each term."""
+
+    ratios: Tensor
+    y: Tensor
+    y1: Tensor
+    weights: Sequence[Tensor]
+    rtol: float
+    atol: float | Tensor
 
 
 Cotangents = tuple[Tensor, Tensor, list[Tensor]]  # of y, of y1, of the terms
 
 
-def _pulled(
-    of_ratios: Tensor,
-    ratios: Tensor,
-    y: Tensor,
-    y1: Tensor,
-    weights: Sequence[Tensor],
-    rtol: float,
-    atol: float | Tensor,
-) -> Cotangents:
+def _pulled(of_ratios: Tensor, steps: _Steps) -> Cotangents:
     """Cotangents from those of the ratios; where |y| = |y1| the scale is taken to be that of y1."""
+    ratios, y, y1, weights, rtol, atol = steps
     of_errors = of_ratios / error_scale(y, y1, rtol, atol)
     of_scales = of_errors * ratios * -rtol
     at_end = y.abs() <= y1.abs()
@@ -211,16 +218,9 @@ def _pulled(
     return of_scales * ~at_end * y.sgn(), of_scales * at_end * y1.sgn(), of_terms
 
 
-def _pulled_in_place(
-    factors: Tensor,
-    ratios: Tensor,
-    y: Tensor,
-    y1: Tensor,
-    weights: Sequence[Tensor],
-    rtol: float,
-    atol: float | Tensor,
-) -> Cotangents:
+def _pulled_in_place(factors: Tensor, steps: _Steps) -> Cotangents:
     """The same for factors * ratios as the ratios' cotangents, without a graph, in few passes over memory."""
+    ratios, y, y1, weights, rtol, atol = steps
     size, size1 = y.abs(), y1.abs()
     at_end = torch.le(size, size1, out=torch.empty_like(size))  # 1 and 0: booleans are slow to multiply by
     scales = torch.maximum(size, size1, out=size)

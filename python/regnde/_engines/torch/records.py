@@ -30,14 +30,9 @@ class Changes(NamedTuple):
 
 
 class Records:
-    """Gathers the estimates of a solve.
+    """Gathers the estimates of a solve."""
 
-    Args:
-        rtol, atol: tolerances, for errors that are `Measured`.
-    """
-
-    def __init__(self, rtol: float = 0.0, atol: float | Tensor = 0.0) -> None:
-        self.rtol, self.atol = rtol, atol
+    def __init__(self) -> None:
         self._errors: list[Tensor] = []
         self._waiting: list[Measured] = []
         self._stiffnesses: list[Tensor] = []
@@ -57,7 +52,7 @@ class Records:
             self._stiffnesses.append(stiffness)
 
     def _join(self) -> None:
-        self._errors.append(norms(self._waiting, self.rtol, self.atol))
+        self._errors.append(norms(self._waiting))
         self._waiting = []
 
     def errors(self) -> Tensor | None:
