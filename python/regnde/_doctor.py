@@ -112,7 +112,7 @@ def _try(name: str) -> tuple[bool, str]:
     except Exception as problem:  # whatever an engine throws is what the doctor is asked to show
         return False, f"fails: {type(problem).__name__}: {problem}"
     stats = solution.stats
-    return True, f"works: {stats.accepted} steps, NFE {stats.nfe}, y(1) = {float(solution.y1):.6f}, {seconds:.3f} s"
+    return True, f"works: {stats.accepted} steps, NFE {stats.nfe}, y(1) = {float(solution.y1):.5f}, {seconds:.3f} s"
 
 
 def _decay(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,7 @@ def fit(
 
     Example:
         >>> import torch, regnde
+        >>> _ = torch.manual_seed(0)
         >>> field = regnde.nn.MLP([1, 8, 1])
         >>> def compute(y0):
         ...     sol = regnde.solve(field, y0, [0.0, 1.0], record="all")

@@ -19,7 +19,7 @@ from regnde._engines.torch.loop import Anchor, Path
 from regnde._engines.torch.outside import leaves_of
 from regnde._engines.torch.piece import Kept, Piece
 from regnde._engines.torch.records import Records
-from regnde._engines.torch.stages import ListStages
+from regnde._engines.torch.stages import ListStages, listed
 from regnde._engines.torch.step import dense_rows, stage_times
 
 __all__ = ["with_graph"]
@@ -84,7 +84,7 @@ class _Tape:
         records = Records()
         for n in indices:
             t, h, t_new = self.begins[n], self.sizes[n], self.ends[n]
-            stages = ListStages()
+            stages = listed(tableau, y)
             taken, estimates = self.piece.step(stages, h, stage_times(tableau.c, t, h, t_new, y), y, first)
             pulled += self._outputs(n, y, taken.y1, stages, of)
             records.add(estimates.error, estimates.stiffness)

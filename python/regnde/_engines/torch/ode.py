@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from regnde._engines.torch.buffers import ArrayStages, BufferStages, buffered
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
 from regnde._engines.torch.memory import keep_freed_memory
 from regnde._engines.torch.norm import joinable, rms, tolerated, transformed
 from regnde._engines.torch.outside import explored
-from regnde._engines.torch.piece import Kept, Piece
-from regnde._engines.torch.stages import BufferStages, ListStages, Stages
+from regnde._engines.torch.piece import ErrorKind, Kept, Piece
+from regnde._engines.torch.stages import ListStages, Stages, listed
 from regnde._engines.torch.step import (
     Taken,
     dense_rows,
@@ -80,17 +81,23 @@ class RungeKutta:
             tableau=tableau,
             rtol=solver.rtol,
             atol=self.atol,
-            error=tableau.btilde is not None,
-            differentiable_error=self.graph and self.record_error,
+            error=self._error_kind(y0, joined=not (self.checkpoint or solver.compile)),
             stiffness=record and tableau.stiffness_pair,
-            later=self.graph and self.record_error and not (self.checkpoint or solver.compile) and joinable(y0),
             compiled=solver.compile,
         )
-        self.stages: Stages = ListStages() if self.graph else BufferStages(tableau, y0)
+        self.stages: Stages = listed(tableau, y0) if self.graph else buffered(tableau, y0)
         self.handed: Tensor | None = None  # the first slope itself, while the first step is looked for
         self.new_slopes = False  # whether the field is known to hand out another tensor at every call
         self.first: Tensor | None = None  # the FSAL stage carried over from the step before
         self.at: tuple[float, float, float, Tensor, Taken]  # t, h, t_new, y and the outcome of the last attempt
+
+    def _error_kind(self, y0: Tensor, *, joined: bool) -> ErrorKind:
+        """What becomes of the error estimates; `joined` if those of many steps may share a node of the graph."""
+        if self.tableau.btilde is None:
+            return "none"
+        if not (self.graph and self.record_error):
+            return "value"
+        return "later" if joined and joinable(y0) else "graph"
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -118,9 +125,9 @@ class RungeKutta:
         if leaves is None:
             return  # each step by torch's own checkpoint, which is slower, and knows more
         self.first = self.first.detach()
+        again = replace(self.piece, error=self._error_kind(y0, joined=True) if self.record_error else "none")
         self.checkpoint = self.graph = False
-        again = replace(self.piece, error=self.record_error, later=self.record_error and joinable(y0))
-        self.piece = replace(self.piece, differentiable_error=False)
+        self.piece = replace(self.piece, error=self._error_kind(y0, joined=False))
         self.kept = Kept(again, leaves, y0.numel())
 
     def initial_size(self, y: Tensor, t0: float, t1: float, time: Tensor, known: Tensor | None = None) -> float:
@@ -165,7 +172,11 @@ class RungeKutta:
         else:
             taken, (value, error, stiffness) = self.piece.step(self.stages, h, times, y, self.first)
         self.at = (t, h, t_new, y, taken)
-        return Trial(taken.y1, None if value is None else value.item(), error if self.record_error else None, stiffness)
+        if isinstance(value, Tensor):
+            value = value.item()
+        elif self.record_error:
+            error = y.real.new_tensor(value)
+        return Trial(taken.y1, value, error if self.record_error else None, stiffness)
 
     def rejected(self, h_next: float) -> None:
         """Keeps the FSAL stage, wherever it lies now; others are evaluated again, as OrdinaryDiffEq.jl does."""
@@ -183,7 +194,7 @@ class RungeKutta:
         t, h, t_new, y, _ = self.at
         if not self.tableau.extra_a:
             return dense_rows(self.tableau, self.stages, y, h, thetas)
-        if isinstance(self.stages, BufferStages):
+        if isinstance(self.stages, (ArrayStages, BufferStages)):
             self.stages.filled = self.tableau.stages
             extra_stages(self.field, self.tableau, self.stages, y, t, h, t_new)
             return dense_rows(self.tableau, self.stages, y, h, thetas)
@@ -204,10 +215,10 @@ class RungeKutta:
         """Where the last attempt's trouble sits."""
         _, h, _, y, taken = self.at
         tableau, stages = self.tableau, self.stages
-        slope = stages[tableau.stages - 1]
-        bad = int((~torch.isfinite(slope)).sum())
-        if bad:
-            return Diagnosis(f"{bad} of {y.numel()} components")
+        for i in range(tableau.stages):  # the first one tells; what it spoils is carried into the others
+            bad = int((~torch.isfinite(stages[i])).sum())
+            if bad:
+                return Diagnosis(f"{bad} of {y.numel()} components")
         if tableau.btilde is None:
             bad = int((~torch.isfinite(taken.y1)).sum())
             largest = f"|y| up to {float(taken.y1.abs().max()):.3g}"

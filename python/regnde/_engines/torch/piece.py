@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.norm import Measured
 from regnde._engines.torch.records import Changes
-from regnde._engines.torch.stages import ListStages, Stages
+from regnde._engines.torch.stages import ListStages, Stages, listed
 from regnde._engines.torch.step import (
     Taken,
     dense_rows,
     error_estimate,
+    error_value,
     extra_stages,
     measured_error,
     stiffness_estimate,
@@ -26,23 +27,25 @@ from regnde._engines.torch.step import (
 )
 from regnde._engines.torch.tableaux import Tableau
 
-__all__ = ["Estimates", "Kept", "Piece"]
+__all__ = ["ErrorKind", "Estimates", "Kept", "Piece"]
 
 LARGE, MOST = 16_384, 8  # a state is kept every few steps: so many as make this many entries, at most so many
 
 NOTHING = nullcontext()
+MEASURES = {"value": error_value, "graph": error_estimate, "later": measured_error}
+ErrorKind = Literal["none", "value", "graph", "later"]
 
 
 class Estimates(NamedTuple):
     """Of a step; None where the method has none or it is not wanted.
 
     Attributes:
-        value: the error estimate, 0-dim, to decide by.
-        error: the same for the records: with its graph, or what it is to be formed of.
+        value: the error estimate to decide by.
+        error: for the records: a tensor, or what it is to be formed of; None if it is the value and no more.
         stiffness: likewise.
     """
 
-    value: Tensor | None = None
+    value: Tensor | float | None = None
     error: Tensor | Measured | None = None
     stiffness: Tensor | Changes | None = None
 
@@ -58,10 +61,9 @@ class Piece:
         field: the right-hand side.
         tableau: the method.
         rtol, atol: tolerances, the latter as a real 0-dim tensor.
-        error: whether the error is estimated.
-        differentiable_error: whether its graph is kept.
-        stiffness: whether the stiffness is estimated, with its graph.
-        later: whether both graphs are formed later, by `Records`.
+        error: what becomes of the error: `"none"` if it is not estimated, `"value"` if it has no graph, `"graph"`
+            if it has one, `"later"` if `Records` forms one of it and of the stiffness.
+        stiffness: whether the stiffness is estimated.
         compiled: whether torch.compile runs it.
     """
 
@@ -69,10 +71,8 @@ class Piece:
     tableau: Tableau
     rtol: float
     atol: Tensor
-    error: bool
-    differentiable_error: bool
+    error: ErrorKind
     stiffness: bool
-    later: bool
     compiled: bool
 
     def step(
@@ -80,32 +80,27 @@ class Piece:
     ) -> tuple[Taken, Estimates]:
         """Fills the stages; the estimates carry a graph only where they are recorded."""
         tableau, last = self.tableau, self.tableau.stages - 1
-        error = stiffness = None
         if first is None:
             first = self.field(times[0], y)
         if self.compiled:
             return self._compiled_step(stages, h, times, y, first)
         stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
-        if self.later:
-            with torch.no_grad():
-                known = measured_error(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        measure = MEASURES.get(self.error)
+        # entering a mode takes longer than a sum of small states: only where it is another one
+        with NOTHING if self.error == "graph" or not torch.is_grad_enabled() else torch.no_grad():
+            error = measure and measure(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        if isinstance(error, Measured):
             changes = Changes(stages[last], stages[last - 1], taken.last_argument, taken.previous_argument)
-            return taken, Estimates(known.norm, known, changes if self.stiffness else None)
-        if self.error:
-            # entering a mode takes longer than a sum of small states: only where it is another one
-            wanted = torch.is_grad_enabled() == self.differentiable_error
-            with NOTHING if wanted else torch.set_grad_enabled(self.differentiable_error):
-                error = error_estimate(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
-        if self.stiffness:
-            stiffness = stiffness_estimate(stages, last, taken)
-        return taken, Estimates(error, error, stiffness)
+            return taken, Estimates(error.norm, error, changes if self.stiffness else None)
+        stiffness = stiffness_estimate(stages, last, taken) if self.stiffness else None
+        return taken, Estimates(error, error if isinstance(error, Tensor) else None, stiffness)
 
     def _compiled_step(
         self, stages: Stages, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor
     ) -> tuple[Taken, Estimates]:
         size = torch.tensor(h, dtype=y.real.dtype, device=y.device)
-        options = (self.rtol, self.atol.item(), self.differentiable_error, self.stiffness)
+        options = (self.rtol, self.atol.item(), self.error == "graph", self.stiffness)
         taken, known, error, stiffness = compiled_step(
             self.field.function, self.tableau, y, first, size, torch.stack(tuple(times)), *options
         )
@@ -119,7 +114,7 @@ class Piece:
         self, h: float, times: Sequence[Tensor], y: Tensor, first: Tensor | None
     ) -> tuple[list[Tensor], Taken, Estimates]:
         """The same with a list of stages that is handed back."""
-        stages = ListStages()
+        stages = listed(self.tableau, y)
         taken, estimates = self.step(stages, h, times, y, first)
         return stages.stages, taken, estimates
 

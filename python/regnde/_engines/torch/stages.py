@@ -1,26 +1,32 @@
-"""The stages of one step and their linear combinations, kept in one of three ways.
+"""The stages of one step and their linear combinations, as a list of tensors that autograd may see.
 
 `ListStages` builds an autograd graph out of `torch.add(y, k, alpha=float)`, whose nodes save no
-tensors, so that a graph holds what the field saves and nothing else. `BufferStages` serves solves
-without a graph: one (stages, N) buffer, each combination one `addmv`; only of large states the
-copies cost more than they save. All give the same numbers to rounding; `make bench` has the timings
-that decided. `ColumnStages` serves batches whose samples step apart.
+tensors, so that a graph holds what the field saves and nothing else. `ProductStages` serves small
+states, for which the number of nodes is what counts. `ColumnStages` serves batches whose samples step
+apart. Solves without a graph have `buffers.py`. All give the same numbers to rounding; `make bench`
+has the timings that decided.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Protocol
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._engines.torch.arrays import KINDS, Floats, array, arrays_serve
 from regnde._engines.torch.norm import Scratch
 from regnde._engines.torch.sums import Terms, added, summed
 from regnde._engines.torch.tableaux import Row, Tableau
 
-__all__ = ["BufferStages", "ColumnStages", "ListStages", "Stages"]
+__all__ = ["ColumnStages", "ListStages", "ProductStages", "Stages", "listed"]
+
+WIDE, LONG = 8, 256  # states of at most so many columns and rows are combined by products
+FEW = 3  # terms from which a product is faster
 
 
 class Stages(Protocol):
@@ -46,6 +52,9 @@ class Stages(Protocol):
     def terms(self, weights: Row, h: float) -> Terms:
         """What h sum_j weights_j k_j is the sum of; a single one may be overwritten."""
 
+    def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
+        """The sum h sum_j weights_j k_j, y and y1 as arrays, without a graph; None if they are no faster."""
+
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
 
@@ -67,6 +76,10 @@ class _Listed:
     def __getitem__(self, index: int) -> Tensor:
         return self.stages[index]
 
+    def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
+        """What `Stages` says."""
+        return None
+
 
 class ListStages(_Listed):
     """Stages combined with one step size, by operations that autograd records."""
@@ -87,63 +100,68 @@ class ListStages(_Listed):
         return flat.reshape(len(weights), *y.shape)
 
 
-class BufferStages:
-    """Stages as rows of one preallocated buffer, for solves without gradients.
+class ProductStages(ListStages):
+    """The same for small states: a sum of several stages is one product, [k_1 ... k_i] (h a_i1 I; ...; h a_ii I).
+
+    Two nodes of the graph take the place of one a stage, each of which costs more than its arithmetic.
 
     Args:
-        tableau: whose weight rows are turned into tensors once.
-        y: a state, for its shape, dtype and device.
+        tableau: whose weight rows are turned into matrices once.
+        y: a state of one or two dimensions, for its shape and dtype.
     """
 
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
-        count = tableau.stages + len(tableau.extra_a)
-        whole = torch.empty((count, *y.shape), dtype=y.dtype, device=y.device)
-        self.stages = whole.unbind()
-        self.buffer = whole.view(count, y.numel())
-        columns = self.buffer.T
-        self.transposed = [columns.narrow(1, 0, i) for i in range(count + 1)]
-        self.shape = y.shape
-        self.filled = 0
-        self.scratch: Scratch | None = None  # of small states, new memory costs nothing
-        self.y, self.flat = y, y.reshape(-1)
-        self.weights = _weights(tableau, y.dtype, y.device)
-
-    def start(self, first: Tensor) -> None:
-        if first is not self.stages[0]:
-            self.stages[0].copy_(first)
-        self.filled = 1
-
-    def push(self, k: Tensor) -> None:
-        self.stages[self.filled].copy_(k)  # a copy: a field may hand out its own buffer
-        self.filled += 1
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.stages[index]
+        super().__init__()
+        self.of_unit_step, self.places = _matrices(tableau, y.shape[-1], KINDS[y.dtype])
+        self.batch = y.ndim == 2
+        self.h = 0.0
+        self.matrices: dict[Row, Tensor] = {}
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        if len(weights) == 1:
-            return torch.add(y, self.stages[0], alpha=h * weights[0])
-        if y is not self.y:  # one state serves all stages of a step
-            self.y, self.flat = y, y.reshape(-1)
-        moved: Tensor = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], alpha=h)
-        return moved.view_as(y)
+        if weights not in self.places:
+            return super().shifted(y, weights, h)
+        joined, matrix = self._factors(weights, h)
+        return torch.addmm(y, joined, matrix) if self.batch else torch.addmv(y, matrix.T, joined)
 
-    def terms(self, weights: Row, h: float) -> Terms:
-        total = torch.addmv(self.flat, self.transposed[len(weights)], self.weights[weights], beta=0, alpha=h)
-        return [(1.0, total.view_as(self.y))]
+    def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
+        if weights not in self.places:
+            return None
+        joined, matrix = self._factors(weights, h)
+        return array(joined @ matrix), array(y), array(y1)
 
-    def rows(self, y: Tensor, weights: Tensor) -> Tensor:
-        flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])
-        return flat.reshape(len(weights), *self.shape)
+    def _factors(self, weights: Row, h: float) -> tuple[Tensor, Tensor]:
+        """The stages side by side, and the matrix that sums them up."""
+        if h != self.h:
+            scaled = self.of_unit_step * h  # not in place: graphs hold what was
+            self.h = h
+            self.matrices = {row: torch.from_numpy(scaled[place]) for row, (place, _) in self.places.items()}
+        _, chosen = self.places[weights]
+        return torch.cat(chosen(self.stages), -1), self.matrices[weights]
+
+
+Chosen = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> dict[Row, Tensor]:
-    """The rows of a tableau as tensors."""
-    rows = [*tableau.a, *tableau.extra_a, tableau.b, *([tableau.btilde] if tableau.btilde else [])]
-    with torch.inference_mode(False):  # a later solve may not be in that mode
-        coefficients = torch.tensor([w for row in rows for w in row], dtype=dtype, device=device)
-        return dict(zip(rows, torch.split(coefficients, [len(row) for row in rows]), strict=True))
+def _matrices(
+    tableau: Tableau, width: int, kind: type[np.floating[Any]]
+) -> tuple[Floats, dict[Row, tuple[slice, Chosen]]]:
+    """Matrices for the rows of a tableau with enough entries, in one; where each lies in it, and for which stages."""
+    blocks: list[float] = []
+    places: dict[Row, tuple[slice, Chosen]] = {}
+    for row in tableau.rows:
+        entries = [i for i, weight in enumerate(row) if weight]
+        if len(entries) >= FEW and row not in places:
+            begin = width * len(blocks)
+            blocks += [row[i] for i in entries]
+            places[row] = slice(begin, width * len(blocks)), operator.itemgetter(*entries)
+    return np.kron(np.array(blocks)[:, None], np.eye(width)).astype(kind), places
+
+
+def listed(tableau: Tableau, y: Tensor) -> ListStages:
+    """Stages for steps with a graph, the faster kind for a state like y."""
+    small = y.ndim in (1, 2) and y.shape[-1] <= WIDE and y.numel() <= LONG * y.shape[-1] and arrays_serve(y)
+    return ProductStages(tableau, y) if small else ListStages()
 
 
 class ColumnStages(_Listed):

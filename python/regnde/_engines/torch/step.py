@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._engines.torch.arrays import KINDS, array_error
 from regnde._engines.torch.norm import Measured, error_scale, measured, sample_rms, scaled_norm
 from regnde._engines.torch.stages import Stages
 from regnde._engines.torch.sums import Terms, summed
@@ -25,6 +26,7 @@ __all__ = [
     "Taken",
     "dense_rows",
     "error_estimate",
+    "error_value",
     "measured_error",
     "sample_error_estimates",
     "scaled_error",
@@ -49,7 +51,13 @@ def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, li
     """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t_new`."""
     times = [t_new if c == 1.0 else t + c * h for c in tableau_c]
     shared = len(times) > 1 and times[-1] == times[-2]  # the last two stages of most methods lie at the step's end
-    made = torch.tensor(times[:-1] if shared else times, dtype=like.real.dtype, device=like.device).unbind()
+    if shared:
+        times.pop()
+    kind = KINDS.get(like.dtype) if like.device.type == "cpu" else None
+    if kind is None:
+        made = torch.tensor(times, dtype=like.real.dtype, device=like.device).unbind()
+    else:  # the same in two thirds of the time
+        made = torch.from_numpy(np.array(times, kind)).unbind()
     return (*made, made[-1]) if shared else made
 
 
@@ -77,11 +85,29 @@ def error_estimate(
     return scaled_norm(_mean(tableau, stages, y, h), y, y1, rtol, atol, stages.scratch)
 
 
+@np.errstate(all="ignore")  # the loop looks for what is not finite
+def error_value(
+    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
+) -> float | Tensor:
+    """The same without a graph, to decide by."""
+    arrays = stages.arrays(tableau.btilde or (), h, y, y1)
+    if arrays is None:
+        return error_estimate(tableau, stages, y, y1, h, rtol, atol)
+    return array_error(*arrays, rtol, float(atol))
+
+
+@np.errstate(all="ignore")
 def measured_error(
     tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
 ) -> Measured:
-    """The same without a graph, with what `norms` wants to hang it on one later."""
-    return measured(_mean(tableau, stages, y, h), y, y1, rtol, atol, stages.scratch)
+    """The same, with what `norms` wants to hang it on a graph later."""
+    terms = _mean(tableau, stages, y, h)
+    arrays = stages.arrays(tableau.btilde or (), h, y, y1)
+    if arrays is None:
+        return measured(terms, y, y1, rtol, atol, stages.scratch)
+    norm = array_error(*arrays, rtol, float(atol))
+    ratio = torch.from_numpy(arrays[0].reshape(y.shape))
+    return Measured(ratio.new_tensor(norm), ratio, terms, y, y1, rtol, atol)
 
 
 def sample_error_estimates(

@@ -57,6 +57,11 @@ class Tableau:
     controller: Controller | None = field(default=None)
 
     @property
+    def rows(self) -> list[Row]:
+        """All weights of sums of stages."""
+        return [*self.a, *self.extra_a, self.b, *([self.btilde] if self.btilde else [])]
+
+    @property
     def estimates_error(self) -> bool:
         """Whether the method has an embedded error estimate."""
         return self.btilde is not None
