@@ -161,3 +161,53 @@ def test_same_solve_twice_is_bit_equal() -> None:
     first, second = (regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 5.0], record="all") for _ in range(2))
     torch.testing.assert_close(first.ys, second.ys, rtol=EXACT, atol=EXACT)
     torch.testing.assert_close(first.steps.error, second.steps.error, rtol=EXACT, atol=EXACT)
+
+
+# --- mixed precision -------------------------------------------------------------------------------
+
+
+def turning(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.stack([y[:, 1], -y[:, 0]], 1)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("equation", [turning, SDE(turning, lambda t, y: 0.1 * y)], ids=["ode", "sde"])
+@pytest.mark.parametrize("rows", [4, 4000])  # small, and large states
+def test_autocast_does_not_reach_the_solver(equation: object, rows: int, grad: bool) -> None:
+    y0 = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(grad)
+    noise = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1) if isinstance(equation, SDE) else None
+    batches = ("joint", "per-sample") if noise is None and rows < 10 else ("joint",)
+    for batch in batches:
+        solver = Solver(rtol=1e-2, atol=1e-2, batch=batch, engine="torch")
+        with torch.set_grad_enabled(grad):
+            plain = regnde.solve(equation, y0, torch.linspace(0, 1, 5), solver, noise=noise)
+            with torch.autocast("cpu", torch.bfloat16):
+                mixed = regnde.solve(equation, y0, torch.linspace(0, 1, 5), solver, noise=noise)
+        assert torch.equal(mixed.ys, plain.ys)
+        assert mixed.stats == plain.stats
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+def test_field_runs_under_the_callers_autocast(gradient: str) -> None:
+    torch.manual_seed(0)
+    seen = set()
+
+    class Net(torch.nn.Linear):
+        def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            out = super().forward(y)
+            seen.add(out.dtype)
+            return out.tanh()
+
+    net = Net(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        sol = regnde.solve(net, torch.ones(2, 3), [0.0, 1.0], Solver(method="rk4", dt0=0.1, gradient=gradient))
+        assert torch.is_autocast_enabled("cpu")
+    assert sol.ys.dtype == torch.float32
+    sol.y1.sum().backward()  # outside, as torch asks for
+    assert seen == {torch.bfloat16}
+    with torch.no_grad():
+        net.weight += 1e-2
+        with torch.autocast("cpu", torch.bfloat16):
+            moved = regnde.solve(net, torch.ones(2, 3), [0.0, 1.0], Solver(method="rk4", dt0=0.1))
+    assert net.weight.grad is not None
+    assert float((moved.y1 - sol.y1.detach()).sum()) == pytest.approx(1e-2 * float(net.weight.grad.sum()), rel=0.1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
+from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import with_graph
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Failure, Path, integrate
@@ -56,6 +58,15 @@ class TorchEngine(Engine):
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
+        kind = request.y0.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._solve(request)
+        equation = under_present_autocast(request.equation, kind)
+        with torch.autocast(kind, enabled=False):
+            return self._solve(replace(request, equation=equation))
+
+    def _solve(self, request: Request) -> Solution:
+        """The same outside autocast."""
         y0, times, solver = request.y0, request.times, request.solver
         if solver.batch == "per-sample":
             return _solve_per_sample(request)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regnde._engines.torch.arrays import Floats, array, arrays_serve
 from regnde._engines.torch.norm import Scratch
-from regnde._engines.torch.sums import Terms
+from regnde._engines.torch.sums import Terms, product
 from regnde._engines.torch.tableaux import Row, Tableau
 
 __all__ = ["ArrayStages", "BufferStages", "buffered"]
@@ -59,8 +59,8 @@ class _Buffered:
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
-        flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), self.buffer[: weights.shape[1]])
-        return flat.reshape(len(weights), *self.shape)
+        moves = product(weights.to(y.dtype), self.buffer[: weights.shape[1]])
+        return y + moves.reshape(len(weights), *self.shape)
 
 
 class BufferStages(_Buffered):

@@ -29,8 +29,8 @@ def explored(
 
     Returns:
         The value with its graph; and the leaves, or None if they do not tell the whole story: the
-        field draws random numbers, runs under autocast, or uses results of another computation
-        that is itself to be differentiated.
+        field draws random numbers, or uses results of another computation that is itself to be
+        differentiated.
     """
     before = _random_states(y.device)
     begun = torch.ones((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]  # it has one
@@ -38,7 +38,7 @@ def explored(
     slope = field(t, argument)
     leaves = leaves_of([slope], known=[argument], begun=begun)
     drawn = any(not torch.equal(*pair) for pair in zip(before, _random_states(y.device), strict=True))
-    if leaves is None or drawn or torch.is_autocast_enabled(y.device.type):
+    if leaves is None or drawn:
         return slope, None
     found = {id(leaf): leaf for leaf in [*leaves, *_held(function)]}
     return slope, list(found.values())

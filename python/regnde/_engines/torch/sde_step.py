@@ -17,6 +17,7 @@ from torch import Tensor
 from regnde._engines.torch.norm import error_scale, scaled_norm
 from regnde._engines.torch.sde_tableaux import Row, StochasticTableau
 from regnde._engines.torch.step import stage_times, stiffness_quotient
+from regnde._engines.torch.sums import product
 
 __all__ = [
     "SDEStep",
@@ -84,7 +85,7 @@ def step_noise(weights: Tensor, h: float, dw: Tensor, area: Tensor) -> StepNoise
     double = (square - h) * (0.5 / math.sqrt(h))
     triple = (square - 3 * h) * dw * (1 / (6 * h))
     integrals = torch.stack((dw, double, mixed, triple)).reshape(4, -1)
-    update, error = (weights @ integrals).reshape(2, len(weights) // 2, *dw.shape)
+    update, error = product(weights, integrals).reshape(2, len(weights) // 2, *dw.shape)
     return StepNoise(mixed, update, error)
 
 

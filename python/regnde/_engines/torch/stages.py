@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regnde._engines.torch.arrays import KINDS, Floats, array, arrays_serve
 from regnde._engines.torch.norm import Scratch
-from regnde._engines.torch.sums import Terms, added, summed
+from regnde._engines.torch.sums import Terms, added, product, summed
 from regnde._engines.torch.tableaux import Row, Tableau
 
 __all__ = ["ColumnStages", "ListStages", "ProductStages", "Stages", "listed"]
@@ -96,8 +96,7 @@ class ListStages(_Listed):
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         stacked = torch.stack(self.stages).reshape(len(self.stages), y.numel())
-        flat = torch.addmm(y.reshape(1, y.numel()), weights.to(y.dtype), stacked)
-        return flat.reshape(len(weights), *y.shape)
+        return y + product(weights.to(y.dtype), stacked).reshape(len(weights), *y.shape)
 
 
 class ProductStages(ListStages):

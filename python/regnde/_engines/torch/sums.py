@@ -1,4 +1,4 @@
-"""Sums of weighted tensors: as nodes of a graph where one is recorded, in place where none is."""
+"""Sums of weighted tensors: as nodes of a graph where one is recorded, in place where none is; sums by products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Terms", "added", "onto", "summed"]
+__all__ = ["Terms", "added", "onto", "product", "summed"]
 
 Terms = Sequence[tuple[float, Tensor]]  # weights, and what they weigh
 
@@ -35,3 +35,11 @@ def onto(total: Tensor, terms: Terms) -> Tensor:
     for weight, x in terms:
         total = torch.add(total, x, alpha=weight)
     return total
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product; on a GPU in double precision, as one of float32 may be rounded to ten bits there (TF32)."""
+    if a.device.type != "cuda":
+        return a @ b
+    wide = torch.promote_types(a.dtype, torch.float64)
+    return (a.to(wide) @ b.to(wide)).to(a.dtype)

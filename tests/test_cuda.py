@@ -1,0 +1,63 @@
+"""The torch engine on a GPU gives what it gives on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import regnde
+from regnde import SDE, Solver
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+CLOSE = 1e-4  # in float32; TF32 would be off by 1e-3
+
+
+def solved(device: str, equation: str, *, grad: bool) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    net = regnde.nn.MLP([2, 16, 2]).to(device)
+    y0 = torch.linspace(-1, 1, 20).reshape(10, 2).to(device)
+    noise = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1) if equation == "sde" else None
+    with torch.set_grad_enabled(grad):
+        sol = regnde.solve(
+            SDE(net, lambda t, y: 0.1 * y) if equation == "sde" else net,
+            y0,
+            torch.linspace(0, 1, 7),
+            Solver(engine="torch", batch="per-sample" if equation == "per-sample" else "joint"),
+            record="all",
+            noise=noise,
+        )
+    assert sol.steps is not None
+    assert sol.ys.device.type == sol.steps.error.device.type == device
+    if not grad:
+        return [sol.ys]
+    (sol.ys.square().sum() + regnde.ErrorPenalty()(sol)).backward()
+    return [sol.ys, *(p.grad for p in net.parameters())]
+
+
+@pytest.fixture(autouse=True)
+def coarse_products() -> Iterator[None]:
+    """Products of float32 rounded to ten bits, as many training scripts ask for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("equation", ["ode", "per-sample", "sde"])
+def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> None:
+    for a, b in zip(solved("cuda", equation, grad=grad), solved("cpu", equation, grad=grad), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)  # the field's own products are rounded
+
+
+def test_tf32_does_not_reach_the_solver() -> None:
+    y0 = torch.linspace(-1, 1, 20).reshape(10, 2)
+    ts = torch.linspace(0, 1, 7)
+    exact = y0 * torch.exp(-ts)[:, None, None]
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            ys = regnde.solve(lambda t, y: -y, y0.cuda(), ts, Solver(engine="torch")).ys
+        torch.testing.assert_close(ys.cpu(), exact, rtol=CLOSE, atol=CLOSE)
