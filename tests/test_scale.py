@@ -9,7 +9,6 @@ import os
 import pickle
 import platform
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -243,25 +242,13 @@ for _ in range(6):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, whose malloc this is about")
 def test_solves_of_a_large_state_keep_their_memory() -> None:
-    """A state takes 512 pages, and a solve's states and stages come to some ten thousand: they are not paid again."""
+    """A state takes 512 pages, and a solve's states and stages come to some ten thousand: they are not paid again.
+
+    How they come to lie in the heap decides whether the second solve, or the third, makes it grow by a few more.
+    Without the hint to malloc every solve pays up to 9,000.
+    """
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT)
     first, *later = map(int, done.stdout.split())
     assert first > 8 * 512
-    assert (
-        statistics.median(later) < 4 * 512
-    )  # the heap still grows in the second; without the hint to malloc: up to 9,000
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_cuda() -> None:
-    layer = NeuralODE(MLP([2, 8, 2]), solver=Solver(rtol=1e-4, atol=1e-4, engine="torch"), record="all")
-    outcomes = []
-    for device in ("cpu", "cuda"):
-        layer.zero_grad()
-        layer.to(device)
-        solution = layer(torch.ones(4, 2, device=device))
-        (solution.y1.sum() + ErrorPenalty()(solution)).backward()
-        assert solution.y1.device.type == device
-        outcomes.append((solution.y1.detach().cpu(), layer.field.weights[0].grad.cpu()))
-    for a, b in zip(*outcomes, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert sum(later) < first
+    assert max(later[2:]) < 512
