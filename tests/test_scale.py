@@ -245,7 +245,7 @@ def test_solves_of_a_large_state_keep_their_memory() -> None:
     """A state takes 512 pages, and a solve's states and stages come to some ten thousand: they are not paid again.
 
     How they come to lie in the heap decides whether the second solve, or the third, makes it grow by a few more.
-    Without the hint to malloc every solve pays up to 9,000.
+    Without the hint to malloc a later one pays up to 9,000 again.
     """
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=ROOT)
     first, *later = map(int, done.stdout.split())
