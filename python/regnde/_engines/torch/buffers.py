@@ -19,10 +19,10 @@ from regnde._engines.torch.norm import Scratch
 from regnde._engines.torch.sums import Terms, product
 from regnde._engines.torch.tableaux import Row, Tableau
 
-__all__ = ["ArrayStages", "BufferStages", "buffered"]
+__all__ = ["ArrayStages", "BufferStages", "Buffered", "buffered"]
 
 
-class _Buffered:
+class Buffered:
     """Stages as rows of one buffer.
 
     Args:
@@ -63,7 +63,7 @@ class _Buffered:
         return y + moves.reshape(len(weights), *self.shape)
 
 
-class BufferStages(_Buffered):
+class BufferStages(Buffered):
     """Stages whose combinations are torch's `addmv`.
 
     Args:
@@ -91,7 +91,7 @@ class BufferStages(_Buffered):
         return [(1.0, total.view_as(self.y))]
 
 
-class ArrayStages(_Buffered):
+class ArrayStages(Buffered):
     """Stages whose combinations are numpy's, on the same memory.
 
     Args:
@@ -102,7 +102,7 @@ class ArrayStages(_Buffered):
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         super().__init__(tableau, y)
         memory = self.buffer.numpy()
-        self.leading = [memory[:i] for i in range(len(memory) + 1)]
+        self.leading = [memory[:i].T for i in range(len(memory) + 1)]
         self.of_unit_step, places = _coefficients(tableau, memory.dtype)
         self.of_step, self.h = np.empty_like(self.of_unit_step), 0.0
         self.weights = {row: self.of_step[place] for row, place in places}
@@ -127,7 +127,7 @@ class ArrayStages(_Buffered):
         if h != self.h:
             self.h = h
             np.multiply(self.of_unit_step, h, out=self.of_step)
-        total: Floats = self.weights[weights].dot(self.leading[len(weights)])
+        total: Floats = self.leading[len(weights)].dot(self.weights[weights])
         return total
 
     def terms(self, weights: Row, h: float) -> Terms:

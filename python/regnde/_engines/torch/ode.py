@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regnde._engines.torch.buffers import ArrayStages, BufferStages, buffered
+from regnde._engines.torch.buffers import Buffered, BufferStages, buffered
 from regnde._engines.torch.control import first_step_size
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Anchor, Diagnosis, Trial
@@ -194,7 +194,7 @@ class RungeKutta:
         t, h, t_new, y, _ = self.at
         if not self.tableau.extra_a:
             return dense_rows(self.tableau, self.stages, y, h, thetas)
-        if isinstance(self.stages, (ArrayStages, BufferStages)):
+        if isinstance(self.stages, Buffered):
             self.stages.filled = self.tableau.stages
             extra_stages(self.field, self.tableau, self.stages, y, t, h, t_new)
             return dense_rows(self.tableau, self.stages, y, h, thetas)

@@ -61,11 +61,12 @@ def leaves_of(values: Sequence[Tensor], *, known: Sequence[Tensor], begun: int =
     seen.update(waiting)
     while waiting:
         node = waiting.pop()
-        if node.name() == LEAF:
+        edges = node.next_functions
+        if not edges and node.name() == LEAF:
             found[id(node.variable)] = node.variable
-        elif node._sequence_nr() < begun:
+        elif begun and node._sequence_nr() < begun:
             return None
-        for further, _ in node.next_functions:
+        for further, _ in edges:
             if further is not None and further not in seen:
                 seen.add(further)
                 waiting.append(further)
