@@ -10,8 +10,8 @@ has the timings that decided.
 from __future__ import annotations
 
 import functools
-import operator
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +26,6 @@ from regnde._engines.torch.tableaux import Row, Tableau
 __all__ = ["ColumnStages", "ListStages", "ProductStages", "Stages", "listed"]
 
 WIDE, LONG = 8, 256  # states of at most so many columns and rows are combined by products
-FEW = 3  # terms from which a product is faster
 
 
 class Stages(Protocol):
@@ -115,46 +114,42 @@ class ProductStages(ListStages):
         self.batch = y.ndim == 2
         self.h = 0.0
         self.matrices: dict[Row, Tensor] = {}
+        self.joined: Tensor  # the stages side by side
+
+    def start(self, first: Tensor) -> None:
+        super().start(first)
+        self.joined = first
+
+    def push(self, k: Tensor) -> None:
+        super().push(k)
+        self.joined = torch.cat((self.joined, k), -1)
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        if weights not in self.places:
+        if len(weights) == 1:
             return super().shifted(y, weights, h)
-        joined, matrix = self._factors(weights, h)
-        return torch.addmm(y, joined, matrix) if self.batch else torch.addmv(y, matrix.T, joined)
+        matrix = self._matrix(weights, h)
+        return torch.addmm(y, self.joined, matrix) if self.batch else torch.addmv(y, matrix.T, self.joined)
 
     def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
-        if weights not in self.places:
-            return None
-        joined, matrix = self._factors(weights, h)
-        return array(joined @ matrix), array(y), array(y1)
+        return array(self.joined @ self._matrix(weights, h)), array(y), array(y1)
 
-    def _factors(self, weights: Row, h: float) -> tuple[Tensor, Tensor]:
-        """The stages side by side, and the matrix that sums them up."""
+    def _matrix(self, weights: Row, h: float) -> Tensor:
+        """What sums the stages up."""
         if h != self.h:
             scaled = self.of_unit_step * h  # not in place: graphs hold what was
             self.h = h
-            self.matrices = {row: torch.from_numpy(scaled[place]) for row, (place, _) in self.places.items()}
-        _, chosen = self.places[weights]
-        return torch.cat(chosen(self.stages), -1), self.matrices[weights]
-
-
-Chosen = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+            self.matrices = {row: torch.from_numpy(scaled[place]) for row, place in self.places.items()}
+        return self.matrices[weights]
 
 
 @functools.lru_cache(maxsize=16)
-def _matrices(
-    tableau: Tableau, width: int, kind: type[np.floating[Any]]
-) -> tuple[Floats, dict[Row, tuple[slice, Chosen]]]:
-    """Matrices for the rows of a tableau with enough entries, in one; where each lies in it, and for which stages."""
-    blocks: list[float] = []
-    places: dict[Row, tuple[slice, Chosen]] = {}
-    for row in tableau.rows:
-        entries = [i for i, weight in enumerate(row) if weight]
-        if len(entries) >= FEW and row not in places:
-            begin = width * len(blocks)
-            blocks += [row[i] for i in entries]
-            places[row] = slice(begin, width * len(blocks)), operator.itemgetter(*entries)
-    return np.kron(np.array(blocks)[:, None], np.eye(width)).astype(kind), places
+def _matrices(tableau: Tableau, width: int, kind: type[np.floating[Any]]) -> tuple[Floats, dict[Row, slice]]:
+    """Matrices for the rows of a tableau, one above another, and where each lies."""
+    rows = [row for row in dict.fromkeys(tableau.rows) if len(row) > 1]
+    ends = list(itertools.accumulate(width * len(row) for row in rows))
+    places = {row: slice(end - width * len(row), end) for row, end in zip(rows, ends, strict=True)}
+    weights = np.array([weight for row in rows for weight in row])
+    return np.kron(weights[:, None], np.eye(width)).astype(kind), places
 
 
 def listed(tableau: Tableau, y: Tensor) -> ListStages:
