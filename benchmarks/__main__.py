@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import detest, jax_peer, ode, sde_step
+from benchmarks import apart, detest, jax_peer, ode, sde_step
 
 Row = dict[str, object]
 
@@ -27,6 +27,7 @@ def start_up() -> list[Row]:
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     **ode.SETUPS,
+    "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
     "sde": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
     "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
     "diffrax": ("Against compiled code, 4-32-4, B=64", jax_peer.against_diffrax),

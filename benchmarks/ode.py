@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import resource
 from collections.abc import Callable
@@ -134,6 +135,23 @@ def per_step() -> list[Row]:
                     ),
                 }
             )
+    return rows
+
+
+def accuracy() -> list[Row]:
+    """Evaluations, and the largest error of an entry of the last state against a float64 solve at 1e-11."""
+    rows: list[Row] = []
+    for setup in FIELDS:
+        f, y0, ts = setup.make()
+        tight = regnde.Solver(method="vern7", rtol=1e-11, atol=1e-11, engine="torch")
+        with torch.no_grad():
+            exact = regnde.solve(copy.deepcopy(f).double(), y0.double(), ts.double(), tight).y1
+        row: Row = {"field": setup.name, "tolerance": f"{setup.tolerance:.0e}"}
+        for name, solve in (("regnde", regnde_solve("dp5")), *PEERS.items()):
+            row[f"{name} NFE"] = steps_of(solve, f, y0, ts, setup.tolerance)[1]
+            with torch.no_grad():
+                row[f"{name} error"] = f"{float((solve(f, y0, ts, setup.tolerance)[-1] - exact).abs().max()):.0e}"
+        rows.append(row)
     return rows
 
 
@@ -270,6 +288,7 @@ def spiral_training() -> list[Row]:
 
 SETUPS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "per-step": ("Time per trial step, Dormand-Prince, float32", per_step),
+    "accuracy": ("Evaluations and errors of these solves", accuracy),
     "outputs": ("Save points", outputs),
     "memory": ("Memory of a training pass, 784-100-784, B=64, rk4", memory),
     "stiff-sample": ("One stiff sample among 64, tsit5", stiff_sample),

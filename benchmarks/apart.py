@@ -1,0 +1,83 @@
+"""Large states with each solver in a process of its own: `python -m benchmarks.apart SOLVER` prints its times.
+
+regnde leads malloc to keep the memory that a step frees (`_engines/torch/memory.py`). In one process with it the
+peers are spared their page faults as well; a user of a peer alone is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.ode import FIELDS, Row, gradient_of
+from benchmarks.peers import PEERS, regnde_solve, steps_of
+
+__all__ = ["apart"]
+
+SOLVERS = {"regnde": regnde_solve("dp5"), **PEERS}
+SETUP = FIELDS[3]
+ROUNDS, REPEATS = 3, 5
+
+
+def apart() -> list[Row]:
+    """Milliseconds a trial step at the MNIST shape, and the ratios to the peers; medians over rounds of processes."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in SOLVERS}
+    order = list(SOLVERS)
+    for _ in range(ROUNDS):
+        for name in order:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.apart", name], capture_output=True, text=True, check=True
+            )
+            found[name].append(json.loads(done.stdout))
+        order.reverse()
+    rows: list[Row] = []
+    for kind in ("forward", "training"):
+        each = {name: statistics.median(times[kind] for times in found[name]) for name in SOLVERS}
+        ratios = {
+            name: [peer[kind] / ours[kind] for peer, ours in zip(found[name], found["regnde"], strict=True)]
+            for name in PEERS
+        }
+        rows.append(
+            {
+                "field": SETUP.name,
+                "pass": kind,
+                **{f"{name} ms/step": round(1e3 * each[name], 1) for name in SOLVERS},
+                **{
+                    f"x {name}": f"{each[name] / each['regnde']:.2f} ({min(of):.2f} to {max(of):.2f})"
+                    for name, of in ratios.items()
+                },
+            }
+        )
+    return rows
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    run()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _main(name: str) -> None:
+    torch.set_num_threads(1)
+    solve = SOLVERS[name]
+    f, y0, ts = SETUP.make()
+    steps, _ = steps_of(solve, f, y0, ts, SETUP.tolerance)
+    with torch.no_grad():
+        forward = _seconds(functools.partial(solve, f, y0, ts, SETUP.tolerance))
+    training = _seconds(gradient_of(solve, f, y0, ts, SETUP.tolerance))
+    print(json.dumps({"forward": forward / steps, "training": training / steps}))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
