@@ -56,6 +56,32 @@ def test_second_derivatives() -> None:
     close(*outcomes)
 
 
+def test_norms_of_samples_that_step_apart() -> None:
+    """With a step size for each: values, first and second derivatives."""
+    column = torch.tensor([0.5, 2.0, 1.0, 1.5], dtype=torch.float64)[:, None]
+    width = MANY // 4
+
+    def node_of_samples(error: Tensor, y: Tensor, y1: Tensor) -> Tensor:
+        terms = [(share * width**-0.5, error) for share in (0.5, 0.75, -0.25)]
+        with torch.no_grad():
+            known = measured(terms, y, y1, RTOL, ATOL, column=column)
+        return norms([known])
+
+    def formula_of_samples(error: Tensor, y: Tensor, y1: Tensor) -> Tensor:
+        scale = ATOL + RTOL * torch.maximum(y.abs(), y1.abs())
+        return (column * error / scale).square().mean(1).sqrt()
+
+    outcomes = []
+    for of in (node_of_samples, formula_of_samples):
+        inputs = [x.reshape(4, width).clone().requires_grad_() for x in arguments()]
+        values = of(*inputs)
+        first = torch.autograd.grad((values * torch.arange(4)).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), inputs)
+        plain = torch.autograd.grad((of(*inputs) * torch.arange(4)).sum(), inputs)
+        outcomes.append([values.detach(), *[g.detach() for g in first], *second, *plain])
+    close(*outcomes)
+
+
 def test_gradient_by_the_error_alone() -> None:
     error, y, y1 = arguments()
     error.requires_grad_()

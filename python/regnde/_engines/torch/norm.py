@@ -42,11 +42,14 @@ def _norm(x: Tensor) -> Tensor:
 
 def sample_rms(x: Tensor) -> Tensor:
     """The same for each sample of the leading dimension, shape (batch,)."""
-    flat = x.reshape(x.shape[0], x[0].numel())
     if x.numel() == 0:
-        return flat.real.sum(1)
-    norm: Tensor = torch.linalg.vector_norm(flat, dim=1)
-    return norm / math.sqrt(flat.shape[1])
+        return x.reshape(x.shape[0], 0).real.sum(1)
+    return _sample_norm(x) / math.sqrt(x[0].numel())
+
+
+def _sample_norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1)
+    return norm
 
 
 def error_scale(y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor) -> Tensor:
@@ -85,6 +88,8 @@ class Measured(NamedTuple):
         terms: e = sum_j w_j x_j.
         y, y1: states before and after: s = atol + rtol max(|y|, |y1|).
         rtol, atol: tolerances.
+        column: the steps of samples that step apart, shape (batch, 1, ..., 1), as a factor of e; the norms are
+            then theirs, shape (batch,).
     """
 
     norm: Tensor
@@ -94,6 +99,7 @@ class Measured(NamedTuple):
     y1: Tensor
     rtol: float
     atol: float | Tensor
+    column: Tensor | None = None
 
 
 def scaled_norm(
@@ -113,12 +119,19 @@ def scaled_norm(
 
 
 def measured(
-    terms: Terms, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor, scratch: Scratch | None = None
+    terms: Terms,
+    y: Tensor,
+    y1: Tensor,
+    rtol: float,
+    atol: float | Tensor,
+    scratch: Scratch | None = None,
+    column: Tensor | None = None,
 ) -> Measured:
     """The same without a graph, with what `norms` wants to hang it on one; nothing is overwritten."""
     scale = torch.empty_like(y) if scratch is None or y.numel() < MANY else scratch.pair(y)[1]
     ratio = _ratio(terms, y, y1, rtol, atol, (torch.empty_like(y), scale))
-    return Measured(_norm(ratio), ratio, terms, y, y1, rtol, atol)
+    norm = _norm(ratio) if column is None else _sample_norm(ratio.mul_(column))
+    return Measured(norm, ratio, terms, y, y1, rtol, atol, column)
 
 
 def _ratio(
@@ -142,13 +155,15 @@ def joinable(y: Tensor) -> bool:
 def norms(known: Sequence[Measured]) -> Tensor:
     """The norms of steps of one solve that follow one another, shape (S,), with a graph: one node for all of them.
 
+    Of samples that step apart it takes a single step; theirs have shape (batch,).
+
     As nodes of the formula, every term of every step is a kernel more, and torch's derivative of the maximum
     branches on every entry: records then cost a training pass a fifth of its time.
     """
     states = [*[step.y for step in known], known[-1].y1]
     tensors = [x for term in zip(*[step.terms for step in known], strict=True) for _, x in term]
     estimates: Tensor = _Norms.apply(known, *states, *tensors)[0]  # type: ignore[no-untyped-call]  # torch does not type it
-    return estimates.reshape(len(known))
+    return estimates if estimates.ndim else estimates[None]
 
 
 class _Norms(torch.autograd.Function):
@@ -165,7 +180,7 @@ class _Norms(torch.autograd.Function):
         if others:
             estimates, ratios = torch.stack([step.norm for step in known]), torch.stack([step.ratio for step in known])
         ctx.weights = [[weight for weight, _ in term] for term in zip(*[step.terms for step in known], strict=True)]
-        ctx.rtol, ctx.atol = first.rtol, first.atol
+        ctx.rtol, ctx.atol, ctx.column = first.rtol, first.atol, first.column
         ctx.save_for_backward(estimates, ratios, *tensors[: len(known) + 1])
         ctx.set_materialize_grads(False)
         return estimates, ratios
@@ -174,11 +189,13 @@ class _Norms(torch.autograd.Function):
     def backward(ctx: Any, of_estimates: Tensor | None, of_ratios: Tensor | None) -> Any:
         estimates, ratios, *states = ctx.saved_tensors
         single = len(states) == 2
-        column = () if single else (-1, *[1] * (ratios.ndim - 1))
+        column = (-1, *[1] * (ratios.ndim - 1)) if estimates.ndim else ()
         if not single:
             states = torch.stack(states)
         y, y1 = states if single else (states[:-1], states[1:])
         weights = [ratios.new_tensor(weight).view(column) for weight in ctx.weights]
+        if ctx.column is not None:
+            weights = [weight * ctx.column for weight in weights]
         steps = _Steps(ratios, y, y1, weights, ctx.rtol, ctx.atol)
         factors = torch.zeros_like(estimates) if of_estimates is None else _over(of_estimates, estimates)
         factors = factors.view(column)

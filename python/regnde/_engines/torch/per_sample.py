@@ -206,7 +206,7 @@ class PerSample:
             stages.start(counted(clocks[0], y) if first is None else first)
             taken = take_step(counted, tableau, stages, y, 1.0, clocks)
             with torch.set_grad_enabled(graph and recorded):
-                error = sample_error_estimates(tableau, stages, y, taken.y1, 1.0, solver.rtol, solver.atol)
+                error = sample_error_estimates(tableau, stages, y, taken.y1, solver.rtol, solver.atol)
             stiff = recorded and tableau.stiffness_pair
             stiffness = stiffness_estimate(stages, tableau.stages - 1, taken, sample_rms) if stiff else None
             return taken, stages.stages, error, stiffness

@@ -183,5 +183,9 @@ class ColumnStages(_Listed):
         """States of pairs of sample and time are not rows of a batch: `per_sample.py` forms them."""
         raise AssertionError("not used per sample")
 
+    def terms_apart(self, weights: Row, factor: float) -> Terms:
+        """What factor sum_j weights_j k_j is the sum of, without the step sizes."""
+        return [(factor * weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
+
     def _sum(self, weights: Row) -> Tensor:
-        return summed([(weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight])
+        return summed(self.terms_apart(weights, 1.0))

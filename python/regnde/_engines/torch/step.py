@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._engines.torch.arrays import KINDS, array_error
-from regnde._engines.torch.norm import Measured, error_scale, measured, sample_rms, scaled_norm
-from regnde._engines.torch.stages import Stages
+from regnde._engines.torch.norm import MANY, Measured, error_scale, joinable, measured, norms, sample_rms, scaled_norm
+from regnde._engines.torch.stages import ColumnStages, Stages
 from regnde._engines.torch.sums import Terms, summed
 from regnde._engines.torch.tableaux import Tableau
 
@@ -111,10 +111,15 @@ def measured_error(
 
 
 def sample_error_estimates(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
+    tableau: Tableau, stages: ColumnStages, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
 ) -> Tensor:
     """The same for each sample of the leading dimension, shape (batch,)."""
-    return sample_rms(scaled_error(tableau, stages, y, y1, h, rtol, atol))
+    if not torch.is_grad_enabled() or y.numel() < MANY or not joinable(y):
+        return sample_rms(scaled_error(tableau, stages, y, y1, 1.0, rtol, atol))
+    terms = stages.terms_apart(tableau.btilde or (), 1 / math.sqrt(y[0].numel()))
+    with torch.no_grad():
+        known = measured(terms, y, y1, rtol, atol, column=stages.h)
+    return norms([known])
 
 
 def _mean(tableau: Tableau, stages: Stages, y: Tensor, h: float) -> Terms:
