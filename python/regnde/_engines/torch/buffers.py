@@ -7,7 +7,6 @@ than they save. Small ones on the CPU are numpy's, whose calls take a third of t
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
@@ -105,7 +104,7 @@ class ArrayStages(Buffered):
         self.leading = [memory[:i].T for i in range(len(memory) + 1)]
         self.of_unit_step, places = _coefficients(tableau, memory.dtype)
         self.of_step, self.h = np.empty_like(self.of_unit_step), 0.0
-        self.weights = {row: self.of_step[place] for row, place in places}
+        self.weights = {row: self.of_step[place] for row, place in places.items()}
         self.y = self.argument = y
         self.flat = self.moved = array(y)
 
@@ -142,16 +141,12 @@ def buffered(tableau: Tableau, y: Tensor) -> ArrayStages | BufferStages:
 @functools.lru_cache(maxsize=16)
 def _weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> dict[Row, Tensor]:
     """The rows of a tableau as tensors."""
-    rows = tableau.rows
     with torch.inference_mode(False):  # a later solve may not be in that mode
-        coefficients = torch.tensor([w for row in rows for w in row], dtype=dtype, device=device)
-        return dict(zip(rows, torch.split(coefficients, [len(row) for row in rows]), strict=True))
+        coefficients = torch.tensor([w for row in tableau.rows for w in row], dtype=dtype, device=device)
+        return {row: coefficients[place] for row, place in tableau.places().items()}
 
 
 @functools.lru_cache(maxsize=16)
-def _coefficients(tableau: Tableau, dtype: np.dtype[Any]) -> tuple[Floats, list[tuple[Row, slice]]]:
+def _coefficients(tableau: Tableau, dtype: np.dtype[Any]) -> tuple[Floats, dict[Row, slice]]:
     """The rows of a tableau, one after another, and where each lies."""
-    rows = tableau.rows
-    ends = list(itertools.accumulate(map(len, rows)))
-    places = [(row, slice(end - len(row), end)) for row, end in zip(rows, ends, strict=True)]
-    return np.array([w for row in rows for w in row], dtype), places
+    return np.array([w for row in tableau.rows for w in row], dtype), tableau.places()

@@ -10,7 +10,6 @@ has the timings that decided.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -144,11 +143,9 @@ class ProductStages(ListStages):
 
 @functools.lru_cache(maxsize=16)
 def _matrices(tableau: Tableau, width: int, kind: type[np.floating[Any]]) -> tuple[Floats, dict[Row, slice]]:
-    """Matrices for the rows of a tableau, one above another, and where each lies."""
-    rows = [row for row in dict.fromkeys(tableau.rows) if len(row) > 1]
-    ends = list(itertools.accumulate(width * len(row) for row in rows))
-    places = {row: slice(end - width * len(row), end) for row, end in zip(rows, ends, strict=True)}
-    weights = np.array([weight for row in rows for weight in row])
+    """Matrices for the rows of a tableau, one above another, and where those of several entries lie."""
+    weights = np.array([weight for row in tableau.rows for weight in row])
+    places = {row: place for row, place in tableau.places(width).items() if len(row) > 1}
     return np.kron(weights[:, None], np.eye(width)).astype(kind), places
 
 

@@ -12,6 +12,7 @@ The step control defaults and stability sizes are OrdinaryDiffEq.jl's (v7).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from regnde._engines.torch.control import Controller
@@ -58,8 +59,13 @@ class Tableau:
 
     @property
     def rows(self) -> list[Row]:
-        """All weights of sums of stages."""
-        return [*self.a, *self.extra_a, self.b, *([self.btilde] if self.btilde else [])]
+        """All weights of sums of stages, each once."""
+        return list(dict.fromkeys([*self.a, *self.extra_a, self.b, self.btilde or ()]))
+
+    def places(self, width: int = 1) -> dict[Row, slice]:
+        """Where each of `rows` lies if they are laid one after another, `width` places for an entry."""
+        ends = itertools.accumulate(width * len(row) for row in self.rows)
+        return {row: slice(end - width * len(row), end) for row, end in zip(self.rows, ends, strict=True)}
 
     @property
     def estimates_error(self) -> bool:
