@@ -16,13 +16,14 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.ode import FIELDS, Row, gradient_of
+from benchmarks.fields import FIELDS
+from benchmarks.ode import Row, gradient_of
 from benchmarks.peers import PEERS, regnde_solve, steps_of
 
 __all__ = ["apart"]
 
 SOLVERS = {"regnde": regnde_solve("dp5"), **PEERS}
-SETUP = FIELDS[3]
+SETUP = FIELDS[-1]
 ROUNDS, REPEATS = 3, 5
 
 

@@ -6,7 +6,8 @@ import time
 
 import torch
 
-from benchmarks.ode import FIELDS, gradient_of
+from benchmarks.fields import FIELDS
+from benchmarks.ode import gradient_of
 from benchmarks.peers import regnde_solve, steps_of
 from benchmarks.timing import race
 

@@ -100,7 +100,8 @@ class ListStages(_Listed):
 class ProductStages(ListStages):
     """The same for small states: a sum of several stages is one product, [k_1 ... k_i] (h a_i1 I; ...; h a_ii I).
 
-    Two nodes of the graph take the place of one a stage, each of which costs more than its arithmetic.
+    Two nodes of the graph take the place of one a stage, each of which costs more than its arithmetic. The graph holds
+    the matrices, a few kilobytes a step at most.
 
     Args:
         tableau: whose weight rows are turned into matrices once.
