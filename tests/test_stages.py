@@ -1,4 +1,4 @@
-"""Every way to keep and combine stages gives the same solve: numpy and products for small states, and the plain ones."""
+"""Every way to keep and combine stages gives the same solve: numpy and products for small states, and plain sums."""
 
 from __future__ import annotations
 
