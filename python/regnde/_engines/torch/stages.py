@@ -98,7 +98,7 @@ class ListStages(_Listed):
 
 
 class ProductStages(ListStages):
-    """The same for small states: a sum of several stages is one product, [k_1 ... k_i] (h a_i1 I; ...; h a_ii I).
+    """The same for small states: a sum of stages is one product, [k_1 ... k_i] (h a_i1 I; ...; h a_ii I).
 
     Two nodes of the graph take the place of one a stage, each of which costs more than its arithmetic. The graph holds
     the matrices, a few kilobytes a step at most.
@@ -125,8 +125,6 @@ class ProductStages(ListStages):
         self.joined = torch.cat((self.joined, k), -1)
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        if len(weights) == 1:
-            return super().shifted(y, weights, h)
         matrix = self._matrix(weights, h)
         return torch.addmm(y, self.joined, matrix) if self.batch else torch.addmv(y, matrix.T, self.joined)
 
@@ -144,10 +142,9 @@ class ProductStages(ListStages):
 
 @functools.lru_cache(maxsize=16)
 def _matrices(tableau: Tableau, width: int, kind: type[np.floating[Any]]) -> tuple[Floats, dict[Row, slice]]:
-    """Matrices for the rows of a tableau, one above another, and where those of several entries lie."""
+    """Matrices for the rows of a tableau, one above another, and where each lies."""
     weights = np.array([weight for row in tableau.rows for weight in row])
-    places = {row: place for row, place in tableau.places(width).items() if len(row) > 1}
-    return np.kron(weights[:, None], np.eye(width)).astype(kind), places
+    return np.kron(weights[:, None], np.eye(width)).astype(kind), tableau.places(width)
 
 
 def listed(tableau: Tableau, y: Tensor) -> ListStages:

@@ -60,7 +60,7 @@ class Tableau:
     @property
     def rows(self) -> list[Row]:
         """All weights of sums of stages, each once."""
-        return list(dict.fromkeys([*self.a, *self.extra_a, self.b, self.btilde or ()]))
+        return [row for row in dict.fromkeys([*self.a, *self.extra_a, self.b, self.btilde or ()]) if row]
 
     def places(self, width: int = 1) -> dict[Row, slice]:
         """Where each of `rows` lies if they are laid one after another, `width` places for an entry."""
