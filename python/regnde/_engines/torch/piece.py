@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -31,7 +30,6 @@ __all__ = ["ErrorKind", "Estimates", "Kept", "Piece"]
 
 LARGE, MOST = 16_384, 8  # a state is kept every few steps: so many as make this many entries, at most so many
 
-NOTHING = nullcontext()
 MEASURES = {"value": error_value, "graph": error_estimate, "later": measured_error}
 ErrorKind = Literal["none", "value", "graph", "later"]
 
@@ -87,9 +85,7 @@ class Piece:
         stages.start(first)
         taken = take_step(self.field, tableau, stages, y, h, times)
         measure = MEASURES.get(self.error)
-        # entering a mode takes longer than a sum of small states: only where it is another one
-        with NOTHING if self.error == "graph" or not torch.is_grad_enabled() else torch.no_grad():
-            error = measure and measure(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
+        error = measure and measure(tableau, stages, y, taken.y1, h, self.rtol, self.atol)
         if isinstance(error, Measured):
             changes = Changes(stages[last], stages[last - 1], taken.last_argument, taken.previous_argument)
             return taken, Estimates(error.norm, error, changes if self.stiffness else None)

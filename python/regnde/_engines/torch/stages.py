@@ -112,8 +112,7 @@ class ProductStages(ListStages):
         super().__init__()
         self.of_unit_step, self.places = _matrices(tableau, y.shape[-1], KINDS[y.dtype])
         self.batch = y.ndim == 2
-        self.h = 0.0
-        self.matrices: dict[Row, Tensor] = {}
+        self.h, self.of_step = 0.0, self.of_unit_step
         self.joined: Tensor  # the stages side by side
 
     def start(self, first: Tensor) -> None:
@@ -125,19 +124,18 @@ class ProductStages(ListStages):
         self.joined = torch.cat((self.joined, k), -1)
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        matrix = self._matrix(weights, h)
+        matrix = torch.from_numpy(self._matrix(weights, h))
         return torch.addmm(y, self.joined, matrix) if self.batch else torch.addmv(y, matrix.T, self.joined)
 
     def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
-        return array(self.joined @ self._matrix(weights, h)), array(y), array(y1)
+        total: Floats = self.joined.detach().numpy().dot(self._matrix(weights, h))
+        return total.reshape(-1), array(y), array(y1)
 
-    def _matrix(self, weights: Row, h: float) -> Tensor:
+    def _matrix(self, weights: Row, h: float) -> Floats:
         """What sums the stages up."""
         if h != self.h:
-            scaled = self.of_unit_step * h  # not in place: graphs hold what was
-            self.h = h
-            self.matrices = {row: torch.from_numpy(scaled[place]) for row, place in self.places.items()}
-        return self.matrices[weights]
+            self.h, self.of_step = h, self.of_unit_step * h  # not in place: graphs hold what was
+        return self.of_step[self.places[weights]]
 
 
 @functools.lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ __all__ = [
     "stiffness_quotient",
     "take_step",
 ]
+
+NOTHING = nullcontext()
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
@@ -91,9 +94,10 @@ def error_value(
 ) -> float | Tensor:
     """The same without a graph, to decide by."""
     arrays = stages.arrays(tableau.btilde or (), h, y, y1)
-    if arrays is None:
+    if arrays is not None:
+        return array_error(*arrays, rtol, float(atol))
+    with without_graph():
         return error_estimate(tableau, stages, y, y1, h, rtol, atol)
-    return array_error(*arrays, rtol, float(atol))
 
 
 @np.errstate(all="ignore")
@@ -104,7 +108,8 @@ def measured_error(
     terms = _mean(tableau, stages, y, h)
     arrays = stages.arrays(tableau.btilde or (), h, y, y1)
     if arrays is None:
-        return measured(terms, y, y1, rtol, atol, stages.scratch)
+        with without_graph():
+            return measured(terms, y, y1, rtol, atol, stages.scratch)
     norm = array_error(*arrays, rtol, float(atol))
     ratio = torch.from_numpy(arrays[0].reshape(y.shape))
     return Measured(ratio.new_tensor(norm), ratio, terms, y, y1, rtol, atol)
@@ -117,9 +122,14 @@ def sample_error_estimates(
     if not torch.is_grad_enabled() or y.numel() < MANY or not joinable(y):
         return sample_rms(scaled_error(tableau, stages, y, y1, 1.0, rtol, atol))
     terms = stages.terms_apart(tableau.btilde or (), 1 / math.sqrt(y[0].numel()))
-    with torch.no_grad():
+    with without_graph():
         known = measured(terms, y, y1, rtol, atol, column=stages.h)
     return norms([known])
+
+
+def without_graph() -> AbstractContextManager[object]:
+    """No graph; to enter a mode takes longer than a sum of small states, so that it is entered from another only."""
+    return torch.no_grad() if torch.is_grad_enabled() else NOTHING
 
 
 def _mean(tableau: Tableau, stages: Stages, y: Tensor, h: float) -> Terms:
