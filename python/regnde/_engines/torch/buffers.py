@@ -112,9 +112,9 @@ class ArrayStages(Buffered):
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         if y is not self.y:  # one state serves all stages of a step
             self.y, self.flat = y, self.moved if y is self.argument else array(y)
-        self.moved = self._total(weights, h)
-        self.moved += self.flat
-        self.argument = torch.from_numpy(self.moved.reshape(self.shape))
+        self.moved = moved = self._total(weights, h)
+        moved += self.flat
+        self.argument = torch.from_numpy(moved.reshape(self.shape))
         return self.argument
 
     def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats]:

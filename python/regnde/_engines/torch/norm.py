@@ -28,11 +28,9 @@ __all__ = [
 MANY = 4096  # entries from which one node of the graph is cheaper than the nodes of the formula
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, 0-dim; 0 for an empty tensor, gradient 0 where x = 0."""
-    if x.numel() == 0:
-        return x.real.sum()
-    return _norm(x) / math.sqrt(x.numel())
+def rms(x: Tensor) -> float:
+    """Root mean square over all entries; 0 for an empty tensor."""
+    return _norm(x).item() / math.sqrt(max(x.numel(), 1))
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -41,7 +39,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def sample_rms(x: Tensor) -> Tensor:
-    """The same for each sample of the leading dimension, shape (batch,)."""
+    """The same for each sample of the leading dimension, shape (batch,); gradient 0 where x = 0."""
     if x.numel() == 0:
         return x.reshape(x.shape[0], 0).real.sum(1)
     return _sample_norm(x) / math.sqrt(x[0].numel())

@@ -143,7 +143,7 @@ class RungeKutta:
         if self.handed is not None and y.numel() >= MANY and not transformed():
             self.new_slopes = again.data_ptr() != self.handed.data_ptr()
         slope = again.clone() if known is None else known.detach()  # not a tensor that the next call may change
-        d0, d1 = rms(y / tolerance).item(), rms(slope / tolerance).item()
+        d0, d1 = rms(y / tolerance), rms(slope / tolerance)
         if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -158,7 +158,7 @@ class RungeKutta:
             h = math.copysign(size, t1 - t0)
             (later,) = stage_times((1.0,), t0, h, t0 + h, y)
             change = self.field(later, torch.add(y, slope, alpha=h)) - slope
-            moved = rms(change.div_(tolerance)).item()
+            moved = rms(change.div_(tolerance))
             return moved / size if moved or bool(change.any()) else None
 
         return first_step_size(d0, d1, curvature, t0=t0, span=abs(t1 - t0), order=self.tableau.order)

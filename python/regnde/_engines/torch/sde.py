@@ -100,7 +100,7 @@ class StochasticRungeKutta:
         f0, g0 = self.field(time, y), self.diffusion(time, y)
         self.known = (f0, g0)
         slope = _larger(f0, NOISE_SIZE * g0)
-        d0, d1 = torch.stack((rms(y / tolerance), rms(slope / tolerance))).tolist()
+        d0, d1 = rms(y / tolerance), rms(slope / tolerance)
         if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -114,7 +114,7 @@ class StochasticRungeKutta:
             if torch.equal(f0, f1):
                 return None
             change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-            return float(rms(change / tolerance)) / size
+            return rms(change / tolerance) / size
 
         return first_step_size(d0, d1, curvature, t0=t0, span=t1 - t0, order=self.tableau.order + 0.5)
 
