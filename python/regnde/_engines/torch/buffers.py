@@ -7,15 +7,14 @@ than they save. Small ones on the CPU are numpy's, whose calls take a third of t
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.arrays import Floats, array, arrays_serve
+from regnde._engines.torch.arrays import Floats, ScaledRows, array, arrays_serve
 from regnde._engines.torch.norm import Scratch
-from regnde._engines.torch.sums import Terms, product
+from regnde._engines.torch.sums import Terms, shifted_rows
 from regnde._engines.torch.tableaux import Row, Tableau
 
 __all__ = ["ArrayStages", "BufferStages", "Buffered", "buffered"]
@@ -58,8 +57,7 @@ class Buffered:
 
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         """The sums y + sum_j weights_mj k_j for each row m, shape (M, *y.shape)."""
-        moves = product(weights.to(y.dtype), self.buffer[: weights.shape[1]])
-        return y + moves.reshape(len(weights), *self.shape)
+        return shifted_rows(y, weights, self.buffer[: weights.shape[1]])
 
 
 class BufferStages(Buffered):
@@ -102,9 +100,7 @@ class ArrayStages(Buffered):
         super().__init__(tableau, y)
         memory = self.buffer.numpy()
         self.leading = [memory[:i].T for i in range(len(memory) + 1)]
-        self.of_unit_step, places = _coefficients(tableau, memory.dtype)
-        self.of_step, self.h = np.empty_like(self.of_unit_step), 0.0
-        self.weights = {row: self.of_step[place] for row, place in places.items()}
+        self.scaled = ScaledRows(tableau, y.dtype)
         self.y = self.argument = y
         self.flat = self.moved = array(y)
 
@@ -123,10 +119,7 @@ class ArrayStages(Buffered):
         return self._total(weights, h), self.flat, self.moved
 
     def _total(self, weights: Row, h: float) -> Floats:
-        if h != self.h:
-            self.h = h
-            np.multiply(self.of_unit_step, h, out=self.of_step)
-        total: Floats = self.leading[len(weights)].dot(self.weights[weights])
+        total: Floats = self.leading[len(weights)].dot(self.scaled.of(weights, h))
         return total
 
     def terms(self, weights: Row, h: float) -> Terms:
@@ -144,9 +137,3 @@ def _weights(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> dict
     with torch.inference_mode(False):  # a later solve may not be in that mode
         coefficients = torch.tensor([w for row in tableau.rows for w in row], dtype=dtype, device=device)
         return {row: coefficients[place] for row, place in tableau.places().items()}
-
-
-@functools.lru_cache(maxsize=16)
-def _coefficients(tableau: Tableau, dtype: np.dtype[Any]) -> tuple[Floats, dict[Row, slice]]:
-    """The rows of a tableau, one after another, and where each lies."""
-    return np.array([w for row in tableau.rows for w in row], dtype), tableau.places()

@@ -12,6 +12,7 @@ from torch import Tensor
 from regnde._engines.torch.sums import Terms, onto, summed
 
 __all__ = [
+    "MANY",
     "Measured",
     "Scratch",
     "error_scale",

@@ -9,17 +9,15 @@ has the timings that decided.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.arrays import KINDS, Floats, array, arrays_serve
+from regnde._engines.torch.arrays import Floats, ScaledRows, array, arrays_serve
 from regnde._engines.torch.norm import Scratch
-from regnde._engines.torch.sums import Terms, added, product, summed
+from regnde._engines.torch.sums import Terms, added, shifted_rows, summed
 from regnde._engines.torch.tableaux import Row, Tableau
 
 __all__ = ["ColumnStages", "ListStages", "ProductStages", "Stages", "listed"]
@@ -74,6 +72,10 @@ class _Listed:
     def __getitem__(self, index: int) -> Tensor:
         return self.stages[index]
 
+    def terms(self, weights: Row, h: float) -> Terms:
+        """What h sum_j weights_j k_j is the sum of."""
+        return [(h * weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
+
     def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
         """What `Stages` says."""
         return None
@@ -89,12 +91,9 @@ class ListStages(_Listed):
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
         return added(y, self.terms(weights, h))
 
-    def terms(self, weights: Row, h: float) -> Terms:
-        return [(h * weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
-
     def rows(self, y: Tensor, weights: Tensor) -> Tensor:
         stacked = torch.stack(self.stages).reshape(len(self.stages), y.numel())
-        return y + product(weights.to(y.dtype), stacked).reshape(len(weights), *y.shape)
+        return shifted_rows(y, weights, stacked)
 
 
 class ProductStages(ListStages):
@@ -110,9 +109,8 @@ class ProductStages(ListStages):
 
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         super().__init__()
-        self.of_unit_step, self.places = _matrices(tableau, y.shape[-1], KINDS[y.dtype])
+        self.scaled = ScaledRows(tableau, y.dtype, y.shape[-1])
         self.batch = y.ndim == 2
-        self.h, self.of_step = 0.0, self.of_unit_step
         self.joined: Tensor  # the stages side by side
 
     def start(self, first: Tensor) -> None:
@@ -124,25 +122,12 @@ class ProductStages(ListStages):
         self.joined = torch.cat((self.joined, k), -1)
 
     def shifted(self, y: Tensor, weights: Row, h: float) -> Tensor:
-        matrix = torch.from_numpy(self._matrix(weights, h))
+        matrix = torch.from_numpy(self.scaled.of(weights, h))
         return torch.addmm(y, self.joined, matrix) if self.batch else torch.addmv(y, matrix.T, self.joined)
 
     def arrays(self, weights: Row, h: float, y: Tensor, y1: Tensor) -> tuple[Floats, Floats, Floats] | None:
-        total: Floats = self.joined.detach().numpy().dot(self._matrix(weights, h))
+        total: Floats = self.joined.detach().numpy().dot(self.scaled.of(weights, h))
         return total.reshape(-1), array(y), array(y1)
-
-    def _matrix(self, weights: Row, h: float) -> Floats:
-        """What sums the stages up."""
-        if h != self.h:
-            self.h, self.of_step = h, self.of_unit_step * h  # not in place: graphs hold what was
-        return self.of_step[self.places[weights]]
-
-
-@functools.lru_cache(maxsize=16)
-def _matrices(tableau: Tableau, width: int, kind: type[np.floating[Any]]) -> tuple[Floats, dict[Row, slice]]:
-    """Matrices for the rows of a tableau, one above another, and where each lies."""
-    weights = np.array([weight for row in tableau.rows for weight in row])
-    return np.kron(weights[:, None], np.eye(width)).astype(kind), tableau.places(width)
 
 
 def listed(tableau: Tableau, y: Tensor) -> ListStages:
@@ -178,7 +163,7 @@ class ColumnStages(_Listed):
 
     def terms_apart(self, weights: Row, factor: float) -> Terms:
         """What factor sum_j weights_j k_j is the sum of, without the step sizes."""
-        return [(factor * weight, k) for weight, k in zip(weights, self.stages, strict=False) if weight]
+        return super().terms(weights, factor)
 
     def _sum(self, weights: Row) -> Tensor:
         return summed(self.terms_apart(weights, 1.0))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Terms", "added", "onto", "product", "summed"]
+__all__ = ["Terms", "added", "onto", "product", "shifted_rows", "summed"]
 
 Terms = Sequence[tuple[float, Tensor]]  # weights, and what they weigh
 
@@ -43,3 +43,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     wide = torch.promote_types(a.dtype, torch.float64)
     return (a.to(wide) @ b.to(wide)).to(a.dtype)
+
+
+def shifted_rows(y: Tensor, weights: Tensor, xs: Tensor) -> Tensor:
+    """The sums y + sum_j weights_mj x_j for each row m, shape (M, *y.shape); each x_j is a row, and of y's size."""
+    return y + product(weights.to(y.dtype), xs).reshape(len(weights), *y.shape)
