@@ -101,6 +101,7 @@ class CountedField:
 
 def takes_samples(function: Callable[..., Tensor]) -> bool:
     """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
+    function = inspect.unwrap(function)
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()
