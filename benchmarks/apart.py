@@ -11,18 +11,16 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 
 from benchmarks.fields import FIELDS
 from benchmarks.ode import Row, gradient_of
-from benchmarks.peers import PEERS, regnde_solve, steps_of
+from benchmarks.peers import PEERS, SOLVERS, steps_of
+from benchmarks.timing import race
 
 __all__ = ["apart"]
 
-SOLVERS = {"regnde": regnde_solve("dp5"), **PEERS}
 SETUP = FIELDS[-1]
 ROUNDS, REPEATS = 3, 5
 
@@ -59,25 +57,15 @@ def apart() -> list[Row]:
     return rows
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
 def _main(name: str) -> None:
     torch.set_num_threads(1)
     solve = SOLVERS[name]
     f, y0, ts = SETUP.make()
     steps, _ = steps_of(solve, f, y0, ts, SETUP.tolerance)
     with torch.no_grad():
-        forward = _seconds(functools.partial(solve, f, y0, ts, SETUP.tolerance))
-    training = _seconds(gradient_of(solve, f, y0, ts, SETUP.tolerance))
-    print(json.dumps({"forward": forward / steps, "training": training / steps}))
+        seconds = race({"forward": functools.partial(solve, f, y0, ts, SETUP.tolerance)}, REPEATS)
+    seconds |= race({"training": gradient_of(solve, f, y0, ts, SETUP.tolerance)}, REPEATS)
+    print(json.dumps({kind: time / steps for kind, time in seconds.items()}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import regnde
 from benchmarks.fields import FIELDS
-from benchmarks.peers import PEERS, Field, regnde_solve, steps_of, torchdiffeq_adjoint
+from benchmarks.peers import PEERS, SOLVERS, Field, regnde_solve, steps_of, torchdiffeq_adjoint
 from benchmarks.timing import race
 
 __all__ = ["SETUPS", "Row"]
@@ -57,17 +57,15 @@ def bare(f: Field, y0: Tensor, calls: int) -> Callable[[], Tensor]:
 def per_step() -> list[Row]:
     """Microseconds a trial step, forward and training, and the ratios to the peers at the same method."""
     rows = []
-    ours = regnde_solve("dp5")
     recorded = regnde_solve("dp5", record="all", penalty=regnde.ErrorPenalty())
     for setup in FIELDS:
         f, y0, ts = setup.make()
-        solvers = {"regnde": ours, **PEERS}
-        counts = {name: steps_of(solve, f, y0, ts, setup.tolerance) for name, solve in solvers.items()}
+        counts = {name: steps_of(solve, f, y0, ts, setup.tolerance) for name, solve in SOLVERS.items()}
         alone = bare(f, y0, counts["regnde"][1])
         with torch.no_grad():
             forward = race(
                 {
-                    **{name: functools.partial(s, f, y0, ts, setup.tolerance) for name, s in solvers.items()},
+                    **{name: functools.partial(s, f, y0, ts, setup.tolerance) for name, s in SOLVERS.items()},
                     "bare": alone,
                 },
                 setup.repeats,
@@ -75,7 +73,7 @@ def per_step() -> list[Row]:
         adjoint = gradient_of(torchdiffeq_adjoint, f, y0, ts, setup.tolerance)
         training = race(
             {
-                **{name: gradient_of(s, f, y0, ts, setup.tolerance) for name, s in solvers.items()},
+                **{name: gradient_of(s, f, y0, ts, setup.tolerance) for name, s in SOLVERS.items()},
                 "records": gradient_of(recorded, f, y0, ts, setup.tolerance),
                 "checkpoint": gradient_of(regnde_solve("dp5", gradient="checkpoint"), f, y0, ts, setup.tolerance),
                 **({"torchdiffeq adjoint": adjoint} if works(adjoint) else {}),
@@ -83,8 +81,15 @@ def per_step() -> list[Row]:
             },
             setup.repeats,
         )
-        for kind, seconds in (("forward", forward), ("training", training)):
-            each = {name: 1e6 * seconds[name] / counts[name][0] for name in solvers}
+        more: Row = {
+            "records + penalty": f"{100 * (training['records'] / training['regnde'] - 1):+.0f} %",
+            "checkpoint": round(training["checkpoint"] / training["regnde"], 2),
+            "adjoint / checkpoint": "fails",
+        }
+        if "torchdiffeq adjoint" in training:
+            more["adjoint / checkpoint"] = round(training["torchdiffeq adjoint"] / training["checkpoint"], 1)
+        for kind, seconds, further in (("forward", forward, {}), ("training", training, more)):
+            each = {name: 1e6 * seconds[name] / counts[name][0] for name in SOLVERS}
             rows.append(
                 {
                     "field": setup.name,
@@ -93,19 +98,7 @@ def per_step() -> list[Row]:
                     "regnde us/step": round(each["regnde"]),
                     **{f"x {name}": round(each[name] / each["regnde"], 2) for name in PEERS},
                     "overhead": round(seconds["regnde"] / seconds["bare"], 2),
-                    "records + penalty": (
-                        f"{100 * (training['records'] / training['regnde'] - 1):+.0f} %" if kind == "training" else None
-                    ),
-                    "checkpoint": (
-                        round(training["checkpoint"] / training["regnde"], 2) if kind == "training" else None
-                    ),
-                    "adjoint / checkpoint": (
-                        None
-                        if kind == "forward"
-                        else round(training["torchdiffeq adjoint"] / training["checkpoint"], 1)
-                        if "torchdiffeq adjoint" in training
-                        else "fails"
-                    ),
+                    **further,
                 }
             )
     return rows
@@ -120,7 +113,7 @@ def accuracy() -> list[Row]:
         with torch.no_grad():
             exact = regnde.solve(copy.deepcopy(f).double(), y0.double(), ts.double(), tight).y1
         row: Row = {"field": setup.name, "tolerance": f"{setup.tolerance:.0e}"}
-        for name, solve in (("regnde", regnde_solve("dp5")), *PEERS.items()):
+        for name, solve in SOLVERS.items():
             row[f"{name} NFE"] = steps_of(solve, f, y0, ts, setup.tolerance)[1]
             with torch.no_grad():
                 row[f"{name} error"] = f"{float((solve(f, y0, ts, setup.tolerance)[-1] - exact).abs().max()):.0e}"
@@ -139,17 +132,13 @@ def outputs() -> list[Row]:
     spans = {n: torch.linspace(0, 30, n) for n in counts}
     with torch.no_grad():
         seconds = race(
-            {
-                f"{name} {n}": lambda s=s, n=n: s(f, y0, spans[n], 1e-6)
-                for n in counts
-                for name, s in (("regnde", regnde_solve("dp5")), *PEERS.items())
-            },
+            {f"{name} {n}": lambda s=s, n=n: s(f, y0, spans[n], 1e-6) for n in counts for name, s in SOLVERS.items()},
             5,
         )
     return [
         {
             "save points": n,
-            **{f"{name} ms": round(1e3 * seconds[f"{name} {n}"], 1) for name in ("regnde", *PEERS)},
+            **{f"{name} ms": round(1e3 * seconds[f"{name} {n}"], 1) for name in SOLVERS},
             "regnde, ratio to 2": round(seconds[f"regnde {n}"] / seconds["regnde 2"], 2),
         }
         for n in counts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import regnde
 
-__all__ = ["PEERS", "Field", "regnde_solve", "steps_of"]
+__all__ = ["PEERS", "SOLVERS", "Field", "regnde_solve", "steps_of"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Solve = Callable[[Field, Tensor, Tensor, float], Tensor]
@@ -55,6 +55,7 @@ def torchode_dopri5(f: Field, y0: Tensor, ts: Tensor, tolerance: float) -> Tenso
 
 
 PEERS: dict[str, Solve] = {"torchdiffeq": torchdiffeq_dopri5, "torchode": torchode_dopri5}
+SOLVERS: dict[str, Solve] = {"regnde": regnde_solve("dp5"), **PEERS}
 
 
 def steps_of(solve: Solve, f: Field, y0: Tensor, ts: Tensor, tolerance: float) -> tuple[float, int]:
