@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import regnde
-from regnde import SDE, Solver
+from regnde import SDE, ErrorPenalty, Solver
+from regnde.nn import MLP, NeuralODE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
@@ -17,7 +18,7 @@ CLOSE = 1e-4  # in float32; TF32 would be off by 1e-3
 
 def solved(device: str, equation: str, *, grad: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    net = regnde.nn.MLP([2, 16, 2]).to(device)
+    net = MLP([2, 16, 2]).to(device)
     y0 = torch.linspace(-1, 1, 20).reshape(10, 2).to(device)
     noise = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1) if equation == "sde" else None
     with torch.set_grad_enabled(grad):
@@ -33,11 +34,11 @@ def solved(device: str, equation: str, *, grad: bool) -> list[torch.Tensor]:
     assert sol.ys.device.type == sol.steps.error.device.type == device
     if not grad:
         return [sol.ys]
-    (sol.ys.square().sum() + regnde.ErrorPenalty()(sol)).backward()
+    (sol.ys.square().sum() + ErrorPenalty()(sol)).backward()
     return [sol.ys, *(p.grad for p in net.parameters())]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def coarse_products() -> Iterator[None]:
     """Products of float32 rounded to ten bits, as many training scripts ask for."""
     before = torch.get_float32_matmul_precision()
@@ -46,6 +47,7 @@ def coarse_products() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.usefixtures("coarse_products")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("equation", ["ode", "per-sample", "sde"])
 def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> None:
@@ -53,6 +55,7 @@ def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> 
         torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)  # the field's own products are rounded
 
 
+@pytest.mark.usefixtures("coarse_products")
 def test_tf32_does_not_reach_the_solver() -> None:
     y0 = torch.linspace(-1, 1, 20).reshape(10, 2)
     ts = torch.linspace(0, 1, 7)
@@ -61,3 +64,17 @@ def test_tf32_does_not_reach_the_solver() -> None:
         with torch.set_grad_enabled(grad):
             ys = regnde.solve(lambda t, y: -y, y0.cuda(), ts, Solver(engine="torch")).ys
         torch.testing.assert_close(ys.cpu(), exact, rtol=CLOSE, atol=CLOSE)
+
+
+def test_cuda() -> None:
+    layer = NeuralODE(MLP([2, 8, 2]), solver=Solver(rtol=1e-4, atol=1e-4, engine="torch"), record="all")
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        layer.zero_grad()
+        layer.to(device)
+        solution = layer(torch.ones(4, 2, device=device))
+        (solution.y1.sum() + ErrorPenalty()(solution)).backward()
+        assert solution.y1.device.type == device
+        outcomes.append((solution.y1.detach().cpu(), layer.field.weights[0].grad.cpu()))
+    for a, b in zip(*outcomes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
