@@ -33,13 +33,13 @@ def choose(request: Request) -> Engine:
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
-        if engine.unavailable() is None and engine.lacks(request) is None and engine.refuses(request) is None:
+        if engine.unavailable() is None and engine.missing_packages(request) is None and engine.why_unsupported(request) is None:
             return engine
         name = "torch"
     engine = known[name]
-    if (why := engine.unavailable() or engine.lacks(request)) is not None:
+    if (why := engine.unavailable() or engine.missing_packages(request)) is not None:
         raise EngineUnavailable(why)
-    if (why := engine.refuses(request)) is not None:
+    if (why := engine.why_unsupported(request)) is not None:
         raise ValueError(why)
     return engine
 
@@ -55,19 +55,19 @@ class _Preferred(Engine):
         """Why the first engine can not run."""
         return self.first.unavailable()
 
-    def lacks(self, request: Request) -> str | None:
+    def missing_packages(self, request: Request) -> str | None:
         """What the first engine needs for it."""
-        return self.first.lacks(request)
+        return self.first.missing_packages(request)
 
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """Why the first engine can not run the request; the field shows only when it is read."""
-        return self.first.refuses(request)
+        return self.first.why_unsupported(request)
 
     def solve(self, request: Request) -> Solution:
         """Solves with the first engine, unless the field is not one for it."""
         try:
             return self.first.solve(request)
         except UnsupportedField:
-            if self.second.refuses(request) is not None:
+            if self.second.why_unsupported(request) is not None:
                 raise
         return self.second.solve(request)

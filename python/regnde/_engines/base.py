@@ -13,7 +13,7 @@ from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["FAILURES", "Engine", "Request", "refused_everywhere"]
+__all__ = ["FAILURES", "Engine", "Request", "unsupported_everywhere"]
 
 FAILURES: dict[str, type[SolveError]] = {
     "non-finite": NonFiniteDynamics,
@@ -36,6 +36,7 @@ class Request:
         record: what to record.
         noise: the Brownian path of an SDE, or None to draw one.
         throw: whether a failed solve raises or returns what it has.
+        grid: for a method of fixed step size, the ends of its steps, the initial time first; None for equal steps.
     """
 
     equation: Equation
@@ -46,6 +47,7 @@ class Request:
     record: Record
     noise: BrownianPath | None
     throw: bool
+    grid: tuple[float, ...] | None = None
 
 
 class Engine(ABC):
@@ -57,12 +59,12 @@ class Engine(ABC):
     def unavailable(self) -> str | None:
         """Why the engine can not run on this machine and what to do, or None if it can."""
 
-    def lacks(self, request: Request) -> str | None:
+    def missing_packages(self, request: Request) -> str | None:
         """What has to be installed before the engine can run this request, and how, or None."""
         return None
 
     @abstractmethod
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """Why the engine can not run this request, or None if it can."""
 
     @abstractmethod
@@ -70,13 +72,13 @@ class Engine(ABC):
         """Runs a request that is not refused."""
 
 
-def refused_everywhere(request: Request, *, adaptive: bool) -> str | None:
+def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
     solver = request.solver
     if adaptive and solver.atol == 0 and bool((request.y0 == 0).any()):
         return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
     if not adaptive:
-        if solver.dt0 is None:
+        if solver.dt0 is None and request.grid is None:
             return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
         if isinstance(request.record, Local):
             return f"{solver.method!r} estimates no error, so there is nothing for a local record."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
 from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
@@ -51,11 +51,11 @@ class JuliaEngine(Engine):
         """Why Julia can not run here, and what to do."""
         return runtime.why_not()
 
-    def lacks(self, request: Request) -> str | None:
+    def missing_packages(self, request: Request) -> str | None:
         """CUDA.jl, for a state on a CUDA device."""
         return runtime.lacks_cuda() if request.y0.device.type == "cuda" else None
 
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
         solver, y0 = request.solver, request.y0
         sde = isinstance(request.equation, SDE)
@@ -76,7 +76,7 @@ class JuliaEngine(Engine):
             )
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
-        return refused_everywhere(request, adaptive=solver.method != "em") or self._refuses_gradient(request)
+        return unsupported_everywhere(request, adaptive=solver.method != "em") or self._refuses_gradient(request)
 
     def _refuses_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""

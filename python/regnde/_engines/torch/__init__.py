@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
-from regnde._engines.torch.checkpoint import with_graph
+from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Failure, Path, integrate
+from regnde._engines.torch.loop import Failure, Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
-from regnde._engines.torch.records import Records
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
-from regnde._engines.torch.step import stage_times
-from regnde._engines.torch.tableaux import TABLEAUX, Tableau
+from regnde._engines.torch.step import stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Steps
 from regnde._solver import Local
+from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
 
 __all__ = ["TorchEngine"]
 
@@ -38,23 +36,25 @@ class TorchEngine(Engine):
         """Never: torch is a dependency of the package."""
         return None
 
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, equation or gradient for."""
         solver = request.solver
         if isinstance(request.equation, JuliaField):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
         sde = isinstance(request.equation, SDE)
         known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
-        if solver.method not in known:
+        if solver.tableau is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+        if sde and solver.tableau is not None:
+            return "a Tableau is a method for ODEs: choose an SDE method by name."
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
-        if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
+        if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
-        return refused_everywhere(request, adaptive=known[solver.method].controller is not None)
+        return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
@@ -73,7 +73,7 @@ class TorchEngine(Engine):
         stepper = _stepper(request)
         start = y0
         if request.ts.requires_grad:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            start = y0 - _shift(stepper.field, request, 0, y0)
+            start = _moved(stepper.field, y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
@@ -85,12 +85,8 @@ class TorchEngine(Engine):
                 if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 h = stepper.first_step(start, times[0], times[-1], solver.dt0)
-                kept = stepper.kept
-                with nullcontext() if kept is None else torch.no_grad():
-                    path = integrate(stepper, start, times, h, solver, local)
-                if kept is not None:
-                    anchor = path.anchor if local is not None and not local.detach_state else None
-                    with_graph(path, kept, start, times, anchor=anchor)
+                grid = _grid(request, stepper, h)
+                path = integrate(stepper, start, times, h, max_steps=solver.max_steps, local=local, grid=grid)
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -100,8 +96,8 @@ class TorchEngine(Engine):
 
         ys = torch.cat(path.chunks)
         if request.ts.requires_grad and path.failure is None:
-            rows = [ys[i] + _shift(stepper.field, request, i, ys[i]) for i in range(len(times))]
-            ys = torch.stack(rows)
+            rows = zip(ys, times, request.ts, strict=True)
+            ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
         steps = _steps(request, stepper, path, local)
         stats = Stats(
             nfe=stepper.field.calls,
@@ -113,13 +109,27 @@ class TorchEngine(Engine):
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
 
-def _refuses_per_sample(request: Request) -> str | None:
+def _tableau(request: Request) -> Tableau | StochasticTableau:
+    solver = request.solver
+    if isinstance(request.equation, SDE):
+        return SDE_TABLEAUX[solver.method]
+    return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
+
+
+def _grid(request: Request, stepper: RungeKutta | StochasticRungeKutta, h: float) -> Iterator[float] | None:
+    """Ends of the steps of a fixed-step method."""
+    if stepper.controller is not None:
+        return None
+    return uniform(request.times[0], request.times[-1], h) if request.grid is None else iter(request.grid[1:])
+
+
+def _why_not_per_sample(request: Request) -> str | None:
     """What can not be done with a step size for each sample."""
     if isinstance(request.equation, SDE):
         return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
     if request.y0.ndim == 0:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
-    if TABLEAUX[request.solver.method].controller is None:
+    if not _tableau(request).adaptive:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
@@ -130,32 +140,33 @@ def _refuses_per_sample(request: Request) -> str | None:
 
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch whose samples step apart."""
-    y0, solver, tableau = request.y0, request.solver, TABLEAUX[request.solver.method]
-    assert not isinstance(request.equation, (SDE, JuliaField))  # refused
-    record = request.record == "all"
-    path = PerSample(request.equation, tableau, solver, y0, request.times, record=record).run()
+    y0, solver, tableau = request.y0, request.solver, _tableau(request)
+    assert isinstance(tableau, Tableau) and not isinstance(request.equation, (SDE, JuliaField))  # unsupported
+    record, checkpoint = request.record == "all", _checkpoint(request, request.equation)
+    batch = PerSample(request.equation, tableau, solver, y0, request.times, record=record, checkpoint=checkpoint)
+    batch.run()
     steps = None
     if record:
-        error, stiffness = path.estimates()
-        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in path.clocks())
+        error, stiffness = batch.records()
+        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in batch.clocks())
         steps = Steps(
-            t=t.to(y0.real.dtype),
-            dt=dt.to(y0.real.dtype),
+            t=t,
+            dt=dt,
             error=error,
             stiffness=stiffness if tableau.stiffness_pair else None,
             method=tableau.name,
             stability_size=tableau.stability_size,
             mask=mask,
         )
-    counts = zip(path.evaluations.tolist(), path.accepted.tolist(), path.rejected.tolist(), strict=True)
+    counts = zip(batch.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
     stats = Stats(
-        nfe=path.calls,
-        accepted=int(path.accepted.sum()),
-        rejected=int(path.rejected.sum()),
-        dt_first=float(min(path.dt_first, key=abs, default=0.0)),
+        nfe=batch.calls,
+        accepted=int(batch.accepted.sum()),
+        rejected=int(batch.rejected.sum()),
+        dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
     )
-    return _finished(request, path.outputs(), stats, steps, path.failure, path.t)
+    return _finished(request, batch.outputs(), stats, steps, batch.failure, batch.t)
 
 
 def _finished(
@@ -188,60 +199,65 @@ def _finished(
     )
 
 
+def _checkpoint(request: Request, *functions: Callable[..., object]) -> Checkpoint | None:
+    """What evaluates the steps of a checkpointed solve; None where the graph is kept whole, or none is built."""
+    wanted = request.solver.gradient == "checkpoint" and torch.is_grad_enabled()
+    return Checkpoint(functions, request.y0.device) if wanted and not transformed() else None
+
+
 def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
-    record = request.record == "all"
+    record, tableau = request.record == "all", _tableau(request)
     if isinstance(equation, SDE):
+        assert isinstance(tableau, StochasticTableau)
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
         end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
-        tableau = SDE_TABLEAUX[solver.method]
-        return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record)
-    assert not isinstance(equation, JuliaField)  # refused
-    local = isinstance(request.record, Local)
-    field = CountedField(equation, copied=not (torch.is_grad_enabled() or local))  # BufferStages copies
-    return RungeKutta(field, TABLEAUX[solver.method], solver, y0, record=record)
+        checkpoint = _checkpoint(request, equation.drift, equation.diffusion)
+        return StochasticRungeKutta(
+            drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint
+        )
+    assert isinstance(tableau, Tableau) and not isinstance(equation, JuliaField)  # unsupported
+    checkpoint = _checkpoint(request, equation)
+    return RungeKutta(CountedField(equation), tableau, solver, y0, record=record, checkpoint=checkpoint)
 
 
-def _shift(field: CountedField, request: Request, index: int, y: Tensor) -> Tensor:
-    """f(t_i, y) (t_i - value of t_i): zero, with the gradient of a state with respect to its time."""
-    t = request.times[index]
-    (time,) = stage_times((0.0,), t, 0.0, t, y)
-    moved = request.ts[index] - request.ts[index].detach()
-    return field(time, y) * moved.to(y.device, y.real.dtype)
+def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float) -> Tensor:
+    """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
+
+    It is a step whose size is 0 and carries the gradient: for sign 1 from t to `moving`, else back.
+    """
+    by = (moving - moving.detach()).to(y.device, y.dtype.to_real())
+    (start,) = stage_times((0.0,), t, 0.0, t, y)
+    origin = start if sign > 0 else start + by
+    tableau = TABLEAUX["rk4"]
+    return take_step(field, tableau, y, None, sign * by, [origin + (sign * c) * by for c in tableau.c]).y1
 
 
 def _steps(
     request: Request, stepper: RungeKutta | StochasticRungeKutta, path: Path, local: Local | None
 ) -> Steps | None:
-    """The records as tensors of the state's real dtype and device."""
+    """The records; clocks in double precision, estimates in the state's real dtype."""
     if request.record == "none":
         return None
     tableau, y0 = stepper.tableau, request.y0
-    ends, sizes, records = path.ends, path.sizes, path.records
-    if local:
-        ends, sizes, records = [], [], Records()
-        if path.anchor is not None and path.failure is None:
-            end, size, *estimates = stepper.local_step(path.anchor, request.times[-1], local)
-            ends, sizes = [end], [size]
-            records.add(*estimates)
+    ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
+    error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
+    if local and path.local_start is not None and path.failure is None:
+        end, size, (error, stiffness) = stepper.local_step(path.local_start, request.times[-1], local)
+        ends, sizes = [end], [size]
 
-    def some(values: Tensor | None) -> Tensor:
-        # No step taken: an empty record that still hangs on y0's graph, so that a penalty has a gradient (0).
+    def present(values: Tensor | None) -> Tensor:
+        # No step taken: an empty record with y0's graph, so that a penalty has a gradient (0).
         return y0.reshape(-1)[:0].abs() if values is None else values
 
-    def clock(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=y0.real.dtype, device=y0.device)
-
-    stiffness: Tensor | Callable[[], Tensor] | None = None
-    if tableau.stiffness_pair:  # formed when it is asked for only where it waits: a function can not be pickled
-        stiffness = (lambda: some(records.stiffnesses())) if records.postponed else some(records.stiffnesses())
+    clock = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
-        error=some(records.errors()) if tableau.estimates_error else None,
-        stiffness=stiffness,
+        error=present(error) if tableau.adaptive else None,
+        stiffness=present(stiffness) if tableau.stiffness_pair else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
     )

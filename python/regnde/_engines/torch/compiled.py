@@ -1,72 +1,47 @@
-"""One whole step, field and estimates included, through torch.compile: `Solver(compile=True)`."""
+"""One whole step, field included, through torch.compile: `Solver(compile=True)`."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.stages import ColumnStages
-from regnde._engines.torch.step import Taken, error_estimate, stiffness_estimate, take_step
-from regnde._engines.torch.tableaux import Tableau
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.step import Step, take_step
+from regnde._tableau import Tableau
 
 __all__ = ["compiled_step"]
 
-Outcome = tuple[Taken, list[Tensor], Tensor | None, Tensor | None]
-
-
-def _step(
-    function: Callable[[Tensor, Tensor], Tensor],
-    tableau: Tableau,
-    y: Tensor,
-    first: Tensor,
-    h: Tensor,
-    times: Tensor,
-    rtol: float,
-    atol: float,
-    differentiable_error: bool,
-    stiffness: bool,
-) -> Outcome:
-    """The same step with its size as a tensor, so that another size is no other program."""
-    stages, error, quotient = ColumnStages(h), None, None
-    stages.start(first)
-    taken = take_step(function, tableau, stages, y, 1.0, times.unbind())
-    if tableau.btilde is not None:
-        with torch.set_grad_enabled(differentiable_error):
-            error = error_estimate(tableau, stages, y, taken.y1, 1.0, rtol, atol)
-    if stiffness:
-        quotient = stiffness_estimate(stages, tableau.stages - 1, taken)
-    return taken, stages.stages, error, quotient
-
 
 @functools.lru_cache(maxsize=1)
-def _compiler() -> Callable[..., Outcome]:
-    compiled: Any = torch.compile(_step, dynamic=False)
+def _compiler() -> Callable[..., Step]:
+    compiled: Any = torch.compile(take_step, dynamic=False)
     return compiled  # type: ignore[no-any-return]  # torch.compile keeps the signature
 
 
-def compiled_step(*arguments: Any) -> Outcome:
-    """Takes a step by compiled code; where torch can not compile it, warns and runs it as it is.
+def compiled_step(
+    field: CountedField, tableau: Tableau, y: Tensor, first: Tensor | None, h: float, times: Sequence[Tensor]
+) -> Step:
+    """`take_step` by compiled code; where torch can not compile it, warns and runs it as it is.
 
-    Args:
-        arguments: those of `_step`. Shapes, dtype, field, tableau and tolerances select the program;
-            the first step with new ones waits for the compiler (tens of seconds).
+    Shapes, dtype, field and tableau select the program; the first step with new ones waits for the
+    compiler (tens of seconds). The size is a tensor, so that another size is no other program.
     """
+    first = field(times[0], y) if first is None else first
+    size = torch.tensor(h, dtype=y.dtype.to_real(), device=y.device)
+    arguments = (field.function, tableau, y, first, size, torch.stack(tuple(times)).unbind())
+    field.calls += tableau.stages - 1
     try:
-        return _compiler()(*arguments)
-    except torch._dynamo.exc.TorchDynamoException as problem:
-        _warn(problem)
-    except RuntimeError as problem:
-        if "compil" not in str(problem).lower():
+        step = _compiler()(*arguments)
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as problem:
+        text = str(problem).strip()
+        if not isinstance(problem, torch._dynamo.exc.TorchDynamoException) and "compil" not in text.lower():
             raise  # the field's own error
-        _warn(problem)
-    return _step(*arguments)
-
-
-def _warn(problem: Exception) -> None:
-    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-    warnings.warn(f"Solver(compile=True): torch.compile failed ({reason}); the step runs uncompiled.", stacklevel=2)
+        reason = text.splitlines()[0] if text else type(problem).__name__
+        warnings.warn(f"Solver(compile=True): torch.compile failed ({reason}); the step runs uncompiled.", stacklevel=2)
+        step = take_step(*arguments)
+    return step._replace(h=h)

@@ -1,4 +1,4 @@
-"""Step sizes: the first one, the PI controller after it, in Python floats throughout.
+"""Step sizes: the first one, and the PI controller after it. For one system (floats) and for samples (arrays) alike.
 
 Both follow OrdinaryDiffEq.jl v7 (E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential
 Equations I, II.4; II: K. Gustafsson's PI control), with exact powers where Julia uses `fastpower`,
@@ -8,18 +8,20 @@ which moves step sizes by about 1e-5 relative.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Controller", "first_step_size", "size_from_trial", "trial_size"]
+__all__ = ["NON_FINITE_TRIALS", "Controller", "landed", "probe_size", "size_from_probe", "ulp"]
 
 NON_FINITE_SHRINK = 5.0
+NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
+LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
 
-D2 = Callable[[float], float | None]
 Floats = NDArray[np.float64]
+Value = Any  # a float for one system, an array for samples: the formulas are the same
 
 
 @dataclass(frozen=True)
@@ -43,68 +45,85 @@ class Controller:
     error_floor: float = 1e-4
 
     @staticmethod
-    def for_order(order: float, qmax: float = 10.0) -> Controller:
-        """The default exponents 7/(10 p) and 2/(5 p) for a method of order p."""
-        return Controller(beta1=7 / (10 * order), beta2=2 / (5 * order), qmax=qmax)
+    def of(order: float, beta1: float | None = None, beta2: float | None = None, qmax: float = 10.0) -> Controller:
+        """With the given exponents, by default 7/(10 p) and 2/(5 p) for a method of order p."""
+        return Controller(
+            beta1=7 / (10 * order) if beta1 is None else beta1,
+            beta2=2 / (5 * order) if beta2 is None else beta2,
+            qmax=qmax,
+        )
 
-    def accepted(self, error: float, previous: float, *, first: bool) -> float:
-        """Factor by which the step grows after one with `error` <= 1 was accepted."""
-        qmax = self.qmax_first_step if first else self.qmax
-        if error == 0.0:
-            return qmax
-        q = math.pow(error, self.beta1) / math.pow(previous, self.beta2) / self.gamma
-        return 1.0 / min(max(q, 1.0 / qmax), 1.0 / self.qmin)
+    def factor(self, error: Value, previous: Value, first: Value) -> Value:
+        """Factor from the size of a step to that of the next attempt.
 
-    def rejected(self, error: float) -> float:
-        """Factor (< 1) by which a step shrinks after one with `error` > 1 or not finite was rejected."""
-        if not math.isfinite(error):
-            return 1.0 / NON_FINITE_SHRINK
-        return 1.0 / min(1.0 / self.qmin, math.pow(error, self.beta1) / self.gamma)
-
-    def of_samples(self, error: Floats, previous: Floats, first: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
-        """The same for a batch whose samples step apart: factors, and which of them are accepted."""
-        accepted = error <= 1.0
-        with np.errstate(all="ignore"):
-            raw = np.power(error, self.beta1)
-            q = raw / np.power(previous, self.beta2) / self.gamma
-            q = np.clip(q, 1.0 / np.where(first, self.qmax_first_step, self.qmax), 1.0 / self.qmin)
-            shrink = np.minimum(1.0 / self.qmin, raw / self.gamma)
-        shrink = np.where(np.isfinite(error), shrink, NON_FINITE_SHRINK)
-        return 1.0 / np.where(accepted, q, shrink), accepted
+        Args:
+            error: error estimate of the step: accepted if at most 1, else rejected.
+            previous: that of the accepted step before.
+            first: whether no step was accepted before.
+        """
+        power = error**self.beta1
+        grown = power / previous**self.beta2 / self.gamma
+        grown = _clipped(grown, _either(first, 1 / self.qmax_first_step, 1 / self.qmax), 1 / self.qmin)
+        shrunk = _either(error < math.inf, _clipped(power / self.gamma, 1.0, 1 / self.qmin), NON_FINITE_SHRINK)
+        return 1.0 / _either(error <= 1.0, grown, shrunk)
 
 
-def first_step_size(d0: float, d1: float, d2_at: D2, *, t0: float, span: float, order: float) -> float:
-    """Size (> 0) of the first step.
+def landed(t: Value, h: Value, t_end: float) -> tuple[Value, Value]:
+    """The size and the end of a step of about h from t that may not pass `t_end`."""
+    distance = t_end - t
+    last = abs(h) + LAST_STEP_SLACK * ulp(_either(abs(t) > abs(t_end), t, t_end + 0 * t)) >= abs(distance)
+    h = _either(last & (abs(h) > abs(distance)), distance, h)
+    return h, _either(last, t_end, t + h)
+
+
+def probe_size(d0: Floats, d1: Floats, *, t0: float, span: float) -> Floats:
+    """Size (> 0) of the Euler step that probes the change of the slope.
 
     Args:
-        d0: norm of the scaled initial state.
+        d0: norm of the scaled initial state, one for each system.
         d1: norm of the scaled initial slope.
-        d2_at: given a trial size (> 0), the norm of the scaled change of the slope over an Euler
-            step of that size, divided by the size; None if the slope did not change at all.
+        t0: initial time.
+        span: length of the time span (> 0), an upper bound of the result.
+    """
+    small = max(_smallest(t0), 1e-6)
+    with np.errstate(all="ignore"):
+        return np.minimum(np.where((d0 < 1e-5) | (d1 < 1e-5), small, d0 / d1 / 100), span)
+
+
+def size_from_probe(probe: Floats, d1: Floats, d2: Floats, *, t0: float, span: float, order: float) -> Floats:
+    """Size (> 0) of the first step once the probe has told the change of the slope.
+
+    Args:
+        probe: from `probe_size`.
+        d1: norm of the scaled initial slope.
+        d2: norm of the scaled change of the slope over the probe, divided by its size; NaN if the slope did
+            not change at all.
         t0: initial time.
         span: length of the time span (> 0), an upper bound of the result.
         order: order of the method (3/2 + 1/2 for SOSRI).
     """
-    trial = trial_size(d0, d1, t0=t0, span=span)
-    return size_from_trial(trial, d1, d2_at(trial), t0=t0, span=span, order=order)
-
-
-def trial_size(d0: float, d1: float, *, t0: float, span: float) -> float:
-    """Size of the Euler step that probes the slope's change."""
-    small = max(_smallest(t0), 1e-6)
-    return min(small if d0 < 1e-5 or d1 < 1e-5 else d0 / d1 / 100, span)
-
-
-def size_from_trial(trial: float, d1: float, d2: float | None, *, t0: float, span: float, order: float) -> float:
-    """Size of the first step once the probe has told the slope's change."""
     smallest = _smallest(t0)
-    if d2 is None:
-        return min(max(smallest, 100 * trial), span)
-    largest = max(d1, d2)
-    small = max(smallest, 1e-6)
-    size = max(small, trial * 1e-3) if largest <= 1e-15 else 10 ** (-(2 + math.log10(largest)) / order)
-    return max(smallest, min(100 * trial, size, span))
+    largest = np.maximum(d1, d2)
+    with np.errstate(all="ignore"):
+        size = np.where(largest <= 1e-15, np.maximum(max(smallest, 1e-6), probe * 1e-3), 10 ** (-(2 + np.log10(largest)) / order))
+    size = np.where(np.isnan(d2), 100 * probe, np.minimum(100 * probe, size))
+    return np.minimum(np.maximum(smallest, size), span)
+
+
+def ulp(t: Value) -> Value:
+    """The clock's resolution at t."""
+    return np.spacing(np.abs(t)) if isinstance(t, np.ndarray) else math.ulp(t)
 
 
 def _smallest(t0: float) -> float:
     return math.nextafter(math.ulp(t0), math.inf)
+
+
+def _either(condition: Value, a: Value, b: Value) -> Value:
+    if isinstance(condition, np.ndarray):
+        return np.where(condition, a, b)
+    return a if condition else b
+
+
+def _clipped(x: Value, low: Value, high: float) -> Value:
+    return np.clip(x, low, high) if isinstance(x, np.ndarray) else min(max(x, low), high)

@@ -25,13 +25,14 @@ class CountedField:
     Args:
         function: the user's function of a 0-dim time and a state.
         name: what messages call it: `"f"`, `"drift"` or `"diffusion"`.
-        copied: whether the solver copies every slope before the next call, so that a reused buffer does no harm.
+
+    Attributes:
+        calls: evaluations so far.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f", *, copied: bool = False) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f") -> None:
         self.function = function
         self.name = name
-        self.copied = copied
         self.calls = 0
         self._last: weakref.ref[Tensor] | None = None  # weak: the slope's graph may hold this object
         self._last_version = 0
@@ -50,11 +51,10 @@ class CountedField:
             )
         if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
             return self._mended(slope, y)
-        if not self.copied:
-            self._watch(slope)
+        self._check_last(slope)
         return slope
 
-    def _watch(self, slope: Tensor) -> None:
+    def _check_last(self, slope: Tensor) -> None:
         """Refuses a slope that overwrote the one before, where the solver still holds that."""
         last = None if self._last is None else self._last()
         if last is not None and last._version != self._last_version:
@@ -69,7 +69,7 @@ class CountedField:
         slope = self.function(t.clone(), y.clone())
         if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
             slope = self._mended(slope, y)
-        return slope if self.copied else slope.clone()
+        return slope.clone()
 
     def _mended(self, slope: object, y: Tensor) -> Tensor:
         """The slope in the state's dtype, or an error that says what is wrong with it."""
@@ -86,12 +86,14 @@ class CountedField:
             raise TypeError(f"{self.name}(t, y) returned {slope.dtype} for a real state of {y.dtype}: make y0 complex.")
         return slope.to(y.dtype)
 
+    def is_pure(self, t: Tensor, y: Tensor) -> bool:
+        """Whether two evaluations at one point agree; they are not counted."""
+        with torch.no_grad():
+            return _agree(self.function(t.clone(), y.clone()), self.function(t.clone(), y.clone()))
+
     def check_pure(self, once: Tensor, again: Tensor) -> None:
         """Warns if two values of the field at the same point differ."""
-        once, again = once.detach(), again.detach()
-        if not torch.equal(once, again) and not torch.allclose(
-            once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True
-        ):
+        if not _agree(once.detach(), again.detach()):
             warnings.warn(
                 f"two calls of {self.name} at the same (t, y) differ: noise or dropout drawn inside a solve makes "
                 "the error estimate meaningless. Draw it once per solve, or call .eval() on the module.",
@@ -99,9 +101,17 @@ class CountedField:
             )
 
 
+def _agree(once: Tensor, again: Tensor) -> bool:
+    return torch.equal(once, again) or torch.allclose(once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True)
+
+
 def takes_samples(function: Callable[..., Tensor]) -> bool:
     """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
     function = inspect.unwrap(function)
+    while isinstance(function, torch.nn.Module) and isinstance(
+        inner := getattr(function, "_orig_mod", None) or getattr(function, "module", None), torch.nn.Module
+    ):  # torch.compile, DataParallel
+        function = inner
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters.values()

@@ -1,4 +1,4 @@
-"""The adaptive loop: propose, accept or reject, save, record. It knows a `Stepper`, not a method.
+"""The loop over steps: propose, accept or reject, save, record. It knows a `Stepper`, not a method.
 
 The clock and the step size are Python floats whatever the state's dtype. Save points are
 interpolated and never change the steps; the last step lands on the end time exactly; nothing is
@@ -9,61 +9,48 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.control import Controller
-from regnde._engines.torch.norm import Measured
-from regnde._engines.torch.records import Changes, Records
-from regnde._solver import Local, ResolvedSolver
+from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._solver import Local
 
-__all__ = ["Anchor", "Diagnosis", "Failure", "Path", "Stepper", "Trial", "integrate"]
+__all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]
 
-NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
-LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
+IMPURE_TRIALS = 1000  # after so many, a field is asked whether it is a function of (t, y) at all
 
 
-@dataclass
-class Trial:
-    """A step that was tried: its new state and estimates.
-
-    Attributes:
-        y1: the new state.
-        error: value of the error estimate; None if the method has none.
-        error_record: the error estimate to record, with its gradient or what it is formed of; None if not recorded.
-        stiffness_record: likewise for the stiffness.
-    """
+class Trial(NamedTuple):
+    """A step that was tried: its new state, and the error estimate (None if the method has none)."""
 
     y1: Tensor
-    error: float | None
-    error_record: Tensor | Measured | None = None
-    stiffness_record: Tensor | Changes | None = None
+    error: float | None = None
 
 
 class Stepper(Protocol):
     """A method applied to one problem."""
 
-    controller: Controller | None
-    reach: float  # latest stage, as a multiple of the step (>= 1)
+    controller: Controller | None  # None: the step size is fixed
+    latest_stage: float  # time of the latest stage, in units of the step (>= 1)
 
-    def attempt(self, t: float, h: float, t_new: float, y: Tensor) -> Trial:
-        """Tries a step from (t, y) to t_new = t + h."""
-
-    def rejected(self, h_next: float) -> None:
-        """The last attempt is dropped; the next one has size `h_next`."""
+    def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
+        """Tries a step from (t, y) to t1 = t + h."""
 
     def accepted(self) -> None:
-        """The last attempt is kept."""
+        """The last attempt is accepted; without this call, the next attempt starts where it did."""
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, shape (len(thetas), *y.shape)."""
 
     def start_is_finite(self) -> bool:
         """Whether the field is finite where the last attempt started."""
+
+    def is_pure(self, t: float, y: Tensor) -> bool:
+        """Whether the field is a function of (t, y): whether two evaluations agree."""
 
     def diagnosis(self) -> Diagnosis:
         """What the last attempt shows: worst component, stiffness, non-finite components."""
@@ -87,13 +74,12 @@ NO_DIAGNOSIS = Diagnosis("")
 
 
 @dataclass
-class Anchor:
-    """Where a local step starts: time, state, the size of the solver's step there, and that step's index."""
+class LocalStart:
+    """Where a local step starts: time, state, and the size of the solver's step there."""
 
     t: float
     h: float
     y: Tensor
-    step: int
 
 
 @dataclass
@@ -114,21 +100,18 @@ class Path:
     Attributes:
         chunks: states at the save times, to be concatenated.
         saved: their number.
-        rows: their number before the first step and after each accepted one.
         t: time reached.
-        ends, sizes, records: of the accepted steps.
+        ends, sizes: of the accepted steps.
     """
 
     chunks: list[Tensor] = field(default_factory=list)
     saved: int = 0
-    rows: list[int] = field(default_factory=list)
     t: float = 0.0
     ends: list[float] = field(default_factory=list)
     sizes: list[float] = field(default_factory=list)
-    records: Records = field(default_factory=Records)
     rejected: int = 0
     dt_first: float = 0.0
-    anchor: Anchor | None = None
+    local_start: LocalStart | None = None
     failure: Failure | None = None
 
     @property
@@ -138,7 +121,7 @@ class Path:
 
 
 class _Draw:
-    """Picks the anchor of a local record while the loop goes by, without keeping the trajectory."""
+    """Draws the start of a local record while the loop runs, without keeping the trajectory."""
 
     def __init__(self, local: Local, t0: float, t1: float) -> None:
         seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())
@@ -146,22 +129,38 @@ class _Draw:
         self.local = local
         self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" else math.nan
 
-    def visit(self, path: Path, stepper: Stepper, t: float, h: float, t_new: float, y: Tensor) -> None:
+    def visit(self, path: Path, stepper: Stepper, t: float, h: float, t1: float, y: Tensor) -> None:
         """Looks at an accepted step; called before the stepper moves on."""
         if self.local.sampling == "step":
             if self.random.random() * path.accepted < 1.0:  # reservoir: each step equally likely
-                path.anchor = Anchor(t, h, self._kept(y), path.accepted - 1)
-        elif path.anchor is None and abs(self.t - t) < abs(t_new - t):
+                path.local_start = LocalStart(t, h, self._state(y))
+        elif path.local_start is None and abs(self.t - t) < abs(t1 - t):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.local.detach_state):
                 state = y if self.t == t else stepper.outputs([(self.t - t) / h])[0]
-            path.anchor = Anchor(self.t, h, self._kept(state), path.accepted - 1)
+            path.local_start = LocalStart(self.t, h, self._state(state))
 
-    def _kept(self, y: Tensor) -> Tensor:
+    def _state(self, y: Tensor) -> Tensor:
         return y.detach() if self.local.detach_state else y
 
 
+def uniform(t0: float, t1: float, h: float) -> Iterator[float]:
+    """Ends of steps of signed size h from t0 to t1, the last one cut at t1; no rounding accumulates."""
+    n, t = 1, t0
+    while t != t1:
+        _, t = landed(t, t0 + n * h - t, t1)
+        n += 1
+        yield t
+
+
 def integrate(
-    stepper: Stepper, y: Tensor, times: Sequence[float], h: float, solver: ResolvedSolver, local: Local | None
+    stepper: Stepper,
+    y: Tensor,
+    times: Sequence[float],
+    h: float,
+    *,
+    max_steps: int,
+    local: Local | None = None,
+    grid: Iterator[float] | None = None,
 ) -> Path:
     """Steps from times[0] to times[-1], saving the states at `times`.
 
@@ -170,77 +169,94 @@ def integrate(
         y: state at times[0].
         times: monotone save times; the first and last differ.
         h: first step size, signed.
-        solver: for `max_steps`.
-        local: draw an anchor for a local record, or None.
+        max_steps: trial steps after which to give up.
+        local: draw the start of a local record, or None.
+        grid: ends of the steps, if they are fixed.
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
     draw = _Draw(local, t, t_end) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
-    path.rows.append(path.saved)
     controller = stepper.controller
-    errold = controller.error_floor if controller else 0.0
+    previous = controller.error_floor if controller else 0.0
     error: float | None = None
-    non_finite, horizon = 0, t  # trials in a row without passing the earliest time that was not finite
+    non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
 
     while t != t_end:
-        if path.accepted + path.rejected >= solver.max_steps:
+        trials = path.accepted + path.rejected
+        if trials >= max_steps:
             found = stepper.diagnosis()
-            reason = f"{solver.max_steps} steps did not reach the end time {t_end:g}{_evidence(error, found)}"
+            reason = f"{max_steps} steps did not reach the end time {t_end:g}{_evidence(error, found)}"
             path.failure = Failure("steps", reason, h, error, found)
             break
-        distance = t_end - t
-        slack = LAST_STEP_SLACK * math.ulp(max(abs(t), abs(t_end)))
-        last = abs(h) + slack >= abs(distance)
-        if last:
-            h = math.copysign(min(abs(h), abs(distance)), distance) if controller else distance
-        t_new = t_end if last else t + h
-        if t_new == t:
+        if controller and trials == IMPURE_TRIALS and not stepper.is_pure(t, y):
+            path.failure = Failure("steps", impure_reason(trials), h, error)
+            break
+        if grid is not None:
+            t1 = next(grid)
+            h = t1 - t
+        else:
+            h, t1 = landed(t, h, t_end)
+        if t1 == t:
             path.failure = Failure("underflow", "the step size fell below the clock's resolution", h)
             break
-        trial = stepper.attempt(t, h, t_new, y)
-        error = trial.error
+        y1, error = stepper.attempt(t, h, t1, y)
 
-        if controller and trial.error is not None and not trial.error <= 1.0:
+        if controller and error is not None and not error <= 1.0:
             path.rejected += 1
-            if not math.isfinite(trial.error):
+            if not math.isfinite(error):
                 non_finite += 1
-                seen = t + stepper.reach * h
-                horizon = seen if non_finite == 1 else min(horizon, seen, key=lambda s: abs(s - t))
+                seen = t + stepper.latest_stage * h
+                earliest = seen if non_finite == 1 else min(earliest, seen, key=lambda s: abs(s - t))
                 if non_finite >= NON_FINITE_TRIALS or not stepper.start_is_finite():
                     found = stepper.diagnosis()
                     path.failure = Failure("non-finite", f"the dynamics are not finite: {found.text}", h, error, found)
                     break
-            h *= controller.rejected(trial.error)
-            if abs(h) <= math.ulp(t):
+            h *= controller.factor(error, previous, path.accepted == 0)
+            if abs(h) <= ulp(t):
                 found = stepper.diagnosis()
                 reason = f"the error control asks for a step below the clock's resolution{_evidence(error, found)}"
                 path.failure = Failure("underflow", reason, h, error, found)
                 break
-            stepper.rejected(h)
             continue
 
-        path.ends.append(t_new)
+        path.ends.append(t1)
         path.sizes.append(h)
-        path.records.add(trial.error_record, trial.stiffness_record)
-        _save(path, stepper, times, t, h, t_new, trial.y1)
-        path.rows.append(path.saved)
+        _save(path, stepper, times, t, h, t1, y1)
         if draw:
-            draw.visit(path, stepper, t, h, t_new, y)
+            draw.visit(path, stepper, t, h, t1, y)
         stepper.accepted()
-        if controller and trial.error is not None:
-            h *= controller.accepted(trial.error, errold, first=path.accepted == 1)
-            errold = max(trial.error, controller.error_floor)
-            h = math.copysign(max(abs(h), math.ulp(t_new)), h)
-        if non_finite and abs(t_new - times[0]) >= abs(horizon - times[0]):
-            non_finite = 0
-        t, y = t_new, trial.y1
+        if controller and error is not None:
+            h *= controller.factor(error, previous, path.accepted == 1)
+            previous = max(error, controller.error_floor)
+            h = math.copysign(max(abs(h), ulp(t1)), h)
+            if non_finite and abs(t1 - times[0]) >= abs(earliest - times[0]):
+                non_finite = 0
+        t, y = t1, y1
         path.t = t
-        if controller is None and not bool(torch.isfinite(y).all()):
-            path.failure = Failure("non-finite", f"the state is not finite: {stepper.diagnosis().text}", h)
-            break
+    if controller is None and not bool(torch.isfinite(y).all()):
+        _fail_at_first_non_finite(path, times, h, stepper.diagnosis())
     return path
+
+
+def impure_reason(trials: int) -> str:
+    """The message for a field that is not a function."""
+    return (
+        f"after {trials} steps, two evaluations of the field at the same (t, y) differ: it draws noise or dropout, so "
+        "that smaller steps do not make the error estimate small. Draw the noise once per solve, call .eval() on the "
+        "module, or pass an SDE"
+    )
+
+
+def _fail_at_first_non_finite(path: Path, times: Sequence[float], h: float, found: Diagnosis) -> None:
+    """Cuts a path of fixed steps at the first saved state that is not finite."""
+    ys = torch.cat(path.chunks)
+    finite = torch.isfinite(ys.reshape(len(ys), -1)).all(1).tolist()
+    path.saved = finite.index(False) if False in finite else len(finite)
+    path.chunks = [ys[: path.saved]]
+    path.t = times[max(path.saved - 1, 0)]
+    path.failure = Failure("non-finite", f"the state is not finite: {found.text}", h, None, found)
 
 
 def _evidence(error: float | None, found: Diagnosis) -> str:
@@ -257,12 +273,12 @@ def _count(times: Sequence[float], start: int, t: float, t_end: float) -> int:
     return index
 
 
-def _save(path: Path, stepper: Stepper, times: Sequence[float], t: float, h: float, t_new: float, y1: Tensor) -> None:
-    """Appends the states at the save times in (t, t_new]."""
-    stop = _count(times, path.saved, t_new, times[-1])
+def _save(path: Path, stepper: Stepper, times: Sequence[float], t: float, h: float, t1: float, y1: Tensor) -> None:
+    """Appends the states at the save times in (t, t1]."""
+    stop = _count(times, path.saved, t1, times[-1])
     if stop == path.saved:
         return
-    inside = [s for s in times[path.saved : stop] if s != t_new]
+    inside = [s for s in times[path.saved : stop] if s != t1]
     if inside:
         path.chunks.append(stepper.outputs([(s - t) / h for s in inside]))
     at_end = stop - path.saved - len(inside)

@@ -1,57 +1,57 @@
-"""A batch whose samples step apart: each has its own clock, step size, estimates and record.
+"""A batch of samples with step sizes of their own: each has its own clock, estimates and record.
 
-One attempt evaluates the field once a stage for all samples that are still under way; those that reached
-the end time leave the batch at once, so that a stiff sample costs the others nothing. The formulas are
-the ones of `step.py` with a norm for each sample; clocks and control are float64 arrays on the host.
+One attempt evaluates the field once a stage for all samples that are not at the end time yet; the others
+leave the batch, so that a stiff sample costs them nothing. The formulas are those of `step.py` with a
+norm for each sample; clocks and control are those of `control.py` on float64 arrays.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from regnde._engines.torch.batch_path import BatchPath
-from regnde._engines.torch.control import size_from_trial, trial_size
+from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
 from regnde._engines.torch.field import CountedField, takes_samples
-from regnde._engines.torch.loop import LAST_STEP_SLACK, NON_FINITE_TRIALS, Diagnosis, Failure
-from regnde._engines.torch.norm import sample_rms, tolerated
-from regnde._engines.torch.stages import ColumnStages
+from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
+from regnde._engines.torch.ode import first_step_sizes
 from regnde._engines.torch.step import (
-    Taken,
+    Estimates,
+    Step,
     dense_weights,
-    sample_error_estimates,
-    scaled_error,
+    error_estimate,
+    error_ratio,
+    estimates,
+    sample_rms,
+    shifted,
     stiffness_estimate,
     take_step,
 )
-from regnde._engines.torch.tableaux import Tableau
 from regnde._solver import ResolvedSolver
+from regnde._tableau import Tableau
 
 __all__ = ["PerSample"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """One attempt of the samples under way: clocks, states and outcome."""
+class _Attempt(NamedTuple):
+    """One attempt of the running samples: clocks, outcome, and estimates if they are recorded."""
 
     t: Floats
     h: Floats
-    t_new: Floats
-    y: Tensor
-    taken: Taken
-    stages: ColumnStages
-    error: Tensor
-    stiffness: Tensor | None
+    t1: Floats
+    step: Step
+    error: Floats
+    known: Estimates | None
 
 
 class PerSample:
@@ -59,12 +59,19 @@ class PerSample:
 
     Args:
         function: f(t, y), or f(t, y, samples): t has shape (b, 1, ..., 1) and broadcasts against the b
-            samples y that are under way; `samples`, shape (b,), are their indices in the batch.
+            running samples y; `samples`, shape (b,), are their indices in the batch.
         tableau: an adaptive method.
-        solver: tolerances and the way of differentiating.
+        solver: tolerances, first step size, limit of steps.
         y0: initial states, shape (B, ...).
         times: monotone save times, shared by the batch.
         record: whether to record the estimates.
+        checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
+
+    Attributes:
+        accepted, rejected, evaluations: counts of each sample, shape (B,).
+        calls: evaluations of the field for the batch as a whole.
+        dt_first: first step size of each sample, signed, shape (B,).
+        failure: why the loop stopped early, at time `t` of the sample at fault.
     """
 
     def __init__(
@@ -76,222 +83,275 @@ class PerSample:
         times: tuple[float, ...],
         *,
         record: bool,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.function, self.with_samples = function, takes_samples(function)
-        self.tableau, self.solver, self.times, self.record = tableau, solver, np.asarray(times), record
-        self.graph = torch.is_grad_enabled()
-        self.y0 = y0
-        self.path = BatchPath(y0, self.times)
-        self.sign = self.path.sign
+        self.tableau, self.solver, self.y0, self.record = tableau, solver, y0, record
+        self.checkpoint = checkpoint
+        self.times = np.asarray(times)
+        self.sign = math.copysign(1.0, times[-1] - times[0])
+        batch = len(y0)
+        self.accepted, self.rejected, self.evaluations, self._saved = (np.zeros(batch, np.int64) for _ in range(4))
+        self.dt_first = np.zeros(batch)
+        self.calls = 0
+        self.t = times[0]
+        self.failure: Failure | None = None
+        self._out: list[tuple[Ints, Ints, Tensor]] = []  # rows of `times`, samples, states
+        self._records: list[tuple[Ints, Ints, Floats, Floats, Estimates]] = []  # steps, samples, ends, sizes
 
     # --- evaluating ------------------------------------------------------------------------------
 
     def _field(self, samples: Ints) -> CountedField:
-        """The field at these samples, counted for each of them."""
+        """The field at these samples."""
         function, index = self.function, torch.as_tensor(samples, device=self.y0.device)
-
-        if not self.with_samples:
-            return CountedField(function)
-        return CountedField(lambda t, y: function(t, y, index))
+        return CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
 
     def _count(self, counted: CountedField, samples: Ints) -> None:
-        self.path.calls += counted.calls
-        self.path.evaluations[samples] += counted.calls
+        self.calls += counted.calls
+        self.evaluations[samples] += counted.calls
         counted.calls = 0
-
-    def _column(self, values: Floats) -> Tensor:
-        """One value a sample, as a column of the state's real dtype."""
-        column = torch.as_tensor(values).to(self.y0.device, self.y0.real.dtype)
-        return column.reshape(-1, *[1] * (self.y0.ndim - 1))
 
     # --- the loop --------------------------------------------------------------------------------
 
-    def run(self) -> BatchPath:
+    def run(self) -> None:
         """Steps until every sample has reached the end time."""
-        path, times, controller = self.path, self.times, self.tableau.controller
-        assert controller is not None  # fixed-step methods are refused
-        batch, t_end, y = len(self.y0), float(times[-1]), self.y0
-        running = np.arange(batch)
-        place, rows = path.due(running, np.full(batch, times[0]))
-        path.out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
-        if batch == 0 or times[0] == t_end:
-            return path
+        controller = Controller.of(self.tableau.order, self.tableau.beta1, self.tableau.beta2)
+        batch, t_end, y = len(self.y0), float(self.times[-1]), self.y0
+        running, t = np.arange(batch), np.full(batch, self.times[0])
+        place, rows = self._due(running, t)
+        self._out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
+        if batch == 0 or self.times[0] == t_end:
+            return
         if not bool(torch.isfinite(y).all()):
-            path.failure = Failure("non-finite", "y0 is not finite", 0.0)
-            return path
+            self.failure = Failure("non-finite", "y0 is not finite", 0.0)
+            return
 
-        t, errold = np.full(batch, times[0]), np.full(batch, controller.error_floor)
-        bad, horizon = np.zeros(batch, np.int64), np.full(batch, times[0])
+        previous = np.full(batch, controller.error_floor)
+        non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
-        first = counted(self._column(t), y) if self.tableau.fsal else None
-        h = self._first_sizes(counted, y, t_end)
+        first = self._first_stage(counted, y) if self.tableau.fsal else None
+        h = self._first_sizes(counted, y, t_end, first)
         self._count(counted, running)
-        path.dt_first = h.copy()
+        self.dt_first = h.copy()
 
         while running.size:
-            distance = t_end - t
-            slack = LAST_STEP_SLACK * np.spacing(np.maximum(np.abs(t), abs(t_end)))
-            last = np.abs(h) + slack >= np.abs(distance)
-            h = np.where(last, distance, h)
-            tried = self._attempt(counted, y, first, t, h, np.where(last, t_end, t + h))
+            h, t1 = landed(t, h, t_end)
+            tried = self._attempt(counted, y, first, t, h, t1)
             self._count(counted, running)
-            value = tried.error.detach().to("cpu", torch.float64).numpy()
-            factor, accepted = controller.of_samples(value, errold, path.accepted[running] == 0)
+            accepted = tried.error <= 1.0
+            with np.errstate(all="ignore"):
+                factor = controller.factor(tried.error, previous, self.accepted[running] == 0)
 
-            path.rejected[running[~accepted]] += 1
-            strange = ~accepted & ~np.isfinite(value)
-            nearer = strange & ((bad == 0) | (self.sign * (tried.t_new - horizon) < 0))
-            horizon = np.where(nearer, tried.t_new, horizon)
-            passed = accepted & (self.sign * (tried.t_new - horizon) >= 0)
-            bad = np.where(strange, bad + 1, np.where(passed, 0, bad))
-            self._look_for_failure(running, tried, h * factor, accepted, bad, value)
-            if path.failure is not None:
+            self.rejected[running[~accepted]] += 1
+            strange = ~accepted & ~np.isfinite(tried.error)
+            nearer = strange & ((non_finite == 0) | (self.sign * (t1 - earliest) < 0))
+            earliest = np.where(nearer, t1, earliest)
+            passed = accepted & (self.sign * (t1 - earliest) >= 0)
+            non_finite = np.where(strange, non_finite + 1, np.where(passed, 0, non_finite))
+            self._look_for_failure(running, counted, tried, h * factor, accepted, non_finite)
+            if self.failure is not None:
                 break
 
             if accepted.any():
-                if self.record:
-                    path.keep(running, accepted, tried.t_new, tried.h, tried.error, tried.stiffness)
+                self._record(running, accepted, tried)
                 self._save(running, accepted, tried, counted)
                 self._count(counted, running)
-                path.accepted[running[accepted]] += 1
+                self.accepted[running[accepted]] += 1
                 if first is not None:
-                    first = self._chosen(accepted, tried.stages[self.tableau.stages - 1], first)
-                y = self._chosen(accepted, tried.taken.y1, y)
-                errold = np.where(accepted, np.maximum(value, controller.error_floor), errold)
-                t = np.where(accepted, tried.t_new, t)
-            h = self.sign * np.maximum(np.abs(h * factor), np.where(accepted, np.spacing(np.abs(t)), 0.0))
+                    first = self._chosen(accepted, tried.step.k[-1], first)
+                y = self._chosen(accepted, tried.step.y1, y)
+                previous = np.where(accepted, np.maximum(tried.error, controller.error_floor), previous)
+                t = np.where(accepted, t1, t)
+            h = self.sign * np.maximum(np.abs(h * factor), np.where(accepted, ulp(t), 0.0))
             stay = t != t_end
-            if not stay.all():  # compact at once: what is finished must not be evaluated again
-                running, t, h, errold, bad, horizon = (v[stay] for v in (running, t, h, errold, bad, horizon))
+            if not stay.all():  # at once: a sample at the end time must not be evaluated again
+                running, t, h, previous, non_finite, earliest = (
+                    v[stay] for v in (running, t, h, previous, non_finite, earliest)
+                )
                 index = torch.as_tensor(np.flatnonzero(stay), device=y.device)
                 y = y.index_select(0, index)
                 first = None if first is None else first.index_select(0, index)
                 counted = self._field(running)
-        return path
 
-    def _first_sizes(self, counted: CountedField, y: Tensor, t_end: float) -> Floats:
+    def _first_stage(self, counted: CountedField, y: Tensor) -> Tensor:
+        start = np.full(len(y), self.times[0])
+
+        def run(y: Tensor) -> tuple[Tensor]:
+            return (counted(_column(start, y), y),)
+
+        (first,) = run(y) if self.checkpoint is None else self.checkpoint(run, y)
+        return first
+
+    def _first_sizes(self, counted: CountedField, y: Tensor, t_end: float, known: Tensor | None) -> Floats:
         """The first-step heuristic of each sample, signed; two evaluations."""
-        t0, span, order = float(self.times[0]), abs(t_end - float(self.times[0])), self.tableau.order
-        batch = len(y)
-        if self.solver.dt0 is not None:
-            return np.full(batch, self.sign * min(self.solver.dt0, span))
-        with torch.no_grad():
-            tolerance = tolerated(y.abs(), self.solver.rtol, self.solver.atol)
-            start = self._column(np.full(batch, t0))
-            slope = counted(start, y)
-            d0, d1 = (sample_rms(x / tolerance).tolist() for x in (y, slope))
-            trial = [trial_size(a, b, t0=t0, span=span) for a, b in zip(d0, d1, strict=True)]
-            size = self._column(self.sign * np.asarray(trial))
-            change = counted(start + size, torch.addcmul(y, size, slope)) - slope
-            moved = sample_rms(change / tolerance).tolist()
-        flat = (change.reshape(batch, -1) == 0).all(1).tolist()
-        d2 = [None if still else m / s for still, m, s in zip(flat, moved, trial, strict=True)]
+        t0, solver = float(self.times[0]), self.solver
+        span = abs(t_end - t0)
+        if solver.dt0 is not None or y.numel() == 0:
+            return np.full(len(y), self.sign * min(span if solver.dt0 is None else solver.dt0, span))
+
+        def field(t: Floats, y: Tensor) -> Tensor:
+            return counted(_column(t, y), y)
+
+        sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, t_end, solver.rtol, solver.atol)
+        if known is not None:
+            counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
-        sizes = [
-            size_from_trial(s, b, c, t0=t0, span=span, order=order) if math.isfinite(b) else min(1e-6, span)
-            for s, b, c in zip(trial, d1, d2, strict=True)
-        ]
-        signed: Floats = self.sign * np.asarray(sizes)
+        signed: Floats = self.sign * np.where(np.isnan(sizes), min(1e-6, span), sizes)
         return signed
 
     def _attempt(
-        self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t_new: Floats
+        self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t1: Floats
     ) -> _Attempt:
-        clocks = [self._column(t_new if c == 1.0 else t + c * h) for c in self.tableau.c]
-        column, tableau, solver = self._column(h), self.tableau, self.solver
-        recorded, graph = self.record, self.graph
+        tableau, rtol, atol, record = self.tableau, self.solver.rtol, self.solver.atol, self.record
+        stage_clocks = [np.where(c == 1.0, t1, t + c * h) for c in tableau.c]
 
-        def run(y: Tensor, first: Tensor | None) -> tuple[Taken, list[Tensor], Tensor, Tensor | None]:
-            stages = ColumnStages(column)
-            stages.start(counted(clocks[0], y) if first is None else first)
-            taken = take_step(counted, tableau, stages, y, 1.0, clocks)
-            with torch.set_grad_enabled(graph and recorded):
-                error = sample_error_estimates(tableau, stages, y, taken.y1, solver.rtol, solver.atol)
-            stiff = recorded and tableau.stiffness_pair
-            stiffness = stiffness_estimate(stages, tableau.stages - 1, taken, sample_rms) if stiff else None
-            return taken, stages.stages, error, stiffness
+        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:  # without self: see `_Part`
+            step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
+            return step, estimates(tableau, step, rtol, atol) if record else None
 
-        if graph and solver.gradient == "checkpoint":
-            taken, kept, error, stiffness = checkpoint(run, y, first, use_reentrant=False)
-        else:
-            taken, kept, error, stiffness = run(y, first)
-        stages = ColumnStages(column, kept)
-        return _Attempt(t, h, t_new, y, taken, stages, error, stiffness)
+        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first)
+        with torch.no_grad():
+            error = known.error if known else error_estimate(tableau, step, rtol, atol, sample_rms)
+        assert error is not None  # the method is adaptive
+        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known)
 
-    def _chosen(self, accepted: NDArray[np.bool_], new: Tensor, old: Tensor) -> Tensor:
+    def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
         if accepted.all():
             return new
         mask = torch.as_tensor(accepted, device=old.device).reshape(-1, *[1] * (old.ndim - 1))
         return torch.where(mask, new, old)
 
-    def _save(self, running: Ints, accepted: NDArray[np.bool_], tried: _Attempt, counted: CountedField) -> None:
+    # --- outputs and records ---------------------------------------------------------------------
+
+    def _due(self, running: Ints, t: Floats) -> tuple[Ints, Ints]:
+        """Save times that the samples `running` pass by reaching `t`: places in `running`, and rows of `times`."""
+        saved = self._saved[running]
+        stop = np.maximum(saved, np.searchsorted(self.sign * self.times, self.sign * t, side="right"))
+        self._saved[running] = stop
+        place = np.repeat(np.arange(len(running)), stop - saved)
+        rows = [np.arange(a, b) for a, b in zip(saved, stop, strict=True)]
+        return place, np.concatenate([np.zeros(0, np.int64), *rows])
+
+    def _save(self, running: Ints, accepted: Bools, tried: _Attempt, counted: CountedField) -> None:
         """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
-        path = self.path
-        place, rows = path.due(running, np.where(accepted, tried.t_new, -self.sign * math.inf))
+        place, rows = self._due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
         if not rows.size:
             return
-        inside = self.times[rows] != tried.t_new[place]
+        inside = self.times[rows] != tried.t1[place]
         if inside.any():
             p, r = place[inside], rows[inside]
-            path.out.append((r, running[p], self._dense(tried, p, self.times[r], counted)))
+            self._out.append((r, running[p], self._dense(tried, p, self.times[r], counted)))
         if not inside.all():
             p, r = place[~inside], rows[~inside]
-            path.out.append((r, running[p], tried.taken.y1.index_select(0, torch.as_tensor(p, device=tried.y.device))))
+            y1 = tried.step.y1
+            self._out.append((r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device))))
 
     def _dense(self, tried: _Attempt, place: Ints, at: Floats, counted: CountedField) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
-        t, h, t_new = tried.t, tried.h, tried.t_new
-        stages = ColumnStages(tried.stages.h, tried.stages.stages)
+        t, h, t1, step = tried.t, tried.h, tried.t1, tried.step
+        k = list(step.k)
         for row, c in zip(self.tableau.extra_a, self.tableau.extra_c, strict=True):
-            clock = self._column(t_new if c == 1.0 else t + c * h)
-            stages.push(counted(clock, stages.shifted(tried.y, row, 1.0)))
+            k.append(counted(_column(np.where(c == 1.0, t1, t + c * h), step.y), shifted(step.y, k, row, step.h)))
         weights = dense_weights(self.tableau, (at - t[place]) / h[place])
-        index = torch.as_tensor(place, device=tried.y.device)
+        index = torch.as_tensor(place, device=step.y.device)
         parts = (
-            self._column(weights[:, j]) * k.index_select(0, index)
-            for j, k in enumerate(stages.stages)
-            if weights[:, j].any()
+            _column(weights[:, j], step.y) * k_j.index_select(0, index) for j, k_j in enumerate(k) if weights[:, j].any()
         )
-        change = sum(parts, start=torch.zeros((), dtype=tried.y.dtype, device=tried.y.device))
-        return torch.addcmul(tried.y.index_select(0, index), stages.h.index_select(0, index), change)
+        change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
+        assert isinstance(step.h, Tensor)
+        return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
+
+    def _record(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
+        """Remembers the records of the accepted samples."""
+        if tried.known is None:
+            return
+        samples = running[accepted]
+        index = torch.as_tensor(np.flatnonzero(accepted), device=self.y0.device)
+        chosen = Estimates(*(None if x is None else x.index_select(0, index) for x in tried.known))
+        self._records.append((self.accepted[samples], samples, tried.t1[accepted], tried.h[accepted], chosen))
+
+    def outputs(self) -> Tensor:
+        """States at the save times that every sample has reached, shape (rows, B, ...)."""
+        rows = int(self._saved.min(initial=len(self.times)))
+        ys = self.y0.new_zeros((len(self.times), *self.y0.shape))
+        if self._out:
+            place = self._place(*(np.concatenate(x) for x in list(zip(*self._out, strict=True))[:2]))
+            ys = ys.index_put(place, torch.cat([values for _, _, values in self._out]))
+        return ys[:rows]
+
+    def clocks(self) -> tuple[Floats, Floats, Bools]:
+        """End and size of each step, and which entries are steps, shape (S, B)."""
+        shape = (int(self.accepted.max(initial=0)), len(self.y0))
+        ends, sizes, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
+        for rows, samples, t, h, _ in self._records:
+            ends[rows, samples], sizes[rows, samples], mask[rows, samples] = t, h, True
+        return ends, sizes, mask
+
+    def records(self) -> Estimates:
+        """Errors and stiffnesses, shape (S, B), 0 where a sample took fewer steps."""
+        shape = (int(self.accepted.max(initial=0)), len(self.y0))
+        if not self._records:  # an empty record with a graph, so that a penalty has a gradient (0)
+            empty = self.y0.reshape(-1)[:0].abs().reshape(0, 1).expand(0, shape[1])
+            return Estimates(empty, empty)
+        rows, samples, _, _, parts = zip(*self._records, strict=True)
+        place = self._place(np.concatenate(rows), np.concatenate(samples))
+
+        def laid_out(values: list[Tensor]) -> Tensor | None:
+            return torch.cat(values).new_zeros(shape).index_put(place, torch.cat(values)) if values else None
+
+        errors, stiffnesses = zip(*parts, strict=True)
+        return Estimates(*(laid_out([x for x in column if x is not None]) for column in (errors, stiffnesses)))
+
+    def _place(self, rows: Ints, samples: Ints) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(rows, device=self.y0.device), torch.as_tensor(samples, device=self.y0.device)
+
+    # --- failures --------------------------------------------------------------------------------
 
     def _look_for_failure(
-        self, running: Ints, tried: _Attempt, h_next: Floats, accepted: NDArray[np.bool_], bad: Ints, error: Floats
+        self, running: Ints, counted: CountedField, tried: _Attempt, h_next: Floats, accepted: Bools, non_finite: Ints
     ) -> None:
-        """Sets the path's failure if some sample can not go on."""
-        t, attempts = tried.t, self.path.accepted[running] + self.path.rejected[running]
+        """Sets the failure if some sample can not go on."""
+        t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
+        if trials.max() == IMPURE_TRIALS and not counted.is_pure(_column(t, tried.step.y), tried.step.y):
+            self.t = float(t[trials.argmax()])
+            self.failure = Failure("steps", impure_reason(IMPURE_TRIALS), float(h_next[trials.argmax()]))
+            return
         for trouble, kind, text in (
-            (bad >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
-            (tried.t_new == t, "underflow", "the step size fell below the clock's resolution"),
+            (non_finite >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
+            (tried.t1 == t, "underflow", "the step size fell below the clock's resolution"),
             (
-                ~accepted & (np.abs(h_next) <= np.spacing(np.abs(t))),
+                ~accepted & (np.abs(h_next) <= ulp(t)),
                 "underflow",
                 "the error control asks for a step below the clock's resolution",
             ),
-            (attempts >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
+            (trials >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
         ):
             if trouble.any():
                 worst = int(np.flatnonzero(trouble)[0])
-                self.path.t = float(t[worst])
+                self.t = float(t[worst])
                 found = self._diagnosis(tried, worst, int(running[worst]))
                 reason = f"{text} (error ratio {error[worst]:.3g}, {found.text})"
-                self.path.failure = Failure(kind, reason, float(h_next[worst]), float(error[worst]), found)
+                self.failure = Failure(kind, reason, float(h_next[worst]), float(error[worst]), found)
                 return
 
     @torch.no_grad()
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
-        tableau, solver, stages, y = self.tableau, self.solver, tried.stages, tried.y
-        size = y[place].numel()
+        tableau, solver, step = self.tableau, self.solver, tried.step
+        size = step.y[place].numel()
         where = f"sample {sample} of {len(self.y0)}"
-        slopes = stages[tableau.stages - 1][place]
-        if bad := int((~torch.isfinite(slopes)).sum()):
+        if bad := int((~torch.isfinite(step.k[-1][place])).sum()):
             return Diagnosis(f"{where}, {bad} of its {size} components")
-        scaled = scaled_error(tableau, stages, y, tried.taken.y1, 1.0, solver.rtol, solver.atol)[place]
-        component = int(scaled.abs().reshape(-1).argmax())
-        where += f", worst component {component} of its {size}, |y| up to {float(y[place].abs().max()):.3g}"
+        component = int(error_ratio(tableau, step, solver.rtol, solver.atol)[place].abs().reshape(-1).argmax())
+        where += f", worst component {component} of its {size}, |y| up to {float(step.y[place].abs().max()):.3g}"
         if not tableau.stiffness_pair:
             return Diagnosis(where, sample * size + component)
-        stiffness = float(stiffness_estimate(stages, tableau.stages - 1, tried.taken, sample_rms)[place])
+        stiffness = float(stiffness_estimate(step)[place])
         return Diagnosis(f"{where}, stiffness {stiffness:.3g}", sample * size + component, stiffness)
+
+
+def _column(values: Floats, like: Tensor) -> Tensor:
+    """One value a sample, as a column of the state's real dtype."""
+    column = torch.as_tensor(values).to(like.device, like.dtype.to_real())
+    return column.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,6 +1,6 @@
 """One step of a stochastic Runge-Kutta method: its noise, its stages, its error and stiffness estimates.
 
-The Julia twin is in `julia/src`. Formulas: A. Roessler, SIAM J. Numer. Anal. 48 (2010) 922-952;
+The Julia twin is `julia/src/sde_step.jl`. Formulas: A. Roessler, SIAM J. Numer. Anal. 48 (2010) 922-952;
 the error estimate: C. Rackauckas, Q. Nie, Discrete Contin. Dyn. Syst. B 22 (2017) 2731-2761, as
 StochasticDiffEq.jl computes it: both of its parts keep their sign.
 """
@@ -8,29 +8,43 @@ StochasticDiffEq.jl computes it: both of its parts keep their sign.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.norm import error_scale, scaled_norm
-from regnde._engines.torch.sde_tableaux import Row, StochasticTableau
-from regnde._engines.torch.step import stage_times, stiffness_quotient
-from regnde._engines.torch.sums import product
+from regnde._engines.torch.step import (
+    Estimates,
+    Field,
+    Norm,
+    StepSize,
+    column,
+    columns,
+    divided,
+    larger,
+    product,
+    rms,
+    sample_rms,
+    shifted,
+    stage_times,
+    stiffness_quotient,
+    tolerance,
+)
+from regnde._tableau import Row, StochasticTableau
 
 __all__ = [
     "SDEStep",
     "StepNoise",
     "noise_weights",
-    "scaled_error",
     "sde_error_estimate",
+    "sde_error_ratio",
+    "sde_estimates",
+    "sde_stacked",
     "sde_stiffness_estimate",
     "step_noise",
     "take_sde_step",
 ]
-
-Field = Callable[[Tensor, Tensor], Tensor]
 
 
 class StepNoise(NamedTuple):
@@ -38,27 +52,28 @@ class StepNoise(NamedTuple):
 
     Attributes:
         mixed: J_2 = I_(1,0)/h, which enters the drift's stages.
-        update: weights of the g_i in the new state, shape (stages, *y.shape).
-        error: weights of the g_i in the error estimate, shape (stages, *y.shape).
+        update: weights of the g_i in the new state, each of y's shape.
+        error: weights of the g_i in the error estimate, each of y's shape.
     """
 
     mixed: Tensor
-    update: Tensor
-    error: Tensor
+    update: Sequence[Tensor]
+    error: Sequence[Tensor]
 
 
 class SDEStep(NamedTuple):
-    """A step's outcome.
+    """A step from y to y1: its noise, its stages k_i (drift) and g_i (diffusion), and two of their arguments.
 
     Attributes:
-        y1: the new state.
-        drifts, diffusions: the stages k_i and g_i.
         last_argument, previous_argument: the states of the drift's last two stages.
     """
 
+    y: Tensor
+    h: StepSize
+    noise: StepNoise
+    k: list[Tensor]
+    g: list[Tensor]
     y1: Tensor
-    drifts: list[Tensor]
-    diffusions: list[Tensor]
     last_argument: Tensor
     previous_argument: Tensor
 
@@ -86,82 +101,89 @@ def step_noise(weights: Tensor, h: float, dw: Tensor, area: Tensor) -> StepNoise
     triple = (square - 3 * h) * dw * (1 / (6 * h))
     integrals = torch.stack((dw, double, mixed, triple)).reshape(4, -1)
     update, error = product(weights, integrals).reshape(2, len(weights) // 2, *dw.shape)
-    return StepNoise(mixed, update, error)
+    return StepNoise(mixed, update.unbind(), error.unbind())
 
 
 def take_sde_step(
-    drift: Field,
-    diffusion: Field,
-    tableau: StochasticTableau,
-    y: Tensor,
-    t: float,
-    h: float,
-    t_new: float,
-    noise: StepNoise,
+    drift: Field, diffusion: Field, tableau: StochasticTableau, y: Tensor, t: float, h: float, t1: float, noise: StepNoise
 ) -> SDEStep:
-    """The stages and the new state of a step from (t, y) to t_new = t + h."""
-    drift_times = stage_times(tableau.c0, t, h, t_new, y)
-    diffusion_times = stage_times(tableau.c1, t, h, t_new, y)
+    """The step from (t, y) to t1 = t + h."""
+    drift_times = stage_times(tableau.c0, t, h, t1, y)
+    diffusion_times = stage_times(tableau.c1, t, h, t1, y)
     root = math.sqrt(h)
-    ks: list[Tensor] = []
-    gs: list[Tensor] = []
+    k: list[Tensor] = []
+    g: list[Tensor] = []
     previous = argument = y
     for i, diffusion_time in enumerate(diffusion_times):
         if i < len(drift_times):
-            previous, argument = argument, _plus(y, ks, tableau.a0[i], h)
-            for weight, g in zip(tableau.b0[i], gs, strict=True):
-                argument = torch.addcmul(argument, noise.mixed, g, value=weight)
-        state = _plus(_plus(y, ks, tableau.a1[i], h), gs, tableau.b1[i], root) if tableau.a1 else argument
+            previous, argument = argument, _with_noise(_plus(y, k, tableau.a0[i], h), noise.mixed, g, tableau.b0[i])
+        state = _plus(_plus(y, k, tableau.a1[i], h), g, tableau.b1[i], root) if tableau.a1 else argument
         if i < len(drift_times):
-            ks.append(drift(drift_times[i], argument))
-        gs.append(diffusion(diffusion_time, state))
-    y1 = _plus(y, ks, tableau.alpha, h)
-    for weights, g in zip(noise.update.unbind(), gs, strict=True):
-        y1 = torch.addcmul(y1, weights, g)
-    return SDEStep(y1, ks, gs, argument, previous)
+            k.append(drift(drift_times[i], argument))
+        g.append(diffusion(diffusion_time, state))
+    y1 = _plus(y, k, tableau.alpha, h)
+    for weight, g_i in zip(noise.update, g, strict=True):
+        y1 = torch.addcmul(y1, weight, g_i)
+    return SDEStep(y, h, noise, k, g, y1, argument, previous)
 
 
-def _plus(y: Tensor, terms: list[Tensor], weights: Row, scale: float) -> Tensor:
-    """Y + scale sum_j weights_j terms_j."""
-    for weight, term in zip(weights, terms, strict=False):
-        if weight:
-            y = torch.add(y, term, alpha=scale * weight)
+def _plus(y: Tensor, terms: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
+    """The sum y + h sum_j weights_j terms_j, which may be empty."""
+    return shifted(y, terms, weights, h) if any(weights[: len(terms)]) else y
+
+
+def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> Tensor:
+    """The sum y + J_2 sum_j weights_j g_j."""
+    for weight, g_j in zip(weights, g, strict=False):
+        y = torch.addcmul(y, mixed, g_j, value=weight)
     return y
 
 
-def scaled_error(
-    tableau: StochasticTableau, y: Tensor, h: float, noise: StepNoise, step: SDEStep, rtol: float, atol: float
-) -> Tensor:
+def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float) -> Tensor:
     """The error over the tolerance, (delta E_1 + E_2) / (atol + rtol max(|y|, |y1|)), entrywise.
 
     E_1 = h sum k_i bounds the drift's part from above by its size; E_2 = sum (beta3_i J_2 +
     beta4_i J_3) g_i is what the diffusion's part of order 1.5 adds.
     """
-    return _embedded(tableau, h, noise, step) / error_scale(y, step.y1, rtol, atol)
+    if tableau.delta is None:
+        raise ValueError(f"{tableau.name} has no error estimate")
+    first, *others = zip(step.noise.error, step.g, strict=True)
+    error = first[0] * first[1]
+    for weight, g_i in others:
+        error = torch.addcmul(error, weight, g_i)
+    error = shifted(error, step.k, (tableau.delta,) * len(step.k), step.h)
+    return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
 def sde_error_estimate(
-    tableau: StochasticTableau, y: Tensor, h: float, noise: StepNoise, step: SDEStep, rtol: float, atol: float
+    tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = rms
 ) -> Tensor:
-    """Local error estimate E = rms(`scaled_error`), 0-dim: the step is accepted if and only if E <= 1."""
-    error = _embedded(tableau, h, noise, step)
-    return scaled_norm([(1.0, error)], y, step.y1, rtol, atol) / math.sqrt(max(y.numel(), 1))
-
-
-def _embedded(tableau: StochasticTableau, h: float, noise: StepNoise, step: SDEStep) -> Tensor:
-    if tableau.delta is None:
-        raise ValueError(f"{tableau.name} has no error estimate")
-    weights, gs = noise.error.unbind(), step.diffusions
-    error = weights[0] * gs[0]
-    for weight, g in zip(weights[1:], gs[1:], strict=True):
-        error = torch.addcmul(error, weight, g)
-    return _plus(error, step.drifts, (1.0,) * len(step.drifts), h * tableau.delta)
+    """Local error estimate E = rms of `sde_error_ratio`: the step is accepted if and only if E <= 1."""
+    return norm(sde_error_ratio(tableau, step, rtol, atol))
 
 
 def sde_stiffness_estimate(step: SDEStep) -> Tensor:
-    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift, 0-dim; 0 where that is 0/0.
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift, of each sample; 0 where that is 0/0.
 
     The last two drift stages lie at t + h, so that S is about the dominant |eigenvalue| of its
     Jacobian. C. Rackauckas, Q. Nie, arXiv 1804.04344, section 4.
     """
-    return stiffness_quotient(step.drifts[-1] - step.drifts[-2], step.last_argument - step.previous_argument)
+    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument)
+
+
+def sde_estimates(tableau: StochasticTableau, steps: SDEStep, rtol: float, atol: float) -> Estimates:
+    """What the method estimates of each step of a batch, shape (batch,)."""
+    error = sde_error_estimate(tableau, steps, rtol, atol, sample_rms) if tableau.adaptive else None
+    return Estimates(error, sde_stiffness_estimate(steps) if tableau.stiffness_pair else None)
+
+
+def sde_stacked(steps: Sequence[SDEStep]) -> SDEStep:
+    """Steps of one system as a batch of samples."""
+    first = steps[0]
+    stages, drifts = len(first.g), len(first.k)
+    rows = [(s.y, s.y1, s.last_argument, s.previous_argument, *s.k, *s.g) for s in steps]
+    y, y1, last, previous, *slopes = columns(rows)
+    mixed, *weights = columns([(s.noise.mixed, *s.noise.update, *s.noise.error) for s in steps])
+    noise = StepNoise(mixed, weights[:stages], weights[stages:])
+    size = column([float(s.h) for s in steps], first.y)
+    return SDEStep(y, size, noise, slopes[:drifts], slopes[drifts:], y1, last, previous)

@@ -1,15 +1,17 @@
-"""One explicit Runge-Kutta step: its stages, its error estimate, its stiffness estimate, its interpolant.
+"""One explicit Runge-Kutta step: its stages, its error estimate, its stiffness estimate, its dense output.
 
 The Julia twin is `julia/src/step.jl`. Formulas: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary
 Differential Equations I, II.4-6; the stiffness quotient: L. F. Shampine, Math. Comp. 31 (1977), as in
 Hairer, Wanner II, IV.2 and in Pal et al. (ICML 2021), section 3.2.
+
+A step size h is a float for one system, or a tensor that broadcasts against the state: a column for a batch
+of samples with step sizes of their own, 0-dim for a compiled step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -17,162 +19,214 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.arrays import KINDS, array_error
-from regnde._engines.torch.norm import MANY, Measured, error_scale, joinable, measured, norms, sample_rms, scaled_norm
-from regnde._engines.torch.stages import ColumnStages, Stages
-from regnde._engines.torch.sums import Terms, summed
-from regnde._engines.torch.tableaux import Tableau
+from regnde._tableau import Row, Tableau
 
 __all__ = [
-    "Taken",
-    "dense_rows",
+    "Estimates",
+    "Field",
+    "Norm",
+    "Step",
+    "StepSize",
+    "column",
+    "columns",
+    "dense_output",
+    "dense_weights",
+    "divided",
     "error_estimate",
-    "error_value",
-    "measured_error",
-    "sample_error_estimates",
-    "scaled_error",
+    "error_ratio",
+    "estimates",
+    "larger",
+    "rms",
+    "sample_rms",
+    "shifted",
+    "stacked",
+    "stage_times",
     "stiffness_estimate",
     "stiffness_quotient",
     "take_step",
+    "tolerance",
+    "weighted",
 ]
-
-NOTHING = nullcontext()
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
+StepSize = float | Tensor
 
 
-class Taken(NamedTuple):
-    """The new state, and the arguments of the last two stages (for the stiffness)."""
+class Step(NamedTuple):
+    """A step from y to y1: its stages k, and the arguments of the last two of them (for the stiffness)."""
 
+    y: Tensor
+    h: StepSize
+    k: list[Tensor]
     y1: Tensor
     last_argument: Tensor
     previous_argument: Tensor
 
 
-def stage_times(tableau_c: Sequence[float], t: float, h: float, t_new: float, like: Tensor) -> tuple[Tensor, ...]:
-    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t_new`."""
-    times = [t_new if c == 1.0 else t + c * h for c in tableau_c]
-    shared = len(times) > 1 and times[-1] == times[-2]  # the last two stages of most methods lie at the step's end
-    if shared:
-        times.pop()
-    kind = KINDS.get(like.dtype) if like.device.type == "cpu" else None
-    if kind is None:
-        made = torch.tensor(times, dtype=like.real.dtype, device=like.device).unbind()
-    else:  # the same in two thirds of the time
-        made = torch.from_numpy(np.array(times, kind)).unbind()
-    return (*made, made[-1]) if shared else made
+class Estimates(NamedTuple):
+    """Estimates of a step, or of each step of a batch; None where the method has none."""
+
+    error: Tensor | None
+    stiffness: Tensor | None
 
 
-def take_step(field: Field, tableau: Tableau, stages: Stages, y: Tensor, h: float, times: Sequence[Tensor]) -> Taken:
-    """Fills `stages`, whose first one is there already, and returns the new state."""
+def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor) -> tuple[Tensor, ...]:
+    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`."""
+    times = [t1 if ci == 1.0 else t + ci * h for ci in c]
+    return torch.tensor(times, dtype=like.dtype.to_real(), device=like.device).unbind()
+
+
+def weighted(k: Sequence[Tensor], weights: Row, h: StepSize = 1.0) -> Tensor:
+    """The sum h sum_j weights_j k_j."""
+    if isinstance(h, Tensor):
+        return h * weighted(k, weights)
+    (weight, first), *others = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
+    return _add(first * weight, others)
+
+
+def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
+    """The state y + h sum_j weights_j k_j. Nodes of `torch.add(y, k, alpha=float)` save no tensors."""
+    if isinstance(h, Tensor):
+        return torch.addcmul(y, h, weighted(k, weights))
+    (weight, first), *others = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
+    return _add(torch.add(y, first, alpha=weight), others)
+
+
+def _add(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Adds weighted tensors, in place where no graph needs the partial sums."""
+    add = torch.add if torch.is_grad_enabled() else Tensor.add_
+    for weight, x in terms:
+        total = add(total, x, alpha=weight)
+    return total
+
+
+def take_step(
+    field: Field, tableau: Tableau, y: Tensor, first: Tensor | None, h: StepSize, times: Sequence[Tensor]
+) -> Step:
+    """The step of size h from y; `first` is its first stage if that is known."""
+    k = [field(times[0], y) if first is None else first]
     previous = argument = y
     for i in range(1, tableau.stages):
-        previous, argument = argument, stages.shifted(y, tableau.a[i], h)
-        stages.push(field(times[i], argument))
-    y1 = argument if tableau.fsal else stages.shifted(y, tableau.b, h)
-    return Taken(y1, argument, previous)
+        previous, argument = argument, shifted(y, k, tableau.a[i], h)
+        k.append(field(times[i], argument))
+    y1 = argument if tableau.fsal else shifted(y, k, tableau.b, h)
+    return Step(y, h, k, y1, argument, previous)
 
 
-def scaled_error(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
-) -> Tensor:
+def tolerance(size: Tensor, rtol: float, atol: float) -> Tensor:
+    """The error that is allowed in entries of some size, atol + rtol size; without a graph it replaces the size."""
+    if torch.is_grad_enabled():
+        return torch.add(size.new_full((), atol), size, alpha=rtol)
+    return size.mul_(rtol).add_(atol)
+
+
+def error_ratio(tableau: Tableau, step: Step, rtol: float, atol: float) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
-    return summed(_embedded(tableau, stages, h)) / error_scale(y, y1, rtol, atol)
-
-
-def error_estimate(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
-) -> Tensor:
-    """Local error estimate E = rms(r), r as in `scaled_error`, 0-dim: the step is accepted if and only if E <= 1."""
-    return scaled_norm(_mean(tableau, stages, y, h), y, y1, rtol, atol, stages.scratch)
-
-
-@np.errstate(all="ignore")  # the loop looks for what is not finite
-def error_value(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
-) -> float | Tensor:
-    """The same without a graph, to decide by."""
-    arrays = stages.arrays(tableau.btilde or (), h, y, y1)
-    if arrays is not None:
-        return array_error(*arrays, rtol, float(atol))
-    with without_graph():
-        return error_estimate(tableau, stages, y, y1, h, rtol, atol)
-
-
-@np.errstate(all="ignore")
-def measured_error(
-    tableau: Tableau, stages: Stages, y: Tensor, y1: Tensor, h: float, rtol: float, atol: float | Tensor
-) -> Measured:
-    """The same, with what `norms` wants to hang it on a graph later."""
-    terms = _mean(tableau, stages, y, h)
-    arrays = stages.arrays(tableau.btilde or (), h, y, y1)
-    if arrays is None:
-        with without_graph():
-            return measured(terms, y, y1, rtol, atol, stages.scratch)
-    norm = array_error(*arrays, rtol, float(atol))
-    ratio = torch.from_numpy(arrays[0].reshape(y.shape))
-    return Measured(ratio.new_tensor(norm), ratio, terms, y, y1, rtol, atol)
-
-
-def sample_error_estimates(
-    tableau: Tableau, stages: ColumnStages, y: Tensor, y1: Tensor, rtol: float, atol: float | Tensor
-) -> Tensor:
-    """The same for each sample of the leading dimension, shape (batch,)."""
-    if not torch.is_grad_enabled() or y.numel() < MANY or not joinable(y):
-        return sample_rms(scaled_error(tableau, stages, y, y1, 1.0, rtol, atol))
-    terms = stages.terms_apart(tableau.btilde or (), 1 / math.sqrt(y[0].numel()))
-    with torch.no_grad():
-        known = measured(terms, y, y1, rtol, atol, column=stages.h)
-    return norms([known])
-
-
-def without_graph() -> AbstractContextManager[object]:
-    """No graph; to enter a mode takes longer than a sum of small states, so that it is entered from another only."""
-    return torch.no_grad() if torch.is_grad_enabled() else NOTHING
-
-
-def _mean(tableau: Tableau, stages: Stages, y: Tensor, h: float) -> Terms:
-    """The embedded error by a factor that makes a 2-norm the root mean square."""
-    return _embedded(tableau, stages, h / math.sqrt(max(y.numel(), 1)))
-
-
-def _embedded(tableau: Tableau, stages: Stages, h: float) -> Terms:
-    """What the embedded error h sum btilde_j k_j is the sum of."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    return stages.terms(tableau.btilde, h)
+    return divided(weighted(step.k, tableau.btilde, step.h), tolerance(larger(step.y, step.y1), rtol, atol))
 
 
-def stiffness_estimate(stages: Stages, last: int, taken: Taken, norm: Norm = torch.linalg.vector_norm) -> Tensor:
-    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}), 0-dim; 0 where the denominator is 0.
+def larger(y: Tensor, y1: Tensor) -> Tensor:
+    """The entrywise max(|y|, |y1|); where they are equal, its gradient is that of |y1|."""
+    if torch.is_grad_enabled():
+        return torch.where(y.abs() <= y1.abs(), y1, y).abs()  # cheaper to differentiate than a maximum
+    return torch.maximum(y.abs(), y1.abs())
+
+
+def divided(x: Tensor, by: Tensor) -> Tensor:
+    """The quotient x / by, in place where no graph needs x."""
+    return x / by if torch.is_grad_enabled() else x.div_(by)
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square over all entries, 0-dim. For the step size control."""
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm / math.sqrt(max(x.numel(), 1))
+
+
+def sample_rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample of the leading dimension, shape (batch,). For the records.
+
+    It neither overflows nor underflows, and derivatives of every order are 0 where x = 0.
+    """
+    rows = (torch.view_as_real(x) if x.is_complex() else x).reshape(len(x), -1)
+    count = math.sqrt(max(x[0].numel(), 1)) if len(x) else 1.0
+    if rows.numel() == 0:
+        return rows.sum(1)
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    limits = torch.finfo(rows.dtype)
+    if bool(((norm > 1e4 * limits.tiny**0.5) & (norm < 1e-4 * limits.max**0.5)).all()):
+        return norm / count
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    scale = largest.masked_fill((largest == 0) | ~torch.isfinite(largest), 1.0)
+    total = (rows / scale).square().sum(1)
+    zero = total == 0
+    return total.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0) * (scale.squeeze(1) / count)
+
+
+def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
+    """Local error estimate E = rms(r), r as in `error_ratio`: the step is accepted if and only if E <= 1."""
+    return norm(error_ratio(tableau, step, rtol, atol))
+
+
+def stiffness_quotient(slope_change: Tensor, state_change: Tensor) -> Tensor:
+    """Rms of a change of the slope over that of the state, for each sample; 0 where the state did not change."""
+    size = sample_rms(state_change)
+    return sample_rms(slope_change) / size.masked_fill(size == 0, math.inf)
+
+
+def stiffness_estimate(step: Step) -> Tensor:
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}) of each sample; 0 where the denominator is 0.
 
     Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
     difference of their arguments: about the dominant |eigenvalue|.
     """
-    return stiffness_quotient(stages[last] - stages[last - 1], taken.last_argument - taken.previous_argument, norm)
+    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument)
 
 
-def stiffness_quotient(slope_change: Tensor, state_change: Tensor, norm: Norm = torch.linalg.vector_norm) -> Tensor:
-    """Rms of a change of the slope over that of the state that caused it, 0-dim; 0 where the state did not change.
+def estimates(tableau: Tableau, steps: Step, rtol: float, atol: float) -> Estimates:
+    """What the method estimates of each step of a batch, shape (batch,)."""
+    error = error_estimate(tableau, steps, rtol, atol, sample_rms) if tableau.adaptive else None
+    return Estimates(error, stiffness_estimate(steps) if tableau.stiffness_pair else None)
 
-    The numbers of entries cancel, so that any 2-norm serves.
+
+def columns(rows: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """Tensors of one shape, a row of them for each step, as one batch of steps for each column.
+
+    All are copied at once: one operation and its derivative cost less than many. A single row is not copied.
     """
-    size = norm(state_change)
-    return norm(slope_change) / size.masked_fill(size == 0, math.inf)
+    if len(rows) == 1:
+        return [x.unsqueeze(0) for x in rows[0]]
+    width = len(rows[0])
+    return torch.stack([x for row in rows for x in row]).unflatten(0, (len(rows), width)).unbind(1)
 
 
-def extra_stages(field: Field, tableau: Tableau, stages: Stages, y: Tensor, t: float, h: float, t_new: float) -> None:
-    """Appends the stages that the interpolant needs beyond the step's own."""
-    times = stage_times(tableau.extra_c, t, h, t_new, y)
+def column(sizes: Sequence[float], like: Tensor) -> Tensor:
+    """Step sizes as a tensor that broadcasts against a batch of states."""
+    values = torch.tensor(sizes, dtype=like.dtype.to_real(), device=like.device)
+    return values.view(-1, *[1] * like.ndim)
+
+
+def stacked(steps: Sequence[Step]) -> Step:
+    """Steps of one system as a batch of samples."""
+    like = steps[0].y
+    y, y1, *k = columns([(step.y, step.y1, *step.k) for step in steps])
+    last, previous = columns([(step.last_argument, step.previous_argument) for step in steps])
+    return Step(y, column([float(step.h) for step in steps], like), k, y1, last, previous)
+
+
+def dense_output(field: Field, tableau: Tableau, step: Step, t: float, t1: float, thetas: Sequence[float]) -> Tensor:
+    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); may evaluate further stages."""
+    assert not isinstance(step.h, Tensor)
+    y, h, k = step.y, step.h, list(step.k)
+    times = stage_times(tableau.extra_c, t, h, t1, y) if tableau.extra_c else ()
     for row, time in zip(tableau.extra_a, times, strict=True):
-        stages.push(field(time, stages.shifted(y, row, h)))
-
-
-def dense_rows(tableau: Tableau, stages: Stages, y: Tensor, h: float, thetas: Sequence[float]) -> Tensor:
-    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape)."""
-    weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.real.dtype)
-    return stages.rows(y, weights)
+        k.append(field(time, shifted(y, k, row, h)))
+    weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.dtype.to_real()).to(y.dtype)
+    rows = torch.stack(k).reshape(len(k), y.numel())
+    return y + product(weights, rows).reshape(len(weights), *y.shape)
 
 
 def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -181,3 +235,11 @@ def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64
     powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)
     weights: NDArray[np.float64] = powers @ coefficients.T
     return weights
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The matrix product; on a GPU in double precision, as one of float32 may be rounded to ten bits there (TF32)."""
+    if a.device.type != "cuda":
+        return a @ b
+    wide = torch.promote_types(a.dtype, torch.float64)
+    return (a.to(wide) @ b.to(wide)).to(a.dtype)

@@ -1,0 +1,111 @@
+"""What a field reads besides its arguments, as far as Python shows it: to restore it, and to say what changed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+__all__ = ["Captured", "buffers_in_training"]
+
+DEPTH = 4  # from a function to what it captures, and so on; submodules count as one with their module
+MOST = 1000  # entries of one thing
+SCALARS = (bool, int, float, complex, str, type(None))
+
+
+def buffers_in_training(functions: Sequence[Callable[..., object]]) -> list[Tensor]:
+    """Buffers of the captured modules in training mode: an evaluation may write to them (batch norm)."""
+    modules = (thing for _, thing in _captured(functions) if isinstance(thing, torch.nn.Module) and thing.training)
+    return list({id(buffer): buffer for module in modules for buffer in module.buffers(recurse=False)}.values())
+
+
+class Captured:
+    """A fingerprint of what functions capture, to name what has changed since.
+
+    Args:
+        functions: the user's functions.
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
+        self.functions = functions
+        self.before = _fingerprint(functions)
+
+    def changes(self) -> str:
+        """A sentence that names what has changed since."""
+        now = _fingerprint(self.functions)
+        names = [name for name in self.before.keys() | now.keys() if self.before.get(name) != now.get(name)]
+        if not names:
+            return "Something that the field reads was changed, or it draws random numbers outside torch."
+        return f"Changed since the solve: {', '.join(sorted(names)[:5])}{' and more' if len(names) > 5 else ''}."
+
+
+def _fingerprint(functions: Sequence[Callable[..., object]]) -> dict[str, object]:
+    marks: dict[str, object] = {}
+    for name, thing in _captured(functions):
+        if isinstance(thing, Tensor):
+            marks[name] = (id(thing), thing.data_ptr(), thing._version, thing.requires_grad)
+        elif isinstance(thing, SCALARS):
+            marks[name] = thing
+    return marks
+
+
+def _captured(functions: Sequence[Callable[..., object]]) -> Iterator[tuple[str, object]]:
+    """Everything within reach, each once, with a name."""
+    waiting: list[tuple[str, object, int]] = [("", function, 0) for function in functions]
+    seen: set[int] = set()
+    while waiting:
+        name, thing, depth = waiting.pop()
+        if isinstance(thing, SCALARS):
+            yield name, thing
+        elif id(thing) not in seen and depth <= DEPTH:
+            seen.add(id(thing))
+            yield name, thing
+            deeper = depth + (not isinstance(thing, torch.nn.Module))
+            waiting += [(f"{name}.{key}" if name else key, value, deeper) for key, value in islice(_parts(thing), MOST)]
+
+
+def _parts(thing: object) -> Iterator[tuple[str, object]]:
+    """What a thing holds, by name."""
+    if isinstance(thing, torch.nn.Module):
+        for key, value in vars(thing).items():
+            if key in ("_parameters", "_buffers", "_modules"):
+                yield from value.items()
+            elif not key.startswith("_"):
+                yield key, value
+    elif isinstance(thing, functools.partial):
+        yield from (("func", thing.func), *_numbered(thing.args), *thing.keywords.items())
+    elif inspect.ismethod(thing):
+        yield from (("self", thing.__self__), ("function", thing.__func__))
+    elif inspect.isfunction(thing):
+        yield from _variables(thing)
+    elif isinstance(thing, Mapping):
+        yield from ((str(key), value) for key, value in thing.items())
+    elif isinstance(thing, (list, tuple)):
+        yield from _numbered(thing)
+    elif not isinstance(thing, (Tensor, type, types.ModuleType)) and hasattr(thing, "__dict__"):
+        yield from vars(thing).items()
+        if inspect.ismethod(getattr(thing, "__call__", None)):
+            yield "call", thing.__call__  # type: ignore[operator]  # it has one
+
+
+def _numbered(values: Sequence[object]) -> Iterator[tuple[str, object]]:
+    return ((str(i), value) for i, value in enumerate(values))
+
+
+def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """Closure variables (an empty cell has none yet), global names, defaults and a wrapped function."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:
+            continue
+    names = function.__globals__
+    yield from ((name, names[name]) for name in function.__code__.co_names if name in names)
+    yield from _numbered(function.__defaults__ or ())
+    if hasattr(function, "__wrapped__"):
+        yield "wrapped", function.__wrapped__
