@@ -20,11 +20,11 @@ from regnde._engines.torch.records import Records
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
 from regnde._engines.torch.step import stage_times
-from regnde._engines.torch.tableaux import TABLEAUX, Tableau
+from regnde._engines.torch.tableaux import TABLEAUX, Tableau, adapted
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Steps
-from regnde._solver import Local
+from regnde._solver import Local, ResolvedSolver
 
 __all__ = ["TorchEngine"]
 
@@ -45,7 +45,9 @@ class TorchEngine(Engine):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
         sde = isinstance(request.equation, SDE)
         known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
-        if solver.method not in known:
+        if sde and solver.tableau is not None:
+            return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
+        if solver.method not in known and solver.tableau is None:
             kind = "SDE" if sde else "ODE"
             return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
         if solver.gradient not in ("discrete", "checkpoint"):
@@ -54,7 +56,8 @@ class TorchEngine(Engine):
             return "compile=True is for ODEs."
         if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
             return why
-        return refused_everywhere(request, adaptive=known[solver.method].controller is not None)
+        tableau = known[solver.method] if sde else _tableau(solver)
+        return refused_everywhere(request, adaptive=tableau.controller is not None)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
@@ -113,13 +116,18 @@ class TorchEngine(Engine):
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
 
+def _tableau(solver: ResolvedSolver) -> Tableau:
+    """The user's own method, or the one of that name."""
+    return TABLEAUX[solver.method] if solver.tableau is None else adapted(solver.tableau)
+
+
 def _refuses_per_sample(request: Request) -> str | None:
     """What can not be done with a step size for each sample."""
     if isinstance(request.equation, SDE):
         return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
     if request.y0.ndim == 0:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
-    if TABLEAUX[request.solver.method].controller is None:
+    if _tableau(request.solver).controller is None:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
@@ -130,7 +138,7 @@ def _refuses_per_sample(request: Request) -> str | None:
 
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch whose samples step apart."""
-    y0, solver, tableau = request.y0, request.solver, TABLEAUX[request.solver.method]
+    y0, solver, tableau = request.y0, request.solver, _tableau(request.solver)
     assert not isinstance(request.equation, (SDE, JuliaField))  # refused
     record = request.record == "all"
     path = PerSample(request.equation, tableau, solver, y0, request.times, record=record).run()
@@ -201,7 +209,7 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     assert not isinstance(equation, JuliaField)  # refused
     local = isinstance(request.record, Local)
     field = CountedField(equation, copied=not (torch.is_grad_enabled() or local))  # BufferStages copies
-    return RungeKutta(field, TABLEAUX[solver.method], solver, y0, record=record)
+    return RungeKutta(field, _tableau(solver), solver, y0, record=record)
 
 
 def _shift(field: CountedField, request: Request, index: int, y: Tensor) -> Tensor:
