@@ -79,6 +79,9 @@ class Tableau:
             raise ValueError(f"Tableau(name={self.name!r}): give a lower-case identifier such as 'fehlberg45'.")
         check = _Check(f"Tableau {self.name!r}")
         check(type(self.order) is int and self.order > 0, f"order={self.order!r}: give an integer above 0")
+        for key in ("stability_size", "beta1", "beta2"):
+            value = getattr(self, key)
+            check(value is None or value > 0, f"{key}={value!r}: give a number above 0, or leave it out")
         a, extra_a = check.triangle("a", self.a), check.triangle("extra_a", self.extra_a, len(self.a))
         stages = len(a)
         b = check.row("b", self.b)
