@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,7 @@ from regnde._engines.base import Request
 from regnde._engines.julia import availability, runtime
 
 ROOT = Path(__file__).parent.parent
-tomllib = pytest.importorskip("tomllib")  # Python 3.11
-JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
+JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_tableau_facts_agree_with_julias() -> None:
     source = (ROOT / "julia" / "src" / "methods.jl").read_text()
     for name in (*EXPLICIT, *IMPLICIT, *STOCHASTIC):
         assert f":{name} =>" in source
-    text = "".join((ROOT / "julia" / "src" / f).read_text() for f in ("tableaux.jl", "verner.jl", "sde_tableaux.jl"))
+    text = "".join((ROOT / "julia" / "src" / f).read_text() for f in ("tableaux.toml", "verner.jl"))
     for size in filter(None, (*EXPLICIT.values(), *STOCHASTIC.values())):
         assert str(size) in text
 

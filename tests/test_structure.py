@@ -20,10 +20,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
-BASE = {"_errors", "_solver", "_solution", "_equation", "_noise"}
+BASE = {"_errors", "_solver", "_solution", "_equation", "_noise", "_tableau"}
 ALLOWED = {
     "_errors": {"_solution"},  # for the type checker alone
-    "_solver": set(),
+    "_solver": {"_tableau"},
+    "_tableau": set(),
     "_equation": set(),
     "_noise": set(),
     "_solution": {"_solver"},

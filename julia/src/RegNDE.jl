@@ -17,13 +17,14 @@ using OrdinaryDiffEqLowOrderRK: BS3, DP5
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
-using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern7ExtraStages, Vern7InterpolationCoefficients,
-    Vern7Tableau, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages, Vern9InterpolationCoefficients, Vern9Tableau
+using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
+    Vern9InterpolationCoefficients, Vern9Tableau
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem,
     check_error!, init
 using SciMLLogging: SciMLLogging
 using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
 using StochasticDiffEqLowOrder: EM
+using TOML: TOML
 
 export Dynamics, pullback, solve_recorded
 

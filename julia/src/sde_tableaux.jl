@@ -1,7 +1,4 @@
-# Coefficients of the stochastic Runge-Kutta methods for diagonal Ito noise. Sources:
-#   sosri, sosri2, sosra   C. Rackauckas, Q. Nie, arXiv:1804.04344
-#   sriw1                  A. Roessler, SIAM J. Numer. Anal. 48 (2010) 922-952
-#   em                     Euler-Maruyama
+# Coefficients of the stochastic Runge-Kutta methods for diagonal Ito noise, read from tableaux.toml.
 
 """
     NoiseTableau
@@ -38,93 +35,28 @@ struct NoiseTableau
     stability_size::Float64
 end
 
-function four_stage(name; A0, A1, B0, B1, alpha, b1, b2, b3, b4, pair, stability_size)
-    c0, c1 = vec(sum(A0; dims = 2)), vec(sum(A1; dims = 2))
+"""
+    NoiseTableau(name)
+
+The method of that name in tableaux.toml.
+"""
+function NoiseTableau(name::Symbol)
+    data = COEFFICIENTS["sde"][String(name)]
+    drifts, stages, shared = length(data["a0"]), length(data["beta1"]), !haskey(data, "a1")
+    row(key) = filled(get(data, key, []), stages)
+    square(key) = filled(get(data, key, []), stages, stages)
+    c0, c1 = filled(times(data["a0"]), stages), shared ? row("c1") : times(data["a1"])
+    adaptive = haskey(data, "delta")
     return NoiseTableau(
-        name, 4, 4, A0, A1, B0, B1, c0, c1, alpha, b1, b2, b3, b4, ones(4), 1.0, false, true, pair,
-        stability_size
+        name, stages, drifts, square("a0"), square("a1"), square("b0"), square("b1"), c0, c1,
+        row("alpha"), row("beta1"), row("beta2"), row("beta3"), row("beta4"),
+        adaptive ? filled(ones(drifts), stages) : Float64[], exact(get(data, "delta", 0)), shared, adaptive,
+        adaptive && c0[drifts - 1] == c0[drifts] == 1, get(data, "stability_size", NaN)
     )
 end
 
-const SOSRI_TABLEAU = four_stage(
-    :sosri;
-    A0 = lower(
-        (), (-0.04199224421316468,), (2.842612915017106, -2.0527723684000727),
-        (4.338237071435815, -2.8895936137439793, 2.3017575594644466)
-    ),
-    A1 = lower(
-        (), (0.26204282091330466,), (0.20903646383505375, -0.1502377115150361),
-        (0.05836595312746999, 0.6149440396332373, 0.08535117634046772)
-    ),
-    B0 = lower(
-        (), (-0.21641093549612528,), (1.5336352863679572, 0.26066223492647056),
-        (-1.0536037558179159, 1.7015284721089472, -0.20725685784180017)
-    ),
-    B1 = lower(
-        (), (-0.5119011827621657,), (2.67767339866713, -4.9395031322250995),
-        (0.15580956238299215, 3.2361551006624674, -1.4223118283355949)
-    ),
-    alpha = [1.140099274172029, -0.6401334255743456, 0.4736296532772559, 0.026404498125060714],
-    b1 = [-1.8453464565104432, 2.688764531100726, -0.2523866501071323, 0.40896857551684956],
-    b2 = [0.4969658141589478, -0.5771202869753592, -0.12919702470322217, 0.2093514975196336],
-    b3 = [2.8453464565104425, -2.688764531100725, 0.2523866501071322, -0.40896857551684945],
-    b4 = [0.11522663875443433, -0.57877086147738, 0.2857851028163886, 0.17775911990655704],
-    pair = false, stability_size = NaN # its last two drifts do not lie at one time
-)
-
-const SOSRI2_TABLEAU = four_stage(
-    :sosri2;
-    A0 = lower(
-        (), (0.13804532298278663,), (0.5818361298250374, 0.4181638701749618),
-        (0.4670018408674211, 0.8046204792187386, -0.27162232008616016)
-    ),
-    A1 = lower(
-        (), (0.45605532163856893,), (0.7555807846451692, 0.24441921535482677),
-        (0.6981181143266059, 0.3453277086024727, -0.04344582292908241)
-    ),
-    B0 = lower(
-        (), (0.08852381537667678,), (1.0317752458971061, 0.4563552922077882),
-        (1.73078280444124, -0.46089678470929774, -0.9637509618944188)
-    ),
-    B1 = lower(
-        (), (0.6753186815412179,), (-0.07452812525785148, -0.49783736486149366),
-        (-0.5591906709928903, 0.022696571806569924, -0.8984927888368557)
-    ),
-    alpha = [-0.15036858140642623, 0.7545275856696072, 0.686995463807979, -0.2911544680711602],
-    b1 = [-0.45315689727309133, 0.8330937231303951, 0.3792843195533544, 0.24077885458934192],
-    b2 = [-0.4994383733810986, 0.9181786186154077, -0.25613778661003145, -0.16260245862427797],
-    b3 = [1.4531568972730915, -0.8330937231303933, -0.3792843195533583, -0.24077885458934023],
-    b4 = [-0.4976090683622265, 0.9148155835648892, -1.4102107084476505, 0.9930041932449877],
-    pair = true, stability_size = 10.6
-)
-
-const SRIW1_TABLEAU = NoiseTableau(
-    :sriw1, 4, 2,
-    lower((), (3 / 4,), (), ()),
-    lower((), (1 / 4,), (1.0,), (1 / 4,)),
-    lower((), (3 / 2,), (), ()),
-    lower((), (1 / 2,), (-1.0,), (-5.0, 3.0, 1 / 2)),
-    [0.0, 3 / 4, 0.0, 0.0], [0.0, 1 / 4, 1.0, 1 / 4],
-    [1 / 3, 2 / 3, 0.0, 0.0],
-    [-1.0, 4 / 3, 2 / 3, 0.0], [-1.0, 4 / 3, -1 / 3, 0.0], [2.0, -4 / 3, -2 / 3, 0.0],
-    [-2.0, 5 / 3, -2 / 3, 1.0],
-    [1.0, 1.0, 0.0, 0.0], 1 / 6, false, true, false, NaN
-)
-
-const SOSRA_TABLEAU = NoiseTableau(
-    :sosra, 3, 3,
-    lower((), (0.6923962376159507,), (-3.1609142252828395, 4.1609142252828395)),
-    zeros(3, 3),
-    lower((), (1.3371632704399763,), (1.442371048468624, 1.8632741501139225)),
-    zeros(3, 3),
-    [0.0, 0.6923962376159507, 1.0], [0.0, 0.041248171110700504, 1.0],
-    [0.2889874966892885, 0.6859880440839937, 0.025024459226717772],
-    [-16.792534242221663, 17.514995785380226, 0.27753845684143835], zeros(3),
-    [0.4237535769069274, 0.6010381474428539, -1.0247917243497813], zeros(3),
-    ones(3), 1.0, true, true, false, NaN
-)
-
-const EM_TABLEAU = NoiseTableau(
-    :em, 1, 1, zeros(1, 1), zeros(1, 1), zeros(1, 1), zeros(1, 1), [0.0], [0.0], [1.0], [1.0], [0.0],
-    [0.0], [0.0], Float64[], 0.0, false, false, false, NaN
-)
+const SOSRI_TABLEAU = NoiseTableau(:sosri)
+const SOSRI2_TABLEAU = NoiseTableau(:sosri2)
+const SRIW1_TABLEAU = NoiseTableau(:sriw1)
+const SOSRA_TABLEAU = NoiseTableau(:sosra)
+const EM_TABLEAU = NoiseTableau(:em)

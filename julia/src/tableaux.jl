@@ -1,9 +1,10 @@
-# Coefficients of the explicit Runge-Kutta methods. Sources:
-#   tsit5   Ch. Tsitouras, Comput. Math. Appl. 62 (2011) 770-775, with its free interpolant
-#   dp5     J. R. Dormand, P. J. Prince, J. Comput. Appl. Math. 6 (1980) 19-26; interpolant of
-#           E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, II.6
-#   bs3     P. Bogacki, L. F. Shampine, Appl. Math. Lett. 2 (1989) 321-325
-#   vern*   J. H. Verner, Numer. Algorithms 53 (2010) 383-396: read from OrdinaryDiffEqVerner (verner.jl)
+# Coefficients of the explicit Runge-Kutta methods, read from tableaux.toml, which names their sources and
+# says what follows from what. The Python package reads the same file (`_tableau.py`) and checks it.
+
+const COEFFICIENTS = let file = joinpath(@__DIR__, "tableaux.toml")
+    include_dependency(file)
+    TOML.parsefile(file)
+end
 
 """
     Tableau
@@ -33,85 +34,69 @@ end
 "Total number of stages, the interpolant's included."
 total(tableau::Tableau) = tableau.stages + tableau.extra
 
-function lower(rows...)
-    a = zeros(length(rows), length(rows))
-    for (i, row) in enumerate(rows), (j, x) in enumerate(row)
-        a[i, j] = x
+"The exact value of a number, or of a fraction such as \"1/3\"."
+exact(x::Real) = Rational{BigInt}(x)
+exact(x::AbstractString) = (//)(parse.(BigInt, split(x, '/'))...)
+
+"The numbers of a row, with zeros up to `n`."
+function filled(row, n)
+    numbers = zeros(n)
+    for (i, x) in enumerate(row)
+        numbers[i] = exact(x)
     end
-    return a
+    return numbers
 end
 
-rows(list...) = permutedims(reduce(hcat, map(collect, list)))
+"The same for rows, as an m x n matrix."
+function filled(rows, m, n)
+    numbers = zeros(m, n)
+    for (i, row) in enumerate(rows)
+        numbers[i, :] = filled(row, n)
+    end
+    return numbers
+end
+
+"Stage times: the row sums, rounded once; where they are 1 to rounding, exactly 1."
+function times(rows)
+    c = Float64[sum(exact, row; init = big(0) // 1) for row in rows]
+    c[abs.(c .- 1) .< 1.0e-10] .= 1.0
+    return c
+end
 
 """
 Cubic Hermite interpolant as weights of the stages (the first is the slope at the start, the last the
 one at the end), plus theta^2 (1 - theta)^2 times `quartic`, the correction of dp5.
 """
-function hermite(b, quartic = zeros(length(b)))
-    weights = zeros(length(b), 4)
-    for j in eachindex(b)
-        weights[j, :] = [0.0, 3b[j], -2b[j], 0.0] + quartic[j] * [0.0, 1.0, -2.0, 1.0]
-    end
-    weights[1, :] += [1.0, -2.0, 1.0, 0.0]
-    weights[end, :] += [0.0, -1.0, 1.0, 0.0]
-    return weights
+function hermite(b, quartic = nothing)
+    weights = b * [0.0 3.0 -2.0]
+    weights[1, :] += [1.0, -2.0, 1.0]
+    weights[end, :] += [0.0, -1.0, 1.0]
+    quartic === nothing && return weights
+    return [weights zeros(length(b))] + quartic * [0.0 1.0 -2.0 1.0]
 end
 
-const TSIT5 = let
-    a = lower(
-        (),
-        (0.161,),
-        (-0.008480655492356989, 0.335480655492357),
-        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
-        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
-        (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-        (
-            0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081,
-            2.324710524099774,
-        )
+"""
+    Tableau(name)
+
+The method of that name in tableaux.toml.
+"""
+function Tableau(name::Symbol)
+    data = COEFFICIENTS["ode"][String(name)]
+    steps, extra = data["a"], get(data, "extra_a", [])
+    stages, n = length(steps), length(steps) + length(extra)
+    a = filled([steps; extra], n, n)
+    c = [haskey(data, "c") ? filled(data["c"], stages) : times(steps); times(extra)]
+    b = filled(get(data, "b", last(steps)), n)
+    fsal = c[stages] == 1 && b == a[stages, :]
+    quartic = haskey(data, "quartic") ? filled(data["quartic"], n) : nothing
+    dense = haskey(data, "dense") ? filled(data["dense"], n, maximum(length, data["dense"])) : hermite(b, quartic)
+    return Tableau(
+        name, stages, length(extra), a, c, b, filled(data["btilde"], n), dense, fsal,
+        c[stages - 1] == c[stages] == 1, get(data, "stability_size", NaN)
     )
-    btilde = [
-        -0.00178001105222577714, -0.0008164344596567469, 0.007880878010261995, -0.1447110071732629,
-        0.5823571654525552, -0.45808210592918697, 1 / 66,
-    ]
-    dense = rows(
-        (1.0, -2.763706197274826, 2.9132554618219126, -1.0530884977290216),
-        (0.0, 0.1317, -0.2234, 0.1017),
-        (0.0, 3.9302962368947516, -5.941033872131505, 2.490627285651253),
-        (0.0, -12.411077166933676, 30.33818863028232, -16.548102889244902),
-        (0.0, 37.50931341651104, -88.1789048947664, 47.37952196281928),
-        (0.0, -27.896526289197286, 65.09189467479366, -34.87065786149661),
-        (0.0, 1.5, -4.0, 2.5)
-    )
-    c = [0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0]
-    Tableau(:tsit5, 7, 0, a, c, a[7, :], btilde, dense, true, true, 3.5068)
 end
 
-const DP5_TABLEAU = let
-    last = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-    a = lower(
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        last
-    )
-    btilde = [-71 / 57600, 0.0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40]
-    quartic = [
-        -12715105075 / 11282082432, 0.0, 87487479700 / 32700410799, -10690763975 / 1880347072,
-        701980252875 / 199316789632, -1453857185 / 822651844, 69997945 / 29380423,
-    ]
-    b = [last..., 0.0]
-    c = [0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0]
-    Tableau(:dp5, 7, 0, a, c, b, btilde, hermite(b, quartic), true, true, 3.3066)
-end
-
-const BS3_TABLEAU = let
-    last = (2 / 9, 1 / 3, 4 / 9)
-    a = lower((), (1 / 2,), (0.0, 3 / 4), last)
-    b = [last..., 0.0]
-    btilde = [5 / 72, -1 / 12, -1 / 9, 1 / 8]
-    Tableau(:bs3, 4, 0, a, [0.0, 1 / 2, 3 / 4, 1.0], b, btilde, hermite(b), true, false, NaN)
-end
+const TSIT5 = Tableau(:tsit5)
+const DP5_TABLEAU = Tableau(:dp5)
+const BS3_TABLEAU = Tableau(:bs3)
+const VERN7 = Tableau(:vern7)

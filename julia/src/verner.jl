@@ -1,6 +1,7 @@
-# Verner's pairs. Their hundreds of coefficients are read, by name, from the tables that
-# OrdinaryDiffEqVerner itself steps with: `a0704` or `a74` is a_{7,4}, `b7`, `btilde7` likewise, and
-# `r075` the coefficient of theta^5 in the interpolant's weight of stage 7.
+# Verner's pairs beside vern7: J. H. Verner, Numer. Algorithms 53 (2010) 383-396. Their hundreds of
+# coefficients are read, by name, from the tables that OrdinaryDiffEqVerner itself steps with: `a0704` or
+# `a74` is a_{7,4}, `b7`, `btilde7` likewise, and `r075` the coefficient of theta^5 in the interpolant's
+# weight of stage 7.
 
 """
     verner(name, stages, extra, fsal, stability_size, tables...) -> Tableau
@@ -34,11 +35,6 @@ end
 const VERN6 = let table = Vern6Tableau(Float64, Float64)
     verner(:vern6, 9, 3, true, 4.8553, table, table.extra, table.interp)
 end
-
-const VERN7 = verner(
-    :vern7, 10, 6, false, 4.64, Vern7Tableau(Float64, Float64), Vern7ExtraStages(Float64, Float64),
-    Vern7InterpolationCoefficients(Float64)
-)
 
 const VERN8 = let table = Vern8Tableau(Float64, Float64)
     verner(:vern8, 13, 8, false, 5.8641, table, table.extra, table.interp)

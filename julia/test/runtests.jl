@@ -4,6 +4,7 @@ include("fields.jl")
 include("replay.jl")
 
 @testset "RegNDE" begin
+    include("tableaux.jl")
     include("activations.jl")
     include("records.jl")
     include("gradients.jl")

@@ -19,6 +19,7 @@ from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, Stiffnes
 from regnde._solution import Solution, SolutionArrays, Stats, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
+from regnde._tableau import Tableau
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "StepSizeUnderflow",
     "Steps",
     "StiffnessPenalty",
+    "Tableau",
     "UnsupportedField",
     "anneal",
     "fit",

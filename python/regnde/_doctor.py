@@ -12,11 +12,10 @@ import torch
 from regnde import __version__
 from regnde._engines import engines
 from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC, runtime
-from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX
-from regnde._engines.torch.tableaux import TABLEAUX
 from regnde._errors import EngineUnavailable
 from regnde._solve import solve
 from regnde._solver import Solver
+from regnde._tableau import SDE_TABLEAUX, TABLEAUX
 
 __all__ = ["install_julia", "methods_table", "report"]
 
@@ -65,11 +64,11 @@ def methods_table() -> str:
     """What each engine steps with, as the Markdown table of docs/engines.md."""
     facts: dict[str, tuple[str, str, str]] = {}
     for ode in TABLEAUX.values():
-        kind = "ODE, adaptive" if ode.controller else "ODE, fixed step"
-        facts[ode.name] = (kind, f"{ode.order}", _records(ode.btilde is not None, ode.stiffness_pair))
+        kind = "ODE, adaptive" if ode.adaptive else "ODE, fixed step"
+        facts[ode.name] = (kind, f"{ode.order}", _records(ode.adaptive, ode.stiffness_pair))
     for sde in SDE_TABLEAUX.values():
-        kind = "SDE, adaptive" if sde.controller else "SDE, fixed step"
-        facts[sde.name] = (kind, f"{sde.order:g}", _records(sde.delta is not None, sde.stiffness_pair))
+        kind = "SDE, adaptive" if sde.adaptive else "SDE, fixed step"
+        facts[sde.name] = (kind, f"{sde.order:g}", _records(sde.adaptive, sde.stiffness_pair))
     for name in EXPLICIT:
         facts.setdefault(name, ("ODE, adaptive", name[-1], _records(True, True)))
     for name in IMPLICIT:

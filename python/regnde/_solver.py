@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from regnde._tableau import Tableau
+
 __all__ = ["Local", "Record", "Solver"]
 
 Gradient = Literal["discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"]
@@ -26,7 +28,8 @@ class Solver:
             step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
             (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
             `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
-            `docs/engines.md` lists what each engine has.
+            `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of
+            your own (torch engine).
         rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE.
         atol: absolute tolerance, in units of the state. Same defaults.
         dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
@@ -46,13 +49,14 @@ class Solver:
 
     Raises:
         ValueError: for a tolerance, step size, limit or name that can not be used.
+        TypeError: for a method that is neither a name nor a `Tableau`.
 
     Example:
         >>> Solver(rtol=1e-3)
         Solver(rtol=0.001)
     """
 
-    method: str | None = None
+    method: str | Tableau | None = None
     rtol: float | None = None
     atol: float | None = None
     dt0: float | None = None
@@ -63,8 +67,10 @@ class Solver:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.method is not None:
+        if isinstance(self.method, str):
             object.__setattr__(self, "method", self.method.lower())
+        elif self.method is not None and not isinstance(self.method, Tableau):
+            raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
         for name in ("rtol", "atol", "dt0"):
             value = getattr(self, name)
             if value is None:
@@ -98,8 +104,10 @@ class Solver:
     def resolve(self, *, sde: bool) -> ResolvedSolver:
         """The same choices with every default filled in for an ODE or an SDE."""
         method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
+        tableau = self.method if isinstance(self.method, Tableau) else None
         return ResolvedSolver(
-            method=self.method or method,
+            method=self.method if isinstance(self.method, str) else method if tableau is None else tableau.name,
+            tableau=tableau,
             rtol=tolerance if self.rtol is None else float(self.rtol),
             atol=tolerance if self.atol is None else float(self.atol),
             dt0=None if self.dt0 is None else float(self.dt0),
@@ -113,7 +121,10 @@ class Solver:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSolver:
-    """A `Solver` whose defaults are filled in: what an engine is given and a solution reports."""
+    """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
+
+    `method` is the name, of a named method or of the user's own `tableau` (else None).
+    """
 
     method: str
     rtol: float
@@ -124,6 +135,7 @@ class ResolvedSolver:
     engine: str
     batch: str = "joint"
     compile: bool = False
+    tableau: Tableau | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

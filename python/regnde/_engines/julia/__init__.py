@@ -59,6 +59,8 @@ class JuliaEngine(Engine):
         """What this engine has no method, state or gradient for."""
         solver, y0 = request.solver, request.y0
         sde = isinstance(request.equation, SDE)
+        if solver.tableau is not None:
+            return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
