@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.words import Code, Kept, Words, path_address, settle
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
+from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
