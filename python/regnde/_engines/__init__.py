@@ -33,19 +33,20 @@ def choose(request: Request) -> Engine:
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
-        if engine.unavailable() is None and engine.lacks(request) is None and engine.refuses(request) is None:
+        reasons = (engine.unavailable, lambda: engine.missing_packages(request), lambda: engine.why_unsupported(request))
+        if all(why() is None for why in reasons):
             return engine
         name = "torch"
     engine = known[name]
-    if (why := engine.unavailable() or engine.lacks(request)) is not None:
+    if (why := engine.unavailable() or engine.missing_packages(request)) is not None:
         raise EngineUnavailable(why)
-    if (why := engine.refuses(request)) is not None:
+    if (why := engine.why_unsupported(request)) is not None:
         raise ValueError(why)
     return engine
 
 
 class _Preferred(Engine):
-    """The first engine, and the second one for a field that the first can not be given."""
+    """The first engine, and the second one for a field that the first does not support."""
 
     def __init__(self, first: Engine, second: Engine) -> None:
         self.name = first.name
@@ -55,19 +56,19 @@ class _Preferred(Engine):
         """Why the first engine can not run."""
         return self.first.unavailable()
 
-    def lacks(self, request: Request) -> str | None:
+    def missing_packages(self, request: Request) -> str | None:
         """What the first engine needs for it."""
-        return self.first.lacks(request)
+        return self.first.missing_packages(request)
 
-    def refuses(self, request: Request) -> str | None:
-        """Why the first engine can not run the request; the field shows only when it is read."""
-        return self.first.refuses(request)
+    def why_unsupported(self, request: Request) -> str | None:
+        """Why the first engine can not run the request; `solve` finds out about the field."""
+        return self.first.why_unsupported(request)
 
     def solve(self, request: Request) -> Solution:
-        """Solves with the first engine, unless the field is not one for it."""
+        """Solves with the first engine, or with the second if the first does not support the field."""
         try:
             return self.first.solve(request)
         except UnsupportedField:
-            if self.second.refuses(request) is not None:
+            if self.second.why_unsupported(request) is not None:
                 raise
         return self.second.solve(request)

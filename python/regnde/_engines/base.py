@@ -13,7 +13,7 @@ from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["FAILURES", "Engine", "Request", "refused_everywhere"]
+__all__ = ["FAILURES", "Engine", "Request", "unsupported_everywhere"]
 
 FAILURES: dict[str, type[SolveError]] = {
     "non-finite": NonFiniteDynamics,
@@ -57,20 +57,20 @@ class Engine(ABC):
     def unavailable(self) -> str | None:
         """Why the engine can not run on this machine and what to do, or None if it can."""
 
-    def lacks(self, request: Request) -> str | None:
+    def missing_packages(self, request: Request) -> str | None:
         """What has to be installed before the engine can run this request, and how, or None."""
         return None
 
     @abstractmethod
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """Why the engine can not run this request, or None if it can."""
 
     @abstractmethod
     def solve(self, request: Request) -> Solution:
-        """Runs a request that is not refused."""
+        """Runs a supported request."""
 
 
-def refused_everywhere(request: Request, *, adaptive: bool) -> str | None:
+def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
     solver = request.solver
     if adaptive and solver.atol == 0 and bool((request.y0 == 0).any()):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, refused_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import with_graph
 from regnde._engines.torch.field import CountedField
@@ -38,7 +38,7 @@ class TorchEngine(Engine):
         """Never: torch is a dependency of the package."""
         return None
 
-    def refuses(self, request: Request) -> str | None:
+    def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, equation or gradient for."""
         solver = request.solver
         if isinstance(request.equation, JuliaField):
@@ -52,9 +52,9 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
-        if solver.batch == "per-sample" and (why := _refuses_per_sample(request)) is not None:
+        if solver.batch == "per-sample" and (why := _unsupported_per_sample(request)) is not None:
             return why
-        return refused_everywhere(request, adaptive=known[solver.method].controller is not None)
+        return unsupported_everywhere(request, adaptive=known[solver.method].controller is not None)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
@@ -113,7 +113,7 @@ class TorchEngine(Engine):
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
 
-def _refuses_per_sample(request: Request) -> str | None:
+def _unsupported_per_sample(request: Request) -> str | None:
     """What can not be done with a step size for each sample."""
     if isinstance(request.equation, SDE):
         return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
