@@ -2,6 +2,7 @@
 
 A Julia array of size (c, b, a) is a numpy array of shape (c, b, a) in Fortran order, that is `tensor.numpy().T`.
 `@..` is held to FastBroadcast's rules: no dimension of size 1 is stretched, and without an operator memory is copied.
+No statement may read other entries of the array that it writes.
 """
 
 from __future__ import annotations
@@ -127,10 +128,14 @@ class _Frame:
         (assignment,) = arguments.named_children
         left, sign, right = assignment.named_children
         target = self.value(left)
+        arrays = [self.names[name] for name in _identifiers(right) if isinstance(self.names.get(name), np.ndarray)]
         if _text(macro) == "@..":
             self.check_fast(right, target)
         elif _text(macro) != "@.":
             raise Unknown(_text(node))
+        for array in arrays:  # entries are written one by one while the others are still read
+            same = (array.ctypes.data, array.shape, array.strides) == (target.ctypes.data, target.shape, target.strides)
+            assert same or not np.shares_memory(array, target), f"overwrites what it reads: {_text(node)}"
         value = self.entry(right, target.ndim)
         value = value.reshape(value.shape[: target.ndim]) if getattr(value, "ndim", 0) > target.ndim else value
         if _text(sign) == "=":

@@ -53,6 +53,7 @@ def reduced(name: str, first: np.ndarray, second: np.ndarray, *, init: bool = Tr
     padded = first.shape + (1,) * (second.ndim - first.ndim)
     axes = tuple(i for i, size in enumerate(padded) if size == 1)
     assert all(size in (1, other) for size, other in zip(padded, second.shape, strict=True))
+    assert not np.shares_memory(first, second)
     result = REDUCTIONS[name](second, axis=axes, keepdims=True).reshape(first.shape, order="F")
     first[...] = result if init else first + result
     return first
@@ -80,6 +81,8 @@ def _reshape(x: np.ndarray, *sizes: Any) -> np.ndarray:
 
 def _mul(out: np.ndarray, a: np.ndarray, b: np.ndarray, alpha: bool = True, beta: bool = False) -> np.ndarray:
     assert out.shape == (a.shape[0], *b.shape[1:])
+    assert not np.shares_memory(out, a)
+    assert not np.shares_memory(out, b)
     out[...] = a @ b + out if beta else a @ b
     return out
 
@@ -93,6 +96,7 @@ def _written(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def run(out: np.ndarray, *arguments: Any) -> np.ndarray:
         value = function(*arguments)
         assert out.shape == value.shape
+        assert not any(isinstance(x, np.ndarray) and np.shares_memory(out, x) for x in arguments)
         out[...] = value
         return out
 
@@ -142,7 +146,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "div": lambda a, b: a // b,
     "fill!": _fill_into,
     "mul!": _mul,
-    "permutedims!": lambda out, x, order: _fill_into(out, x.transpose([d - 1 for d in order])),
+    "permutedims!": _written(lambda x, order: x.transpose([d - 1 for d in order])),
     "reshape": _reshape,
     "similar": _similar,
     "size": lambda x, d: x.shape[d - 1],

@@ -6,6 +6,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,21 @@ from regnde._engines.julia.export import export
 from regnde._engines.julia.fields import Code
 
 Field = Callable[[Tensor, Tensor], Tensor]
+ROOT = Path(__file__).parent.parent
+
+
+FIELD_NAMES = set(re.findall(r":([\w∇]+!?) =>", (ROOT / "julia" / "src" / "compile.jl").read_text().split("\n)\n")[0]))
+BASE = set(
+    "abs asinh atan ceil cosh div exp2 expm1 fill! floor hypot ifelse inv isnan max min mod rem sign sinh trunc "
+    "sum! maximum! minimum! prod! any! all! PermutedDimsArray permutedims! reshape similar size transpose view "
+    "Float32 Float64 Int32 Int64 Bool".split()
+)
+
+
+def called(source: str) -> set[str]:
+    """Names of what the functions of a source call, of a module the module's."""
+    text = re.sub(r"#.*|function \w+!", "", source)
+    return {name.split(".")[0] for name in re.findall(r"([A-Za-z∇_][\w∇.]*!?)\(", text)}
 
 
 def made(zoo: Zoo) -> tuple[Field, Tensor]:
@@ -52,6 +68,7 @@ def check(field: Field, y: Tensor, tolerance: float = 1e-12) -> Code:
     """Holds all functions of the written source against torch."""
     code = export(field, y, name="f")
     assert parses(code.source)
+    assert called(code.source) <= BASE | FIELD_NAMES, "names that the code can not see"
     functions = load(code.source)
     t, ct = torch.tensor(0.3, dtype=y.dtype), torch.randn(y.shape, dtype=y.dtype)
     value, right = reference(field, t, y, ct, code)
@@ -163,6 +180,90 @@ def test_exporting_again_is_cheap_and_sees_changes() -> None:
     one, two = state(2), 3 * state(2)
     assert export(closing_over(one), y, name="f").source is export(closing_over(two), y, name="f").source
     assert export(closing_over(two), y, name="f").tensors[0] is two
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: torch.tanh(y) + torch.tanh(y).flip(-1),
+        lambda t, y: torch.tanh(y) * torch.tanh(y).t() + torch.tanh(y).sin(),
+        lambda t, y: torch.tanh(y) @ torch.tanh(y),
+        lambda t, y: (lambda h: h - h.roll(1, 0) * h.sin())(torch.tanh(y)),
+        lambda t, y: torch.tanh(y) - torch.tanh(y).sum(0),
+        lambda t, y: torch.tanh(y) * torch.tanh(y).cumsum(1),
+        lambda t, y: torch.cat([torch.tanh(y)[:, 1:], torch.tanh(y)[:, :1]], 1) * torch.tanh(y),
+        lambda t, y: (lambda h: torch.cat([h[:, 2:] * h[:, :1], h[:, :2]], 1) + h)(torch.tanh(y)),
+        lambda t, y: torch.tanh(y).float().double() + torch.tanh(y).sin(),
+        lambda t, y: (lambda h: (h.exp() @ h).sin() * (h @ h.exp()).cos() + h)(torch.tanh(y)),
+    ],
+)
+def test_no_array_is_overwritten_before_its_last_use(field: Field) -> None:
+    """What is used more than once, as itself and moved about, in arrays that results may be written over."""
+    check(field, state(3, 3))
+
+
+SHIFT = state(3, 3).requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: torch.div(3 * y, 0.7, rounding_mode="trunc") * y,
+        lambda t, y: torch.div(3 * y, 0.7, rounding_mode="floor") * y,
+        lambda t, y: torch.rsub(y, y.sin(), alpha=3),
+        lambda t, y: torch.rsub(y, 2.0, alpha=0.5),
+        lambda t, y: torch.sub(y, y.sin(), alpha=-2),
+        lambda t, y: torch.add(2.0, y, alpha=0.25),
+        lambda t, y: (y.abs() + 0.5) ** -0.5,
+        lambda t, y: (y.abs() + 0.5) ** 0.5,
+        lambda t, y: (y.abs() + 0.5) ** -3,
+        lambda t, y: (y.abs() + 0.5) ** 0,
+        lambda t, y: torch.addmm(SHIFT, y, SHIFT, beta=0.5, alpha=-2),
+        lambda t, y: torch.addmm(SHIFT, y, SHIFT, beta=0),
+        lambda t, y: torch.baddbmm(SHIFT[None], y[None], SHIFT[None], beta=3)[0],
+        lambda t, y: torch.addmv(SHIFT[0], SHIFT, y[0], beta=0.25).expand_as(y) * y,
+        lambda t, y: torch.cat([y[:, -2:], y[:, -3:-2].exp()], 1),
+        lambda t, y: y[:, -10:].sin() * y[:, -1:] + y[:, -3:2].sum(1, keepdim=True),
+        lambda t, y: torch.cat([y[-1:].sin(), y[:-1]], 0),
+        lambda t, y: y[:, ::2].sum(1, keepdim=True) * y[:, -3::2].mean(1, keepdim=True) * y,
+        lambda t, y: y.select(1, -2)[:, None] * y.select(0, -1),
+        lambda t, y: y.slice_scatter(y[:, :2].sin(), 1, -2).select_scatter(y[:, 0].cos(), 1, -3),
+        lambda t, y: y - (y > 0) * y.sin() + ~(y > 0.5) * 1.0,
+        lambda t, y: -(-y - -(y - 1.5)) - (1 - (2 - y)) / (3 / (y.abs() + 1) / 2),
+    ],
+)
+def test_arguments_of_operators(field: Field) -> None:
+    """Rounding modes, factors, exponents, indices from the end, signs and brackets."""
+    y = state(3, 3)
+    check(field, y)
+    check(field, -1.7 * y)
+
+
+def test_residuals_of_another_type_are_not_kept_in_the_states() -> None:
+    """A product in double precision inside a field of single precision: a float32 copy would lose the phase."""
+    weights = (1e5 * state(3, 3)).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return (y.double() @ weights).sin().float()
+
+    check(field, state(4, 3, dtype=torch.float32), tolerance=1e-5)
+
+
+def test_the_source_depends_on_what_needs_a_gradient() -> None:
+    """The same calls with a parameter that is frozen, then trained, then frozen: three exports, right each time."""
+
+    def closing_over(w: Tensor) -> Field:
+        return lambda t, y: (y * 0.77) @ w
+
+    for needs in (False, True, False):
+        code = check(closing_over(state(2, 2).requires_grad_(needs)), state(3, 2))
+        assert code.needs_gradient == (needs,)
+        assert ("p1bar" in code.source) == needs
+
+    for cut in (True, False, True):
+        w = state(2, 2).requires_grad_()
+        code = check(lambda t, y, w=w, cut=cut: (y * 0.78) @ (w.detach() if cut else w), state(3, 2))
+        assert ("p1bar" in code.source) != cut
 
 
 def draws(t: Tensor, y: Tensor) -> Tensor:

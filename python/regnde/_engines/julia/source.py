@@ -131,8 +131,8 @@ def literal(value: complex | float | bool, dtype: torch.dtype, exact: bool = Fal
 def size_text(size: object, batch: sympy.Symbol | None) -> str:
     """A dimension as Julia text; `B` is the state's batch size."""
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
-    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", _text_of(expr, batch))
-    if not re.fullmatch(r"[B\d+*\- ()div,]+", text) or "**" in text:
+    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", _text_of(expr, batch)).replace("Mod(", "mod(")
+    if not re.fullmatch(r"[B\d+*\- ()divmo,]+", text) or "**" in text:
         raise ValueError(f"size {expr}")
     return text
 
