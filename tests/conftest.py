@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
         choices=["torch", "julia"],
-        help="run the tests of one engine only; what it lacks is then a failure, not a skip",
+        help="run the tests of one engine only; what is missing is then a failure, not a skip",
     )
 
 

@@ -2,6 +2,7 @@
 
 A Julia array of size (c, b, a) is a numpy array of shape (c, b, a) in Fortran order, that is `tensor.numpy().T`.
 `@..` is held to FastBroadcast's rules: no dimension of size 1 is stretched, and without an operator memory is copied.
+No statement may read other entries of the array that it writes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def parses(source: str) -> bool:
 
 
 def load(source: str) -> dict[str, Callable[..., Any]]:
-    """The functions that a source defines, by name."""
+    """The functions that a source defines, by name, and those that its value, a named tuple, holds."""
     functions: dict[str, Callable[..., Any]] = {}
     for node in _PARSER.parse(source.encode()).root_node.named_children:
         if node.type == "function_definition":
@@ -36,6 +37,8 @@ def load(source: str) -> dict[str, Callable[..., Any]]:
             name, arguments = head.named_children[0].named_children
             parameters = [_text(x) for x in arguments.named_children]
             functions[_text(name)] = _function(parameters, body, functions)
+        elif node.type == "tuple_expression":
+            functions |= _Frame({}, functions).value(node)
         elif node.type != "line_comment":
             raise Unknown(_text(node))
     return functions
@@ -125,10 +128,14 @@ class _Frame:
         (assignment,) = arguments.named_children
         left, sign, right = assignment.named_children
         target = self.value(left)
+        arrays = [self.names[name] for name in _identifiers(right) if isinstance(self.names.get(name), np.ndarray)]
         if _text(macro) == "@..":
             self.check_fast(right, target)
         elif _text(macro) != "@.":
             raise Unknown(_text(node))
+        for array in arrays:  # entries are written one by one while the others are still read
+            same = (array.ctypes.data, array.shape, array.strides) == (target.ctypes.data, target.shape, target.strides)
+            assert same or not np.shares_memory(array, target), f"overwrites what it reads: {_text(node)}"
         value = self.entry(right, target.ndim)
         value = value.reshape(value.shape[: target.ndim]) if getattr(value, "ndim", 0) > target.ndim else value
         if _text(sign) == "=":
@@ -198,30 +205,21 @@ class _Frame:
             return slice(self.value(first) - 1, self.value(others[0]), 1)
         if node.type == "operator" and _text(node) == ":":
             return slice(None)
-        if node.type == "ternary_expression":
-            return self.value(children[1] if self.value(children[0]) else children[2])
         if node.type == "binary_expression":
             return self.binary(node)
         if node.type == "unary_expression":
             return -self.value(children[1])
-        if node.type == "macrocall_expression" and _text(children[0]) == "@.":
-            (expression,) = children[1].named_children
-            names = (self.names.get(name) for name in _identifiers(expression))
-            rank = max((x.ndim for x in names if isinstance(x, np.ndarray)), default=0)
-            return np.array(self.entry(expression, rank), order="F")[()]  # a new array, whatever the operands are
         if node.type == "call_expression":
             return self.call(node)
+        if node.type == "arrow_function_expression":
+            left, body = children
+            names = [_text(x) for x in left.named_children] if left.named_children else [_text(left)]
+            return lambda *values: _Frame(dict(zip(names, values, strict=True)), self.scope).value(body)
         raise Unknown(f"{node.type}: {_text(node)}")
 
     def binary(self, node: Node) -> Any:
         left, operator, right = node.named_children
-        if _text(operator) == "isa":
-            assert _text(right) == "AbstractFloat"
-            return isinstance(self.value(left), float | np.floating)
-        a, b = self.value(left), self.value(right)
-        if _text(operator) == "*" and isinstance(a, np.ndarray):
-            return a @ b
-        return _BINARY[_text(operator)](a, b)
+        return _BINARY[_text(operator)](self.value(left), self.value(right))
 
     def call(self, node: Node) -> Any:
         function, arguments = node.named_children
@@ -234,12 +232,10 @@ class _Frame:
         name = _text(function)
         if name in self.scope:
             return self.scope[name](*plain, **named)
-        if name.removesuffix("!") in REDUCTIONS:
-            return reduced(name, *plain, **named)
+        if name.endswith("!") and name[:-1] in REDUCTIONS:
+            return reduced(name[:-1], *plain, **named)
         if name in CALLS:
             return CALLS[name](*plain, **named)
-        if name == "eltype(y)":
-            return self.names["y"].dtype.type(*plain)
         if name in ENTRYWISE and not any(isinstance(x, np.ndarray) for x in plain):
             return ENTRYWISE[name](*plain)
         raise Unknown(_text(node))

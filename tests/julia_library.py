@@ -49,14 +49,12 @@ REDUCTIONS = {"sum": np.sum, "maximum": np.max, "minimum": np.min, "prod": np.pr
 TYPES = {"Bool": np.bool_, "Int64": np.int64, "Int32": np.int32, "Float32": np.float32, "Float64": np.float64}
 
 
-def reduced(name: str, first: Any, second: Any = None, *, dims: Any = None, init: bool = True) -> Any:
-    if not name.endswith("!"):
-        axes = None if dims is None else tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))
-        return REDUCTIONS[name](first, axis=axes, keepdims=dims is not None)
+def reduced(name: str, first: np.ndarray, second: np.ndarray, *, init: bool = True) -> np.ndarray:
     padded = first.shape + (1,) * (second.ndim - first.ndim)
     axes = tuple(i for i, size in enumerate(padded) if size == 1)
     assert all(size in (1, other) for size, other in zip(padded, second.shape, strict=True))
-    result = REDUCTIONS[name[:-1]](second, axis=axes, keepdims=True).reshape(first.shape, order="F")
+    assert not np.shares_memory(first, second)
+    result = REDUCTIONS[name](second, axis=axes, keepdims=True).reshape(first.shape, order="F")
     first[...] = result if init else first + result
     return first
 
@@ -83,6 +81,8 @@ def _reshape(x: np.ndarray, *sizes: Any) -> np.ndarray:
 
 def _mul(out: np.ndarray, a: np.ndarray, b: np.ndarray, alpha: bool = True, beta: bool = False) -> np.ndarray:
     assert out.shape == (a.shape[0], *b.shape[1:])
+    assert not np.shares_memory(out, a)
+    assert not np.shares_memory(out, b)
     out[...] = a @ b + out if beta else a @ b
     return out
 
@@ -96,6 +96,7 @@ def _written(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     def run(out: np.ndarray, *arguments: Any) -> np.ndarray:
         value = function(*arguments)
         assert out.shape == value.shape
+        assert not any(isinstance(x, np.ndarray) and np.shares_memory(out, x) for x in arguments)
         out[...] = value
         return out
 
@@ -136,32 +137,19 @@ def _batched_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "PermutedDimsArray": lambda x, order: x.transpose([d - 1 for d in order]),
-    "Val": lambda x: x,
-    "batched_mul": _batched_mul,
     "batched_mul!": _written(_batched_mul),
     "batched_transpose": lambda x: x.swapaxes(0, 1),
-    "cat": lambda *x, dims: np.concatenate(x, axis=dims - 1),
-    "conv": _conv,
     "conv!": _written(_conv),
-    "∇conv_data": _conv_data,
     "∇conv_data!": _written(_conv_data),
-    "∇conv_filter": _conv_filter,
     "∇conv_filter!": _written(_conv_filter),
-    "copy": lambda x: x.copy(order="F"),
     "DenseConvDims": _geometry,
     "div": lambda a, b: a // b,
-    "dropdims": lambda x, dims: np.squeeze(x, tuple(d - 1 for d in (dims if isinstance(dims, tuple) else (dims,)))),
-    "fill": lambda x: np.array(x),
     "fill!": _fill_into,
-    "hcat": lambda *x: np.concatenate(x, axis=1),
     "mul!": _mul,
-    "permutedims": lambda x, order: x.transpose([d - 1 for d in order]).copy(order="F"),
-    "permutedims!": lambda out, x, order: _fill_into(out, x.transpose([d - 1 for d in order])),
+    "permutedims!": _written(lambda x, order: x.transpose([d - 1 for d in order])),
     "reshape": _reshape,
     "similar": _similar,
     "size": lambda x, d: x.shape[d - 1],
     "transpose": lambda x: x.T,
-    "vcat": lambda *x: np.concatenate(x, axis=0),
     "view": _view,
-    "zero": np.zeros_like,
 }

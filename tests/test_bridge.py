@@ -59,7 +59,7 @@ def test_missing_juliacall_is_explained(fresh: pytest.MonkeyPatch) -> None:
 
 def test_case_24_chosen_julia_is_checked(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """PYTHON_JULIACALL_EXE and _PROJECT: both or neither, an executable, a project with our package."""
-    fresh.setattr(availability, "LASTING", 0.0)
+    fresh.setattr(availability, "RECHECK", 0.0)
     fresh.setenv("PYTHON_JULIACALL_EXE", sys.executable)
     assert "together" in (runtime.why_not() or "")
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
@@ -90,12 +90,12 @@ def test_cuda_packages_are_asked_for(fresh: pytest.MonkeyPatch, tmp_path: Path) 
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
     project = tmp_path / "Project.toml"
     project.write_text('[deps]\nCUDA = "052768ef"\n\n[compat]\nDLPack = "0.3"\n')
-    assert 'Pkg.add(["DLPack"])' in (runtime.lacks_cuda() or "")
+    assert 'Pkg.add(["DLPack"])' in (runtime.missing_cuda() or "")
     project.write_text('[deps]\nCUDA = "052768ef"\nDLPack = "53c2dc0f"\n')
-    assert runtime.lacks_cuda() is None
+    assert runtime.missing_cuda() is None
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
     pytest.importorskip("juliapkg")
-    assert "python -m regnde julia --cuda" in (runtime.lacks_cuda() or "")
+    assert "python -m regnde julia --cuda" in (runtime.missing_cuda() or "")
 
 
 def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch) -> None:
@@ -103,11 +103,11 @@ def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch
     asked = request()
     asked = replace(asked, y0=SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32))  # type: ignore[arg-type]
     fresh.setattr(runtime, "why_not", lambda: None)
-    fresh.setattr(runtime, "lacks_cuda", lambda: "install CUDA")
+    fresh.setattr(runtime, "missing_cuda", lambda: "install CUDA")
     with pytest.raises(regnde.EngineUnavailable, match="install CUDA"):
         choose(asked)
     fresh.setenv("REGNDE_ENGINE", "auto")
-    fresh.setattr(engines()["torch"].__class__, "refuses", lambda self, request: None)
+    fresh.setattr(engines()["torch"].__class__, "why_unsupported", lambda self, request: None)
     assert choose(replace(asked, solver=replace(asked.solver, engine="auto"))).name == "torch"
 
 
@@ -165,7 +165,7 @@ def test_errors_leave_the_worker_as_text() -> None:
     ],
 )
 def test_what_it_can_not_do_is_refused(what: dict, message: str) -> None:
-    assert message in (engines()["julia"].refuses(request(**what)) or "")
+    assert message in (engines()["julia"].why_unsupported(request(**what)) or "")
 
 
 def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import regnde
 from regnde import SDE, BrownianPath, Local, Solver
 from regnde._engines.julia import runtime
-from regnde._engines.julia.words import DLPACK, Words
+from regnde._engines.julia.arguments import DLPACK, ArgumentBuffer
 from regnde._errors import EngineUnavailable
 from tolerances import ROUNDING
 
@@ -55,16 +55,16 @@ def test_dlpack_gives_julia_the_same_memory(kind: str, monkeypatch: pytest.Monke
         runtime.load("DLPack")
     except EngineUnavailable as problem:
         pytest.skip(str(problem).split(" Julia says")[0])
-    plain, crossed = Words.tensor, []
+    plain, crossed = ArgumentBuffer.tensor, []
 
-    def tensor(self: Words, x: Tensor | None) -> None:
+    def tensor(self: ArgumentBuffer, x: Tensor | None) -> None:
         if x is None:
             return plain(self, x)
         crossed.append(x)
         self.alive.append(x)
         self.add(DLPACK, self.dlpack(x))
 
-    monkeypatch.setattr(Words, "tensor", tensor)
+    monkeypatch.setattr(ArgumentBuffer, "tensor", tensor)
     found = everything("cpu", torch.float64, kind)
     assert len(crossed) > 8
     for a, b in zip(found, expected, strict=True):
@@ -82,13 +82,13 @@ def test_dlpack_sizes_are_reversed(shape: tuple[int, ...], monkeypatch: pytest.M
     except EngineUnavailable as problem:
         pytest.skip(str(problem).split(" Julia says")[0])
 
-    def tensor(self: Words, x: Tensor | None) -> None:
+    def tensor(self: ArgumentBuffer, x: Tensor | None) -> None:
         if x is None:
-            return Words.add(self, 1, -1, 0)
+            return ArgumentBuffer.add(self, 1, -1, 0)
         self.alive.append(x)
         self.add(DLPACK, self.dlpack(x))
 
-    monkeypatch.setattr(Words, "tensor", tensor)
+    monkeypatch.setattr(ArgumentBuffer, "tensor", tensor)
     assert torch.equal(regnde.solve(lambda t, y: -y.cos(), y0, [0.0, 1.0], solver).y1, expected)
 
 
@@ -96,7 +96,7 @@ def test_dlpack_sizes_are_reversed(shape: tuple[int, ...], monkeypatch: pytest.M
 def cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    if (why := runtime.lacks_cuda()) is not None:
+    if (why := runtime.missing_cuda()) is not None:
         pytest.skip(why)
 
 

@@ -275,17 +275,17 @@ def test_julia_field() -> None:
 
 def test_arrays_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """Julia reads the state and the parameters, and writes the states, where torch has them."""
-    from regnde._engines.julia import words
+    from regnde._engines.julia import arguments
 
     seen: list[int] = []
-    original = words.Words.tensor
+    original = arguments.ArgumentBuffer.tensor
 
-    def noted(words: object, tensor: torch.Tensor | None) -> None:
+    def noted(buffer: object, tensor: torch.Tensor | None) -> None:
         if tensor is not None:
             seen.append(tensor.data_ptr())
-        original(words, tensor)
+        original(buffer, tensor)
 
-    monkeypatch.setattr(words.Words, "tensor", noted)
+    monkeypatch.setattr(arguments.ArgumentBuffer, "tensor", noted)
     layer = nn.Linear(3, 3)
     y0 = torch.ones(2, 3, requires_grad=True)
     sol = regnde.solve(lambda t, y: torch.tanh(layer(y)), y0, [0.0, 1.0], solver(rtol=1e-4, atol=1e-4))
@@ -331,7 +331,7 @@ def test_tapes_are_freed() -> None:
     from regnde._engines.julia import runtime
 
     def kept() -> int:
-        return runtime.call(lambda julia: len(julia.KEPT))
+        return runtime.call(lambda julia: len(julia.SAVED_SOLVES))
 
     p = SMALL_P.clone().requires_grad_()
     for _ in range(3):

@@ -7,7 +7,7 @@ using BenchmarkTools: @belapsed, BenchmarkTools
 using FastBroadcast: @..
 using LinearAlgebra: BLAS, mul!
 using Random: Xoshiro, randn
-using RegNDE: Dynamics, Keeping, fast_tanh, pullback, release!, solve_recorded
+using RegNDE: Dynamics, WithResiduals, fast_tanh, pullback, release!, solve_recorded
 
 "u' = 2 W2 tanh(W1 u + b1) - u / 10, the field of benchmarks/engines.py."
 function value!(dy, t, y, p, cache)
@@ -19,10 +19,10 @@ function value!(dy, t, y, p, cache)
     return nothing
 end
 
-"The same, with the hidden layer in `kept`, where the reverse finds it."
-function keep!(dy, t, y, p, cache, kept)
+"The same, with the hidden layer in `residuals`, where the reverse finds it."
+function keep!(dy, t, y, p, cache, residuals)
     W1, b1, W2 = p
-    z = kept[1]
+    z = residuals[1]
     mul!(z, W1, y)
     @.. z = fast_tanh(z + b1)
     mul!(dy, W2, z)
@@ -30,9 +30,9 @@ function keep!(dy, t, y, p, cache, kept)
     return nothing
 end
 
-function back!(ybar, pbar, ct, t, y, p, cache, kept)
+function back!(ybar, pbar, ct, t, y, p, cache, residuals)
     W1, _, W2 = p
-    z, zbar = kept[1], cache.zbar
+    z, zbar = residuals[1], cache.zbar
     mul!(zbar, W2', ct)
     @.. zbar = 2 * zbar * (1 - z^2)
     mul!(pbar[1], zbar, y', true, true)
@@ -55,7 +55,7 @@ function problem(T, batch, dim, hidden)
     p = (randn(rng, T, hidden, dim) ./ T(sqrt(dim)), randn(rng, T, hidden), randn(rng, T, dim, hidden) ./ T(sqrt(hidden)))
     cache = (z = zeros(T, hidden, batch), zbar = zeros(T, hidden, batch))
     u0 = randn(rng, T, dim, batch)
-    return Dynamics(value!, vjp!, p, cache, Keeping(keep!, back!, ((hidden, batch),), u0)), u0
+    return Dynamics(value!, vjp!, p, cache, WithResiduals(keep!, back!, ((hidden, batch),), u0)), u0
 end
 
 "The gradient; the memory of the steps then serves the next solve, as it does when Python asks."

@@ -7,10 +7,14 @@ gradient of the discrete solution. The Julia half of the Python package `regnde`
 module RegNDE
 
 using ADTypes: AutoFiniteDiff
+using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
+using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: BLAS, dot, mul!
+using NaNMath: NaNMath
+using NNlib: NNlib
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
     ode_interpolant!, perform_step!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5
@@ -22,30 +26,33 @@ using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Ver
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem,
     check_error!, init
 using SciMLLogging: SciMLLogging
+using SpecialFunctions: SpecialFunctions
 using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
 using StochasticDiffEqLowOrder: EM
 using TOML: TOML
 
 export Dynamics, pullback, solve_recorded
 
-include("stop.jl")
+include("stop_flag.jl")
 include("kernels.jl")
 include("activations.jl")
-include("spare.jl")
+include("buffer_pool.jl")
 include("field.jl")
 include("tableaux.jl")
 include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
+include("reverse.jl")
 include("sde_step.jl")
+include("sde_reverse.jl")
 include("noise.jl")
 include("methods.jl")
 include("forward.jl")
-include("watch.jl")
+include("recorders.jl")
 include("pullback.jl")
 include("local.jl")
 include("api.jl")
-include("scope.jl")
+include("compile.jl")
 include("bridge.jl")
 include("precompile.jl")
 

@@ -9,48 +9,51 @@ A field y' = f(t, y; p) with its hand-written vector-Jacobian product:
   - `vjp!(ybar, pbar, ct, t, y, p, cache)` writes `ct' * df/dy` to `ybar` and *adds* `ct' * df/dp` to
     the arrays of the tuple `pbar`.
 
-`p` is a tuple of arrays and `cache` whatever the two functions use as scratch. A [`Keeping`](@ref) as
-a fifth argument saves the reverse some of the work.
+`p` is a tuple of arrays and `cache` whatever the two functions use as scratch. [`WithResiduals`](@ref)
+as a fifth argument saves the reverse some of the work.
 
     Dynamics(f, p)
 
 A field as a plain function `f(t, y, p...)` returning a new array. Its vector-Jacobian products come
 from Zygote: load it first (`using Zygote`).
 """
-struct Dynamics{F, G, P <: Tuple, C, K}
+struct Dynamics{F, G, P <: Tuple, C, R}
     f::F
     vjp::G
     p::P
     cache::C
-    keeping::K
+    with_residuals::R
 end
 
 Dynamics(f, vjp, p::Tuple, cache) = Dynamics(f, vjp, p, cache, nothing)
 Dynamics(f, p::Tuple) = Dynamics(f, nothing, p, nothing, nothing)
 
 """
-    Keeping(f!, vjp!, sizes, y)
+    WithResiduals(f!, vjp!, sizes, y)
 
-A field's functions where what the slope was made of is kept for the vector-Jacobian product, in a
-tuple of arrays of the given sizes that are like the state `y`:
+A field's functions where the evaluation keeps residuals for its vector-Jacobian product, in a tuple of
+arrays of the given sizes that are like the state `y`:
 
-  - `f!(dy, t, y, p, cache, kept)` writes the slope and the arrays of `kept`,
-  - `vjp!(ybar, pbar, ct, t, y, p, cache, kept)` reads them.
+  - `f!(dy, t, y, p, cache, residuals)` writes the slope and the arrays of `residuals`,
+  - `vjp!(ybar, pbar, ct, t, y, p, cache, residuals)` reads them.
 """
-struct Keeping{K, F, G, S <: Tuple}
+struct WithResiduals{R, F, G, S <: Tuple}
     f::F
     vjp::G
     sizes::S
 end
 
-function Keeping(f, vjp, sizes::Tuple, y)
-    K = typeof(map(size -> similar(y, map(zero, size)), sizes))
-    return Keeping{K, typeof(f), typeof(vjp), typeof(sizes)}(f, vjp, sizes)
+function WithResiduals(f, vjp, sizes::Tuple, y)
+    R = typeof(map(size -> similar(y, map(zero, size)), sizes))
+    return WithResiduals{R, typeof(f), typeof(vjp), typeof(sizes)}(f, vjp, sizes)
 end
 
-"New arrays to keep things in."
-fresh(keeping::Keeping, ::Type{V}) where {V} = map(size -> take(V, size), keeping.sizes)
-fresh(::Nothing, ::Type) = nothing
+"New arrays for residuals."
+acquire!(::Type{V}, functions::WithResiduals) where {V} = map(size -> acquire!(V, size), functions.sizes)
+acquire!(::Type, ::Nothing) = nothing
+
+"Residuals in the type that the compiler can work with."
+typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
 const PlainDynamics = Dynamics{<:Any, Nothing}
 
@@ -66,12 +69,12 @@ function plain_vjp end
 
 `dynamics` over flat vectors of type `V` that stand for arrays of size `shape`, behind function
 pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls.
-Value and vector-Jacobian product take as their last argument what [`memory`](@ref) gave, or `nothing`.
+Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`.
 """
 struct Field{V, T}
     value::FunctionWrapper{Nothing, Tuple{V, V, T, Any}}
     vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
-    fresh::FunctionWrapper{Any, Tuple{}}
+    residuals::FunctionWrapper{Any, Tuple{}}
     calls::Base.RefValue{Int}
 end
 
@@ -79,11 +82,11 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where
     T = eltype(V)
     value = ValueCall{typeof(dynamics), length(shape)}(dynamics, shape)
     vjp = VJPCall{typeof(dynamics), length(shape), typeof(pbar)}(dynamics, shape, pbar)
-    return Field{V, T}(value, vjp, () -> fresh(dynamics.keeping, V), Ref(0))
+    return Field{V, T}(value, vjp, () -> acquire!(V, dynamics.with_residuals), Ref(0))
 end
 
-"Arrays in which an evaluation can leave things for its reverse; `nothing` if the field has no use for them."
-memory(field::Field) = field.fresh()
+"Arrays for the residuals of one evaluation; `nothing` if the field has none."
+residuals(field::Field) = field.residuals()
 
 struct ValueCall{D, N}
     dynamics::D
@@ -99,19 +102,16 @@ end
 shaped(x, ::NTuple{1, Int}) = x
 shaped(x, shape::Dims) = reshape(x, shape)
 
-function (call::ValueCall)(dy, y, t, kept)
-    (; f, p, cache, keeping) = call.dynamics
+function (call::ValueCall)(dy, y, t, residuals)
+    (; f, p, cache, with_residuals) = call.dynamics
     arguments = (shaped(dy, call.shape), t, shaped(y, call.shape), p, cache)
-    if keeping === nothing || kept === nothing
+    if with_residuals === nothing || residuals === nothing
         f(arguments...)
     else
-        keeping.f(arguments..., known(keeping, kept))
+        with_residuals.f(arguments..., typed(with_residuals, residuals))
     end
     return nothing
 end
-
-"What an evaluation kept, in the type that the compiler can work with."
-known(::Keeping{K}, kept) where {K} = kept::K
 
 function (call::ValueCall{<:PlainDynamics})(dy, y, t, _)
     state = shaped(y, call.shape)
@@ -123,14 +123,14 @@ function (call::ValueCall{<:PlainDynamics})(dy, y, t, _)
     return nothing
 end
 
-function (call::VJPCall)(ybar, ct, y, t, kept)
-    (; vjp, p, cache, keeping) = call.dynamics
+function (call::VJPCall)(ybar, ct, y, t, residuals)
+    (; vjp, p, cache, with_residuals) = call.dynamics
     (; shape, pbar) = call
     arguments = (shaped(ybar, shape), pbar, shaped(ct, shape), t, shaped(y, shape), p, cache)
-    if keeping === nothing || kept === nothing
+    if with_residuals === nothing || residuals === nothing
         vjp(arguments...)
     else
-        keeping.vjp(arguments..., known(keeping, kept))
+        with_residuals.vjp(arguments..., typed(with_residuals, residuals))
     end
     return nothing
 end
@@ -146,29 +146,29 @@ function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t, _)
 end
 
 """
-    evaluate!(dy, field, t, y, kept = nothing)
+    evaluate!(dy, field, t, y, residuals = nothing)
 
 Writes the slope at (t, y) to `dy` and counts the evaluation.
 """
-function evaluate!(dy::V, field::Field{V, T}, t, y::V, kept = nothing) where {V, T}
+function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
     field.calls[] += 1
-    field.value(dy, y, T(t), kept)
+    field.value(dy, y, T(t), residuals)
     return dy
 end
 
 """
-    vjp!(ybar, field, ct, t, y, kept = nothing)
+    vjp!(ybar, field, ct, t, y, residuals = nothing)
 
-Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents. `kept` is
-what [`evaluate!`](@ref) left there at (t, y).
+Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents. `residuals`
+are those of [`evaluate!`](@ref) at (t, y).
 """
-function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, kept = nothing) where {V, T}
-    field.vjp(ybar, ct, y, T(t), kept)
+function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
+    field.vjp(ybar, ct, y, T(t), residuals)
     return ybar
 end
 
 """
-    RightHandSide(field, slopes = [], arguments = [], kept = [], count = length(slopes))
+    RightHandSide(field, slopes = [], arguments = [], residuals = [], count = length(slopes))
 
 The field in the form that SciMLBase's functions are called, `(dy, y, p, t)`. It notes slope and
 argument of successive calls, up to `count`, in the given buffers, starting at `slot`: the
@@ -178,17 +178,17 @@ struct RightHandSide{V, T}
     field::Field{V, T}
     slopes::Vector{V}
     arguments::Vector{V}
-    kept::Vector{Any}
+    residuals::Vector{Any}
     count::Int
     slot::Base.RefValue{Int}
 end
 
-RightHandSide(field::Field{V}, slopes = V[], arguments = V[], kept = Any[], count = length(slopes)) where {V} =
-    RightHandSide(field, slopes, arguments, kept, count, Ref(1))
+RightHandSide(field::Field{V}, slopes = V[], arguments = V[], residuals = Any[], count = length(slopes)) where {V} =
+    RightHandSide(field, slopes, arguments, residuals, count, Ref(1))
 
 function (rhs::RightHandSide)(dy, y, _, t)
     slot = rhs.slot[]
-    evaluate!(dy, rhs.field, t, y, slot <= length(rhs.kept) ? rhs.kept[slot] : nothing)
+    evaluate!(dy, rhs.field, t, y, slot <= length(rhs.residuals) ? rhs.residuals[slot] : nothing)
     if slot <= rhs.count
         copyto!(rhs.slopes[slot], dy)
         copyto!(rhs.arguments[slot], y)

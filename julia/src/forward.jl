@@ -1,12 +1,12 @@
 # The forward solve: DifferentialEquations.jl's own integrators step; every accepted step is recorded.
 
-const NON_FINITE_TRIALS = 6  # before the field, not the step size, is held to be at fault
+const NON_FINITE_ATTEMPTS = 6  # before the field, not the step size, is held to be at fault
 
 """
     Settings(; rtol, atol, dt0 = NaN, max_steps = 100_000, record = true, keep = :stages)
 
-How to solve: tolerances, first step (NaN: chosen automatically), the limit of trial steps, whether
-error and stiffness are recorded, and what is kept of each step for the reverse sweep: `:nothing`,
+How to solve: tolerances, first step (NaN: chosen automatically), the limit of attempts, whether error
+and stiffness are recorded, and what the tape keeps of each step for the reverse sweep: `:nothing`,
 `:states` (one state a step; stages are computed again) or `:stages`.
 """
 Base.@kwdef struct Settings
@@ -61,14 +61,14 @@ function Recording(method, settings, times, y0, ys)
     )
 end
 
-"What is kept of a step: its stages or, where those are made again, the state at its start (and the noise)."
+"The tape's entry for a step: the step or, where it is taken again, the state at its start (and the noise)."
 tape_entry(::Method, ::Type{V}) where {V} = V
-tape_entry(::RungeKutta, ::Type{V}) where {V} = Stages{V}
+tape_entry(::RungeKutta, ::Type{V}) where {V} = Step{V}
 
 "Number of accepted steps."
 accepted(rec::Recording) = length(rec.dt)
 
-"The integrator's error estimate of its last trial step (a field up to version 6)."
+"The integrator's error estimate of its last attempt (a field up to version 6)."
 function error_of(integrator)
     return Float64(
         isdefined(OrdinaryDiffEqCore, :get_EEst) ? OrdinaryDiffEqCore.get_EEst(integrator) : integrator.EEst
@@ -86,13 +86,13 @@ function forward!(rec::Recording, fields...; noise = nothing)
     save_start!(rec)
     span = (rec.times[1], rec.times[end])
     span[1] == span[2] && return rec
-    watch = watcher(rec.method, rec.settings, rec.y0, fields...)
-    problem = length(fields) == 1 ? ODEProblem(functions(watch), rec.y0, span) :
-        SDEProblem(functions(watch), rec.y0, span; noise)
+    steps = recorder(rec.method, rec.settings, rec.y0, fields...)
+    problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
+        SDEProblem(functions(steps), rec.y0, span; noise)
     integrator = init(problem, rec.method.algorithm; options(rec)...)
     rec.dt_first = integrator.dt
-    run!(rec, integrator, watch, fields[1])
-    release!(watch)
+    run!(rec, integrator, steps, fields[1])
+    release!(steps)
     return rec
 end
 
@@ -108,11 +108,11 @@ function options(rec::Recording)
     return isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(span)), span))
 end
 
-function run!(rec::Recording, integrator, watch, field)
+function run!(rec::Recording, integrator, recorder, field)
     t_end, max_steps = rec.times[end], rec.settings.max_steps
-    failures, horizon = 0, integrator.t
+    failures, earliest = 0, integrator.t  # non-finite attempts, and the earliest time that one aimed at
     while integrator.t != t_end
-        stop_if_asked()
+        check_stop_flag()
         if accepted(rec) + rec.rejected >= max_steps
             return fail!(rec, integrator, :steps, "$max_steps steps did not reach the end time $t_end")
         end
@@ -121,7 +121,7 @@ function run!(rec::Recording, integrator, watch, field)
         if integrator.do_error_check && check_error!(integrator) != ReturnCode.Success
             return diagnose!(rec, integrator, field)
         end
-        expect!(watch)
+        before_attempt!(recorder)
         perform_step!(integrator, integrator.cache)
         h = integrator.dt
         _loopfooter!(integrator)
@@ -129,16 +129,16 @@ function run!(rec::Recording, integrator, watch, field)
             t1 = integrator.t
             # after a step cut at the end time the integrator may hold the next size already
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
-            observe!(rec, watch, integrator, t, h, t1)
+            record_step!(rec, recorder, integrator, t, h, t1)
             handle_tstop!(integrator)
-            failures > 0 && abs(t1 - rec.times[1]) >= abs(horizon - rec.times[1]) && (failures = 0)
+            failures > 0 && abs(t1 - rec.times[1]) >= abs(earliest - rec.times[1]) && (failures = 0)
         else
             rec.rejected += 1
             rec.dt_last = h
             if !integrator.force_stepfail && !isfinite(error_of(integrator))
                 failures += 1
-                horizon = failures == 1 || abs(t + h - t) < abs(horizon - t) ? t + h : horizon
-                if failures >= NON_FINITE_TRIALS || !finite_slope(field, integrator, t)
+                earliest = failures == 1 || abs(h) < abs(earliest - t) ? t + h : earliest
+                if failures >= NON_FINITE_ATTEMPTS || !finite_slope(field, integrator, t)
                     return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
                 end
             end
@@ -165,7 +165,7 @@ function diagnose!(rec::Recording, integrator, field)
     return fail!(rec, integrator, :underflow, "$reason (error ratio $E, |y| up to $y)")
 end
 
-"Whether the field is finite where the last trial step started."
+"Whether the field is finite where the last attempt started."
 function finite_slope(field, integrator, t)
     slope = similar(integrator.u)
     field.value(slope, integrator.uprev, eltype(slope)(t), nothing)

@@ -9,10 +9,8 @@ reverse needs.
 struct LocalStep{S, M}
     tableau::M
     settings::Settings
-    t::Float64
-    h::Float64
+    step::S
     t1::Float64
-    stages::S
     error::Float64
     stiffness::Float64
 end
@@ -29,13 +27,13 @@ function local_step(
     )
     tableau = tableau_of(m)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, field, y, t, t_end) : h, t, t_end)
-    stages = keep_all!(Stages(tableau, y), tableau, field)
-    copyto!(stages.g[1], y)
-    evaluate!(stages.k[1], field, t, y, stages.kept[1])
-    take_step!(stages, tableau, field, t, h, t1)
-    error = error_estimate!(stages, tableau, h, settings.rtol, settings.atol)
-    stiffness = tableau.pair ? stiffness_estimate(stages, tableau) : NaN
-    return LocalStep(tableau, settings, t, h, t1, stages, error, stiffness)
+    step = keep_residuals!(Step(tableau, y), tableau, field)
+    copyto!(step.arguments[1], y)
+    evaluate!(step.k[1], field, t, y, step.residuals[1])
+    take_step!(step, tableau, field, t, h, t1)
+    error = error_estimate!(step, tableau, settings.rtol, settings.atol)
+    stiffness = tableau.pair ? stiffness_estimate(step, tableau) : NaN
+    return LocalStep(tableau, settings, step, t1, error, stiffness)
 end
 
 function local_step(
@@ -43,17 +41,16 @@ function local_step(
     )
     tableau = m.tableau
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, drift, diffusion, y, t, t_end) : h, t, t_end)
-    stages = keep_all!(NoiseStages(tableau, y), tableau, drift, diffusion)
-    copyto!(stages.H0[1], y)
-    noise(stages.dW, stages.dZ, t, t1)
-    take_step!(stages, tableau, drift, diffusion, t, h)
-    error = error_estimate!(stages, tableau, h, settings.rtol, settings.atol)
-    stiffness = tableau.pair ? stiffness_estimate(stages, tableau) : NaN
-    return LocalStep(tableau, settings, t, h, t1, stages, error, stiffness)
+    step = keep_residuals!(SDEStep(tableau, y), tableau, drift, diffusion)
+    copyto!(step.H0[1], y)
+    noise(step.dW, step.dZ, t, t1)
+    take_sde_step!(step, tableau, drift, diffusion, t, h)
+    error = sde_error_estimate!(step, tableau, settings.rtol, settings.atol)
+    stiffness = tableau.pair ? sde_stiffness_estimate(step, tableau) : NaN
+    return LocalStep(tableau, settings, step, t1, error, stiffness)
 end
 
-release!(step::LocalStep) = release!(step.stages)
-release!(::NoiseStages) = nothing
+release!(here::LocalStep) = release!(here.step)
 
 "The step's size, cut at the end time, and its end."
 function local_size(h, t, t_end)
@@ -87,27 +84,21 @@ function local_options(settings::Settings, y)
 end
 
 """
-    reverse!(ybar, step::LocalStep, fields, Ebar, Sbar; freeze = false) -> ybar
+    reverse!(ybar, local_step, fields, Ebar, Sbar; freeze = false) -> ybar
 
 Writes the cotangent of the state that the step started from; parameter cotangents are added. With
 `freeze` the first stage is a constant (a stochastic method has none that is carried over).
 """
-function reverse!(ybar, step::LocalStep{<:Stages}, (field,), Ebar, Sbar; freeze = false)
-    (; tableau, settings, t, h, t1, stages) = step
+function reverse!(ybar, here::LocalStep{<:Step}, (field,), Ebar, Sbar; freeze = false)
+    (; tableau, settings, step) = here
     rev = Reverse(tableau, ybar)
-    reverse_step!(
-        rev, stages, tableau, field, t, h, t1, settings.rtol, settings.atol; Ebar, Sbar, freeze
-    )
-    if rev.carry_live[]
-        vjp!(rev.x, field, rev.carry, t, stages.g[1], stages.kept[1])
-        add!(rev.lam, one(eltype(ybar)), rev.x)
-    end
-    return copyto!(ybar, rev.lam)
+    reverse_step!(rev, step, tableau, field, settings.rtol, settings.atol; Ebar, Sbar, freeze)
+    return copyto!(ybar, reverse_first_stage!(rev, field, step).lam)
 end
 
-function reverse!(ybar, step::LocalStep{<:NoiseStages}, (drift, diffusion), Ebar, Sbar; freeze = false)
-    (; tableau, settings, t, h, stages) = step
-    rev = NoiseReverse(tableau, ybar)
-    reverse_step!(rev, stages, tableau, drift, diffusion, t, h, settings.rtol, settings.atol; Ebar, Sbar)
+function reverse!(ybar, here::LocalStep{<:SDEStep}, (drift, diffusion), Ebar, Sbar; freeze = false)
+    (; tableau, settings, step) = here
+    rev = SDEReverse(tableau, ybar)
+    reverse_step!(rev, step, tableau, drift, diffusion, settings.rtol, settings.atol; Ebar, Sbar)
     return copyto!(ybar, rev.base.lam)
 end

@@ -57,13 +57,3 @@ end
 tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau
 # An implicit method's local record is a tsit5 step, as in the code of Pal et al. (ICML 2023).
 tableau_of(::Implicit) = TSIT5
-
-estimates_error(m::RungeKutta) = true
-estimates_error(m::StochasticRungeKutta) = m.tableau.adaptive
-estimates_error(m::Implicit) = true
-
-estimates_stiffness(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau.pair
-estimates_stiffness(m::Implicit) = m.name === :autotsit5
-
-stability_size(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau.stability_size
-stability_size(m::Implicit) = m.name === :autotsit5 ? TSIT5.stability_size : NaN

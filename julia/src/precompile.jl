@@ -3,8 +3,8 @@
 
 using PrecompileTools: @compile_workload, @setup_workload
 
-"The words of [`Reader`](@ref) for arrays (or `nothing`), numbers and lists of arrays."
-function words_of(parts...)
+"The integers of [`Reader`](@ref) for arrays (or `nothing`), numbers and lists of arrays."
+function integers_of(parts...)
     list = Int[]
     for part in parts
         if part isa Int
@@ -12,7 +12,7 @@ function words_of(parts...)
         elseif part === nothing
             push!(list, 1, -1, 0)
         elseif part isa Tuple
-            append!(list, length(part), words_of(part...))
+            append!(list, length(part), integers_of(part...))
         else
             push!(list, findfirst(==(eltype(part)), collect(ELTYPES)), Int(pointer(part)), ndims(part), size(part)...)
         end
@@ -26,15 +26,15 @@ function rehearse(code::Int, p::Tuple, y0, name::String)
     ys, y0bar, pbar = zeros(T, size(y0)..., 3), zero(y0), map(zero, p)
     ysbar = ones(T, size(ys))
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
-        words = words_of(y0, ys, times, results, nothing, 1, code, p)
+        integers = integers_of(y0, ys, times, results, nothing, 1, code, p)
         number = bridge_solve(
-            Int(pointer(words)), length(words), name, 1.0e-3, 1.0e-3, NaN, 1000, true, "stages", 0, BLAS.get_num_threads()
+            Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 1000, true, "stages", 0, BLAS.get_num_threads()
         )
         table = zeros(Int(results[2]), 5)
         bridge_records(number, Int(pointer(table)))
         bar = ones(Int(results[2]))
-        words = words_of(y0bar, ysbar, bar, bar, nothing, nothing, pbar)
-        bridge_backward(number, Int(pointer(words)), length(words))
+        integers = integers_of(y0bar, ysbar, bar, bar, nothing, nothing, pbar)
+        bridge_backward(number, Int(pointer(integers)), length(integers))
         bridge_free(number)
     end
     return nothing
@@ -48,11 +48,11 @@ end
         @.. dy = fast_tanh(dy + (b + t * b))
         return nothing
     end
-    function keep!(dy, t, y, p, cache, kept)
-        k1, (W, b) = kept[1], p
-        mul!(k1, transpose(W), y)
-        @.. k1 = fast_tanh(k1 + (b + t * b))
-        copyto!(dy, k1)
+    function keep!(dy, t, y, p, cache, residuals)
+        r1, (W, b) = residuals[1], p
+        mul!(r1, transpose(W), y)
+        @.. r1 = fast_tanh(r1 + (b + t * b))
+        copyto!(dy, r1)
         return nothing
     end
     function vjp!(ybar, pbar, ct, t, y, p, cache)
@@ -61,23 +61,23 @@ end
         @.. cache.h1 = fast_tanh(cache.h1 + (b + t * b))
         return back!(ybar, pbar, ct, t, y, p, cache, (cache.h1,))
     end
-    function back!(ybar, pbar, ct, t, y, p, cache, kept)
+    function back!(ybar, pbar, ct, t, y, p, cache, residuals)
         (; h1, h2) = cache
-        k1, (W, b) = kept[1], p
-        @.. h1 = ct * (1 - k1^2)
+        r1, (W, b) = residuals[1], p
+        @.. h1 = ct * (1 - r1^2)
         sum!(h2, h1)
         @.. pbar[2] += h2 * t
         mul!(pbar[1], y, transpose(h1), true, true)
         mul!(ybar, W, h1)
         return nothing
     end
-    scratch(y, p) = (h1 = similar(y), h2 = similar(y, size(y, 1)))
+    arrays = (buffers = (y, B) -> (h1 = similar(y), h2 = similar(y, size(y, 1))), residuals = B -> ((2, B),))
     @compile_workload begin
         for T in (Float64, Float32)
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
-            layer = Dynamics(value!, vjp!, p, scratch(y0, p))
+            layer = Dynamics(value!, vjp!, p, arrays.buffers(y0, 2))
             for name in ("tsit5", "bs3", "dp5", "vern7")
-                CODES[0] = Code(@__MODULE__, value!, vjp!, scratch, (keep!, back!, (y, p) -> (size(y),)))
+                CODES[0] = Code(@__MODULE__, value!, vjp!, arrays, (keep!, back!))
                 rehearse(0, p, y0, name)
             end
             for name in (:sosri, :sosri2, :sosra)
@@ -85,10 +85,10 @@ end
                 pullback(sol; ys = ones(T, 2, 2, 3))
             end
             fields = (Field(layer, (2, 2), Vector{T}; pbar = map(zero, p)),)
-            step = local_step(method(:tsit5), Settings(; rtol = 1.0e-3, atol = 1.0e-3), fields, vec(y0), 0.0, 1.0)
-            reverse!(vec(y0), step, fields, 1.0, 1.0)
+            here = local_step(method(:tsit5), Settings(; rtol = 1.0e-3, atol = 1.0e-3), fields, vec(y0), 0.0, 1.0)
+            reverse!(vec(y0), here, fields, 1.0, 1.0)
         end
     end
     empty!(CODES)
-    empty!(KEPT)
+    empty!(SAVED_SOLVES)
 end

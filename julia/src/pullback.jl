@@ -19,8 +19,8 @@ function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness) where {V, M, 
     return Cotangents{O}(flat, error, stiffness)
 end
 
-entry(list::Nothing, n) = 0.0
-entry(list, n) = Float64(list[n])
+cotangent_of(::Nothing, n) = 0.0
+cotangent_of(list, n) = Float64(list[n])
 
 """
     reverse!(y0bar, recording, field..., cotangents) -> y0bar
@@ -31,10 +31,10 @@ fields were made with.
 function reverse!(y0bar, rec::Recording, args...)
     y0bar .= 0
     if accepted(rec) == 0
-        return add_outputs!(y0bar, rec, args[end], 0, length(rec.outputs), y0bar)
+        return add_outputs!(y0bar, rec, args[end], 1, length(rec.outputs))
     end
     length(rec.tape) == accepted(rec) || throw(
-        ArgumentError("the solve kept nothing to go back over: solve again with `keep = :stages` or `:states`")
+        ArgumentError("the solve kept no tape for a gradient: solve again with `keep = :stages` or `:states`")
     )
     return sweep!(y0bar, rec, args...)
 end
@@ -44,48 +44,43 @@ function sweep!(
     ) where {V}
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
     again = rec.settings.keep === :states
-    stages = again ? keep_all!(Stages(tableau, rec.y0), tableau, field) : empty_stages(tableau, rec.y0)
+    step = again ? keep_residuals!(Step(tableau, rec.y0), tableau, field) : empty_step(tableau, rec.y0)
     rev = Reverse(tableau, rec.y0, any(output -> output.step > 0 && output.theta != 1, rec.outputs))
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
-        stop_if_asked()
-        h, t1 = rec.dt[n], rec.t[n]
-        t = n == 1 ? rec.times[1] : rec.t[n - 1]
-        recall!(stages, rec, tableau, field, n, t, h, t1)
+        check_stop_flag()
+        recall!(step, rec.tape[n], tableau, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
-        isempty(inside) || extra_stages!(stages, tableau, field, t, h, t1; keep = true)
-        add_outputs!(rev.lam, rec, cotangents, first, last, rev.v)
+        isempty(inside) || extra_stages!(step, tableau, field; keep = true)
+        add_outputs!(rev.lam, rec, cotangents, first, last)
         reverse_step!(
-            rev, stages, tableau, field, t, h, t1, rtol, atol;
-            Ebar = entry(cotangents.error, n), Sbar = entry(cotangents.stiffness, n), outputs = inside
+            rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
+            Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside
         )
         last = first - 1
     end
-    if rev.carry_live[]
-        vjp!(rev.x, field, rev.carry, rec.times[1], stages.g[1], stages.kept[1])
-        add!(rev.lam, one(eltype(V)), rev.x)
-    end
-    add_outputs!(rev.lam, rec, cotangents, 1, last, rev.v)
+    reverse_first_stage!(rev, field, step)
+    add_outputs!(rev.lam, rec, cotangents, 1, last)
     copyto!(y0bar, rev.lam)
     release!(rev)
-    again && release!(stages)
+    again && release!(step)
     return y0bar
 end
 
-"Brings the stages of step `n` back, from the tape or by evaluating the field again."
-function recall!(s::Stages, rec::Recording, tableau, field, n, t, h, t1)
-    entry = rec.tape[n]
+"Brings a step back, from the tape or by taking it again."
+function recall!(step::Step, entry::Step, tableau, field)
+    (; t, h, t1) = entry
     if isempty(entry.k)
-        copyto!(s.g[1], entry.g[1])
-        evaluate!(s.k[1], field, t, s.g[1], s.kept[1])
-        return take_step!(s, tableau, field, t, h, t1)
+        copyto!(step.arguments[1], entry.arguments[1])
+        evaluate!(step.k[1], field, t, step.arguments[1], step.residuals[1])
+        return take_step!(step, tableau, field, t, h, t1)
     end
     for i in 1:tableau.stages
-        s.k[i], s.g[i], s.kept[i] = entry.k[i], entry.g[i], entry.kept[i]
+        step.k[i], step.arguments[i], step.residuals[i] = entry.k[i], entry.arguments[i], entry.residuals[i]
     end
-    s.y1 = entry.y1
-    return s
+    step.t, step.h, step.t1, step.y1 = t, h, t1, entry.y1
+    return step
 end
 
 function sweep!(
@@ -93,26 +88,24 @@ function sweep!(
         cotangents::Cotangents
     ) where {V}
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    stages = keep_all!(NoiseStages(tableau, rec.y0), tableau, drift, diffusion)
-    rev = NoiseReverse(tableau, rec.y0)
+    step = keep_residuals!(SDEStep(tableau, rec.y0), tableau, drift, diffusion)
+    rev = SDEReverse(tableau, rec.y0)
     len, last = length(rec.y0), length(rec.outputs)
     for n in accepted(rec):-1:1
-        stop_if_asked()
-        h, t = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1]
-        chunk = rec.tape[n]
-        copyto!(stages.H0[1], 1, chunk, 1, len)
-        copyto!(stages.dW, 1, chunk, 1 + len, len)
-        copyto!(stages.dZ, 1, chunk, 1 + 2len, len)
-        take_step!(stages, tableau, drift, diffusion, t, h)
+        check_stop_flag()
+        h, t, entry = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1], rec.tape[n]
+        copyto!(step.H0[1], 1, entry, 1, len)
+        copyto!(step.dW, 1, entry, 1 + len, len)
+        copyto!(step.dZ, 1, entry, 1 + 2len, len)
+        take_sde_step!(step, tableau, drift, diffusion, t, h)
         first = first_output(rec, n, last)
         reverse_step!(
-            rev, stages, tableau, drift, diffusion, t, h, rtol, atol;
-            Ebar = entry(cotangents.error, n), Sbar = entry(cotangents.stiffness, n),
-            outputs = on_the_line(rec, cotangents, first, last, rec.y0)
+            rev, step, tableau, drift, diffusion, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
+            Sbar = cotangent_of(cotangents.stiffness, n), outputs = on_the_line(rec, cotangents, first, last, rec.y0)
         )
         last = first - 1
     end
-    add_outputs!(rev.base.lam, rec, cotangents, 1, last, rev.base.v)
+    add_outputs!(rev.base.lam, rec, cotangents, 1, last)
     return copyto!(y0bar, rev.base.lam)
 end
 
@@ -124,12 +117,10 @@ function first_output(rec::Recording, n, last)
     return last + 1
 end
 
-column!(v, cotangents, output) = copyto!(v, view(cotangents.ys, :, output.row))
-
 "Adds the cotangents of outputs `first` to `last` that lie at a step's end (or at the start)."
-function add_outputs!(lam, rec::Recording, cotangents, first, last, buffer)
+function add_outputs!(lam, rec::Recording, cotangents, first, last)
     cotangents.ys === nothing && return lam
-    for i in max(first, 1):last
+    for i in first:last
         output = rec.outputs[i]
         (output.step == 0 || output.theta == 1.0) || continue
         lam .+= view(cotangents.ys, :, output.row)
@@ -140,25 +131,20 @@ end
 "Weights and cotangents of the outputs strictly inside a Runge-Kutta step."
 function interior(rec::Recording, cotangents, tableau, first, last, y)
     list = Tuple{Vector{Float64}, typeof(y)}[]
-    cotangents.ys === nothing && return list
-    for i in first:last
-        output = rec.outputs[i]
-        output.theta == 1.0 && continue
-        push!(list, (dense_weights(tableau, output.theta), column!(similar(y), cotangents, output)))
+    for output in view(rec.outputs, first:last)
+        (output.theta == 1.0 || cotangents.ys === nothing) && continue
+        push!(list, (dense_weights(tableau, output.theta), column(cotangents, output, y)))
     end
     return list
 end
 
 "Places and cotangents of the outputs of a stochastic step, its end included."
 function on_the_line(rec::Recording, cotangents, first, last, y)
-    list = Tuple{Float64, typeof(y)}[]
-    cotangents.ys === nothing && return list
-    for i in first:last
-        output = rec.outputs[i]
-        push!(list, (output.theta, column!(similar(y), cotangents, output)))
-    end
-    return list
+    cotangents.ys === nothing && return Tuple{Float64, typeof(y)}[]
+    return [(output.theta, column(cotangents, output, y)) for output in view(rec.outputs, first:last)]
 end
+
+column(cotangents, output, y) = copyto!(similar(y), view(cotangents.ys, :, output.row))
 
 """
     reverse_times!(tbar, field, times, ys, ysbar, y0bar)

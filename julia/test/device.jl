@@ -13,9 +13,7 @@ JLArrays.allowscalar(false)
 const EXPORTED = """
 function g!(dy, t, y, p, cache)
     (; h1, h2) = cache
-    p1, p2, p3, p4 = p
-    B = size(y, 2)
-    t = t isa AbstractFloat ? eltype(y)(t) : t
+    (p1, p2, p3, p4) = p
     part = view(h1, 1:2, :)
     @.. part = y
     part = view(h1, 3:3, :)
@@ -23,38 +21,36 @@ function g!(dy, t, y, p, cache)
     mul!(h2, transpose(p1), h1)
     @.. h2 = fast_tanh(h2 + p2)
     mul!(dy, transpose(p3), h2)
-    @.. dy = fast_sigmoid(dy + p4) * 2 - NaNMath.sqrt(fast_exp(y)) * 0.5f0
+    @.. dy = (fast_sigmoid(dy + p4) * 2) - (NaNMath.sqrt(fast_exp(y)) * 0.5f0)
     return nothing
 end
 
-function g_keep!(dy, t, y, p, cache, kept)
+function g_keep!(dy, t, y, p, cache, residuals)
     (; h1) = cache
-    p1, p2, p3, p4 = p
-    k1, k2 = kept
-    t = t isa AbstractFloat ? eltype(y)(t) : t
+    (p1, p2, p3, p4) = p
+    (r1, r2) = residuals
     part = view(h1, 1:2, :)
     @.. part = y
     part = view(h1, 3:3, :)
     @. part = t
-    mul!(k1, transpose(p1), h1)
-    @.. k1 = fast_tanh(k1 + p2)
-    mul!(k2, transpose(p3), k1)
-    @.. k2 = fast_sigmoid(k2 + p4)
-    @.. dy = k2 * 2 - NaNMath.sqrt(fast_exp(y)) * 0.5f0
+    mul!(r1, transpose(p1), h1)
+    @.. r1 = fast_tanh(r1 + p2)
+    mul!(r2, transpose(p3), r1)
+    @.. r2 = fast_sigmoid(r2 + p4)
+    @.. dy = (r2 * 2) - (NaNMath.sqrt(fast_exp(y)) * 0.5f0)
     return nothing
 end
 
-function g_back!(ybar, pbar, ct, t, y, p, cache, kept)
+function g_back!(ybar, pbar, ct, t, y, p, cache, residuals)
     (; h1, h3, h4) = cache
-    p1, p2, p3, p4 = p
-    p1bar, p2bar, p3bar, p4bar = pbar
-    k1, k2 = kept
-    t = t isa AbstractFloat ? eltype(y)(t) : t
-    @.. h3 = ct * 2 * k2 * (1 - k2)
-    mul!(p3bar, k1, transpose(h3), true, true)
+    (p1, p2, p3, p4) = p
+    (p1bar, p2bar, p3bar, p4bar) = pbar
+    (r1, r2) = residuals
+    @.. h3 = ((ct * 2) * r2) * (1 - r2)
+    mul!(p3bar, r1, transpose(h3), true, true)
     sum!(p4bar, h3; init = false)
     mul!(h4, p3, h3)
-    @.. h4 = h4 * (1 - k1^2)
+    @.. h4 = h4 * (1 - (r1^2))
     part = view(h1, 1:2, :)
     @.. part = y
     part = view(h1, 3:3, :)
@@ -63,26 +59,23 @@ function g_back!(ybar, pbar, ct, t, y, p, cache, kept)
     sum!(p2bar, h4; init = false)
     mul!(h1, p1, h4)
     part = view(h1, 1:2, :)
-    @.. ybar = part - ct * NaNMath.sqrt(fast_exp(y)) * 0.25f0
+    @.. ybar = part - ((ct * NaNMath.sqrt(fast_exp(y))) * 0.25f0)
     return nothing
 end
 
 function g_vjp!(ybar, pbar, ct, t, y, p, cache)
-    kept = map(size -> similar(y, size), g_kept(y, p))
-    g_keep!(similar(y), t, y, p, cache, kept)
-    g_back!(ybar, pbar, ct, t, y, p, cache, kept)
+    residuals = (similar(y, 7, size(y, 2)), similar(y, 2, size(y, 2)))
+    g_keep!(similar(y), t, y, p, cache, residuals)
+    g_back!(ybar, pbar, ct, t, y, p, cache, residuals)
     return nothing
 end
 
-function g_kept(y, p)
-    B = size(y, 2)
-    return ((7, B), (2, B))
-end
-
-function g_cache(y, p)
-    B = size(y, 2)
-    return (h1 = similar(y, 3, B), h2 = similar(y, 7, B), h3 = similar(y, 2, B), h4 = similar(y, 7, B))
-end
+(
+    buffers = (y, B) -> (
+        h1 = similar(y, 3, B), h2 = similar(y, 7, B), h3 = similar(y, 2, B), h4 = similar(y, 7, B),
+    ),
+    residuals = B -> ((7, B,), (2, B,)),
+)
 """
 
 const DRIFT, DIFFUSION = compile(EXPORTED, "g"), compile(EXPORTED, "g")
@@ -126,9 +119,9 @@ end
         p, u0 = map(on, parameters(Xoshiro(4), Float64)), on(randn(Xoshiro(5), 2, 5))
         pbar = map(zero, p)
         field = RegNDE.Field(dynamics(DRIFT, u0, p), size(u0), typeof(vec(u0)); pbar)
-        step = local_step(RegNDE.method(:tsit5), RegNDE.Settings(; rtol = 1.0e-3, atol = 1.0e-3), (field,), vec(u0), 0.0, 1.0)
-        ybar = reverse!(similar(vec(u0)), step, (field,), 1.0, 1.0)
-        step.error, step.stiffness, Array(ybar), map(Array, pbar)...
+        here = local_step(RegNDE.method(:tsit5), RegNDE.Settings(; rtol = 1.0e-3, atol = 1.0e-3), (field,), vec(u0), 0.0, 1.0)
+        ybar = reverse!(similar(vec(u0)), here, (field,), 1.0, 1.0)
+        here.error, here.stiffness, Array(ybar), map(Array, pbar)...
     end
     @test all(isapprox(a, b; rtol = 1.0e-10) for (a, b) in zip(results...))
 end

@@ -4,7 +4,7 @@
 module Net
 
 using LinearAlgebra: mul!
-using RegNDE: Dynamics, Keeping, fast_tanh
+using RegNDE: Dynamics, WithResiduals, fast_tanh
 
 function value!(dy, t, y, p, _)
     W1, b1, W2, b2 = p
@@ -30,29 +30,29 @@ parameters(rng, dim, hidden, T = Float64) =
 
 dynamics(p) = Dynamics(value!, vjp!, p, nothing)
 
-function keep!(dy, t, y, p, _, kept)
+function keep!(dy, t, y, p, _, residuals)
     W1, b1, W2, b2 = p
-    kept[1] .= fast_tanh.(W1 * (y .^ 3) .+ b1)
-    dy .= W2 * kept[1] .+ b2 .+ t .* b2
+    residuals[1] .= fast_tanh.(W1 * (y .^ 3) .+ b1)
+    dy .= W2 * residuals[1] .+ b2 .+ t .* b2
     return nothing
 end
 
-function back!(ybar, pbar, ct, t, y, p, _, kept)
+function back!(ybar, pbar, ct, t, y, p, _, residuals)
     W1, _, W2, _ = p
-    zbar = (W2' * ct) .* (1 .- kept[1] .^ 2)
+    zbar = (W2' * ct) .* (1 .- residuals[1] .^ 2)
     mul!(pbar[1], zbar, (y .^ 3)', true, true)
     pbar[2] .+= vec(sum(zbar; dims = 2))
-    mul!(pbar[3], ct, kept[1]', true, true)
+    mul!(pbar[3], ct, residuals[1]', true, true)
     pbar[4] .+= (1 + t) .* vec(sum(ct; dims = 2))
     ybar .= (W1' * zbar) .* 3 .* y .^ 2
-    kept[1] .= NaN # whoever reads it again is seen
+    residuals[1] .= NaN # whoever reads it again is seen
     return nothing
 end
 
 "The same field, whose hidden layer the reverse reads instead of computing it again."
-function keeping(p, y)
+function with_residuals(p, y)
     sizes = ((size(p[1], 1), size(y, 2)),)
-    return Dynamics(value!, (args...) -> error("nothing was kept"), p, nothing, Keeping(keep!, back!, sizes, y))
+    return Dynamics(value!, (args...) -> error("no residuals"), p, nothing, WithResiduals(keep!, back!, sizes, y))
 end
 
 end

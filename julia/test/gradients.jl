@@ -47,11 +47,11 @@ end
     @test against_differences(loss, (u0, p..., noise.p...), (u0bar, pbar..., qbar...)) < 1.0e-6
 end
 
-@testset "what is kept for the reverse changes nothing: $method, keep = $keep" for method in
+@testset "residuals change nothing: $method, keep = $keep" for method in
         (:tsit5, :bs3, :vern7, :sosri, :em), keep in (:stages, :states)
     rng = Xoshiro(7)
     p, u0 = Net.parameters(rng, 2, 4), randn(rng, 2, 3)
-    results = map((Net.dynamics(p), Net.keeping(p, u0))) do drift
+    results = map((Net.dynamics(p), Net.with_residuals(p, u0))) do drift
         stochastic = method in (:sosri, :em)
         noise = PathNoise((w, z, s, t) -> (w .= sqrt(t - s) / 2; z .= sqrt(t - s) / 3; nothing), 0.0, 1.0, vec(u0))
         sol = solve_recorded(
@@ -68,18 +68,18 @@ end
     @test all(isapprox(a, b; rtol = 1.0e-12) for (a, b) in zip(results...))
 end
 
-@testset "large arrays are handed on to the next solve" begin
+@testset "large arrays are released to the next solve" begin
     p, u0 = Net.parameters(Xoshiro(8), 2, 4), randn(Xoshiro(9), 2, 10_000)
     run() = solve_recorded(Net.dynamics(p), u0, [0.0, 1.0])
     bar(sol) = pullback(sol; ys = ones(size(sol.ys)), error = ones(length(sol.error)))
     first = run()
-    kept, expected = copy(first.ys), bar(first)
+    ys, expected = copy(first.ys), bar(first)
     RegNDE.release!(first.recording)
-    @test RegNDE.SPARE_BYTES[] > 12 * length(first.t) * sizeof(u0)
-    before = RegNDE.SPARE_BYTES[]
+    @test RegNDE.POOL_BYTES[] > 12 * length(first.t) * sizeof(u0)
+    before = RegNDE.POOL_BYTES[]
     again = run()
-    @test RegNDE.SPARE_BYTES[] < before
-    @test again.ys == kept
+    @test RegNDE.POOL_BYTES[] < before
+    @test again.ys == ys
     @test bar(again) == expected
     other = run()
     @test bar(again) == expected # `other` has memory of its own

@@ -1,4 +1,4 @@
-# What holds of any well-kept package: no ambiguous or pirated methods, no unbound parameters, no stale dependencies.
+# What holds of any well-made package: no ambiguous or pirated methods, no unbound parameters, no stale dependencies.
 
 using Aqua: Aqua
 using RegNDE: RegNDE

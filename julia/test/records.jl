@@ -1,5 +1,6 @@
+using LinearAlgebra: mul!
 using Random: Xoshiro, randn
-using RegNDE: RegNDE, Dynamics, Field, solve_recorded
+using RegNDE: RegNDE, Dynamics, Field, evaluate!, solve_recorded, stiffness_estimate, take_step!
 using Test: @test, @test_throws, @testset
 
 @testset "the integrator's estimates are ours: $method" for method in
@@ -65,14 +66,48 @@ end
         p, y = Net.parameters(rng, 2, 3), randn(rng, 2, batch)
         sol = solve_recorded(Dynamics((dy, t, y, p, _) -> (dy .= .-y; nothing),
             (x, q, ct, t, y, p, _) -> (x .= .-ct; nothing), (), nothing), y, [0.0, 1.0])
-        stages, rev = RegNDE.Stages(RegNDE.TSIT5, vec(y)), RegNDE.Reverse(RegNDE.TSIT5, vec(y))
+        step, rev = RegNDE.Step(RegNDE.TSIT5, vec(y)), RegNDE.Reverse(RegNDE.TSIT5, vec(y))
+        step.h = step.t1 = 0.1
         field = Field(sol.dynamics[1], size(y), Vector{Float64}; pbar = ())
-        foreach(k -> copyto!(k, vec(y)), (stages.k..., stages.g...))
-        step() = RegNDE.reverse_step!(
-            rev, stages, RegNDE.TSIT5, field, 0.0, 0.1, 0.1, 1.0e-6, 1.0e-6; Ebar = 1.0, Sbar = 1.0
-        )
-        step()
-        @allocated step()
+        foreach(k -> copyto!(k, vec(y)), (step.k..., step.arguments...))
+        back() = RegNDE.reverse_step!(rev, step, RegNDE.TSIT5, field, 1.0e-6, 1.0e-6; Ebar = 1.0, Sbar = 1.0)
+        back()
+        @allocated back()
     end
     @test measured[1] == measured[2]
+end
+
+@testset "the stiffness estimate does not depend on the state's units: $T, $unit" for (T, unit) in (
+        (Float32, 1.0f-20), (Float32, 1.0f20), (Float32, 1.0f30), (Float64, 1.0e-170), (Float64, 1.0e160),
+    )
+    # u' = A u scaled by a power of two: every quotient is the same to the last bit
+    unit = T(2)^round(Int, log2(unit))
+    A = T[-3 1; 0.5 -40]
+    results = map((one(T), unit)) do scale
+        y, step, rev = scale * T[1, -2], RegNDE.Step(RegNDE.TSIT5, zeros(T, 2)), RegNDE.Reverse(RegNDE.TSIT5, zeros(T, 2))
+        field = Field(Dynamics((dy, t, y, p, _) -> (mul!(dy, A, y); nothing),
+            (x, q, ct, t, y, p, _) -> (mul!(x, A', ct); nothing), (), nothing), (2,), Vector{T}; pbar = ())
+        copyto!(step.arguments[1], y)
+        evaluate!(step.k[1], field, 0.0, y)
+        take_step!(step, RegNDE.TSIT5, field, 0.0, 0.02, 0.02)
+        RegNDE.reverse_step!(rev, step, RegNDE.TSIT5, field, 1.0e-3, Float64(scale); Sbar = 1.0)
+        RegNDE.reverse_first_stage!(rev, field, step)
+        stiffness_estimate(step, RegNDE.TSIT5), rev.lam .* scale
+    end
+    @test results[1][1] == results[2][1]
+    @test 30 < results[2][1] < 50
+    @test results[1][2] ≈ results[2][2] rtol = 16 * eps(T)
+    @test any(!=(0), results[2][2])
+end
+
+@testset "the root mean square of tiny, huge, equal and no entries" begin
+    @test RegNDE.rms(fill(1.0e-200, 3)) ≈ 1.0e-200
+    @test RegNDE.rms(fill(-1.0e200, 3)) ≈ 1.0e200
+    @test RegNDE.rms(Float32[3.0f30, 4.0f30]) ≈ sqrt(12.5) * 1.0e30 rtol = 1.0e-6
+    @test RegNDE.rms(zeros(3)) === 0.0
+    @test RegNDE.rms(Float64[]) === 0.0
+    @test isnan(RegNDE.rms([1.0, NaN]))
+    y = randn(Xoshiro(1), 1000)
+    @test RegNDE.rms(y) ≈ sqrt(sum(abs2, y) / 1000)
+    @test RegNDE.stiffness_quotient(y, zero(y)) === 0.0
 end

@@ -1,8 +1,8 @@
 # The recorded steps made again, at their recorded times and sizes, with other parameters: what the
 # discrete gradient is the gradient of.
 
-using RegNDE: Field, NoiseStages, Stages, dense_weights, error_estimate!, evaluate!, extra_stages!,
-    stiffness_estimate, take_step!
+using RegNDE: Field, SDEStep, Step, dense_output!, error_estimate!, evaluate!, extra_stages!, sde_error_estimate!,
+    sde_stiffness_estimate, stiffness_estimate, take_sde_step!, take_step!
 
 struct Replay{T}
     ys::Matrix{T}
@@ -16,20 +16,20 @@ Replay(rec, y0::Vector{T}) where {T} = Replay(similar(rec.ys, T), T[], T[])
 function replay(rec, dynamics, shape, y0)
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
     field = Field(dynamics, shape, typeof(y0))
-    s = Stages(tableau, y0)
+    step = Step(tableau, y0)
     out = Replay(rec, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
         t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
-        copyto!(s.g[1], y)
-        evaluate!(s.k[1], field, t, y)
-        take_step!(s, tableau, field, t, h, t1)
-        extra_stages!(s, tableau, field, t, h, t1)
-        push!(out.error, error_estimate!(s, tableau, h, rtol, atol))
-        tableau.pair && push!(out.stiffness, stiffness_estimate(s, tableau))
-        save_at!(out.ys, rec, n, s.y1, theta -> y + h * sum(dense_weights(tableau, theta) .* s.k))
-        copyto!(y, s.y1)
+        copyto!(step.arguments[1], y)
+        evaluate!(step.k[1], field, t, y)
+        take_step!(step, tableau, field, t, h, t1)
+        extra_stages!(step, tableau, field)
+        push!(out.error, error_estimate!(step, tableau, rtol, atol))
+        tableau.pair && push!(out.stiffness, stiffness_estimate(step, tableau))
+        save_at!(out.ys, rec, n, step.y1, theta -> dense_output!(step.scratch, step, tableau, theta))
+        copyto!(y, step.y1)
     end
     return out
 end
@@ -38,20 +38,20 @@ end
 function replay(rec, drift, diffusion, shape, y0)
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
     fields = Field(drift, shape, typeof(y0)), Field(diffusion, shape, typeof(y0))
-    s, len = NoiseStages(tableau, y0), length(y0)
+    step, len = SDEStep(tableau, y0), length(y0)
     out = Replay(rec, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
         t, h = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n]
-        copyto!(s.H0[1], y)
-        copyto!(s.dW, view(rec.tape[n], (len + 1):(2len)))
-        copyto!(s.dZ, view(rec.tape[n], (2len + 1):(3len)))
-        take_step!(s, tableau, fields..., t, h)
-        tableau.adaptive && push!(out.error, error_estimate!(s, tableau, h, rtol, atol))
-        tableau.pair && push!(out.stiffness, stiffness_estimate(s, tableau))
-        save_at!(out.ys, rec, n, s.y1, theta -> (1 - theta) * y + theta * s.y1)
-        copyto!(y, s.y1)
+        copyto!(step.H0[1], y)
+        copyto!(step.dW, view(rec.tape[n], (len + 1):(2len)))
+        copyto!(step.dZ, view(rec.tape[n], (2len + 1):(3len)))
+        take_sde_step!(step, tableau, fields..., t, h)
+        tableau.adaptive && push!(out.error, sde_error_estimate!(step, tableau, rtol, atol))
+        tableau.pair && push!(out.stiffness, sde_stiffness_estimate(step, tableau))
+        save_at!(out.ys, rec, n, step.y1, theta -> (1 - theta) * y + theta * step.y1)
+        copyto!(y, step.y1)
     end
     return out
 end
@@ -74,12 +74,12 @@ function against_differences(loss, arrays, gradients)
     exact = map(x -> BigFloat.(x), arrays)
     differences = map(similar, exact)
     for (x, d) in zip(exact, differences), i in eachindex(x)
-        kept = x[i]
-        x[i] = kept + step
+        middle = x[i]
+        x[i] = middle + step
         above = loss(exact...)
-        x[i] = kept - step
+        x[i] = middle - step
         below = loss(exact...)
-        x[i] = kept
+        x[i] = middle
         d[i] = (above - below) / 2step
     end
     scale = maximum(d -> maximum(abs, d; init = big"0.0"), differences)

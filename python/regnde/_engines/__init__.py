@@ -33,7 +33,8 @@ def choose(request: Request) -> Engine:
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
-        if engine.unavailable() is None and engine.missing_packages(request) is None and engine.why_unsupported(request) is None:
+        reasons = (engine.unavailable, lambda: engine.missing_packages(request), lambda: engine.why_unsupported(request))
+        if all(why() is None for why in reasons):
             return engine
         name = "torch"
     engine = known[name]
@@ -45,7 +46,7 @@ def choose(request: Request) -> Engine:
 
 
 class _Preferred(Engine):
-    """The first engine, and the second one for a field that the first can not be given."""
+    """The first engine, and the second one for a field that the first does not support."""
 
     def __init__(self, first: Engine, second: Engine) -> None:
         self.name = first.name
@@ -60,11 +61,11 @@ class _Preferred(Engine):
         return self.first.missing_packages(request)
 
     def why_unsupported(self, request: Request) -> str | None:
-        """Why the first engine can not run the request; the field shows only when it is read."""
+        """Why the first engine can not run the request; `solve` finds out about the field."""
         return self.first.why_unsupported(request)
 
     def solve(self, request: Request) -> Solution:
-        """Solves with the first engine, unless the field is not one for it."""
+        """Solves with the first engine, or with the second if the first does not support the field."""
         try:
             return self.first.solve(request)
         except UnsupportedField:

@@ -69,7 +69,7 @@ class Engine(ABC):
 
     @abstractmethod
     def solve(self, request: Request) -> Solution:
-        """Runs a request that is not refused."""
+        """Runs a supported request."""
 
 
 def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:

@@ -13,7 +13,7 @@ from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhe
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
 from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
-from regnde._engines.julia.words import Code
+from regnde._engines.julia.fields import Code
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Steps
@@ -53,7 +53,7 @@ class JuliaEngine(Engine):
 
     def missing_packages(self, request: Request) -> str | None:
         """CUDA.jl, for a state on a CUDA device."""
-        return runtime.lacks_cuda() if request.y0.device.type == "cuda" else None
+        return runtime.missing_cuda() if request.y0.device.type == "cuda" else None
 
     def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
@@ -61,6 +61,8 @@ class JuliaEngine(Engine):
         sde = isinstance(request.equation, SDE)
         if solver.tableau is not None:
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
+        if request.grid is not None:
+            return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
@@ -78,9 +80,9 @@ class JuliaEngine(Engine):
             )
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
-        return unsupported_everywhere(request, adaptive=solver.method != "em") or self._refuses_gradient(request)
+        return unsupported_everywhere(request, adaptive=solver.method != "em") or self._unsupported_gradient(request)
 
-    def _refuses_gradient(self, request: Request) -> str | None:
+    def _unsupported_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
         method, gradient, record = request.solver.method, request.solver.gradient, request.record
         if gradient in ADJOINTS:
@@ -106,23 +108,25 @@ class JuliaEngine(Engine):
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
-        if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and _grad_on(request, codes):
+        if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and _needs_gradient(request, codes):
             raise ValueError(
                 f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use "
                 "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
                 "explicit method, or torch.no_grad()."
             )
-        run = _Run(request, codes)
+        run = _Run(request)
+        run.use(codes)
         try:
             return run.solution(check=known)
         except FieldChanged:
             with torch.no_grad():
-                run.codes, _ = _codes(request, again=True)
+                codes, _ = _codes(request, again=True)
+            run.use(codes)
             return run.solution()
 
 
 def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], bool]:
-    """The fields as Julia code, and whether some of them was not read again because it looked unchanged."""
+    """The fields as Julia code, and whether one of them was not exported again because it looked unchanged."""
     equation, y0 = request.equation, request.y0.detach()
     if isinstance(equation, JuliaField):
         tensors = tuple(equation.parameters)
@@ -132,25 +136,28 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
     return tuple(code for code, _ in written), any(known for _, known in written)
 
 
-def _grad_on(request: Request, codes: Sequence[Code]) -> bool:
-    moving = request.y0.requires_grad or request.ts.requires_grad
-    return torch.is_grad_enabled() and (moving or any(any(code.needs_gradient) for code in codes))
+def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
+    needed = request.y0.requires_grad or request.ts.requires_grad or any(any(code.needs_gradient) for code in codes)
+    return torch.is_grad_enabled() and needed
 
 
 class _Run:
     """One request on its way through the engine."""
 
-    def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
-        self.request, self.codes = request, codes
+    def __init__(self, request: Request) -> None:
+        self.request = request
         self.local = request.record if isinstance(request.record, Local) else None
-        self.graph = _grad_on(request, codes)
-        self.tensors = tuple(x.to(request.y0.device).contiguous() for code in codes for x in code.tensors)
         self.path = self._noise()
         self.random = self._random()
         self.drawn = math.nan
         if self.local and self.local.sampling == "time":
             t0, t1 = request.times[0], request.times[-1]
             self.drawn = t0 + self.random.random() * (t1 - t0)
+
+    def use(self, codes: tuple[Code, ...]) -> None:
+        """Sets the fields' code."""
+        self.codes, self.graph = codes, _needs_gradient(self.request, codes)
+        self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
 
     def _noise(self) -> BrownianPath | None:
         request = self.request
@@ -187,10 +194,10 @@ class _Run:
             record=request.record == "all",
             keep=keep,
             path=self.path,
-            spare=by_step,
+            local_start=by_step,
             adjoint=adjoint,
-            moving=request.ts.requires_grad and self.graph,
-            probe=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
+            times_need_gradient=request.ts.requires_grad and self.graph,
+            first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
@@ -203,8 +210,8 @@ class _Run:
             full, error, stiffness = job.run(y0, self.tensors)
         outcome = job.outcome
         assert outcome is not None
-        if job.probe is not None:
-            self._check(job.probe)
+        if job.first_slope is not None:
+            self._check(job.first_slope)
         calls, steps = outcome.calls, None
         if self.local is not None:
             steps, more = self._local_record(job, outcome, full, row)
@@ -259,11 +266,11 @@ class _Run:
         assert local is not None
         ends, sizes = outcome.table[0], outcome.table[1]
         if outcome.status != "success" or not outcome.accepted:
-            empty = full.reshape(-1)[:0].abs()  # no step: an empty record that still hangs on the graph
+            empty = full.reshape(-1)[:0].abs()  # no step: an empty record that is part of the graph
             return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
         if row is None:
             step = self._reservoir(outcome.accepted)
-            t, y = job.place_anchor(step), full[-1]
+            t, y = job.save_local_start(step), full[-1]
         else:
             inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
             step = 1 + int(inside.to(torch.uint8).argmax())

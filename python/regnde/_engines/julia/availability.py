@@ -10,12 +10,12 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-__all__ = ["CUDA", "chosen", "folder", "forget", "julia_list", "lacks_cuda", "why_not"]
+__all__ = ["CUDA", "chosen", "folder", "forget", "julia_list", "missing_cuda", "why_not"]
 
 CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
 """The Julia packages that tensors on CUDA devices need, by name."""
 
-LASTING = 1.0
+RECHECK = 1.0
 """How many seconds it is believed that Julia is not there; that it is, is believed until it is started."""
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
@@ -39,7 +39,7 @@ def why_not() -> str | None:
     choice, now = chosen(), time.monotonic()
     if _seen.last is None or _seen.last[0] != choice or now >= _seen.last[2]:
         why = _why_not_on_disk(*choice)
-        _seen.last = choice, why, math.inf if why is None else now + LASTING
+        _seen.last = choice, why, math.inf if why is None else now + RECHECK
     return _seen.last[1]
 
 
@@ -89,7 +89,7 @@ def folder() -> Path:
     return Path(__file__).resolve().parents[2] / "julia"
 
 
-def lacks_cuda(loaded: Collection[str]) -> str | None:
+def missing_cuda(loaded: Collection[str]) -> str | None:
     """What to do before tensors on a CUDA device can be solved, or None if nothing is missing.
 
     Args:

@@ -1,4 +1,4 @@
-"""One solve between torch and Julia: one crossing forward, one backward (`words.py` says how they cross)."""
+"""Solves between torch and Julia: one crossing forward, one backward (`arguments.py` says how they cross)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.words import Code, Kept, Words, path_address, settle
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
+from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
@@ -29,7 +30,7 @@ class Outcome:
         status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
         saved: rows of `ys` that were reached.
         table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
-        kept: Julia's number of the solve.
+        handle: of the saved solve.
     """
 
     status: str
@@ -42,7 +43,7 @@ class Outcome:
     t: float
     dt: float
     table: Tensor
-    kept: Kept
+    handle: Handle
 
 
 @dataclass(eq=False)
@@ -56,10 +57,10 @@ class SolveJob:
         record: whether estimates are recorded.
         keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         path: the noise of an SDE.
-        spare: one more row of `ys` behind those of the save times, for an anchor.
+        local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
-        moving: whether the times carry a gradient.
-        probe: where to write the field's value at the start, or None.
+        times_need_gradient: whether the times carry a gradient.
+        first_slope: where to write the field's value at the start, or None.
     """
 
     codes: tuple[Code, ...]
@@ -68,44 +69,32 @@ class SolveJob:
     record: bool
     keep: str
     path: BrownianPath | None = None
-    spare: bool = False
+    local_start: bool = False
     adjoint: str = ""
-    moving: bool = False
-    probe: Tensor | None = None
+    times_need_gradient: bool = False
+    first_slope: Tensor | None = None
     outcome: Outcome | None = None
 
     def run(self, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """States at the save times, and error and stiffness records in the state's dtype."""
-        ys = y0.new_empty((len(self.times) + self.spare, *y0.shape))
+        ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
         results = torch.zeros(9, dtype=torch.float64)
-        words = Words()
-        for tensor in (y0, ys, times, results, self.probe):
-            words.tensor(tensor)
-        words.fields(self.codes, tensors)
+        arguments = ArgumentBuffer()
+        for tensor in (y0, ys, times, results, self.first_slope):
+            arguments.tensor(tensor)
+        arguments.fields(self.codes, tensors)
         solver, threads = self.solver, torch.get_num_threads()
         dt0 = math.nan if solver.dt0 is None else solver.dt0
+        options = (solver.method, solver.rtol, solver.atol, dt0, solver.max_steps, self.record, self.keep)
 
         def solve(julia: Any) -> tuple[int, Tensor, str]:
-            number = int(
-                runtime.unlocked(julia.bridge_solve)(
-                    *words.place,
-                    solver.method,
-                    solver.rtol,
-                    solver.atol,
-                    dt0,
-                    solver.max_steps,
-                    self.record,
-                    self.keep,
-                    path,
-                    threads,
-                )
-            )
+            number = int(runtime.without_gil(julia.bridge_solve)(*arguments.location, *options, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
             return number, table, str(julia.bridge_reason(number)) if results[0] else ""
 
-        settle(y0)
+        synchronize(y0)
         with path_address(self.path, y0) as path:
             number, table, reason = runtime.call(solve)
         status, accepted, saved, rejected, first, second, dt_first, t, dt = results.tolist()
@@ -120,15 +109,19 @@ class SolveJob:
             t=t,
             dt=dt,
             table=table,
-            kept=Kept(number),
+            handle=Handle(number),
         )
         return ys, table[2].to(y0), table[3].to(y0)
 
-    def place_anchor(self, step: int) -> float:
-        """Writes the state at the start of a step (1, 2, ...) to the spare row; returns its time."""
+    @property
+    def number(self) -> int:
+        """Of the saved solve."""
         assert self.outcome is not None
-        number = self.outcome.kept.number
-        return runtime.call(lambda julia: float(julia.bridge_anchor(number, step)))
+        return self.outcome.handle.number
+
+    def save_local_start(self, step: int) -> float:
+        """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
+        return runtime.call(lambda julia: float(julia.bridge_local_start(self.number, step)))
 
     def reverse(
         self,
@@ -140,38 +133,37 @@ class SolveJob:
         stiffnessbar: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         """Cotangents of the state, the times and the tensors."""
-        assert self.outcome is not None
         y0bar = torch.zeros_like(y0)
-        tbar = torch.zeros(len(self.times), dtype=torch.float64) if self.moving else None
-        words = Words()
-        words.tensor(y0bar)
-        words.tensor(None if ysbar is None else ysbar.contiguous())
+        tbar = torch.zeros(len(self.times), dtype=torch.float64) if self.times_need_gradient else None
+        arguments = ArgumentBuffer()
+        arguments.tensor(y0bar)
+        arguments.tensor(None if ysbar is None else ysbar.contiguous())
         for bar in (errorbar, stiffnessbar):
-            words.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
-        words.tensor(tbar)
-        words.tensor(ys if self.moving else None)
-        gradients = words.gradients(self.codes, tensors)
-        number = self.outcome.kept.number
-        settle(y0bar)
-        if self.adjoint:
-            runtime.call(
-                lambda julia: runtime.unlocked(julia.bridge_adjoint)(number, *words.place, self.adjoint) and None
-            )
-        else:
-            runtime.call(lambda julia: runtime.unlocked(julia.bridge_backward)(number, *words.place) and None)
+            arguments.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
+        arguments.tensor(tbar)
+        arguments.tensor(ys)
+        gradients = arguments.gradients(self.codes, tensors)
+        synchronize(y0bar)
+        name, options = ("bridge_adjoint", (self.adjoint,)) if self.adjoint else ("bridge_backward", ())
+        _call(name, self.number, *arguments.location, *options)
         return y0bar, tbar, gradients
 
 
+def _call(name: str, *arguments: object) -> None:
+    """Calls a function of RegNDE for what it writes."""
+    runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
+
+
 class Solve(torch.autograd.Function):
-    """A solve as one node: ys, error and stiffness from y0, the times and the fields' tensors."""
+    """A solve as one graph node: ys, error and stiffness from y0, the times and the fields' tensors."""
 
     @staticmethod
     def forward(ctx: Any, job: SolveJob, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solves, and keeps what the way back needs."""
+        """Solves, and saves what the reverse needs."""
         ys, error, stiffness = job.run(y0, tensors)
         ctx.job = job
         ctx.ts = ts.dtype, ts.device
-        ctx.save_for_backward(y0, *([ys] if job.moving else []), *tensors)
+        ctx.save_for_backward(y0, ys if job.times_need_gradient else None, *tensors)
         ctx.set_materialize_grads(False)
         return ys, error, stiffness
 
@@ -179,12 +171,10 @@ class Solve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, ysbar: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None) -> Any:
         """The reverse sweep over the accepted steps."""
-        job: SolveJob = ctx.job
-        y0, *rest = ctx.saved_tensors
-        ys = rest.pop(0) if job.moving else None
+        y0, ys, *tensors = ctx.saved_tensors
         if ys is not None and ysbar is None:
             ysbar = torch.zeros_like(ys)
-        y0bar, tbar, gradients = job.reverse(y0, rest, ys, ysbar, errorbar, stiffnessbar)
+        y0bar, tbar, gradients = ctx.job.reverse(y0, tensors, ys, ysbar, errorbar, stiffnessbar)
         dtype, device = ctx.ts
         return None, y0bar, None if tbar is None else tbar.to(device, dtype), *gradients
 
@@ -210,7 +200,7 @@ class LocalJob:
     solver: ResolvedSolver
     path: BrownianPath | None = None
     freeze: bool = False
-    kept: Kept | None = None
+    handle: Handle | None = None
     end: float = 0.0
     size: float = 0.0
     calls: tuple[int, int] = (0, 0)
@@ -218,29 +208,26 @@ class LocalJob:
     def run(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Error and stiffness of the step, 0-dim."""
         results = torch.zeros(6, dtype=torch.float64)
-        words = Words()
-        words.tensor(y)
-        words.tensor(results)
-        words.fields(self.codes, tensors)
+        arguments = ArgumentBuffer()
+        arguments.tensor(y)
+        arguments.tensor(results)
+        arguments.fields(self.codes, tensors)
         solver = self.solver
+        options = (solver.method, solver.rtol, solver.atol, self.t, self.t_end, self.h)
 
         def step(julia: Any) -> int:
-            return int(
-                runtime.unlocked(julia.bridge_local)(
-                    *words.place, solver.method, solver.rtol, solver.atol, self.t, self.t_end, self.h, path
-                )
-            )
+            return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))
 
-        settle(y)
+        synchronize(y)
         with path_address(self.path, y) as path:
-            self.kept = Kept(runtime.call(step))
+            self.handle = Handle(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results.tolist()
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
 
 
 class LocalStep(torch.autograd.Function):
-    """A local step as one node: error and stiffness from its initial state and the fields' tensors."""
+    """A local step as one graph node: error and stiffness from its initial state and the fields' tensors."""
 
     @staticmethod
     def forward(ctx: Any, job: LocalJob, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,16 +241,12 @@ class LocalStep(torch.autograd.Function):
     def backward(ctx: Any, errorbar: Tensor, stiffnessbar: Tensor) -> Any:
         """Its reverse."""
         job: LocalJob = ctx.job
+        assert job.handle is not None
         y, *tensors = ctx.saved_tensors
-        words, ybar = Words(), torch.zeros_like(y)
-        words.tensor(ybar)
-        gradients = words.gradients(job.codes, tensors)
-        assert job.kept is not None
-        number, bars = job.kept.number, (float(errorbar), float(stiffnessbar))
-        settle(ybar)
-        runtime.call(
-            lambda julia: (
-                runtime.unlocked(julia.bridge_local_backward)(number, *words.place, *bars, job.freeze) and None
-            )
-        )
+        arguments, ybar = ArgumentBuffer(), torch.zeros_like(y)
+        arguments.tensor(ybar)
+        gradients = arguments.gradients(job.codes, tensors)
+        synchronize(ybar)
+        bars = float(errorbar), float(stiffnessbar)
+        _call("bridge_local_backward", job.handle.number, *arguments.location, *bars, job.freeze)
         return None, ybar, *gradients

@@ -39,14 +39,14 @@ class Captured:
     Attributes:
         value: what the field returned, detached.
         tensors: every tensor it used that is neither `t` nor `y` nor made by itself, in order of first use.
-        reached: for each tensor, whether the value's autograd graph leads to it.
+        connected: for each tensor, whether it is in the value's autograd graph.
         leaves: leaves of the value's autograd graph beside the state.
         key: what happened, hashable.
     """
 
     value: Tensor
     tensors: tuple[Tensor, ...]
-    reached: tuple[bool, ...]
+    connected: tuple[bool, ...]
     leaves: tuple[Tensor, ...]
     key: Hashable
 
@@ -67,16 +67,16 @@ def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
     leaf = y.detach().requires_grad_()
     y = leaf.clone()  # no leaf itself: a field that writes into it is then told why it may not
     reader = _Reader(t, y)
-    with torch.enable_grad(), plain_attention(), _Refusals(reader), reader:
+    with torch.enable_grad(), plain_attention(), _UnsupportedOperations(reader), reader:
         value = call_field(field, t, y)
     if not isinstance(value, Tensor):
         raise TypeError(f"the field must return a tensor, got {type(value).__name__}.")
     leaves, nodes = graph_of(value)
     shape = (tuple(y.shape), y.dtype, t.dtype, tuple(value.shape), value.dtype)
     known = {id(x) for x in leaves}
-    reached = tuple(id(x) in known or (x.grad_fn is not None and x.grad_fn in nodes) for x in reader.tensors)
+    connected = tuple(id(x) in known or (x.grad_fn is not None and x.grad_fn in nodes) for x in reader.tensors)
     key = (shape, tuple(reader.calls), tuple(node.name() for node in nodes))
-    return Captured(value.detach(), tuple(reader.tensors), reached, tuple(x for x in leaves if x is not leaf), key)
+    return Captured(value.detach(), tuple(reader.tensors), connected, tuple(x for x in leaves if x is not leaf), key)
 
 
 def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class _Reader(TorchFunctionMode):
             self.protected.add(_storage(tensor))
 
 
-class _Refusals(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
+class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Stops a field, before it happens, at what no code can stand for."""
 
     def __init__(self, reader: _Reader) -> None:

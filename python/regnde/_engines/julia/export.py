@@ -2,21 +2,18 @@
 
 For `name="f"` the source defines, with `p` the tuple of the field's tensors as arrays,
 
-    f(t, y, p) -> dy                             out of place, changes nothing
-    f_vjp(t, y, ct, p) -> (ybar, pbar)           pbar: one array for every tensor that needs a gradient
-    f_cache(y, p) -> cache                       every temporary of the next two
-    f!(dy, t, y, p, cache)                       writes dy
-    f_vjp!(ybar, pbar, ct, t, y, p, cache)       writes ybar, adds to the arrays of pbar
+    f!(dy, t, y, p, cache)                               writes dy
+    f_vjp!(ybar, pbar, ct, t, y, p, cache)               writes ybar, adds to the arrays of pbar
 
-and, if there are products that the reverse can read instead of computing them again,
+and, if there are residuals (results that the reverse can read instead of computing them again),
 
-    f_kept(y, p) -> sizes                                 of the arrays of kept
-    f_keep!(dy, t, y, p, cache, kept)                     writes dy and kept
-    f_back!(ybar, pbar, ct, t, y, p, cache, kept)         f_vjp! at a state where f_keep! has been
+    f_keep!(dy, t, y, p, cache, residuals)               writes dy and the residuals
+    f_back!(ybar, pbar, ct, t, y, p, cache, residuals)   f_vjp! at a state where f_keep! has been
 
-Functions whose names end in `!` allocate nothing but headers of reshaped arrays. Outputs must not share memory with
-inputs. Array dimensions are reversed: a torch tensor of shape (a, b, c) is a Julia array of size (c, b, a) over the
-same memory.
+`pbar` has one array for every tensor that needs a gradient. The source's value is a named tuple: `buffers(y, B)`
+makes the cache for a state like `y` of batch size `B`, and `residuals(B)` tells the sizes of the residuals' arrays.
+The functions allocate nothing but headers of reshaped arrays. Outputs must not share memory with inputs. Array
+dimensions are reversed: a torch tensor of shape (a, b, c) is a Julia array of size (c, b, a) over the same memory.
 """
 
 from __future__ import annotations
@@ -24,60 +21,29 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regnde._engines.julia.assemble import source_of
 from regnde._engines.julia.capture import Field, capture
-from regnde._engines.julia.operators import SCOPE
+from regnde._engines.julia.fields import Code
 from regnde._engines.julia.trace import trace
 from regnde._errors import UnsupportedField
 
-__all__ = ["ExportedField", "export"]
+__all__ = ["export"]
 
-_KEPT = 64
-"""How many sources are kept."""
+MAX_SOURCES = 64
 
-
-@dataclass(frozen=True, eq=False)
-class ExportedField:
-    """A field as Julia source.
-
-    Attributes:
-        name: of the function; the others' names begin with it.
-        source: Julia code that defines the functions.
-        tensors: what to pass as `p`, in order, as contiguous arrays with reversed dimensions.
-        needs_gradient: for each tensor, whether it has an array in `pbar`.
-        rank: of the state.
-        dtype: of the state.
-        names: names outside Base that the source uses, out of `operators.SCOPE`.
-    """
-
-    name: str
-    source: str
-    tensors: tuple[Tensor, ...]
-    needs_gradient: tuple[bool, ...]
-    rank: int
-    dtype: torch.dtype
-    names: tuple[str, ...]
+_sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
+"""Sources, and the constants that they read beside the captured tensors, by what the field did."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Written:
-    source: str
-    constants: tuple[Tensor, ...]
-
-
-_written: OrderedDict[Hashable, _Written] = OrderedDict()
-
-
-def export(field: Field, y0: Tensor, *, name: str) -> ExportedField:
+def export(field: Field, y0: Tensor, *, name: str) -> Code:
     """Writes a field as Julia source.
 
-    The field is evaluated once on every call; the source is kept and found again by what that evaluation did, so
-    that exporting the same field again (with other parameter values, or as a new closure) is cheap.
+    The field is evaluated once on every call; the source is found again by what that evaluation did, so that
+    exporting the same field again (with other parameter values, or as a new closure) is cheap.
 
     Args:
         field: function of a 0-dim time and a state; a module, a closure, anything callable.
@@ -102,14 +68,14 @@ def export(field: Field, y0: Tensor, *, name: str) -> ExportedField:
             f"and shape {tuple(y0.shape)}; in Julia both must be equal."
         )
     key = (name, seen.key)
-    written = _written.get(key)
-    if written is None:
+    if key in _sources:
+        source, constants = _sources[key]
+    else:
         traced = trace(field, t, y0, seen)
-        written = _Written(source_of(traced, name, y0, seen), traced.constants)
-        if traced.lasting:
-            _written[key] = written
-            if len(_written) > _KEPT:
-                _written.popitem(last=False)
-    needs = (*(x.requires_grad for x in seen.tensors), *(False for _ in written.constants))
-    names = tuple(x for x in SCOPE if re.search(rf"(?<![\w∇.]){re.escape(x)}(?![\w!])", written.source))
-    return ExportedField(name, written.source, (*seen.tensors, *written.constants), needs, y0.dim(), y0.dtype, names)
+        source, constants = source_of(traced, name, y0, seen), traced.constants
+        if traced.cacheable:
+            _sources[key] = source, constants
+            if len(_sources) > MAX_SOURCES:
+                _sources.popitem(last=False)
+    needs_gradient = (*(x.requires_grad for x in seen.tensors), *(False for _ in constants))
+    return Code(source, name, (*seen.tensors, *constants), needs_gradient)

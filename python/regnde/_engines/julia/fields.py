@@ -1,9 +1,8 @@
-"""Code of fields that were written before: a training loop should not read its module anew at every step.
+"""Fields as Julia code, and the code of modules that were exported before.
 
-Writing a field as code takes one slow evaluation of it even when the code is found again (`export.py`).
-A module whose parts, settings and tensors are the same objects as before is taken to be the same
-field; its value at the start of the solve, computed by torch and by Julia, is the check. Functions
-are always read: nothing tells what they refer to.
+To export a field takes one slow evaluation of it even when the source is found again (`export.py`). A module whose
+submodules, settings and tensors are the same objects as before is taken to be the same field; its first slope,
+computed by torch and by Julia, is the check. Functions are always exported: nothing tells what they refer to.
 """
 
 from __future__ import annotations
@@ -17,29 +16,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.julia.words import Code
+from regnde._engines.julia import runtime
 
-__all__ = ["FieldChanged", "check_unchanged", "code_of"]
+__all__ = ["Code", "FieldChanged", "check_unchanged", "code_of"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
 DICTIONARIES = frozenset((dict, OrderedDict))
-HOLDERS = DICTIONARIES | {list, tuple, set}
+CONTAINERS = DICTIONARIES | {list, tuple, set}
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
+MAX_COMPILED = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A field as Julia code with the tensors that it reads.
+
+    Attributes:
+        source: Julia source.
+        name: of its functions; "" for a `JuliaField`, whose source is one function.
+        tensors: what to pass, in order.
+        needs_gradient: which of them get a gradient.
+    """
+
+    source: str
+    name: str
+    tensors: tuple[Tensor, ...]
+    needs_gradient: tuple[bool, ...]
+
+    def number(self) -> int:
+        """Julia's number of the compiled source; compiles it the first time."""
+        key = (self.name, self.source)
+        if key not in _compiled:
+            _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
+            if len(_compiled) > MAX_COMPILED:
+                runtime.discard(_compiled.popitem(last=False)[1])
+        _compiled.move_to_end(key)
+        return _compiled[key]
+
+
+_compiled: OrderedDict[tuple[str, str], int] = OrderedDict()
 
 
 class FieldChanged(Exception):
     """A field's code is not what the field computes now."""
 
 
-@dataclass(frozen=True)
-class _Known:
-    print: Hashable
-    code: Code
-
-
 _tracing = threading.Lock()  # torch's tracer patches modules while it is at work, for all threads
-_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Known]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
 def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tuple[Code, bool]:
@@ -49,23 +73,22 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
         field: function of t and y.
         y0: a state.
         name: of the Julia function.
-        again: read the field even if it looks unchanged.
+        again: export the field even if it looks unchanged.
     """
-    place = (name, y0.shape, y0.dtype)
-    prints = _fingerprint(field) if isinstance(field, nn.Module) else None
-    if prints is not None and not again:
-        known = _known.get(field, {}).get(place)  # type: ignore[call-overload]  # a module: it has a fingerprint
-        if known is not None and known.print == prints:
-            return known.code, True
+    key = (name, y0.shape, y0.dtype)
+    fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
+    if isinstance(field, nn.Module) and not again:
+        earlier, code = _known.get(field, {}).get(key, (None, None))
+        if code is not None and earlier == fingerprint:
+            return code, True
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        written = export(field, y0, name=name)
-    code = Code(written.source, name, written.tensors, written.needs_gradient)
-    if isinstance(field, nn.Module) and prints is not None:
+        code = export(field, y0, name=name)
+    if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):
-            _known.setdefault(field, {})[place] = _Known(prints, code)
+            _known.setdefault(field, {})[key] = fingerprint, code
     return code, False
 
 
@@ -87,7 +110,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _fingerprint(module: nn.Module) -> Hashable:
-    """What a module is made of: parts, plain settings by value, everything else by identity."""
+    """What a module is made of: submodules, plain settings by value, everything else by identity."""
     marks: list[Hashable] = []
     for part in module.modules():
         marks.append(id(part))
@@ -95,7 +118,7 @@ def _fingerprint(module: nn.Module) -> Hashable:
             kind = type(value)
             if kind in PLAIN:
                 marks.append(value)
-            elif kind in HOLDERS:
+            elif kind in CONTAINERS:
                 if value:  # most of a module's own dictionaries are empty
                     marks.append(
                         (kind.__name__, len(value), *map(_mark, value.values() if kind in DICTIONARIES else value))

@@ -13,9 +13,9 @@ from typing import Any
 import sympy
 import torch
 
-from regnde._engines.julia.source import SUM, UNARY, Expr, Statement, factor, literal, size_text
+from regnde._engines.julia.source import Expr, Statement, factor, literal, size_text
 
-__all__ = ["Pending", "Program", "Shape", "Value", "count", "number_of", "stripped"]
+__all__ = ["Pending", "Program", "Shape", "Value", "array_value", "count", "number_of", "stripped"]
 
 Size = Any  # int, or a sympy expression in the batch size
 Shape = tuple[Size, ...]
@@ -32,15 +32,13 @@ class Pending:
     """An array that an operator will write once it is known where to.
 
     Attributes:
-        write: Julia lines that write it to a named array, or add it there (`accumulate=True`).
-        make: Julia lines that make it as a new array of that name.
+        write: Julia lines that write it to a named array, or add it there (`True`).
         transposed: the same for the transposed matrix, if it can be had at no cost.
         accumulates: whether `write` can add.
-        bare: whether leading dimensions of size 1 are nothing to `write` and `make`.
+        bare: whether leading dimensions of size 1 are nothing to `write`.
     """
 
     write: Callable[[str, bool], tuple[str, ...]]
-    make: Callable[[str], tuple[str, ...]]
     transposed: Callable[[], Pending] | None = None
     accumulates: bool = True
     bare: bool = False
@@ -66,7 +64,7 @@ class Value:
 
     shape: Shape
     dtype: torch.dtype
-    expr: Expr
+    expr: Expr = Expr("")
     leaves: frozenset[Shape] = frozenset()
     array: bool = False
     dense: bool = False
@@ -94,12 +92,10 @@ class Program:
 
     Args:
         batch: symbol of the batch size.
-        pure: write new arrays instead of writing into given ones.
     """
 
-    def __init__(self, batch: sympy.Symbol | None, pure: bool) -> None:
+    def __init__(self, batch: sympy.Symbol | None) -> None:
         self.batch = batch
-        self.pure = pure
         self.statements: list[Statement] = []
         self.origin = ""
         self._count = 0
@@ -116,10 +112,6 @@ class Program:
     def dims(self, shape: Sequence[Size]) -> str:
         """A torch shape as Julia sizes."""
         return ", ".join(size_text(size, self.batch) for size in reversed(shape))
-
-    def index(self, rank: int, dim: int, text: str) -> str:
-        """Julia index that takes `text` in torch's dimension `dim` and everything in the others."""
-        return ", ".join(text if d == dim else ":" for d in reversed(range(rank)))
 
     def size(self, size: Size) -> str:
         """One size as Julia text."""
@@ -190,14 +182,8 @@ class Program:
         assert value.permuted is not None
         base, perm = value.permuted
         text, order = base.expr.text, self.permutation(perm)
-        return self.write(
-            Pending(
-                lambda target, _: (f"permutedims!({target}, {text}, ({order}))",),
-                lambda target: (f"{target} = permutedims({text}, ({order}))",),
-            ),
-            value.shape,
-            value.dtype,
-        )
+        copy = Pending(lambda target, _: (f"permutedims!({target}, {text}, ({order}))",))
+        return self.write(copy, value.shape, value.dtype)
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -221,9 +207,8 @@ class Program:
     def write(self, pending: Pending, shape: Shape, dtype: torch.dtype, origin: str = "") -> Value:
         """Writes an array to memory."""
         name = self.fresh()
-        lines = pending.make(name) if self.pure else pending.write(name, False)
-        self.statements.append(Statement(name, lines, shape, dtype, origin=origin or self.origin))
-        return self._made(name, shape, dtype)
+        self.statements.append(Statement(name, pending.write(name, False), shape, dtype, origin=origin or self.origin))
+        return array_value(name, shape, dtype)
 
     def store(self, value: Value) -> Value:
         """Writes a value to memory, whatever it is."""
@@ -232,36 +217,32 @@ class Program:
         if value.permuted:
             return self._permuted_copy(value)
         name = self.fresh()
-        lines = self.assigned(name, value, pure=self.pure)
-        parts = {name for _, part in value.parts for name in part.expr.names}
-        over = tuple(name for name in value.expr.names if name not in parts)
-        self.statements.append(Statement(name, lines, value.shape, value.dtype, over, value.origin or self.origin))
-        return self._made(name, value.shape, value.dtype)
-
-    def _made(self, name: str, shape: Shape, dtype: torch.dtype) -> Value:
-        leaves = frozenset([shape] if shape or not self.pure else [])  # pure code has numbers for rank 0
-        return Value(shape, dtype, Expr(name), leaves, array=True, dense=True, blas=True)
+        self.assign(name, value, origin=value.origin or self.origin)
+        return array_value(name, value.shape, value.dtype)
 
     def number(self, value: Value) -> Value:
         """Gives a Julia number a name."""
         name = self.fresh()
-        self.statements.append(Statement(name, (f"{name} = {value.expr.text}",), None, value.dtype))
+        self.statements.append(Statement(name, (f"{name} = {value.expr.bare}",), None, value.dtype))
         return replace(value, expr=Expr(name))
 
-    def assigned(self, target: str, value: Value, pure: bool = False, operator: str = "=") -> tuple[str, ...]:
-        """Lines that write an expression, and the parts added to it, to `target`."""
-        text, macro = value.expr.text, self.macro(value)
-        if pure and value.natural != value.shape:
-            filled = f"zeros = fill!(similar(y, {self.dims(value.shape)}), 0)"
-            lines: tuple[str, ...] = (filled, f"{target} = @. {value.expr.at(SUM)} + zeros")
-        elif pure:
-            lines = (f"{target} = copy({text})" if value.array else f"{target} = @. {text}",)
-        elif text in ("0", "0.0", "0.0f0"):
+    def assign(self, target: str, value: Value, operator: str = "=", origin: str = "") -> None:
+        """Writes an expression, and the parts added to it, to `target`, or adds them there (`operator="+="`)."""
+        lines = self.assigned(target, value, operator)
+        parts = {name for _, part in value.parts for name in part.expr.names}
+        entrywise = tuple(name for name in value.expr.names if name not in parts)
+        self.statements.append(Statement(target, lines, value.shape, value.dtype, entrywise, origin))
+
+    def assigned(self, target: str, value: Value, operator: str = "=") -> tuple[str, ...]:
+        """The lines of `assign`."""
+        lines: tuple[str, ...]
+        if value.expr.text in ("0", "0.0", "0.0f0"):
             lines = (f"fill!({target}, 0)",) if operator == "=" else ()
         else:
-            lines = (f"{macro} {target} {operator} {text}",)
+            lines = (f"{self.macro(value)} {target} {operator} {value.expr.bare}",)
         for index, part in value.parts:
-            sign, added = ("-", part.expr.text[1:]) if part.expr.level == UNARY else ("+", part.expr.text)
+            negative = part.expr.text.startswith("(-")
+            sign, added = ("-", part.expr.text[2:-1]) if negative else ("+", part.expr.bare)
             lines += (f"part = view({target}, {index})", f"{self.macro(part)} part {sign}= {added}")
         return lines
 
@@ -271,7 +252,12 @@ class Program:
         plain = all(leaf == value.shape[max(rank - len(leaf), 0) :] for leaf in value.leaves)
         if value.expr.terms == 1 and value.leaves:
             plain = value.natural == value.shape  # without an operator `@..` copies entries in memory order
-        return "@.." if plain and not self.pure else "@."
+        return "@.." if plain else "@."
+
+
+def array_value(name: str, shape: Shape, dtype: torch.dtype) -> Value:
+    """A contiguous array that has a name."""
+    return Value(shape, dtype, Expr(name), frozenset([shape]), array=True, dense=True, blas=True)
 
 
 def stripped(shape: Shape) -> Shape:

@@ -1,6 +1,7 @@
-"""What each ATen operator is in Julia: entrywise ones here, those that move or combine entries in `structure`.
+"""What each entrywise ATen operator is in Julia.
 
-Names that the code takes from its surroundings beside Base's: `SCOPE`.
+Names that are not Base's are those of `FIELD_NAMES` in julia/src/compile.jl: NaNMath has sqrt, log, pow, ... that
+return NaN where Base's throw, as torch's do.
 """
 
 from __future__ import annotations
@@ -12,43 +13,9 @@ import sympy
 import torch
 
 from regnde._engines.julia.lower import LONG, Program, Shape, Value
-from regnde._engines.julia.source import (
-    ATOM,
-    LOGIC,
-    SUM,
-    TERM,
-    UNARY,
-    Expr,
-    call,
-    infix,
-    literal,
-    negative,
-    power,
-)
-from regnde._engines.julia.source import COMPARISON as COMPARE
+from regnde._engines.julia.source import Expr, call, infix, literal, prefix
 
-__all__ = ["ENTRYWISE", "SCOPE", "Writer", "entrywise"]
-
-SCOPE = (
-    "@..",  # FastBroadcast
-    "mul!",  # LinearAlgebra
-    "NaNMath",  # sqrt, log, pow, ... that return NaN where Base's throw, as torch's do
-    "fast_exp",  # these and the following: RegNDE
-    "fast_tanh",
-    "fast_sigmoid",
-    "erf",  # SpecialFunctions
-    "batched_mul",  # these and the following: NNlib
-    "batched_mul!",
-    "batched_transpose",
-    "DenseConvDims",
-    "conv",
-    "conv!",
-    "∇conv_data",
-    "∇conv_data!",
-    "∇conv_filter",
-    "∇conv_filter!",
-)
-"""Every name outside Base that the code may use; `ExportedField.names` lists those that it does."""
+__all__ = ["ENTRYWISE", "Writer", "entrywise"]
 
 Writer = Callable[..., Any]
 
@@ -155,21 +122,25 @@ def _with_parts(program: Program, a: Any, b: Any, shape: Shape, dtype: torch.dty
 
 
 def _plus(a: Expr, b: Expr) -> Expr:
-    return infix("+", a, b, SUM)
+    return infix("+", a, b)
 
 
 def _minus(a: Expr, b: Expr) -> Expr:
-    return infix("-", a, b, SUM)
+    return infix("-", a, b)
 
 
 def _times(a: Expr, b: Expr) -> Expr:
     if a.text == b.text:
-        return power(a, "2", cost=1)
-    return infix("*", a, b, TERM)
+        return _raised(a, 2, cost=1)
+    return infix("*", a, b)
+
+
+def _raised(a: Expr, exponent: int, cost: int) -> Expr:
+    return infix("^", a, Expr(str(exponent)), cost)
 
 
 def _over(a: Expr, b: Expr) -> Expr:
-    return infix("/", a, b, TERM, cost=4)
+    return infix("/", a, b, cost=4)
 
 
 def _multiply(program: Program, shape: Shape, dtype: torch.dtype, a: Any, b: Any) -> Value:
@@ -196,7 +167,7 @@ def _power(program: Program, shape: Shape, dtype: torch.dtype, a: Any, b: Any) -
     if b == 1 and a.dtype == dtype:
         return a
     if float(b).is_integer() and abs(b) <= 64:
-        return entrywise(program, lambda x: power(x, str(int(b)), cost=abs(int(b))), (a,), shape, dtype)
+        return entrywise(program, lambda x: _raised(x, int(b), cost=abs(int(b))), (a,), shape, dtype)
     if b in (0.5, -0.5):
         root = entrywise(program, lambda x: call("NaNMath.sqrt", x), (a,), shape, dtype)
         return root if b > 0 else entrywise(program, lambda x: call("inv", x, cost=4), (root,), shape, dtype)
@@ -213,15 +184,15 @@ def _floats(a: Any, b: Any, dtype: torch.dtype) -> tuple[Any, Any]:
 def _where(program: Program, shape: Shape, dtype: torch.dtype, condition: Value, a: Any, b: Any) -> Value:
     """`false * x` is 0 in Julia whatever x: the one type for both cases that `ifelse(c, x, 0)` would not have."""
     if _is(b, 0):
-        return entrywise(program, lambda c, x: infix("*", c, x, TERM), (condition, a), shape, dtype)
+        return entrywise(program, lambda c, x: infix("*", c, x), (condition, a), shape, dtype)
     if _is(a, 0):
-        return entrywise(program, lambda c, x: infix("*", _not(c), x, TERM), (condition, b), shape, dtype)
+        return entrywise(program, lambda c, x: infix("*", _not(c), x), (condition, b), shape, dtype)
     a, b = _floats(a, b, dtype)
     return entrywise(program, lambda c, x, y: call("ifelse", c, x, y, cost=1), (condition, a, b), shape, dtype)
 
 
 def _not(c: Expr) -> Expr:
-    return Expr(f"!{c.at(ATOM)}", UNARY, c.cost + 1, c.terms)
+    return prefix("!", c)
 
 
 def _clamp(program: Program, shape: Shape, dtype: torch.dtype, x: Value, low: Any = None, high: Any = None) -> Value:
@@ -233,7 +204,7 @@ def _clamp(program: Program, shape: Shape, dtype: torch.dtype, x: Value, low: An
 
 
 def _compare(operator: str) -> Writer:
-    return _writer(lambda a, b: infix(operator, a, b, COMPARE))
+    return _writer(lambda a, b: infix(operator, a, b))
 
 
 ENTRYWISE: dict[str, Writer] = {
@@ -245,10 +216,10 @@ ENTRYWISE: dict[str, Writer] = {
     "rsub": lambda program, shape, dtype, a, b, alpha=1: _scaled(_minus, True)(program, shape, dtype, b, a, alpha),
     "mul": _multiply,
     "div": _divide,
-    "neg": _writer(negative),
+    "neg": _writer(lambda a: prefix("-", a)),
     "reciprocal": _writer(lambda a: call("inv", a, cost=4)),
     "rsqrt": _writer(lambda a: call("inv", call("NaNMath.sqrt", a), cost=4)),
-    "square": _writer(lambda a: power(a, "2", cost=1)),
+    "square": _writer(lambda a: _raised(a, 2, cost=1)),
     "pow": _power,
     "relu": _writer(lambda a: call("max", a, Expr("0"), cost=1)),
     "maximum": _writer(lambda a, b: call("max", a, b, cost=1)),
@@ -261,8 +232,8 @@ ENTRYWISE: dict[str, Writer] = {
     "isnan": _writer(lambda a: call("isnan", a, cost=1)),
     "logical_not": _writer(_not),
     "bitwise_not": _writer(_not),
-    **{name: _writer(lambda a, b: infix("&", a, b, LOGIC)) for name in ("logical_and", "bitwise_and")},
-    **{name: _writer(lambda a, b: infix("|", a, b, LOGIC)) for name in ("logical_or", "bitwise_or")},
+    **{name: _writer(lambda a, b: infix("&", a, b)) for name in ("logical_and", "bitwise_and")},
+    **{name: _writer(lambda a, b: infix("|", a, b)) for name in ("logical_or", "bitwise_or")},
     "where": _where,
 }
 """Writers of the entrywise operators, by ATen name: `(program, shape, dtype, *operands) -> Value`."""

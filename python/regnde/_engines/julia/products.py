@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sympy
@@ -10,7 +10,7 @@ import torch
 
 from regnde._engines.julia.lower import Pending, Program, Shape, Value
 from regnde._engines.julia.operators import ENTRYWISE, Writer, entrywise
-from regnde._engines.julia.source import SUM, TERM, Expr, infix
+from regnde._engines.julia.source import Expr, infix
 
 __all__ = ["COMBINING"]
 
@@ -28,23 +28,14 @@ def _reduction(name: str) -> Writer:
         if not dims:
             return x
         source = program.array(x).expr.text
-        kept = tuple(1 if d in dims else size for d, size in enumerate(x.shape))
-        leading = dims == list(range(len(dims)))
+        full = program.dims([1 if d in dims else size for d, size in enumerate(x.shape)])
+        as_it_is = keepdim or dims == list(range(len(dims)))
 
         def lines(target: str, add: bool) -> tuple[str, ...]:
-            into = target if keepdim or leading else f"reshape({target}, {program.dims(kept)})"
+            into = target if as_it_is else f"reshape({target}, {full})"
             return (f"{name}!({into}, {source}{'; init = false' if add else ''})",)
 
-        def make(target: str) -> tuple[str, ...]:
-            axes = ", ".join(str(rank - d) for d in reversed(dims))
-            axes = f"({axes})" if len(dims) > 1 else axes
-            if len(dims) == rank and not keepdim:
-                return (f"{target} = {name}({source})",)
-            reduced = f"{name}({source}; dims = {axes})"
-            return (f"{target} = {reduced if keepdim else f'dropdims({reduced}; dims = {axes})'}",)
-
-        adds = name == "sum"
-        return Value(shape, dtype, Expr(""), pending=Pending(lines, make, accumulates=adds, bare=not program.pure))
+        return Value(shape, dtype, pending=Pending(lines, accumulates=name == "sum", bare=True))
 
     return write
 
@@ -57,28 +48,24 @@ def _mean(program: Program, shape: Shape, dtype: torch.dtype, x: Value, *args: A
     for size in shape:
         count = count / size
     count = sympy.simplify(count)
-    divisor = Expr(f"({program.size(count)})" if not count.is_Atom else program.size(count))
-    return entrywise(program, lambda a: infix("/", a, divisor, TERM, cost=4), (total,), shape, dtype)
+    divisor = Expr(program.size(count) if count.is_Atom else f"({program.size(count)})")
+    return entrywise(program, lambda a: infix("/", a, divisor, cost=4), (total,), shape, dtype)
 
 
 # -- products ---------------------------------------------------------------------------------------
 
 
-def _product(left: str, right: str, swapped: Callable[[], tuple[str, str]] | None) -> Pending:
+def _product(left: str, right: str, matrices: bool = True) -> Pending:
     def write(target: str, add: bool) -> tuple[str, ...]:
         return (f"mul!({target}, {left}, {right}{', true, true' if add else ''})",)
 
-    def transposed() -> Pending:
-        assert swapped is not None
-        return _product(*swapped(), lambda: (left, right))
-
-    return Pending(write, lambda target: (f"{target} = {left} * {right}",), transposed if swapped else None)
+    return Pending(write, (lambda: _product(_flip(right), _flip(left))) if matrices else None)
 
 
 def _mm(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
     """Torch's `a b` on reversed arrays is Julia's `b * a`."""
     left, right = program.matrix(b), program.matrix(a)
-    return Value(shape, dtype, Expr(""), pending=_product(left, right, lambda: (_flip(right), _flip(left))))
+    return Value(shape, dtype, pending=_product(left, right))
 
 
 def _flip(text: str) -> str:
@@ -99,32 +86,24 @@ def _addmm(
     product = program.store(_PRODUCTS[len(b.shape), len(a.shape)](program, shape, dtype, a, b))
     product = ENTRYWISE["mul"](program, shape, dtype, product, alpha)
     bias = ENTRYWISE["mul"](program, bias.shape, dtype, bias, beta)
-    return entrywise(program, lambda x, y: infix("+", x, y, SUM), (product, bias), shape, dtype)
+    return entrywise(program, lambda x, y: infix("+", x, y), (product, bias), shape, dtype)
 
 
 def _mv(program: Program, shape: Shape, dtype: torch.dtype, a: Value, x: Value) -> Value:
     matrix = _flip(program.matrix(a))
-    return Value(shape, dtype, Expr(""), pending=_product(matrix, program.array(x).expr.text, None))
+    return Value(shape, dtype, pending=_product(matrix, program.array(x).expr.text, matrices=False))
 
 
 def _dot(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
-    product = entrywise(program, lambda x, y: infix("*", x, y, TERM), (a, b), a.shape, dtype)
+    product = entrywise(program, lambda x, y: infix("*", x, y), (a, b), a.shape, dtype)
     total: Value = _reduction("sum")(program, shape, dtype, product)
     return total
 
 
 def _bmm(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
     left, right = _batched(program, b), _batched(program, a)
-    return Value(
-        shape,
-        dtype,
-        Expr(""),
-        pending=Pending(
-            lambda target, _: (f"batched_mul!({target}, {left}, {right})",),
-            lambda target: (f"{target} = batched_mul({left}, {right})",),
-            accumulates=False,
-        ),
-    )
+    product = Pending(lambda target, _: (f"batched_mul!({target}, {left}, {right})",), accumulates=False)
+    return Value(shape, dtype, pending=product)
 
 
 def _batched(program: Program, x: Value) -> str:
@@ -154,11 +133,8 @@ def _geometry(
 
 
 def _called(name: str, first: str, second: str, geometry: str) -> Pending:
-    return Pending(
-        lambda target, _: (geometry, f"{name}!({target}, {first}, {second}, geometry)"),
-        lambda target: (geometry, f"{target} = {name}({first}, {second}, geometry)"),
-        accumulates=False,
-    )
+    call = f"{name}!({{}}, {first}, {second}, geometry)"
+    return Pending(lambda target, _: (geometry, call.format(target)), accumulates=False)
 
 
 def _convolution(
@@ -179,12 +155,12 @@ def _convolution(
         raise NotImplementedError("transposed convolution")
     data, kernel = program.array(x, dense=True).expr.text, program.array(weight, dense=True).expr.text
     geometry = _geometry(data, kernel, stride, padding, dilation, groups)
-    result = Value(shape, dtype, Expr(""), pending=_called("conv", data, kernel, geometry))
+    result = Value(shape, dtype, pending=_called("conv", data, kernel, geometry))
     if bias is None:
         return result
     channels: Shape = (shape[1], *(1 for _ in shape[2:]))
     column = program.named(f"reshape({program.array(bias).expr.text}, {program.dims(channels)})", channels, dtype)
-    return entrywise(program, lambda a, b: infix("+", a, b, SUM), (program.store(result), column), shape, dtype)
+    return entrywise(program, lambda a, b: infix("+", a, b), (program.store(result), column), shape, dtype)
 
 
 def _convolution_backward(
@@ -209,9 +185,9 @@ def _convolution_backward(
     geometry = _geometry(data, kernel, stride, padding, dilation, groups)
     results: list[Value | None] = [None, None, None]
     if mask[0]:
-        results[0] = Value(x.shape, dtype, Expr(""), pending=_called("∇conv_data", g, kernel, geometry))
+        results[0] = Value(x.shape, dtype, pending=_called("∇conv_data", g, kernel, geometry))
     if mask[1]:
-        results[1] = Value(weight.shape, dtype, Expr(""), pending=_called("∇conv_filter", data, g, geometry))
+        results[1] = Value(weight.shape, dtype, pending=_called("∇conv_filter", data, g, geometry))
     if mask[2]:
         dims = [0, *range(2, len(x.shape))]
         flat = program.array(gradient, dense=True)

@@ -9,49 +9,29 @@ import torch
 
 from regnde._engines.julia.lower import Pending, Program, Shape, Value
 from regnde._engines.julia.operators import Writer
-from regnde._engines.julia.source import Expr, literal
-from regnde._engines.julia.structure import index_range, readable
+from regnde._engines.julia.source import literal
+from regnde._engines.julia.structure import readable, select_index, slice_index
 
 __all__ = ["REGIONS"]
 
 
-def _cat(program: Program, shape: Shape, dtype: torch.dtype, pieces: Sequence[Value], dim: int = 0) -> Value:
-    pieces = [piece for piece in pieces if piece.shape != (0,)]
-    if len(pieces) == 1:
-        return pieces[0]
-    dim, rank = dim % len(shape), len(shape)
-    if program.pure:
-        names = [_whole(program, piece).expr.text for piece in pieces]
-        axis = rank - dim
-        join = {1: "vcat({})", 2: "hcat({})"}.get(axis, f"cat({{}}; dims = Val({axis}))").format(", ".join(names))
-        return program.write(Pending(_never, lambda target: (f"{target} = {join}",)), shape, dtype)
+def _cat(program: Program, shape: Shape, dtype: torch.dtype, tensors: Sequence[Value], dim: int = 0) -> Value:
+    tensors = [x for x in tensors if x.shape != (0,)]
+    if len(tensors) == 1:
+        return tensors[0]
     regions, start = [], 0
-    for piece in pieces:
-        text = index_range(program, shape[dim], piece.shape[dim], start, 1)
-        regions.append((program.index(rank, dim, text), readable(program, piece, dtype)))
-        start = start + piece.shape[dim]
+    for x in tensors:
+        regions.append((slice_index(program, shape, dim, start, x.shape[dim]), readable(program, x, dtype)))
+        start = start + x.shape[dim]
 
     def write(target: str, add: bool) -> tuple[str, ...]:
         lines: list[str] = []
-        for index, piece in regions:
-            sign = "+=" if add else "="
-            lines += [f"part = view({target}, {index})", f"{program.macro(piece)} part {sign} {piece.expr.text}"]
+        for index, x in regions:
+            lines.append(f"part = view({target}, {index})")
+            lines.append(f"{program.macro(x)} part {'+=' if add else '='} {x.expr.bare}")
         return tuple(lines)
 
-    return Value(shape, dtype, Expr(""), pending=Pending(write, _make_never))
-
-
-def _never(target: str, add: bool) -> tuple[str, ...]:
-    raise AssertionError("pure code does not write into arrays")
-
-
-def _make_never(target: str) -> tuple[str, ...]:
-    raise AssertionError("this value is stored another way in pure code")
-
-
-def _whole(program: Program, x: Value) -> Value:
-    """The value as an array with all its dimensions (numbers too), for Julia's concatenation."""
-    return x if x.array and x.leaves == frozenset([x.shape]) and not x.permuted else program.array(x)
+    return Value(shape, dtype, pending=Pending(write))
 
 
 def _parts(program: Program, shape: Shape, dtype: torch.dtype, index: str, x: Value) -> Value:
@@ -61,9 +41,7 @@ def _parts(program: Program, shape: Shape, dtype: torch.dtype, index: str, x: Va
 def _select_backward(
     program: Program, shape: Shape, dtype: torch.dtype, x: Value, sizes: Any, dim: int, index: int
 ) -> Value:
-    dim %= len(shape)
-    position = index + 1 if index >= 0 else shape[dim] + index + 1
-    return _parts(program, shape, dtype, program.index(len(shape), dim, program.size(position)), x)
+    return _parts(program, shape, dtype, select_index(program, shape, dim, index), x)
 
 
 def _slice_backward(
@@ -71,9 +49,7 @@ def _slice_backward(
 ) -> Value:
     if x.shape == shape:
         return x
-    dim %= len(shape)
-    text = index_range(program, shape[dim], x.shape[dim], start, step)
-    return _parts(program, shape, dtype, program.index(len(shape), dim, text), x)
+    return _parts(program, shape, dtype, slice_index(program, shape, dim, start, x.shape[dim], step), x)
 
 
 def _slice_scatter(
@@ -89,27 +65,24 @@ def _slice_scatter(
 ) -> Value:
     if source.shape == shape:
         return source
-    dim %= len(shape)
-    index = program.index(len(shape), dim, index_range(program, shape[dim], source.shape[dim], start, step))
+    index = slice_index(program, shape, dim, start, source.shape[dim], step)
     return _overwritten(program, shape, dtype, x, source, index)
 
 
 def _select_scatter(
     program: Program, shape: Shape, dtype: torch.dtype, x: Value, source: Value, dim: int, index: int
 ) -> Value:
-    dim %= len(shape)
-    position = program.size(index + 1 if index >= 0 else shape[dim] + index + 1)
-    return _overwritten(program, shape, dtype, x, source, program.index(len(shape), dim, position))
+    return _overwritten(program, shape, dtype, x, source, select_index(program, shape, dim, index))
 
 
 def _overwritten(program: Program, shape: Shape, dtype: torch.dtype, x: Value, source: Value, index: str) -> Value:
     base, part = readable(program, x, dtype), readable(program, source, dtype)
 
-    def make(target: str) -> tuple[str, ...]:
-        first = program.assigned(target, base, pure=program.pure)
-        return (*first, f"part = view({target}, {index})", f"{program.macro(part)} part = {part.expr.text}")
+    def write(target: str, _: bool) -> tuple[str, ...]:
+        lines = program.assigned(target, base)
+        return (*lines, f"part = view({target}, {index})", f"{program.macro(part)} part = {part.expr.bare}")
 
-    return program.write(Pending(lambda target, _: make(target), make), shape, dtype)
+    return program.write(Pending(write, accumulates=False), shape, dtype)
 
 
 REGIONS: dict[str, Writer] = {

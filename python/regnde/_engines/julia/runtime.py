@@ -31,13 +31,13 @@ __all__ = [
     "call",
     "discard",
     "install",
-    "lacks_cuda",
     "load",
+    "missing_cuda",
     "prepared",
     "running",
     "start",
-    "unlocked",
     "why_not",
+    "without_gil",
 ]
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class _State:
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
-        self.stop = ctypes.c_int32(0)  # Julia looks at it at every step
+        self.stop_flag = ctypes.c_int32(0)  # Julia reads it at every step
 
 
 _state = _State()
@@ -87,9 +87,9 @@ def why_not() -> str | None:
     return availability.why_not()
 
 
-def lacks_cuda() -> str | None:
+def missing_cuda() -> str | None:
     """What to do before tensors on a CUDA device can be solved, or None if nothing is missing."""
-    return availability.lacks_cuda(_state.loaded)
+    return availability.missing_cuda(_state.loaded)
 
 
 def _started_elsewhere() -> bool:
@@ -155,7 +155,7 @@ def _begin() -> tuple[Any, Any]:
     def load_package() -> tuple[Any, Any]:
         space = juliacall.newmodule("regnde")
         module = space.seval("using RegNDE: RegNDE; RegNDE")
-        module.bridge_watch(ctypes.addressof(_state.stop))
+        module.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
         return space, module
 
     return _plainly(load_package)
@@ -201,7 +201,7 @@ def call(function: Callable[[Any], T]) -> T:
     assert executor is not None
 
     def run() -> T:
-        _state.stop.value = 0
+        _state.stop_flag.value = 0
         while _state.discarded:
             _state.module.bridge_free(_state.discarded.popleft())
         return _plainly(lambda: function(_state.module))
@@ -210,20 +210,20 @@ def call(function: Callable[[Any], T]) -> T:
     try:
         return future.result()
     except KeyboardInterrupt:
-        _state.stop.value = 1
+        _state.stop_flag.value = 1
         wait([future])
         raise
     finally:
         del future  # it holds the exception, whose traceback holds this frame
 
 
-def unlocked(function: Any) -> Any:
-    """A function of RegNDE that runs without Python's lock, so that signals and other threads are served."""
+def without_gil(function: Any) -> Any:
+    """A function of RegNDE that runs without Python's global lock, so that signals and other threads are served."""
     return function._jl_call_nogil
 
 
 def discard(number: int) -> None:
-    """Lets Julia forget what it keeps under a number, when it is called next. Safe on any thread."""
+    """Lets Julia forget the field or solve of that number, when it is called next. Safe on any thread."""
     _state.discarded.append(number)
 
 
@@ -237,8 +237,8 @@ def install(*, cuda: bool = False) -> float:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    wanting = not prepared() or (cuda and lacks_cuda() is not None)
-    if availability.chosen() == (None, None) and not running() and wanting:
+    incomplete = not prepared() or (cuda and missing_cuda() is not None)
+    if availability.chosen() == (None, None) and not running() and incomplete:
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
         import juliapkg

@@ -1,4 +1,4 @@
-"""Pieces of Julia text: expressions with their precedence, numbers, sizes, statements, long lines."""
+"""Julia text: expressions, numbers, sizes, statements, long lines."""
 
 from __future__ import annotations
 
@@ -10,32 +10,10 @@ import numpy as np
 import sympy
 import torch
 
-__all__ = [
-    "ATOM",
-    "COMPARISON",
-    "LOGIC",
-    "NAME",
-    "SUM",
-    "TERM",
-    "UNARY",
-    "Expr",
-    "Statement",
-    "call",
-    "factor",
-    "infix",
-    "julia_type",
-    "literal",
-    "negative",
-    "power",
-    "size_text",
-    "wrapped",
-]
+__all__ = ["NAME", "Expr", "Statement", "call", "factor", "infix", "julia_type", "literal", "prefix", "size_text", "wrapped"]
 
 NAME = re.compile(r"%\d+")
 """A value of the program before its buffer is known: `%1`, `%2`, ..."""
-
-LOGIC, COMPARISON, SUM, TERM, UNARY, POWER, ATOM = range(7)
-"""How tightly Julia's operators bind, loosest first."""
 
 WIDTH = 92
 
@@ -53,20 +31,19 @@ class Expr:
     """A Julia expression for one entry of an array (broadcast over all of them by `@.`).
 
     Attributes:
-        text: the expression.
-        level: its loosest operator.
+        text: the expression; in parentheses if an operator is its outermost part, so that it can be an operand.
         cost: about how many additions one evaluation is worth.
         terms: how many names and numbers are in it.
     """
 
     text: str
-    level: int = ATOM
     cost: int = 0
     terms: int = 1
 
-    def at(self, level: int) -> str:
-        """The text, in parentheses where an operator of `level` would tear it apart."""
-        return self.text if self.level >= level else f"({self.text})"
+    @property
+    def bare(self) -> str:
+        """The text without the outer parentheses, for where nothing stands beside it."""
+        return self.text[1:-1] if self.text.startswith("(") else self.text
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +60,7 @@ class Statement:
         lines: Julia text.
         shape: the target's size in torch's order, or None for a view or a number, which need no memory.
         dtype: the target's element type.
-        over: values whose memory the target may take over: read entry by entry at the same place, or not at all.
+        entrywise: values whose memory the target may take over: read entry by entry at the same place, or not at all.
         origin: the line of the user's module.
     """
 
@@ -91,7 +68,7 @@ class Statement:
     lines: tuple[str, ...]
     shape: tuple[object, ...] | None
     dtype: torch.dtype
-    over: tuple[str, ...] = ()
+    entrywise: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
 
     @property
@@ -108,31 +85,22 @@ def julia_type(dtype: torch.dtype) -> str:
 
 def call(function: str, *arguments: Expr, cost: int = 10) -> Expr:
     """`function(arguments...)`."""
-    return Expr(
-        f"{function}({', '.join(a.text for a in arguments)})",
-        ATOM,
-        cost + sum(a.cost for a in arguments),
-        sum(a.terms for a in arguments),
-    )
+    return _joined(f"{function}({', '.join(a.bare for a in arguments)})", cost, *arguments)
 
 
-def infix(operator: str, a: Expr, b: Expr, level: int, cost: int = 1) -> Expr:
-    """`a operator b`, associating to the left."""
-    if operator == "+" and b.text.startswith("-") and b.level >= UNARY:
-        operator, b = "-", Expr(b.text[1:], b.level, b.cost, b.terms)
-    if level <= COMPARISON:  # `a & b > c` and chains of comparisons have their own meanings
-        return Expr(f"{a.at(SUM)} {operator} {b.at(SUM)}", level, cost + a.cost + b.cost, a.terms + b.terms)
-    return Expr(f"{a.at(level)} {operator} {b.at(level + 1)}", level, cost + a.cost + b.cost, a.terms + b.terms)
+def infix(operator: str, a: Expr, b: Expr, cost: int = 1) -> Expr:
+    """`(a operator b)`."""
+    space = "" if operator == "^" else " "
+    return _joined(f"({a.text}{space}{operator}{space}{b.text})", cost, a, b)
 
 
-def negative(a: Expr) -> Expr:
-    """`-a`."""
-    return Expr(f"-{a.at(POWER)}", UNARY, a.cost + 1, a.terms)
+def prefix(operator: str, a: Expr) -> Expr:
+    """`(operator a)`."""
+    return _joined(f"({operator}{a.text})", 1, a)
 
 
-def power(a: Expr, exponent: str, cost: int) -> Expr:
-    """`a^exponent` for an integer literal."""
-    return Expr(f"{a.at(ATOM)}^{exponent}", POWER, a.cost + cost, a.terms + 1)
+def _joined(text: str, cost: int, *parts: Expr) -> Expr:
+    return Expr(text, cost + sum(a.cost for a in parts), sum(a.terms for a in parts))
 
 
 def literal(value: complex | float | bool, dtype: torch.dtype, exact: bool = False) -> Expr:
@@ -157,31 +125,30 @@ def literal(value: complex | float | bool, dtype: torch.dtype, exact: bool = Fal
         text = digits.replace("e", "f") if "e" in digits else digits + "f0"
     else:
         text = repr(float(value))
-    return Expr(text, UNARY if text.startswith("-") else ATOM)
+    return Expr(f"({text})" if text.startswith("-") else text)
 
 
 def size_text(size: object, batch: sympy.Symbol | None) -> str:
     """A dimension as Julia text; `B` is the state's batch size."""
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
-    text = str(expr.subs(batch, sympy.Symbol("B", integer=True, positive=True))) if batch is not None else str(expr)
-    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", text)
-    if not re.fullmatch(r"[B\d+*\- ()div,]+", text) or "**" in text:
+    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", _text_of(expr, batch)).replace("Mod(", "mod(")
+    if not re.fullmatch(r"[B\d+*\- ()divmo,]+", text) or "**" in text:
         raise ValueError(f"size {expr}")
-    return _spaced(text)
-
-
-def _spaced(text: str) -> str:
-    return re.sub(r"(?<=\S)([*/])(?=\S)", r" \1 ", text)
+    return text
 
 
 def factor(number: sympy.Expr, batch: sympy.Symbol | None, dtype: torch.dtype) -> Expr:
     """A number that depends on the batch size, as an operand of an array of `dtype`."""
     plain = number.replace(lambda x: x.func.__name__ == "ToFloat", lambda x: x.args[0])
     plain = plain.replace(lambda x: x.func.__name__ in ("FloatTrueDiv", "IntTrueDiv"), lambda x: x.args[0] / x.args[1])
-    text = _spaced(str(plain.subs(batch, sympy.Symbol("B", integer=True, positive=True))))
+    text = re.sub(r"(?<=\S)([*/])(?=\S)", r" \1 ", _text_of(plain, batch))
     if not re.fullmatch(r"[B\d.+*\-/ ()]+", text) or "**" in text:
         raise ValueError(f"number {number}")
     return Expr(text if text == "B" else f"{julia_type(dtype)}({text})")
+
+
+def _text_of(expr: sympy.Expr, batch: sympy.Symbol | None) -> str:
+    return str(expr if batch is None else expr.subs(batch, sympy.Symbol("B", integer=True, positive=True)))
 
 
 def wrapped(line: str, indent: str) -> list[str]:

@@ -14,7 +14,7 @@ from regnde._engines.julia.lower import Program, Shape, Value, count, stripped
 from regnde._engines.julia.operators import ENTRYWISE, Writer, entrywise
 from regnde._engines.julia.source import Expr, call, julia_type, literal
 
-__all__ = ["STRUCTURAL", "index_range", "readable"]
+__all__ = ["STRUCTURAL", "readable", "select_index", "slice_index"]
 
 
 def _same(program: Program, shape: Shape, dtype: torch.dtype, x: Value, *_: Any, **__: Any) -> Value:
@@ -39,14 +39,13 @@ def _cast(program: Program, shape: Shape, dtype: torch.dtype, x: Value, **_: Any
 def _reshape(program: Program, shape: Shape, dtype: torch.dtype, x: Value, *_: Any, **__: Any) -> Value:
     if x.shape == shape:
         return x
-    if x.pending:
-        if stripped(x.shape) == stripped(shape) and x.pending.bare:
-            return replace(x, shape=shape)
+    only_ones_differ = stripped(x.shape) == stripped(shape)
+    if x.pending and x.pending.bare and only_ones_differ:
+        return replace(x, shape=shape)
+    if x.pending or x.parts:
         x = program.store(x)
-    if x.parts:
-        x = program.store(x)
-    if x.permuted is None and stripped(x.shape) == stripped(shape) and len(x.natural) <= len(shape):
-        return replace(x, shape=shape, array=x.array)
+    if x.permuted is None and only_ones_differ and len(x.natural) <= len(shape):
+        return replace(x, shape=shape)
     if not x.natural and not x.permuted and all(size == 1 for size in shape):
         return replace(x, shape=shape, array=False)
     dense = program.array(x, dense=True)
@@ -87,7 +86,7 @@ def _permute(program: Program, shape: Shape, dtype: torch.dtype, x: Value, order
             return base
         x = base
     base = program.array(x)
-    return Value(shape, dtype, Expr(""), array=True, permuted=(base, perm))
+    return Value(shape, dtype, array=True, permuted=(base, perm))
 
 
 def _transpose(program: Program, shape: Shape, dtype: torch.dtype, x: Value, a: int = 0, b: int = 1) -> Value:
@@ -109,31 +108,40 @@ def _slice(
 ) -> Value:
     if x.shape == shape:
         return x
-    dim %= len(shape)
-    if (narrow := _along_one(x, dim)) is not None:
-        return replace(narrow, shape=shape)
+    if _constant_along(x, dim % len(shape)):
+        return replace(x, shape=shape)
     array = program.array(x)
-    text = program.index(len(shape), dim, index_range(program, x.shape[dim], shape[dim], start, step))
-    return program.named(f"view({array.expr.text}, {text})", shape, dtype)
+    index = slice_index(program, x.shape, dim, start, shape[dim], step)
+    return program.named(f"view({array.expr.text}, {index})", shape, dtype)
 
 
-def index_range(program: Program, size: Any, length: Any, start: Any, step: int) -> str:
-    """Julia's range for `length` entries from torch's `start` on."""
-    first = 0 if start is None else start
+def slice_index(program: Program, shape: Shape, dim: int, start: Any, length: Any, step: int = 1) -> str:
+    """Julia's index of `length` entries along torch's dimension `dim`, from torch's `start` on."""
+    size, first = shape[dim], 0 if start is None else start
     if not isinstance(first, sympy.Expr) and first < 0:
         first = max(first + size, 0) if isinstance(size, int) else first + size
-    last = first + (length - 1) * step + 1
-    if step == 1:
-        return f"{program.size(first + 1)}:{program.size(last)}"
-    return f"{program.size(first + 1)}:{step}:{program.size(last)}"
+    last = program.size(first + (length - 1) * step + 1)
+    steps = "" if step == 1 else f"{step}:"
+    return _index(shape, dim, f"{program.size(first + 1)}:{steps}{last}")
 
 
-def _along_one(x: Value, dim: int) -> Value | None:
-    """`x` itself if it is constant along `dim`, and nothing has to be read to leave entries out."""
+def select_index(program: Program, shape: Shape, dim: int, index: Any) -> str:
+    """Julia's index of torch's entry `index` along torch's dimension `dim`."""
+    first = index + 1 if isinstance(index, sympy.Expr) or index >= 0 else shape[dim] + index + 1
+    return _index(shape, dim, program.size(first))
+
+
+def _index(shape: Shape, dim: int, text: str) -> str:
+    """`text` along torch's dimension `dim`, everything along the others."""
+    rank = len(shape)
+    return ", ".join(text if d == dim % rank else ":" for d in reversed(range(rank)))
+
+
+def _constant_along(x: Value, dim: int) -> bool:
+    """Whether entries can be left out along `dim` without reading anything."""
     if x.pending or x.parts or x.permuted:
-        return None
-    missing = len(x.shape) - len(x.natural)
-    return x if dim < missing else None
+        return False
+    return dim < len(x.shape) - len(x.natural)
 
 
 def _flip(program: Program, shape: Shape, dtype: torch.dtype, x: Value, dims: Sequence[int]) -> Value:
@@ -144,19 +152,15 @@ def _flip(program: Program, shape: Shape, dtype: torch.dtype, x: Value, dims: Se
 
 
 def _select(program: Program, shape: Shape, dtype: torch.dtype, x: Value, dim: int, index: Any) -> Value:
-    rank = len(x.shape)
-    dim %= rank
-    if _along_one(x, dim) is not None:
+    if _constant_along(x, dim % len(x.shape)):
         return replace(x, shape=shape)
     array = program.array(x)
-    position = index + 1 if isinstance(index, sympy.Expr) or index >= 0 else x.shape[dim] + index + 1
-    return program.named(f"view({array.expr.text}, {program.index(rank, dim, program.size(position))})", shape, dtype)
+    return program.named(f"view({array.expr.text}, {select_index(program, x.shape, dim, index)})", shape, dtype)
 
 
 def _split(
     program: Program, shapes: list[Shape], dtype: torch.dtype, x: Value, sizes: Any, dim: int = 0
 ) -> list[Value]:
-    dim %= len(x.shape)
     starts = accumulate((shape[dim] for shape in shapes), initial=0)
     return [_slice(program, shape, dtype, x, dim, start) for shape, start in zip(shapes, starts, strict=False)]
 
@@ -175,21 +179,18 @@ def readable(program: Program, x: Value, dtype: torch.dtype) -> Value:
 
 
 def _full(program: Program, shape: Shape, dtype: torch.dtype, _: Any, number: Any, **__: Any) -> Value:
-    if isinstance(number, Value | sympy.Expr):
-        return (
-            replace(readable(program, number, dtype), shape=shape)
-            if isinstance(number, Value)
-            else Value(shape, dtype, Expr(program.size(number)))
-        )
+    if isinstance(number, Value):
+        return replace(readable(program, number, dtype), shape=shape)
+    if isinstance(number, sympy.Expr):
+        return Value(shape, dtype, Expr(program.size(number)))
     return program.constant(number, shape, dtype)
 
 
-def _zeros(program: Program, shape: Shape, dtype: torch.dtype, *_: Any, **__: Any) -> Value:
-    return program.constant(0.0 if dtype != torch.bool else False, shape, dtype)
+def _filled(number: int) -> Writer:
+    def write(program: Program, shape: Shape, dtype: torch.dtype, *_: Any, **__: Any) -> Value:
+        return program.constant(bool(number) if dtype == torch.bool else float(number), shape, dtype)
 
-
-def _ones(program: Program, shape: Shape, dtype: torch.dtype, *_: Any, **__: Any) -> Value:
-    return program.constant(1.0 if dtype != torch.bool else True, shape, dtype)
+    return write
 
 
 def _scalar_tensor(program: Program, shape: Shape, dtype: torch.dtype, number: Any, **_: Any) -> Value:
@@ -219,11 +220,10 @@ STRUCTURAL: dict[str, Writer] = {
     "full": _full,
     "full_like": _full,
     "new_full": _full,
-    "ones": _ones,
-    "ones_like": _ones,
+    **{name: _filled(1) for name in ("ones", "ones_like", "new_ones")},
     "scalar_tensor": _scalar_tensor,
     **{
-        name: _zeros
+        name: _filled(0)
         for name in (
             *("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "empty_permuted", "empty_strided"),
             *("new_empty", "new_empty_strided"),

@@ -42,13 +42,13 @@ class Traced:
             gradients and one `pbar` for every tensor that needs a gradient. Pure: no operator changes a tensor.
         constants: tensors that the trace found beside the captured ones; they need no gradient.
         batch: the symbol of the state's leading dimension, or None if its size is part of the code.
-        lasting: whether every captured tensor was seen again in the trace; if not, it must not be cached.
+        cacheable: whether every captured tensor was seen again in the trace.
     """
 
     graph: fx.Graph
     constants: tuple[Tensor, ...]
     batch: sympy.Symbol | None
-    lasting: bool
+    cacheable: bool
 
 
 def trace(field: Field, t: Tensor, y: Tensor, seen: Captured) -> Traced:
@@ -121,8 +121,8 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -
     size = fake_y.shape[0] if symbolic else None
     batch = size.node.expr if isinstance(size, torch.SymInt) else None
     batch = batch if isinstance(batch, sympy.Symbol) else None
-    lasting = all(id(x) in used for x in originals)
-    return Traced(module.graph, constants, batch, lasting), module
+    cacheable = all(id(x) in used for x in originals)
+    return Traced(module.graph, constants, batch, cacheable), module
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, symbolic: bool = False) -> Tensor:
@@ -228,10 +228,10 @@ def outputs_of(graph: fx.Graph) -> list[fx.Node | None]:
 
 def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Graph) -> None:
     """Refuses a field whose gradient would miss a tensor (one that TorchScript or C++ holds, say)."""
-    reached = {id(leaf) for x in seen.tensors if x.requires_grad for leaf in graph_of(x)[0]}
-    missed = [x for x in seen.leaves if id(x) not in reached] + [x for x in constants if x.requires_grad]
+    captured = {id(leaf) for x in seen.tensors if x.requires_grad for leaf in graph_of(x)[0]}
+    missed = [x for x in seen.leaves if id(x) not in captured] + [x for x in constants if x.requires_grad]
     pbars = outputs_of(graph)[2:]
-    needing = [x for x in zip(seen.tensors, seen.reached, strict=True) if x[0].requires_grad]
+    needing = [x for x in zip(seen.tensors, seen.connected, strict=True) if x[0].requires_grad]
     missed += [x for (x, connected), pbar in zip(needing, pbars, strict=True) if connected and pbar is None]
     if missed:
         raise UnsupportedField(

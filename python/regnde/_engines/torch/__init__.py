@@ -43,11 +43,11 @@ class TorchEngine(Engine):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
         sde = isinstance(request.equation, SDE)
         known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
+        if sde and solver.tableau is not None:
+            return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.tableau is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
-        if sde and solver.tableau is not None:
-            return "a Tableau is a method for ODEs: choose an SDE method by name."
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:

@@ -1,82 +1,49 @@
-"""How things cross between torch and Julia: numbers, text and addresses, never objects.
+"""How arguments cross between torch and Julia: numbers, text and addresses, never objects.
 
-torch owns every array, Julia reads and writes them where they lie, and keeps its own between forward
-and backward under a number. A tensor on the CPU crosses as its address and size, one on another device
-as the structure that the DLPack protocol describes it by.
+torch owns every array, Julia reads and writes them where they lie. Julia keeps what it needs between forward and
+backward and gives a handle for it. A tensor on the CPU crosses as its address and size, one on another device as the
+structure that the DLPack protocol describes it by.
 """
 
 from __future__ import annotations
 
 import ctypes
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regnde._engines.julia import runtime
+from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 
-__all__ = ["Code", "Kept", "Words", "path_address", "settle"]
+__all__ = ["ArgumentBuffer", "Handle", "path_address", "synchronize"]
 
 ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5}
 DLPACK = 0
 """In place of an element type: a DLPack structure follows."""
 
-CODES_KEPT = 64
-
-_numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A field as Julia code with the tensors that it reads.
-
-    Attributes:
-        source: Julia source.
-        name: of its function; "" for a `JuliaField`, whose source is one function.
-        tensors: what to pass.
-        needs_gradient: which of them get a gradient.
-    """
-
-    source: str
-    name: str
-    tensors: tuple[Tensor, ...]
-    needs_gradient: tuple[bool, ...]
-
-    def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time."""
-        key = (self.name, self.source)
-        if key not in _numbers:
-            _numbers[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
-            if len(_numbers) > CODES_KEPT:
-                runtime.discard(_numbers.popitem(last=False)[1])
-        _numbers.move_to_end(key)
-        return _numbers[key]
-
-
 _capsule_address = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_address.restype, _capsule_address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
-def settle(tensor: Tensor) -> None:
+def synchronize(tensor: Tensor) -> None:
     """Waits for what torch has queued on the tensor's device: Julia has a queue of its own there."""
     if tensor.device.type == "cuda":
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
-class Words:
+class ArgumentBuffer:
     """64-bit integers in the order in which Julia reads them; keeps alive what they point to."""
 
     def __init__(self) -> None:
-        self.words = array("q")
+        self.integers = array("q")
         self.alive: list[object] = []
 
     def add(self, *numbers: int) -> None:
-        self.words.extend(numbers)
+        self.integers.extend(numbers)
 
     def tensor(self, tensor: Tensor | None) -> None:
         """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
@@ -91,8 +58,8 @@ class Words:
         self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
 
     def dlpack(self, tensor: Tensor) -> int:
-        """The address of the tensor's DLPack structure, which is freed with these words."""
-        # a stream of -1 means that there is nothing to wait for: `settle` has done it
+        """The address of the tensor's DLPack structure, which is freed with this buffer."""
+        # a stream of -1 means that there is nothing to wait for: `synchronize` has done it
         capsule = tensor.detach().__dlpack__(stream=-1 if tensor.device.type == "cuda" else None)
         self.alive.append(capsule)
         return _capsule_address(capsule, b"dltensor") or 0
@@ -100,34 +67,34 @@ class Words:
     def fields(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> None:
         """The fields' codes and their tensors, given one after the other."""
         self.add(len(codes))
-        left = iter(tensors)
+        rest = iter(tensors)
         for code in codes:
             self.add(code.number(), len(code.tensors))
             for _ in code.tensors:
-                self.tensor(next(left))
+                self.tensor(next(rest))
 
     def gradients(self, codes: Sequence[Code], tensors: Sequence[Tensor]) -> list[Tensor | None]:
         """Zeros for what needs a gradient, field by field; returns them in the tensors' order."""
         found: list[Tensor | None] = []
-        left = iter(tensors)
+        rest = iter(tensors)
         for code in codes:
             wanted = code.needs_gradient if code.name else (True,) * len(code.tensors)
             self.add(sum(wanted))
             for needs in wanted:
-                tensor = next(left)
+                tensor = next(rest)
                 found.append(torch.zeros_like(tensor) if needs else None)
                 if needs:
                     self.tensor(found[-1])
         return found
 
     @property
-    def place(self) -> tuple[int, int]:
-        """Address and number of the words."""
-        return self.words.buffer_info()
+    def location(self) -> tuple[int, int]:
+        """Address and number of the integers."""
+        return self.integers.buffer_info()
 
 
-class Kept:
-    """A number under which Julia keeps something; forgets it with this object, on whatever thread."""
+class Handle:
+    """The number of a solve that Julia has saved; Julia forgets it with this object, on whatever thread."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,0 +1,91 @@
+# Fields that arrive as source code: the names they may use, and their compilation.
+
+"What the source of an exported field may use beside Base."
+const FIELD_NAMES = (
+    Symbol("@..") => getfield(FastBroadcast, Symbol("@..")),
+    :mul! => mul!,
+    :NaNMath => NaNMath,
+    :fast_exp => fast_exp,
+    :fast_tanh => fast_tanh,
+    :fast_sigmoid => fast_sigmoid,
+    :erf => SpecialFunctions.erf,
+    :batched_mul! => NNlib.batched_mul!,
+    :batched_transpose => NNlib.batched_transpose,
+    :DenseConvDims => NNlib.DenseConvDims,
+    :conv! => NNlib.conv!,
+    :∇conv_data! => NNlib.∇conv_data!,
+    :∇conv_filter! => NNlib.∇conv_filter!,
+)
+
+"""
+    Code
+
+A field that was given as source. An exported one has its value and vector-Jacobian product in place,
+functions that make its buffers and tell the sizes of its residuals and, if it has any, the functions of
+[`WithResiduals`](@ref) as a pair; a plain one (`vjp === nothing`) is one function. `space` holds them:
+the garbage collector does not find a function's type by the function. `made` are the arguments of
+[`Dynamics`](@ref) that depend on the state's size, `made_for`.
+"""
+mutable struct Code
+    const space::Module
+    const f::Any
+    const vjp::Any
+    const arrays::Any
+    const pair::Any
+    made::Any
+    made_for::Any
+end
+
+Code(space, f, vjp = nothing, arrays = nothing, pair = nothing) = Code(space, f, vjp, arrays, pair, nothing, nothing)
+
+"""
+    compile(source, name) -> Code
+
+Evaluates source that defines `name!`, `name_vjp!` and possibly `name_keep!`, `name_back!`, and whose
+value is `(; buffers, residuals)`: `buffers(y, B)` makes the fields' cache for states like `y` of batch
+size `B`, `residuals(B)` are the residuals' sizes.
+"""
+function compile(source::AbstractString, name::AbstractString)
+    space = Module(Symbol(:Field_, name))
+    for (symbol, value) in FIELD_NAMES
+        Core.eval(space, :(const $symbol = $value))
+    end
+    arrays = include_string(space, source, "field $name")
+    named(suffix) = Core.eval(space, Symbol(name, suffix))
+    pair = isdefined(space, Symbol(name, "_keep!")) ? (named("_keep!"), named("_back!")) : nothing
+    return Code(space, named("!"), named("_vjp!"), arrays, pair)
+end
+
+"""
+    compile_plain(source) -> Code
+
+Evaluates source whose value is a function `(t, y, p...) -> dy`.
+"""
+function compile_plain(source::AbstractString)
+    space = Module(:JuliaField)
+    f = include_string(space, source, "JuliaField")
+    f isa Function || throw(ArgumentError("the source of a JuliaField must end in a function (t, y, p...) -> dy"))
+    return Code(space, f)
+end
+
+"The field over parameters `p` for states like `y`."
+function dynamics(code::Code, y, p::Tuple)
+    code.vjp === nothing && return plain_dynamics(code, y, p)
+    key = (size(y), typeof(y), map(size, p))
+    if code.made_for != key
+        batch = ndims(y) == 0 ? 1 : size(y, ndims(y))
+        residuals = code.pair === nothing ? nothing : WithResiduals(code.pair..., code.arrays.residuals(batch), y)
+        code.made, code.made_for = (code.arrays.buffers(y, batch), residuals), key
+    end
+    return Dynamics(code.f, code.vjp, p, code.made...)
+end
+
+function plain_dynamics(code::Code, y, p)
+    applicable(code.f, zero(eltype(y)), y, p...) || throw(
+        ArgumentError(
+            "a JuliaField is called with the time, the state and each parameter by itself, here with " *
+                "$(2 + length(p)) arguments: write it as (t, y, p1, p2, ...) -> dy"
+        )
+    )
+    return Dynamics(code.f, p)
+end

@@ -1,0 +1,168 @@
+# What is recorded of each accepted step: one recorder for each kind of method.
+
+"The stages that an explicit method evaluates, noted on the way; `on_tape`: the tape has their arrays."
+mutable struct StageRecorder{V, T}
+    const step::Step{V}
+    const tableau::Tableau
+    const rhs::RightHandSide{V, T}
+    on_tape::Bool
+end
+
+"Likewise the drifts of a stochastic method, and the increments of its noise."
+struct SDERecorder{V, T}
+    step::SDEStep{V}
+    tableau::NoiseTableau
+    rhs::RightHandSide{V, T}
+    diffusion::RightHandSide{V, T}
+end
+
+"Estimates and interpolant of an integrator whose step is not described by a tableau here."
+struct IntegratorRecorder{V, T}
+    step::Step{V}
+    rhs::RightHandSide{V, T}
+end
+
+function recorder(m::RungeKutta, settings, y0, field::Field)
+    step = Step(m.tableau, y0)
+    settings.keep === :stages && keep_residuals!(step, m.tableau, field)
+    rhs = RightHandSide(field, step.k, step.arguments, step.residuals, m.tableau.stages)
+    return StageRecorder(step, m.tableau, rhs, false)
+end
+
+function recorder(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion::Field)
+    step, n = SDEStep(m.tableau, y0), m.tableau.drifts
+    rhs = RightHandSide(drift, step.k[1:n], step.H0[1:n])
+    return SDERecorder(step, m.tableau, rhs, RightHandSide(diffusion))
+end
+
+recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(Step(TSIT5, y0), RightHandSide(field))
+
+functions(recorder) = ODEFunction{true, FullSpecialize}(recorder.rhs)
+functions(recorder::SDERecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)
+
+"Called before an attempt: notes which stage's slope is evaluated first."
+function before_attempt!(recorder::StageRecorder)
+    recorder.on_tape && renew!(recorder.step, recorder.tableau, recorder.rhs.field)
+    recorder.on_tape = false
+    recorder.rhs.slot[] = recorder.tableau.fsal ? 2 : 1
+    return nothing
+end
+before_attempt!(recorder::SDERecorder) = recorder.rhs.slot[] = 1
+before_attempt!(::IntegratorRecorder) = nothing
+
+"Releases the memory that the tape has not taken."
+release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
+
+function record_step!(rec::Recording, recorder::StageRecorder, integrator, t, h, t1)
+    (; step, tableau, rhs) = recorder
+    step.t, step.h, step.t1 = t, h, t1
+    push_step!(rec, h, t1)
+    tableau.fsal || copyto!(step.y1, integrator.u)
+    if rec.settings.record
+        push!(rec.error, error_of(integrator))
+        tableau.pair && push!(rec.stiffness, stiffness_estimate(step, tableau))
+    end
+    recorder.on_tape = keep!(rec, step, tableau)
+    ready = false
+    save_outputs!(rec, t, h, t1, integrator.u) do theta
+        ready || extra_stages!(step, tableau, rhs.field)
+        ready = true
+        dense_output!(step.scratch, step, tableau, theta)
+    end
+    if tableau.fsal && !recorder.on_tape
+        copyto!(step.k[1], step.k[tableau.stages])
+        copyto!(step.arguments[1], step.arguments[tableau.stages])
+    end
+    return rec
+end
+
+"Keeps the step itself, or a copy of the state at its start; tells whether the tape has taken the stages."
+function keep!(rec::Recording{V}, step::Step, tableau) where {V}
+    if rec.settings.keep === :stages
+        push!(rec.tape, snapshot(step, tableau))
+        return true
+    elseif rec.settings.keep === :states
+        y = copyto!(acquire!(V, length(rec.y0)), step.arguments[1])
+        push!(rec.tape, Step(step.t, step.h, step.t1, V[], [y], Any[], y, step.scratch))
+    end
+    return false
+end
+
+"An array that begins with the state at the start of a step."
+start_of(entry::Step) = entry.arguments[1]
+start_of(entry) = entry
+
+"""
+    release!(recording)
+
+Releases the tape's memory; the recording has no reverse any more.
+"""
+function release!(rec::Recording)
+    for (i, entry) in enumerate(rec.tape)
+        if entry isa Step
+            # an FSAL method's first stage is the last one of the step before
+            release!(entry, i > 1 && entry.arguments[1] === rec.tape[i - 1].arguments[end] ? 2 : 1)
+        else
+            release!(entry)
+        end
+    end
+    empty!(rec.tape)
+    return nothing
+end
+
+function record_step!(rec::Recording, recorder::SDERecorder, integrator, t, h, t1)
+    (; step, tableau) = recorder
+    push_step!(rec, h, t1)
+    if rec.settings.record
+        tableau.adaptive && push!(rec.error, error_of(integrator))
+        tableau.pair && push!(rec.stiffness, sde_stiffness_estimate(step, tableau))
+    end
+    if rec.settings.keep !== :nothing
+        n, noise = length(rec.y0), integrator.W
+        entry = fill!(similar(rec.y0, 3n), 0)
+        copyto!(entry, 1, integrator.uprev, 1, n)
+        copyto!(entry, 1 + n, noise.dW, 1, n)
+        noise.dZ === nothing || copyto!(entry, 1 + 2n, noise.dZ, 1, n)
+        push!(rec.tape, entry)
+    end
+    save_outputs!(rec, t, h, t1, integrator.u) do theta
+        @. step.scratch = (1 - theta) * integrator.uprev + theta * integrator.u
+    end
+    return rec
+end
+
+function record_step!(rec::Recording, recorder::IntegratorRecorder, integrator, t, h, t1)
+    step = recorder.step
+    push_step!(rec, h, t1)
+    switching = rec.method.name === :autotsit5
+    implicit = !switching || integrator.cache.current == 2
+    push!(rec.implicit, implicit)
+    if rec.settings.record
+        push!(rec.error, error_of(integrator))
+        switching && push!(rec.stiffness, switching_stiffness!(step, integrator, h, implicit))
+    end
+    rec.settings.keep === :nothing || push!(rec.tape, copy(integrator.uprev))
+    save_outputs!(rec, t, h, t1, integrator.u) do theta
+        next = integrator.dt
+        integrator.dt = h  # the interpolant measures theta in this
+        ode_addsteps!(integrator)
+        ode_interpolant!(step.scratch, theta, integrator, nothing, Val{0})
+        integrator.dt = next
+        step.scratch
+    end
+    return rec
+end
+
+"While tsit5 is active its stages' quotient, else the norm of the Jacobian that the implicit method has."
+function switching_stiffness!(step::Step, integrator, h, implicit)
+    implicit && return Float64(integrator.eigen_est)
+    cache = integrator.cache.caches[1]
+    for (i, name) in enumerate((:k1, :k2, :k3, :k4, :k5, :k6, :k7))
+        copyto!(step.k[i], getproperty(cache, name))
+    end
+    copyto!(step.arguments[1], integrator.uprev)
+    copyto!(step.y1, integrator.u)
+    step.h = h
+    argument!(step, TSIT5, 6)
+    return stiffness_estimate(step, TSIT5)
+end
