@@ -19,6 +19,7 @@ from regnde._solver import Record, Solver
 __all__ = ["MLP", "BackwardGRU", "LatentODE", "NeuralODE", "NeuralSDE", "Reconstruction"]
 
 Activation = Callable[[Tensor], Tensor]
+Times = Sequence[float] | Tensor
 
 
 class MLP(nn.Module):
@@ -82,7 +83,8 @@ class NeuralODE(nn.Module):
 
     Args:
         field: f(t, y), usually a module; its parameters are the layer's.
-        ts: save times, in units of time.
+        ts: save times, in units of time. A tensor that requires a gradient keeps it; an `nn.Parameter` is one of the
+            layer's, is trained and stands in its `state_dict`. Anything else is kept as floats.
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
@@ -96,24 +98,24 @@ class NeuralODE(nn.Module):
     def __init__(
         self,
         field: Callable[[Tensor, Tensor], Tensor],
-        ts: Sequence[float] = (0.0, 1.0),
+        ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",
     ) -> None:
         super().__init__()
         self.field = field
-        self.ts = tuple(float(t) for t in ts)
+        self.ts = _kept_times(ts)
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(self, y0: Tensor, ts: Sequence[float] | Tensor | None = None) -> Solution:
+    def forward(self, y0: Tensor, ts: Times | None = None) -> Solution:
         """Solves from y0, any shape, at the layer's times or at `ts` instead."""
         record = self.record if self.training else "none"
         return solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
 
     def extra_repr(self) -> str:
         """Times, solver and record, for the module's repr."""
-        return f"ts={self.ts}, solver={self.solver}, record={self.record!r}"
+        return f"ts={_shown(self.ts)}, solver={self.solver}, record={self.record!r}"
 
 
 class NeuralSDE(nn.Module):
@@ -140,20 +142,18 @@ class NeuralSDE(nn.Module):
         self,
         drift: Callable[[Tensor, Tensor], Tensor],
         diffusion: Callable[[Tensor, Tensor], Tensor],
-        ts: Sequence[float] = (0.0, 1.0),
+        ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",
     ) -> None:
         super().__init__()
         self.drift = drift
         self.diffusion = diffusion
-        self.ts = tuple(float(t) for t in ts)
+        self.ts = _kept_times(ts)
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(
-        self, y0: Tensor, ts: Sequence[float] | Tensor | None = None, *, noise: BrownianPath | None = None
-    ) -> Solution:
+    def forward(self, y0: Tensor, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Solution:
         """Solves from y0, any shape, at the layer's times or at `ts` instead, along a new path or along `noise`."""
         record = self.record if self.training else "none"
         times = self.ts if ts is None else ts
@@ -161,4 +161,20 @@ class NeuralSDE(nn.Module):
 
     def extra_repr(self) -> str:
         """Times, solver and record, for the module's repr."""
-        return f"ts={self.ts}, solver={self.solver}, record={self.record!r}"
+        return f"ts={_shown(self.ts)}, solver={self.solver}, record={self.record!r}"
+
+
+def _kept_times(ts: Times) -> Times:
+    """The times as a layer keeps them: tensors that are trained as they are, others as floats."""
+    if isinstance(ts, Tensor):
+        return ts if ts.requires_grad or isinstance(ts, nn.Parameter) else tuple(ts.tolist())
+    if any(isinstance(t, Tensor) and t.requires_grad for t in ts):
+        raise TypeError(
+            "ts is a sequence in which a tensor requires a gradient, of which a layer can not keep track: give one "
+            "tensor or nn.Parameter of all times, or pass the times at each call."
+        )
+    return tuple(float(t) for t in ts)
+
+
+def _shown(ts: Times) -> str:
+    return str(tuple(ts.detach().tolist()) if isinstance(ts, Tensor) else ts)
