@@ -223,7 +223,7 @@ class StiffnessPenalty(StepPenalty):
         return steps.stiffness
 
 
-def steer(ts: Sequence[float], width: float, *, generator: torch.Generator | None = None) -> tuple[float, ...]:
+def steer(ts: Sequence[float] | Tensor, width: float, *, generator: torch.Generator | None = None) -> tuple[float, ...]:
     """Save times with a random end: the last one drawn from U(T - width, T + width).
 
     Source: STEER (Ghosh et al., NeurIPS 2020): train at a random end time, predict at T.
@@ -239,7 +239,7 @@ def steer(ts: Sequence[float], width: float, *, generator: torch.Generator | Non
     Raises:
         ValueError: if the interval reaches back to the last time but one.
     """
-    *head, end = (float(t) for t in ts)
+    *head, end = (float(t.detach() if isinstance(t, Tensor) else t) for t in ts)
     if not head or not 0 < width < abs(end - head[-1]):
         raise ValueError(f"steer(width={width}): give a width between 0 and the last gap of the times {tuple(ts)}.")
     device = "cpu" if generator is None else generator.device  # whatever torch's default device

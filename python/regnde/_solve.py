@@ -130,7 +130,10 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
 
 def checked_state(y0: Tensor | ArrayLike) -> Tensor:
     """The initial state as a floating-point or complex tensor."""
-    state = _tensor(y0)
+    try:
+        state = _tensor(y0)
+    except (RuntimeError, ValueError) as problem:
+        raise TypeError(f"y0 must be a tensor or what torch.as_tensor takes, got {type(y0).__name__}.") from problem
     if state.is_meta or state.layout != torch.strided:
         kind = "on the meta device and holds no numbers" if state.is_meta else f"a {state.layout} tensor"
         raise TypeError(f"y0 is {kind}: give a dense tensor on a device that computes, such as 'cpu'.")
@@ -152,6 +155,8 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
     A list of tensors would lose their gradients, and an array that is read-only, reversed or of the
     other byte order would be refused or shared.
     """
+    if isinstance(values, Tensor):
+        return values  # `as_tensor` would move it to torch's default device
     if isinstance(values, np.ndarray):
         return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
     if isinstance(values, Mapping):
@@ -159,7 +164,7 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
             f"y0 is a {type(values).__name__}: a state is one tensor. Concatenate the parts, and split them in f."
         )
     if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
-        parts = [torch.as_tensor(value) for value in values]
+        parts = [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
         if len({part.shape for part in parts}) > 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise TypeError(
@@ -213,7 +218,7 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
     """
     if isinstance(ts, Tensor):
         return ts
-    if isinstance(ts, (list, tuple)):
+    if isinstance(ts, (list, tuple, torch.nn.ParameterList)):
         given = next((t for t in ts if isinstance(t, Tensor)), None)
         if given is not None:  # each keeps its gradient
             double, device = torch.float64, given.device
@@ -223,9 +228,9 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
         if all(type(t) is float for t in ts):
             return torch.tensor(ts, dtype=torch.float64, device="cpu")
     values = np.asarray(ts)
-    if values.dtype.kind not in "bc":
-        values = values.astype(np.float64)
-    return torch.tensor(values, device="cpu")
+    if values.dtype.kind not in "bcfiu":
+        raise TypeError(f"ts must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
+    return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
 
 
 def _finite(t: float) -> bool:

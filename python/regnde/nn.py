@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +84,9 @@ class NeuralODE(nn.Module):
 
     Args:
         field: f(t, y), usually a module; its parameters are the layer's.
-        ts: save times, in units of time. A tensor that requires a gradient keeps it; an `nn.Parameter` is one of the
-            layer's, is trained and stands in its `state_dict`. Anything else is kept as floats.
+        ts: save times, in units of time. A tensor that requires a gradient, or a sequence with such tensors, keeps it;
+            an `nn.Parameter` is one of the layer's: it is trained, and its `state_dict` has it. Anything else is kept
+            as floats.
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
@@ -164,17 +166,20 @@ class NeuralSDE(nn.Module):
         return f"ts={_shown(self.ts)}, solver={self.solver}, record={self.record!r}"
 
 
-def _kept_times(ts: Times) -> Times:
-    """The times as a layer keeps them: tensors that are trained as they are, others as floats."""
+def _kept_times(ts: Times) -> Any:
+    """The times as a layer keeps them: tensors that require a gradient as they are, anything else as floats."""
     if isinstance(ts, Tensor):
         return ts if ts.requires_grad or isinstance(ts, nn.Parameter) else tuple(ts.tolist())
-    if any(isinstance(t, Tensor) and t.requires_grad for t in ts):
-        raise TypeError(
-            "ts is a sequence in which a tensor requires a gradient, of which a layer can not keep track: give one "
-            "tensor or nn.Parameter of all times, or pass the times at each call."
-        )
-    return tuple(float(t) for t in ts)
+    entries = tuple(t if isinstance(t, nn.Parameter) or _moving(t) else float(t) for t in ts)
+    parameters = sum(isinstance(t, nn.Parameter) for t in entries)
+    if parameters and parameters < sum(isinstance(t, Tensor) for t in entries):
+        raise TypeError("ts mixes nn.Parameter with other tensors that require a gradient: give one kind of them.")
+    return nn.ParameterList(entries) if parameters else entries
+
+
+def _moving(t: object) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad
 
 
 def _shown(ts: Times) -> str:
-    return str(tuple(ts.detach().tolist()) if isinstance(ts, Tensor) else ts)
+    return str(tuple(float(t.detach()) if isinstance(t, Tensor) else t for t in ts))
