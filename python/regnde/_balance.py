@@ -86,9 +86,11 @@ class Balance:
                 self._warn(penalty, len(parameters))
             sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
             if len(sizes) == 2 and all(map(math.isfinite, sizes)):
+                means = dict(self._means)  # a new one: a copy of this object may share the old one
                 for i, pair in shared.items():
-                    old = self._means.get(i, pair)
-                    self._means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                    old = means.get(i, pair)
+                    means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
         return self.value
