@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -64,14 +65,20 @@ def test_case_5_long_spans() -> None:
     assert still.stats.accepted < 20
 
 
+def rounded_times(dtype: torch.dtype) -> AbstractContextManager[object]:
+    """The field of a float32 state gets float32 times: here they are further apart than the span is long."""
+    return pytest.warns(UserWarning, match="times in torch.float32") if dtype == torch.float32 else nullcontext()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ADAPTIVE)
 def test_case_5_far_from_the_origin_of_time(method: str, dtype: torch.dtype) -> None:
-    sol = regnde.solve(exp_decay, torch.ones(1, dtype=dtype), [1e9, 1e9 + 1], Solver(method=method), record="all")
+    with rounded_times(dtype):
+        sol = regnde.solve(exp_decay, torch.ones(1, dtype=dtype), [1e9, 1e9 + 1], Solver(method=method), record="all")
     assert float(sol.y1) == pytest.approx(math.exp(-1), rel=1e-4)
     near = regnde.solve(exp_decay, torch.ones(1, dtype=dtype), [0.0, 1.0], Solver(method=method))
     assert abs(sol.stats.accepted - near.stats.accepted) <= 2
-    with pytest.raises(regnde.StepSizeUnderflow, match="clock's resolution"):
+    with rounded_times(dtype), pytest.raises(regnde.StepSizeUnderflow, match="clock's resolution"):
         regnde.solve(exp_decay, torch.ones(1, dtype=dtype), [1e16, 1e16 + 4], Solver(method=method))
 
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {"_errors", "_solver", "_solution", "_equation", "_noise", "_tableau"}
 ALLOWED = {
-    "_errors": {"_solution"},  # for the type checker alone
+    "_errors": {"_solution"},
     "_solver": {"_tableau"},
     "_tableau": set(),
     "_equation": set(),

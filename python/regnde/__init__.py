@@ -1,5 +1,8 @@
 """regnde: neural ODEs and SDEs that are cheap to solve."""
 
+import importlib
+from types import ModuleType
+
 from regnde import nn
 from regnde._balance import Balance
 from regnde._dropin import odeint, odeint_adjoint
@@ -15,8 +18,8 @@ from regnde._errors import (
 )
 from regnde._fit import Progress, anneal, fit
 from regnde._noise import BrownianPath, Increment
-from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StiffnessPenalty, steer
-from regnde._solution import Solution, SolutionArrays, Stats, Steps
+from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
 from regnde._tableau import Tableau
@@ -42,6 +45,8 @@ __all__ = [
     "Solver",
     "SquaredErrorPenalty",
     "Stats",
+    "Status",
+    "StepPenalty",
     "StepSizeUnderflow",
     "Steps",
     "StiffnessPenalty",
@@ -56,3 +61,14 @@ __all__ = [
     "solve",
     "steer",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports `regnde.plot` and `regnde.comparators` at their first use."""
+    if name in ("comparators", "plot"):
+        return importlib.import_module(f"regnde.{name}")
+    raise AttributeError(f"module 'regnde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "comparators", "plot"})

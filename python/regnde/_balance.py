@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class Balance:
         smoothing: share of the old mean that a measurement keeps, in [0, 1).
 
     Attributes:
-        value: the weight; 0 before the first measurement, and where the penalty has no gradient.
+        value: the weight; 0 before the first measurement, and where the penalty has no gradient. A warning says so
+            where the penalty is not 0 but reaches none of the parameters that the task does.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -57,6 +59,7 @@ class Balance:
         self._task = self._peak = 0.0
         self._seen = 0
         self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
+        self._warned = False
 
     @property
     def value(self) -> float:
@@ -76,19 +79,32 @@ class Balance:
         """
         due = self._seen % self.every == 0
         self._seen += 1
-        if due and penalty.requires_grad and task.requires_grad:
-            slopes = [
-                torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in (task, penalty)
-            ]
-            shared = {i: pair for i, pair in enumerate(zip(*slopes, strict=True)) if None not in pair}
+        if due and task.requires_grad:
+            slopes = [_slopes(loss, parameters) for loss in (task, penalty)]
+            shared = {i: (a, b) for i, (a, b) in enumerate(zip(*slopes, strict=True)) if not (a is None or b is None)}
+            if not shared:
+                self._warn(penalty, len(parameters))
             sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
             if len(sizes) == 2 and all(map(math.isfinite, sizes)):
+                means = dict(self._means)  # a new one: a copy of this object may share the old one
                 for i, pair in shared.items():
-                    old = self._means.get(i, pair)
-                    self._means[i] = tuple(torch.lerp(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                    old = means.get(i, pair)
+                    means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
         return self.value
+
+    def _warn(self, penalty: Tensor, count: int) -> None:
+        """Says once why the weight stays 0."""
+        if self._warned or self.value > 0 or float(penalty.detach()) == 0:
+            return
+        self._warned = True
+        warnings.warn(
+            f"Balance: the task and the penalty share none of the {count} parameters, so the weight stays 0. Give the "
+            "optimiser the parameters of the field, or the weight as a number.",
+            stacklevel=3,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
@@ -100,5 +116,22 @@ class Balance:
         self._means = dict(state["means"])
 
 
+def _slopes(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The loss' gradient by each parameter, None where there is none."""
+    if not (loss.requires_grad and parameters):
+        return (None,) * len(parameters)
+    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+def _blend(new: Tensor, old: Tensor, share: float) -> Tensor:
+    """New and old values with this share of the old ones; sparse only if both are."""
+    if new.is_sparse and old.is_sparse:
+        return (new * (1 - share) + old * share).coalesce()
+    new, old = (x.to_dense() if x.is_sparse else x for x in (new, old))
+    return torch.lerp(new, old, share)
+
+
 def _norm(parts: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(float(part.square().sum()) for part in parts))
+    """Of all entries together, of complex ones the modulus."""
+    entries = (part.coalesce().values() if part.is_sparse else part for part in parts)
+    return math.hypot(*(float(torch.linalg.vector_norm(x)) for x in entries))

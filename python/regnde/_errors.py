@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from regnde._solution import Solution
+from regnde._solution import Solution, Status
 
 __all__ = [
     "EngineUnavailable",
@@ -20,7 +19,10 @@ __all__ = [
 class SolveError(RuntimeError):
     """A solve that stopped before the end time.
 
+    It may be pickled and copied, as processes do that hand it over; its solution is then without gradients.
+
     Attributes:
+        status: which kind of failure it is.
         t: time of the last accepted state.
         dt: step size that was tried last (signed).
         error_ratio: error estimate of the last trial step (at most 1 is accepted); None if there was none.
@@ -32,7 +34,7 @@ class SolveError(RuntimeError):
         solution: what had been computed: the rows of `ys` up to `t`, and the records.
     """
 
-    status = "failed"
+    status: ClassVar[Status]
 
     def __init__(
         self,
@@ -59,23 +61,27 @@ class SolveError(RuntimeError):
             f"rejected={self.rejected}; the partial solution is in the exception's .solution]"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By the finished message and the attributes: the arguments are no longer there."""
+        return _restored, (type(self), self.args), self.__dict__
+
 
 class NonFiniteDynamics(SolveError):
     """The field returns NaN or infinity and smaller steps do not avoid it."""
 
-    status = "non-finite dynamics"
+    status = Status.NON_FINITE
 
 
 class StepSizeUnderflow(SolveError):
     """The error control asks for steps below the resolution of the clock."""
 
-    status = "step size underflow"
+    status = Status.UNDERFLOW
 
 
 class MaxStepsReached(SolveError):
     """`Solver.max_steps` trial steps were made before the end time was reached."""
 
-    status = "max steps reached"
+    status = Status.MAX_STEPS
 
 
 class EngineUnavailable(RuntimeError):
@@ -84,3 +90,8 @@ class EngineUnavailable(RuntimeError):
 
 class UnsupportedField(TypeError):
     """The field can not be handed to the engine; the message names the operator or the reason."""
+
+
+def _restored(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
+    """A failure of this kind with this message; its attributes follow."""
+    return kind.__new__(kind, *args)

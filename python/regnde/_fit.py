@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from regnde._balance import Balance
 from regnde._penalty import Penalty
@@ -21,19 +24,21 @@ __all__ = ["Progress", "anneal", "fit"]
 
 Batch = TypeVar("Batch")
 Weight = Callable[[int], float]
+Computed = tuple[Tensor, Solution | None] | Tensor
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One iteration of `fit`.
+    """One iteration of `fit`: one update of the parameters. Losses are those before it, means over its batches.
 
     Attributes:
-        iteration: 0, 1, 2, ...
+        iteration: `start`, `start` + 1, ...
         loss: task loss plus weighted penalty.
         task: task loss.
         penalty: penalty before its weight; 0 without one.
         weight: its weight in this iteration; 0 without a penalty.
-        nfe: evaluations of the field (for an SDE, of the drift) in the forward solve.
+        nfe: evaluations of the field (for an SDE, of the drift) in the forward solve, rounded mean over the
+            iteration's batches; 0 where `compute` returns no solution.
         seconds: wall time of forward, backward and update.
     """
 
@@ -47,32 +52,44 @@ class Progress:
 
 
 def fit(
-    compute: Callable[[Batch], tuple[Tensor, Solution]],
+    compute: Callable[[Batch], Computed],
     batches: Iterable[Batch],
     optimizer: Optimizer,
     *,
     penalty: Penalty | None = None,
     weight: float | Weight | Balance = 1.0,
-    scheduler: LRScheduler | None = None,
+    scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+    start: int = 0,
+    accumulate: int = 1,
+    clip: float | None = None,
+    scaler: GradScaler | None = None,
 ) -> Iterator[Progress]:
-    """Minimises task loss + weight * penalty, one optimiser step a batch, handing out progress.
+    """Minimises task loss + weight * penalty, one optimiser step an iteration, handing out progress.
 
     Nothing happens until the generator is iterated, and it may be left at any iteration.
 
     Args:
         compute: maps a batch to its task loss (0-dim) and the solution it came from; the solution
-            must hold the records that the penalty needs.
-        batches: the batches; their number is the number of iterations.
-        optimizer: steps the parameters.
+            must hold the records that the penalty needs. Without a penalty the loss alone will do.
+        batches: the batches; their number over `accumulate` is the number of iterations.
+        optimizer: steps the parameters. One whose step needs a closure, such as LBFGS, gets one that computes the
+            same batches again; the weight stays the same within an iteration.
         penalty: the regulariser, or None.
         weight: its weight, a function of the iteration such as `anneal` makes, or a `Balance` that finds it.
-        scheduler: learning rate schedule, stepped once an iteration.
+        scheduler: learning rate schedule, stepped once an iteration; `ReduceLROnPlateau` is given the loss.
+        start: number of the first iteration, for a training that goes on: `anneal` and `Progress` count from it.
+        accumulate: batches in an iteration, whose gradients are averaged. The last iteration averages what is left.
+        clip: largest norm of the gradient, as `torch.nn.utils.clip_grad_norm_` takes it; None leaves the gradient.
+        scaler: scales the loss for float16 under `torch.autocast`. A step whose gradient overflows at its scale is
+            left out, as the scaler does, and the scheduler's with it; it still counts as an iteration.
 
     Yields:
         A `Progress` after each update.
 
     Raises:
-        FloatingPointError: if the loss is not finite; the parameters are left as they were.
+        FloatingPointError: if the loss or its gradient is not finite; the parameters are left as they were.
+        TypeError: for a `compute` that returns something else, or no solution for the penalty.
+        ValueError: for a loss of several entries, or options that do not go together.
 
     Example:
         >>> import torch, regnde
@@ -86,38 +103,179 @@ def fit(
         >>> history[2].loss < history[0].loss
         True
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    for iteration, batch in enumerate(batches):
+    if accumulate < 1 or not (clip is None or clip > 0):
+        raise ValueError(f"fit(accumulate={accumulate}, clip={clip}): give at least one batch and a norm above zero.")
+    if scaler is not None and not scaler.is_enabled():
+        scaler = None
+    closure = _needs_closure(optimizer)
+    if closure and scaler is not None:
+        raise ValueError(f"a GradScaler does not go with {type(optimizer).__name__}, whose step needs a closure.")
+    remaining = iter(batches)
+    groups = iter(lambda: tuple(itertools.islice(remaining, accumulate)), ())
+    for iteration, group in enumerate(groups, start):
         began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        task, solution = compute(batch)
-        loss, value, factor = task, 0.0, 0.0
-        if penalty is not None:
-            regulariser = penalty(solution)
-            if isinstance(weight, Balance):
-                factor = weight.update(task, regulariser, parameters)
-            else:
-                factor = weight(iteration) if callable(weight) else weight
-            loss, value = task + factor * regulariser, float(regulariser.detach())
-        total = float(loss.detach())
-        if not math.isfinite(total):
-            raise FloatingPointError(
-                f"the loss is {total} in iteration {iteration} (task {float(task.detach()):.3g}, penalty {value:.3g}): "
-                "lower the learning rate or the penalty's weight."
-            )
-        torch.autograd.backward(loss)
-        optimizer.step()
-        if scheduler is not None:
+        step = _Iteration(iteration, group, compute, optimizer, penalty, weight, clip, scaler)
+        updated = step.with_closure() if closure else step.update()
+        loss, task, value, nfe = (sum(column) / len(group) for column in zip(*step.measured, strict=True))
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(loss)
+        elif scheduler is not None and updated:
             scheduler.step()
         yield Progress(
             iteration=iteration,
-            loss=total,
-            task=float(task.detach()),
+            loss=loss,
+            task=task,
             penalty=value,
-            weight=factor,
-            nfe=solution.stats.nfe,
+            weight=step.factor or 0.0,
+            nfe=round(nfe),
             seconds=time.perf_counter() - began,
         )
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Whether the optimiser's step takes a function that computes the loss, and can not do without."""
+    parameter = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return parameter is not None and parameter.default is parameter.empty
+
+
+@dataclass
+class _Iteration(Generic[Batch]):
+    """One update of the parameters.
+
+    Attributes:
+        measured: loss, task loss, penalty and evaluations of each batch, as the update found them.
+        factor: the penalty's weight, None until the first batch was computed.
+    """
+
+    number: int
+    batches: Sequence[Batch]
+    compute: Callable[[Batch], Computed]
+    optimizer: Optimizer
+    penalty: Penalty | None
+    weight: float | Weight | Balance
+    clip: float | None
+    scaler: GradScaler | None
+    measured: list[tuple[float, float, float, int]] = field(default_factory=list)
+    factor: float | None = None
+
+    def __post_init__(self) -> None:
+        groups = self.optimizer.param_groups
+        self.parameters = [p for group in groups for p in group["params"] if p.requires_grad]
+
+    def update(self) -> bool:
+        """Takes the step; False if the scaler left it out."""
+        self.gradient()
+        if self.scaler is None:
+            self._check_and_clip()
+            self.optimizer.step()
+            return True
+        self.scaler.unscale_(self.optimizer)
+        scale = self.scaler.get_scale()
+        self._check_and_clip(check=scale <= 1)  # above that the scale may be the cause, and the scaler lowers it
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= scale
+
+    def with_closure(self) -> bool:
+        """Takes the step of an optimiser that computes the loss as often as it likes."""
+        before = [p.detach().clone() for p in self.parameters]
+
+        def closure() -> float:
+            loss = self.gradient()
+            self._check_and_clip()
+            return loss
+
+        try:
+            self.optimizer.step(closure)
+        except BaseException:
+            with torch.no_grad():
+                for p, old in zip(self.parameters, before, strict=True):
+                    p.copy_(old)
+            raise
+        return True
+
+    def gradient(self) -> float:
+        """Leaves the gradient of the mean loss in the parameters; returns that loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        measured = [self._backward(batch) for batch in self.batches]
+        self.measured = self.measured or measured
+        return sum(loss for loss, *_ in measured) / len(measured)
+
+    def _backward(self, batch: Batch) -> tuple[float, float, float, int]:
+        """Adds the gradient of one batch; returns its loss, task loss, penalty and evaluations."""
+        task, solution = _unpacked(self.compute(batch))
+        loss, value = task, 0.0
+        if self.penalty is not None:
+            if solution is None:
+                raise TypeError(
+                    "compute returned a loss alone, but the penalty reads the records of a solution: "
+                    "return (loss, solution)."
+                )
+            regulariser = self.penalty(solution)
+            if self.factor is None:
+                self.factor = self._weight(task, regulariser)
+            loss, value = task + self.factor * regulariser, float(regulariser.detach())
+        total, of_task = float(loss.detach()), float(task.detach())
+        if not math.isfinite(total):
+            raise FloatingPointError(self._blame(of_task, value))
+        share = loss / len(self.batches) if len(self.batches) > 1 else loss
+        torch.autograd.backward(share if self.scaler is None else self.scaler.scale(share))
+        return total, of_task, value, 0 if solution is None else solution.stats.nfe
+
+    def _weight(self, task: Tensor, regulariser: Tensor) -> float:
+        if isinstance(self.weight, Balance):
+            return self.weight.update(task, regulariser, self.parameters)
+        return self.weight(self.number) if callable(self.weight) else self.weight
+
+    def _blame(self, task: float, penalty: float) -> str:
+        """What is not finite, and what to do."""
+        where = f"in iteration {self.number} (task {task:.3g}, penalty {penalty:.3g}, weight {self.factor or 0.0:.3g})"
+        if not math.isfinite(task):
+            return f"the task's loss is {task} {where}: look for it in the data, or lower the learning rate."
+        if not math.isfinite(penalty):
+            return f"the penalty is {penalty} {where}: lower the learning rate or the penalty's weight."
+        return f"the loss is not finite {where}: lower the penalty's weight."
+
+    def _check_and_clip(self, *, check: bool = True) -> None:
+        """Refuses a gradient that is not finite, and shortens one that is too long."""
+        bad = _first_not_finite(self.parameters) if check else None
+        if bad is not None:
+            loss, task, penalty, _ = self.measured[0]
+            raise FloatingPointError(
+                f"the gradient is not finite in iteration {self.number}, though the loss {loss:.3g} (task {task:.3g}, "
+                f"penalty {penalty:.3g}) is: the first such parameter is number {bad} of the optimiser's, of shape "
+                f"{tuple(self.parameters[bad].shape)}. Look for a square root, a norm or a division at 0."
+            )
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+
+
+def _unpacked(computed: Computed) -> tuple[Tensor, Solution | None]:
+    """The task's loss, 0-dim, and the solution, of what `compute` returned."""
+    task, solution = computed if isinstance(computed, tuple) and len(computed) == 2 else (computed, None)
+    if not isinstance(task, Tensor) or task.is_complex():
+        kind = task.dtype if isinstance(task, Tensor) else type(task).__name__
+        raise TypeError(f"compute must return a loss, a real tensor, and the solution; its loss is a {kind}.")
+    if task.numel() != 1:
+        raise ValueError(
+            f"compute returned a loss of shape {tuple(task.shape)}: reduce it to one number, such as loss.mean()."
+        )
+    return task.reshape(()), solution
+
+
+def _first_not_finite(parameters: Sequence[Tensor]) -> int | None:
+    """Index of the first parameter whose gradient is not finite; the largest entry tells, which can not overflow."""
+    largest, places = [], []
+    for i, p in enumerate(parameters):
+        if p.grad is not None:
+            entries = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+            if entries.numel():
+                largest.append(torch.linalg.vector_norm(entries, math.inf))
+                places.append(i)
+    if not largest:
+        return None
+    finite = torch.isfinite(torch.stack([x.to(largest[0].device) for x in largest]))
+    return None if bool(finite.all()) else places[finite.tolist().index(False)]
 
 
 def anneal(start: float, end: float, iterations: int) -> Weight:

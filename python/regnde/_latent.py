@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from regnde._solution import Solution
-from regnde._solve import solve
+from regnde._solve import checked_times, solve
 from regnde._solver import Record, Solver
 
 __all__ = ["BackwardGRU", "LatentODE", "Reconstruction"]
@@ -50,14 +51,15 @@ class BackwardGRU(nn.Module):
         """The state after one time.
 
         Args:
-            mean: shape (batch, hidden).
+            mean: shape (batch, hidden). The new state keeps its dtype, under autocast too.
             deviation: shape (batch, hidden).
             x: values, mask and gap, shape (batch, 2 * features + 1).
             seen: whether a sample has data at this time, shape (batch, 1), bool.
         """
         u, r = torch.tanh(self.gates_in(torch.cat((mean, deviation, x), 1))).chunk(2, 1)
-        update, reset = torch.sigmoid(self.update_out(u)), torch.sigmoid(self.reset_out(r))
-        new_mean, new_deviation = self.candidate(torch.cat((mean * reset, deviation * reset, x), 1)).chunk(2, 1)
+        update, reset = (torch.sigmoid(gate).to(mean.dtype) for gate in (self.update_out(u), self.reset_out(r)))
+        candidate = self.candidate(torch.cat((mean * reset, deviation * reset, x), 1)).to(mean.dtype)
+        new_mean, new_deviation = candidate.chunk(2, 1)
         new_mean = torch.lerp(new_mean, mean, update)
         new_deviation = torch.lerp(new_deviation.abs(), deviation, update)
         return torch.where(seen, new_mean, mean), torch.where(seen, new_deviation, deviation)
@@ -68,23 +70,23 @@ class BackwardGRU(nn.Module):
         Args:
             values: shape (batch, times, features); what the mask hides is not read.
             mask: 1 where observed, else 0, same shape.
-            ts: times, shape (times,).
+            ts: times, shape (times,), of any dtype: only the gaps between them are rounded to that of the values.
         """
         batch, times, _ = values.shape
-        gaps = torch.cat((ts[1:] - ts[:-1], ts.new_zeros(1)))
+        gaps = torch.cat((ts[1:] - ts[:-1], ts.new_zeros(1))).to(values)
         shown = torch.where(mask.bool(), values, torch.zeros_like(values))  # a hidden nan stays hidden
-        x = torch.cat((shown, mask, gaps[None, :, None].expand(batch, times, 1)), 2)
+        x = torch.cat((shown, mask.to(values), gaps[None, :, None].expand(batch, times, 1)), 2)
         seen = mask.any(2, keepdim=True)
         mean = values.new_zeros(batch, self.hidden)
         deviation = values.new_ones(batch, self.hidden)
         for i in reversed(range(times)):
             mean, deviation = self.step(mean, deviation, x[:, i], seen[:, i])
-        latent, log_variance = self.head(torch.cat((mean, deviation), 1)).chunk(2, 1)
+        latent, log_variance = self.head(torch.cat((mean, deviation), 1)).to(mean.dtype).chunk(2, 1)
         return latent, log_variance
 
 
 class Reconstruction(NamedTuple):
-    """What a latent ODE makes of a batch of series.
+    """What a latent ODE makes of a batch of series. A pickle or a deep copy holds it without its gradients.
 
     Attributes:
         values: decoded series, shape (batch, times, features).
@@ -103,12 +105,19 @@ class Reconstruction(NamedTuple):
         term = self.log_variance.exp() + self.mean.square() - 1 - self.log_variance
         return term.mean(1) / 2
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reconstruction, (*(x.detach() for x in self[:3]), self.solution)
+
+    def __copy__(self) -> Reconstruction:
+        return self
+
 
 class LatentODE(nn.Module):
     """A variational autoencoder of irregular series whose latent state moves along an ODE.
 
     Args:
-        encoder: maps (values, mask, ts) to mean and log variance of the latent initial state.
+        encoder: maps (values, mask, ts) to mean and log variance of the latent initial state. It gets the times in
+            the dtype of the values, `BackwardGRU` in their own.
         field: f(t, z) on latent states of shape (batch, latent).
         decoder: maps latent states, shape (..., latent), to values, shape (..., features).
         solver: method, tolerances, gradient, engine.
@@ -140,28 +149,36 @@ class LatentODE(nn.Module):
         self,
         values: Tensor,
         mask: Tensor,
-        ts: Sequence[float] | Tensor,
+        ts: Tensor | ArrayLike,
         *,
         sample: bool = True,
-        integrate: Callable[[Tensor, tuple[float, ...], Record], Solution] | None = None,
+        integrate: Callable[[Tensor, Any, Record], Solution] | None = None,
     ) -> Reconstruction:
         """Encodes the series, solves from the latent state at ts[0], decodes the states at `ts`.
 
         Args:
             values: shape (batch, times, features).
             mask: 1 where observed, else 0, same shape.
-            ts: increasing times, shape (times,), shared by the batch.
+            ts: increasing times, shape (times,), shared by the batch. Their gradient goes through the encoder, the
+                solve and `integrate`.
             sample: draw the initial state; False takes its mean.
             integrate: solves from a state at times with a record, in place of `regnde.solve` on the field (a
-                comparator that integrates along the solution hooks in here).
+                comparator that integrates along the solution hooks in here). The times are a tuple of floats, or a
+                tensor if they carry a gradient.
         """
-        times = torch.as_tensor(ts, dtype=values.dtype, device=values.device)
-        mean, log_variance = self.encoder(values, mask, times)
+        times, floats = checked_times(ts)
+        read = times.to(values.device) if isinstance(self.encoder, BackwardGRU) else times.to(values)
+        mean, log_variance = (_single(x) for x in self.encoder(values, mask, read))
         start = mean + (log_variance / 2).exp() * torch.randn_like(mean) if sample else mean
         record: Record = self.record if self.training else "none"
-        clock = tuple(float(t) for t in ts)
+        clock = times if times.requires_grad else floats
         if integrate is None:
             solution = solve(self.field, start, clock, self.solver, record=record)
         else:
             solution = integrate(start, clock, record)
         return Reconstruction(self.decoder(solution.ys.transpose(0, 1)), mean, log_variance, solution)
+
+
+def _single(x: Tensor) -> Tensor:
+    """At least in float32, which a state needs: under autocast an encoder returns half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

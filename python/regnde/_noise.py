@@ -95,7 +95,8 @@ class BrownianPath:
     ) -> None:
         self.t0, self.t1 = float(t0), float(t1)
         self.shape = torch.Size(shape)
-        self.seed = int(torch.randint(2**62, ()).item()) if seed is None else int(seed)
+        # On the CPU whatever torch's default device, as everything here.
+        self.seed = int(torch.randint(2**62, (), device="cpu").item()) if seed is None else int(seed)
         span = self.t1 - self.t0
         if not (math.isfinite(span) and span > 0):
             raise ValueError(f"BrownianPath({t0}, {t1}): give finite times t0 < t1.")
@@ -103,13 +104,17 @@ class BrownianPath:
             raise ValueError(f"BrownianPath(seed={seed}): give a number from 0 up to 2**64 - 1.")
         if resolution is not None and not resolution > 0:
             raise ValueError(f"BrownianPath(resolution={resolution}): give a length of time above zero.")
-        depth = DEPTH if resolution is None else max(0, math.ceil(math.log2(span / resolution)))
+        depth = DEPTH
+        if resolution is not None:
+            ratio = span / resolution
+            depth = 0 if ratio <= 1 else math.ceil(math.log2(ratio)) if math.isfinite(ratio) else DEEPEST + 1
         if depth > DEEPEST:
             raise ValueError(
                 f"BrownianPath(resolution={resolution}): the clock resolves no leaf below the span / 2**{DEEPEST}, "
                 f"here {span / 2**DEEPEST:.3g}."
             )
         self.depth = depth
+        self._half = (math.frexp(span)[1] + 1) // 2  # half the exponent of the span: powers of a tiny one underflow
         self._branch = 0
         self._tree: _Tree | None = None  # made at the first query
         self._recent: dict[float, Array] = {}
@@ -123,7 +128,7 @@ class BrownianPath:
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
         with self._lock:
-            return self._tensor(self._point(float(t))[0].copy())
+            return self._tensor(self._point(float(t))[0])
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t].
@@ -136,12 +141,13 @@ class BrownianPath:
         with self._lock:
             (ws, js), (wt, jt) = self._point(float(s)), self._point(float(t))
             w = wt - ws
-            area = np.zeros_like(w) if t == s else (jt - js) / (t - s) - ws - w / 2
+            area = np.zeros_like(w) if t == s else (jt - js) / self._scaled(t - s) - ws - w / 2
         return Increment(self._tensor(w), self._tensor(area))
 
     def resolves(self, s: float, t: float) -> bool:
         """Whether the law over [s, t] is exact: the two times do not both lie strictly inside one leaf."""
-        start, end = (s - self.t0) / self.resolution, (t - self.t0) / self.resolution
+        span = self.t1 - self.t0
+        start, end = (math.ldexp((x - self.t0) / span, self.depth) for x in (s, t))
         leaf = math.floor(start)
         return leaf == start or end >= leaf + 1
 
@@ -151,39 +157,44 @@ class BrownianPath:
         Args:
             branch: number of the path, 1, 2, ...
         """
-        other = BrownianPath(self.t0, self.t1, self.shape, seed=self.seed, resolution=self.resolution)
-        other._branch = self._branch + branch
-        return other
+        return _rebuilt(self.t0, self.t1, self.shape, self.seed, self.depth, self._branch + branch)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copies and pickles by the arguments: the numbers follow from them."""
-        return _rebuilt, (self.t0, self.t1, tuple(self.shape), self.seed, self.resolution, self._branch)
+        return _rebuilt, (self.t0, self.t1, tuple(self.shape), self.seed, self.depth, self._branch)
 
     def __repr__(self) -> str:
         return f"BrownianPath({self.t0}, {self.t1}, {tuple(self.shape)}, seed={self.seed})"
 
+    def _scaled(self, duration: float) -> float:
+        """A duration in units of 4^half, in which the span lies between 1/4 and 1."""
+        return math.ldexp(duration, -2 * self._half)
+
     def _tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).reshape(self.shape)
+        """Values of W or H from their scaled ones: times a power of two, which does not round."""
+        return torch.from_numpy(np.ldexp(values, self._half)).reshape(self.shape)
 
     def _point(self, t: float) -> Array:
-        """W(t) and J(t) = int_t0^t W du as the rows of an array; not to be written to."""
+        """W(t) and J(t) = int_t0^t W du as the rows of an array, in scaled time; not to be written to."""
         known = self._recent.get(t)
         if known is not None:
             return known
         if not self.t0 <= t <= self.t1:
             raise ValueError(f"t={t} lies outside the Brownian path's span [{self.t0}, {self.t1}].")
-        if self._tree is None:
-            self._tree = _Tree(self.t1 - self.t0, self.depth, self.shape.numel(), self.seed, self._branch)
-        point = self._tree.point((t - self.t0) / (self.t1 - self.t0))
+        span = self.t1 - self.t0
+        with torch.inference_mode(False), torch.no_grad():  # the tree outlives the caller's mode
+            if self._tree is None:
+                self._tree = _Tree(self._scaled(span), self.depth, self.shape.numel(), self.seed, self._branch)
+            point = self._tree.point((t - self.t0) / span)
         if len(self._recent) == RECENT:
             del self._recent[next(iter(self._recent))]
         self._recent[t] = point
         return point
 
 
-def _rebuilt(t0: float, t1: float, shape: tuple[int, ...], seed: int, resolution: float, branch: int) -> BrownianPath:
-    path = BrownianPath(t0, t1, shape, seed=seed, resolution=resolution)
-    path._branch = branch
+def _rebuilt(t0: float, t1: float, shape: Sequence[int], seed: int, depth: int, branch: int) -> BrownianPath:
+    path = BrownianPath(t0, t1, shape, seed=seed)
+    path.depth, path._branch = depth, branch
     return path
 
 
@@ -284,7 +295,7 @@ def _halves(h: float) -> tuple[Tensor, Tensor]:
         [0, 0, 0.5, -1.5, -y, 0],
         [0, 0, 0, 0.25, -y / 2, -z],
     ]
-    return torch.tensor(left, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
+    return torch.tensor(left, dtype=torch.float64, device="cpu"), torch.tensor(right, dtype=torch.float64, device="cpu")
 
 
 def _inside(h: float, x: float) -> Array:

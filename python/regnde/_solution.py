@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,20 @@ from torch import Tensor
 
 from regnde._solver import ResolvedSolver
 
-__all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Steps"]
+__all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
+
+T = TypeVar("T")
 
 STIFF_FRACTION = 0.9  # AutoSwitch of OrdinaryDiffEq.jl calls a step stiff above this share of the stability size
+
+
+class Status(enum.StrEnum):
+    """How a solve ended. Each member equals its text: `solution.status == "success"`."""
+
+    SUCCESS = "success"
+    NON_FINITE = "non-finite dynamics"
+    UNDERFLOW = "step size underflow"
+    MAX_STEPS = "max steps reached"
 
 
 class SampleStats(NamedTuple):
@@ -51,6 +63,8 @@ class Stats:
 
 class Steps:
     """The recorded steps: all accepted ones, or the single one of a local record.
+
+    A pickle or a deep copy holds the numbers without their gradients; `copy.copy` keeps the gradients.
 
     Attributes:
         t: time at the end of each step, shape (S,); no gradient.
@@ -123,6 +137,14 @@ class Steps:
     def __len__(self) -> int:
         return int(self.dt.shape[0])
 
+    def __getstate__(self) -> dict[str, Any]:
+        if callable(self._stiffness):
+            self._stiffness = self.stiffness  # a function can not be pickled
+        return _detached(self.__dict__)
+
+    def __copy__(self) -> Self:
+        return _twin(self)
+
     def __repr__(self) -> str:
         return f"Steps({len(self)} steps of {self._method})"
 
@@ -138,9 +160,11 @@ class SolutionArrays(NamedTuple):
     stiffness: NDArray[np.floating] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """Trajectory and records of one solve.
+
+    A pickle or a deep copy holds the numbers without their gradients; `copy.copy` keeps the gradients.
 
     Attributes:
         ts: the save times, shape (T,).
@@ -149,7 +173,7 @@ class Solution:
         steps: the recorded steps, or None with `record="none"`.
         engine: `"torch"` or `"julia"`: which engine ran.
         solver: the solver with all defaults filled in.
-        status: `"success"`, or why it stopped early (with `throw=False`, or in a `SolveError`).
+        status: `Status.SUCCESS`, or why it stopped early (with `throw=False`, or in a `SolveError`).
     """
 
     ts: Tensor
@@ -158,7 +182,26 @@ class Solution:
     steps: Steps | None
     engine: str
     solver: ResolvedSolver
-    status: str = "success"
+    status: Status = Status.SUCCESS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", Status(self.status))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _detached(self.__dict__)
+
+    def __copy__(self) -> Self:
+        return _twin(self)
+
+    def __repr__(self) -> str:
+        method = getattr(self.solver.method, "name", self.solver.method)
+        count = len(self.ts)
+        times = f"{count} in [{float(self.ts[0]):g}, {float(self.ts[-1]):g}]" if count else "none"
+        return (
+            f"Solution(engine={self.engine!r}, method={method!r}, ts: {times}, state: {tuple(self.ys.shape[1:])}, "
+            f"nfe={self.stats.nfe}, accepted={self.stats.accepted}, rejected={self.stats.rejected}, "
+            f"status={self.status.value!r})"
+        )
 
     @property
     def y1(self) -> Tensor:
@@ -180,3 +223,15 @@ class Solution:
             error=array(s.error) if s and s._error is not None else None,
             stiffness=array(s.stiffness) if s and s._stiffness is not None else None,
         )
+
+
+def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of an object with its tensors cut from their graphs, which no pickle can hold."""
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def _twin(thing: T) -> T:
+    """A shallow copy, gradients kept."""
+    twin = object.__new__(type(thing))
+    twin.__dict__.update(thing.__dict__)
+    return twin

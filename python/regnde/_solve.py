@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor
 from regnde._engines import choose
 from regnde._engines.base import Request
 from regnde._equation import SDE, Equation, JuliaField
+from regnde._errors import EngineUnavailable, SolveError
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver, Solver
 
-__all__ = ["solve"]
+__all__ = ["checked_state", "checked_times", "solve"]
 
 DEFAULT_SOLVER = Solver()
+CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
 def solve(
@@ -40,7 +42,8 @@ def solve(
             or an `SDE`; or a `JuliaField`.
         y0: initial state at ts[0], any shape: a tensor, or anything `torch.as_tensor` takes.
             Integers become torch's default dtype. The whole array is one system with one step size.
-        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time.
+        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. Numbers become
+            float64 whatever the state's dtype; a floating-point tensor keeps its dtype.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
@@ -70,8 +73,10 @@ def solve(
         raise ValueError(f"record={record!r}: choose 'none', 'all' or a Local(...).")
     if noise is not None and not sde:
         raise ValueError("noise is the Brownian path of an SDE, but f is an ODE.")
-    state = _state(y0)
-    times, values = _times(ts)
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver, got {solver!r}{_as_solver(solver)}.")
+    state = checked_state(y0)
+    times, values = checked_times(ts)
     if noise is not None:
         _check_noise(noise, state, values)
     request = Request(
@@ -84,8 +89,31 @@ def solve(
         noise=noise,
         throw=throw,
     )
-    _warn_of_rounding(request.solver, state)
-    return choose(request).solve(request)
+    _warn_of_rounding(request.solver, state, values)
+    try:
+        return choose(request).solve(request)
+    except RuntimeError as problem:
+        if not isinstance(problem, (SolveError, EngineUnavailable)):
+            _note_dtypes(problem, f, state)
+        raise
+
+
+def _as_solver(given: object) -> str:
+    """How to say what was given in the place of a solver, for a message."""
+    return f": write Solver(method={given!r})" if isinstance(given, str) else ""
+
+
+def _note_dtypes(problem: RuntimeError, f: Equation, y0: Tensor) -> None:
+    """Adds to an error that comes from the field that its parameters and the state differ in dtype, if they do."""
+    for part in (f.drift, f.diffusion) if isinstance(f, SDE) else (f,):
+        parameters = part.parameters() if isinstance(part, torch.nn.Module) else ()
+        dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+        if dtype is not None and dtype != y0.real.dtype:
+            problem.add_note(
+                f"The state has dtype {y0.dtype}, the field's parameters {dtype}: convert one of them, "
+                f"y0.to({dtype}) or field.to({y0.real.dtype})."
+            )
+            return
 
 
 def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> None:
@@ -100,10 +128,18 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
         raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")
 
 
-def _state(y0: Tensor | ArrayLike) -> Tensor:
+def checked_state(y0: Tensor | ArrayLike) -> Tensor:
     """The initial state as a floating-point or complex tensor."""
-    state = _tensor(y0)
+    try:
+        state = _tensor(y0)
+    except (RuntimeError, ValueError) as problem:
+        raise TypeError(f"y0 must be a tensor or what torch.as_tensor takes, got {type(y0).__name__}.") from problem
+    if state.is_meta or state.layout != torch.strided:
+        kind = "on the meta device and holds no numbers" if state.is_meta else f"a {state.layout} tensor"
+        raise TypeError(f"y0 is {kind}: give a dense tensor on a device that computes, such as 'cpu'.")
     if state.dtype in (torch.float16, torch.bfloat16):
+        if torch.is_autocast_enabled(state.device.type):  # such a state comes out of the layer before
+            return state.float()
         raise TypeError(
             f"y0 has dtype {state.dtype}, too coarse for error control: solve in float32, y0.float(), "
             "and convert inside f or afterwards."
@@ -119,26 +155,43 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
     A list of tensors would lose their gradients, and an array that is read-only, reversed or of the
     other byte order would be refused or shared.
     """
+    if isinstance(values, Tensor):
+        return values  # `as_tensor` would move it to torch's default device
     if isinstance(values, np.ndarray):
         return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
+    if isinstance(values, Mapping):
+        raise TypeError(
+            f"y0 is a {type(values).__name__}: a state is one tensor. Concatenate the parts, and split them in f."
+        )
     if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
-        return torch.stack([torch.as_tensor(value) for value in values])
+        parts = [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
+        if len({part.shape for part in parts}) > 1:
+            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+            raise TypeError(
+                f"y0 is a {type(values).__name__} of tensors of shapes {shapes}: a state is one tensor. "
+                "Concatenate the parts, and split them in f."
+            )
+        return torch.stack(parts)
     return torch.as_tensor(values)
 
 
-def _times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor and as floats, checked."""
-    times = _tensor(ts)
+def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
+    """The save times as a tensor and as floats, checked. Gradients stay; numbers become float64."""
+    times = _time_tensor(ts)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"ts must be real times, got {times.dtype}.")
+    if times.is_meta:
+        raise TypeError("ts is on the meta device and holds no numbers.")
+    if times.ndim == 0:
+        raise ValueError(f"ts must be a sequence of times such as [0.0, 1.0], got the single time {times.item():g}.")
     if times.ndim != 1 or times.numel() == 0:
         raise ValueError(
             f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    values = _floats(ts, times)
     if not times.is_floating_point():
-        times = times.to(torch.get_default_dtype())
+        times = times.to(torch.float64)
+    values = tuple(times.detach().to("cpu", torch.float64).tolist())
     if not all(map(_finite, values)):
         raise ValueError(f"ts must be finite, got {_short(values)}.")
     rising = all(a <= b for a, b in itertools.pairwise(values))
@@ -158,21 +211,46 @@ def _short(values: Sequence[float]) -> str:
     return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
 
 
-def _floats(ts: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
-    """The times in double precision; a list of floats has it even where torch's default dtype has not."""
-    if isinstance(ts, Sequence) and all(isinstance(t, (int, float)) for t in ts):
-        return tuple(float(t) for t in ts)
-    return tuple(times.detach().to("cpu", torch.float64).tolist())
+def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
+    """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
+
+    Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
+    """
+    if isinstance(ts, Tensor):
+        return ts
+    if isinstance(ts, (list, tuple, torch.nn.ParameterList)):
+        given = next((t for t in ts if isinstance(t, Tensor)), None)
+        if given is not None:  # each keeps its gradient
+            double, device = torch.float64, given.device
+            return torch.stack(
+                [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
+            )
+        if all(type(t) is float for t in ts):
+            return torch.tensor(ts, dtype=torch.float64, device="cpu")
+    values = np.asarray(ts)
+    if values.dtype.kind not in "bcfiu":
+        raise TypeError(f"ts must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
+    return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
 
 
 def _finite(t: float) -> bool:
     return t - t == 0.0
 
 
-def _warn_of_rounding(solver: ResolvedSolver, y0: Tensor) -> None:
-    """Warns where rounding, not truncation, would set the error estimate."""
+def _warn_of_rounding(solver: ResolvedSolver, y0: Tensor, times: Sequence[float]) -> None:
+    """Warns where rounding of the state, or of the times that the field is given, exceeds the tolerance."""
     resolution = torch.finfo(y0.dtype).eps
-    if max(solver.rtol, solver.atol) < resolution:
+    tolerance = max(solver.rtol, solver.atol)
+    far, span = max(abs(times[0]), abs(times[-1])), abs(times[-1] - times[0])
+    if resolution > CLOCK and span and resolution * far > max(tolerance, resolution) * span:
+        warnings.warn(
+            f"the field is given times in {y0.real.dtype}, as the state is: at |t| up to {far:g} they are "
+            f"{resolution * far:.2g} apart, which is {resolution * far / span:.2g} of the span {span:g} and more than "
+            f"the tolerance {tolerance:g}. If the field depends on t, solve in float64 (y0.double()), or shift the "
+            "time so that it starts near 0.",
+            stacklevel=3,
+        )
+    if tolerance < resolution:
         warnings.warn(
             f"rtol={solver.rtol:g}, atol={solver.atol:g} lie below the resolution {resolution:.2g} of {y0.dtype}: "
             "the error estimate and with it the NFE and any penalty are then mostly rounding noise. "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from regnde._tableau import Tableau
 
-__all__ = ["Local", "Record", "Solver"]
+__all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
+
+T = TypeVar("T")
 
 Gradient = Literal["discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"]
 GRADIENTS: tuple[str, ...] = Gradient.__args__  # type: ignore[attr-defined]  # typing has no public way
@@ -18,7 +21,69 @@ ENGINES = ("auto", "torch", "julia")
 ODE_METHOD, ODE_TOLERANCE = "tsit5", 1e-6
 SDE_METHOD, SDE_TOLERANCE = "sosri", 1e-2  # StochasticDiffEq.jl's defaults
 
+OTHER_NAMES = {
+    "dopri5": "dp5",
+    "dormand_prince": "dp5",
+    "ode45": "dp5",
+    "rk45": "dp5",
+    "bosh3": "bs3",
+    "bogacki_shampine": "bs3",
+    "ode23": "bs3",
+    "rk23": "bs3",
+    "tsitouras5": "tsit5",
+    "verner7": "vern7",
+    "explicit_euler": "euler",
+    "forward_euler": "euler",
+    "explicit_midpoint": "midpoint",
+    "heun": "heun2",
+    "euler_maruyama": "em",
+    "eulermaruyama": "em",
+}
+"""Methods under the names that torchdiffeq, torchode, diffrax, scipy and others give them."""
 
+NEAREST = {
+    "dopri8": "vern7",
+    "dop853": "vern7",
+    "fehlberg2": "bs3",
+    "adaptive_heun": "bs3",
+    "srk": "sriw1",
+    "lsoda": "autotsit5",
+    "radau": "rodas5p",
+    "bdf": "kencarp4",
+    "kvaerno5": "kencarp4",
+}
+"""Methods that no engine has, and the nearest to them that one has."""
+
+
+def hint(method: str) -> str:
+    """What a method is called here, as a sentence for a message; empty for a name that is not known."""
+    name = method.lower().replace("-", "_").replace(" ", "_")
+    if name in OTHER_NAMES:
+        return f"{method!r} is called {OTHER_NAMES[name]!r} here."
+    if name in NEAREST:
+        return f"There is no {method!r} here; the nearest method is {NEAREST[name]!r}."
+    return ""
+
+
+def _keyword_only(cls: type[T]) -> type[T]:
+    """Makes a dataclass answer positional arguments with the call that was meant."""
+    first = dataclasses.fields(cls)[0].name  # type: ignore[arg-type]  # the type of a dataclass can not be named
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def checked(self: T, *positional: object, **named: Any) -> None:
+        if positional:
+            raise TypeError(
+                f"{cls.__name__} takes arguments by name only, got {positional[0]!r}: write "
+                f"{cls.__name__}({first}={positional[0]!r}) if that is what it is."
+            )
+        construct(self, **named)
+
+    setattr(cls, "__init__", checked)  # noqa: B010 - an assignment is no method to the type checker
+    return cls
+
+
+@_keyword_only
 @dataclass(frozen=True, kw_only=True)
 class Solver:
     """Method, tolerances and gradient of a solve. Immutable; vary it with `dataclasses.replace`.
@@ -75,7 +140,11 @@ class Solver:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not (math.isfinite(value) and value >= 0) or (name == "dt0" and value == 0):
+            try:
+                usable = not isinstance(value, str) and math.isfinite(value) and value >= 0
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"Solver({name}={value!r}): give one number.") from None
+            if not usable or (name == "dt0" and value == 0):
                 raise ValueError(f"Solver({name}={value!r}): give a finite number above zero.")
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("Solver(rtol=0, atol=0): one of the two tolerances must be above zero.")
@@ -138,6 +207,7 @@ class ResolvedSolver:
     tableau: Tableau | None = None
 
 
+@_keyword_only
 @dataclass(frozen=True, kw_only=True)
 class Local:
     """Record one step, taken at a random place of the trajectory (Pal et al., ICML 2023).

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from regnde._solution import Solution
-from regnde._solve import solve
+from regnde._solve import checked_state, checked_times, solve
 from regnde._solver import Record, Solver
 
 __all__ = ["RNODE", "Hutchinson", "Integrand", "TayNODE", "solve_with_integral", "steer_all", "total_derivative"]
@@ -40,15 +41,17 @@ class Integrand(ABC):
 
 @dataclass(frozen=True)
 class RNODE(Integrand):
-    """Kinetic energy mean f^2 / 2 and squared Frobenius norm of the Jacobian, mean (e^T J)^2.
+    """Kinetic energy mean |f|^2 / 2 and squared Frobenius norm of the Jacobian, mean |e^T J|^2.
 
-    Source: Finlay, Jacobsen, Nurbekyan, Oberman (ICML 2020). Means over the dimensions as in their code.
+    Source: Finlay, Jacobsen, Nurbekyan, Oberman (ICML 2020). Means over the dimensions as in their code. A complex
+    state counts one dimension an entry; of a field that is not holomorphic the Jacobian of real and imaginary parts
+    is taken, divided by the same factor of 2 as that of a holomorphic one.
 
     Args:
         kinetic: weight of the kinetic energy.
         jacobian: weight of the Jacobian's norm.
         probe: vector e of the state's shape with entries of mean 0 and variance 1, the same throughout a
-            solve; by default drawn anew from {-1, 1} at every call.
+            solve; by default drawn anew from {-1, 1} at every call (complex: {-1, 1} + {-i, i} over sqrt 2).
 
     Example:
         >>> y = torch.tensor([3.0])
@@ -68,8 +71,7 @@ class RNODE(Integrand):
         """The weighted sum of both, 0-dim."""
         probe = _signs(y) if self.probe is None else self.probe
         slope, row = _slope_and_row(field, t, y, probe)
-        value: Tensor = self.kinetic * slope.square().mean() / 2 + self.jacobian * row.square().mean()
-        return value
+        return self.kinetic * _mean_square(slope) / 2 + self.jacobian * _mean_square(row)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class TayNODE(Integrand):
 
     def __call__(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
         """The mean square, 0-dim."""
-        return total_derivative(field, t, y, self.order).square().mean()
+        return _mean_square(total_derivative(field, t, y, self.order))
 
 
 def total_derivative(field: Field, t: Tensor, y: Tensor, order: int) -> Tensor:
@@ -112,17 +114,17 @@ def total_derivative(field: Field, t: Tensor, y: Tensor, order: int) -> Tensor:
     if order < 1:
         raise ValueError(f"order={order}: the solution's derivatives start at order 1, the field.")
     if order == 1:
-        return field(t, y)
+        return field(t, y).to(y.dtype)  # under autocast a field returns a lower precision
     _load_forward_mode()
-    tangents = (torch.ones_like(t), field(t, y))
+    tangents = (torch.ones_like(t), field(t, y).to(y.dtype))
     lower: Callable[[Tensor, Tensor], Tensor] = lambda s, x: total_derivative(field, s, x, order - 1)  # noqa: E731
     return torch.func.jvp(lower, (t, y), tangents)[1]  # type: ignore[no-any-return]  # torch leaves it untyped
 
 
 def solve_with_integral(
     field: Field,
-    y0: Tensor,
-    ts: Sequence[float],
+    y0: Tensor | ArrayLike,
+    ts: Tensor | ArrayLike,
     integrand: Integrand,
     solver: Solver | None = None,
     *,
@@ -135,8 +137,9 @@ def solve_with_integral(
 
     Args:
         field: f(t, y).
-        y0: initial state, any shape.
-        ts: save times, in units of time, two or more.
+        y0: initial state, as `regnde.solve` takes it.
+        ts: save times, in units of time, two or more, as `regnde.solve` takes them. If they carry a gradient, the
+            integral does too.
         integrand: what is integrated.
         solver: method, tolerances, gradient, engine.
         record: what to record.
@@ -154,24 +157,26 @@ def solve_with_integral(
         True
     """
     x, w = np.polynomial.legendre.leggauss(nodes)
-    half, middle = (ts[-1] - ts[0]) / 2, (ts[-1] + ts[0]) / 2
-    inside = (middle + half * x).tolist()
+    state, (given, values) = checked_state(y0), checked_times(ts)
+    clock = given.double()
+    half, middle = (clock[-1] - clock[0]) / 2, (clock[-1] + clock[0]) / 2
+    inside = middle + half * torch.as_tensor(x, device=clock.device)
+    every = torch.cat((clock, inside))
     # A stable sort: a node that meets a save time stands after it, and both are saved.
-    order = sorted(range(len(ts) + nodes), key=lambda i: ((*ts, *inside)[i] * (1 if half >= 0 else -1), i))
-    times = [float((*ts, *inside)[i]) for i in order]
-    place = {i: row for row, i in enumerate(order)}
-    solution = solve(field, y0, times, Solver() if solver is None else solver, record=record)
+    order = torch.argsort(every.detach(), stable=True, descending=values[-1] < values[0])
+    place = torch.argsort(order).to(state.device)
+    solution = solve(field, state, every[order], Solver() if solver is None else solver, record=record)
     if isinstance(integrand, RNODE) and integrand.probe is None:  # one probe a solve
-        integrand = integrand.drawn(y0 if of is None else of(y0))
-    terms = []
-    for j, t in enumerate(inside):
-        state = solution.ys[place[len(ts) + j]]
-        clock = torch.tensor(t, dtype=state.dtype, device=state.device)
-        terms.append(integrand(inner or field, clock, state if of is None else of(state)))
-    weights = torch.as_tensor(abs(half) * w, dtype=y0.dtype, device=y0.device)
-    integral = torch.dot(torch.stack(terms), weights)
-    kept = torch.tensor([place[i] for i in range(len(ts))], device=solution.ys.device)
-    return dataclasses.replace(solution, ts=solution.ts[kept.cpu()], ys=solution.ys[kept]), integral
+        integrand = integrand.drawn(state if of is None else of(state))
+    saved = solution.ys[place]
+    moments = inside.to(state.device, state.real.dtype)
+    terms = [
+        integrand(inner or field, t, y if of is None else of(y))
+        for t, y in zip(moments, saved[len(values) :], strict=True)
+    ]
+    weights = half.abs().to(state.device) * torch.as_tensor(w, device=state.device)
+    integral = (torch.stack(terms) * weights.to(state.real.dtype)).sum()
+    return dataclasses.replace(solution, ts=given, ys=saved[: len(values)]), integral
 
 
 class Hutchinson(torch.nn.Module):
@@ -212,7 +217,9 @@ class Hutchinson(torch.nn.Module):
         if self.probe is None or self.probe.shape != y.shape:
             raise ValueError(f"Hutchinson: call draw(y) with a state of shape {tuple(y.shape)} before the solve.")
         slope, row = _slope_and_row(self.field, t, y, self.probe)
-        return torch.cat((slope, -(row * self.probe).sum(-1, keepdim=True)), -1)
+        # A complex entry is two real dimensions, and the vector has half of its variance in each.
+        trace = 2 * (row.conj() * self.probe).real if z.is_complex() else row * self.probe
+        return torch.cat((slope, -trace.sum(-1, keepdim=True)), -1)
 
 
 def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) -> tuple[float, ...]:
@@ -235,7 +242,8 @@ def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) 
     gaps = [b - a for a, b in itertools.pairwise(times)]
     if not gaps or min(gaps) <= 0:
         raise ValueError("steer_all: give two or more increasing times.")
-    draws = (2 * torch.rand(len(gaps), generator=generator, dtype=torch.float64) - 1).tolist()
+    device = "cpu" if generator is None else generator.device  # whatever torch's default device
+    draws = (2 * torch.rand(len(gaps), generator=generator, dtype=torch.float64, device=device) - 1).tolist()
     reach = [min(before, after) / 2 for before, after in zip(gaps, (*gaps[1:], gaps[-1]), strict=True)]
     moved = [t + draw * width for t, draw, width in zip(times[1:], draws, reach, strict=True)]
     return (times[0], *(min(t, times[-1]) for t in moved))
@@ -251,12 +259,19 @@ def _load_forward_mode() -> None:
 
 
 def _slope_and_row(field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """f(t, y) and the probe times its Jacobian, both of y's shape."""
-    outcome = torch.func.vjp(lambda state: field(t, state), y)
-    return outcome[0], outcome[1](probe)[0]
+    """f(t, y) and the probe times its Jacobian, both of y's shape and dtype, under autocast too."""
+    outcome = torch.func.vjp(lambda state: field(t, state).to(y.dtype), y)
+    return outcome[0], outcome[1](probe.to(y.dtype))[0]
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """Mean of |x|^2, 0-dim and real."""
+    return (x.real.square() + x.imag.square()).mean() if x.is_complex() else x.square().mean()
 
 
 def _signs(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Entries of -1 and 1 with equal chance, of y's shape, dtype and device."""
-    coins = torch.randint(0, 2, y.shape, generator=generator)
-    return (2 * coins - 1).to(y.device, y.dtype)
+    """Entries of -1 and 1 with equal chance, of y's shape, dtype and device; (+-1 +- i) / sqrt 2 for a complex y."""
+    shape = (*y.shape, 2) if y.is_complex() else y.shape
+    device = "cpu" if generator is None else generator.device  # whatever torch's default device
+    signs = (2 * torch.randint(0, 2, shape, generator=generator, device=device) - 1).to(y.device, y.real.dtype)
+    return torch.view_as_complex(signs * 0.5**0.5) if y.is_complex() else signs

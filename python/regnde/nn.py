@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from regnde._solver import Record, Solver
 __all__ = ["MLP", "BackwardGRU", "LatentODE", "NeuralODE", "NeuralSDE", "Reconstruction"]
 
 Activation = Callable[[Tensor], Tensor]
+Times = Sequence[float] | Tensor
 
 
 class MLP(nn.Module):
@@ -82,7 +84,9 @@ class NeuralODE(nn.Module):
 
     Args:
         field: f(t, y), usually a module; its parameters are the layer's.
-        ts: save times, in units of time.
+        ts: save times, in units of time. A tensor that requires a gradient, or a sequence with such tensors, keeps it;
+            an `nn.Parameter` is one of the layer's: it is trained, and its `state_dict` has it. Anything else is kept
+            as floats.
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
@@ -96,24 +100,24 @@ class NeuralODE(nn.Module):
     def __init__(
         self,
         field: Callable[[Tensor, Tensor], Tensor],
-        ts: Sequence[float] = (0.0, 1.0),
+        ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",
     ) -> None:
         super().__init__()
         self.field = field
-        self.ts = tuple(float(t) for t in ts)
+        self.ts = _kept_times(ts)
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(self, y0: Tensor, ts: Sequence[float] | Tensor | None = None) -> Solution:
+    def forward(self, y0: Tensor, ts: Times | None = None) -> Solution:
         """Solves from y0, any shape, at the layer's times or at `ts` instead."""
         record = self.record if self.training else "none"
         return solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
 
     def extra_repr(self) -> str:
         """Times, solver and record, for the module's repr."""
-        return f"ts={self.ts}, solver={self.solver}, record={self.record!r}"
+        return f"ts={_shown(self.ts)}, solver={self.solver}, record={self.record!r}"
 
 
 class NeuralSDE(nn.Module):
@@ -140,20 +144,18 @@ class NeuralSDE(nn.Module):
         self,
         drift: Callable[[Tensor, Tensor], Tensor],
         diffusion: Callable[[Tensor, Tensor], Tensor],
-        ts: Sequence[float] = (0.0, 1.0),
+        ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",
     ) -> None:
         super().__init__()
         self.drift = drift
         self.diffusion = diffusion
-        self.ts = tuple(float(t) for t in ts)
+        self.ts = _kept_times(ts)
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(
-        self, y0: Tensor, ts: Sequence[float] | Tensor | None = None, *, noise: BrownianPath | None = None
-    ) -> Solution:
+    def forward(self, y0: Tensor, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Solution:
         """Solves from y0, any shape, at the layer's times or at `ts` instead, along a new path or along `noise`."""
         record = self.record if self.training else "none"
         times = self.ts if ts is None else ts
@@ -161,4 +163,23 @@ class NeuralSDE(nn.Module):
 
     def extra_repr(self) -> str:
         """Times, solver and record, for the module's repr."""
-        return f"ts={self.ts}, solver={self.solver}, record={self.record!r}"
+        return f"ts={_shown(self.ts)}, solver={self.solver}, record={self.record!r}"
+
+
+def _kept_times(ts: Times) -> Any:
+    """The times as a layer keeps them: tensors that require a gradient as they are, anything else as floats."""
+    if isinstance(ts, Tensor):
+        return ts if ts.requires_grad or isinstance(ts, nn.Parameter) else tuple(ts.tolist())
+    entries = tuple(t if isinstance(t, nn.Parameter) or _moving(t) else float(t) for t in ts)
+    parameters = sum(isinstance(t, nn.Parameter) for t in entries)
+    if parameters and parameters < sum(isinstance(t, Tensor) for t in entries):
+        raise TypeError("ts mixes nn.Parameter with other tensors that require a gradient: give one kind of them.")
+    return nn.ParameterList(entries) if parameters else entries
+
+
+def _moving(t: object) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad
+
+
+def _shown(ts: Times) -> str:
+    return str(tuple(float(t.detach()) if isinstance(t, Tensor) else t for t in ts))

@@ -41,7 +41,7 @@ def steps(
     """One record of a solution's steps as a staircase over time, on a logarithmic scale.
 
     Args:
-        solution: solved with `record="all"`.
+        solution: solved with `record="all"`. With `batch="per-sample"` there is a staircase for each sample.
         quantity: `"dt"`, `"error"` or `"stiffness"`.
         axes: where to draw; a new figure by default.
         label: legend entry.
@@ -59,10 +59,16 @@ def steps(
     if quantity not in LABELS:
         raise ValueError(f"quantity={quantity!r}: choose one of {', '.join(LABELS)}.")
     axes = _axes(axes)
-    ends = solution.steps.t.detach().cpu()
-    values = getattr(solution.steps, quantity).detach().cpu().abs()
-    edges = [float(ends[0] - solution.steps.dt[0].cpu()), *ends.tolist()]
-    axes.stairs(values.numpy(), edges, baseline=None, label=label, color=colour, linestyle=linestyle, linewidth=1.6)
+    columns = [x.detach().cpu() for x in (solution.steps.t, solution.steps.dt, getattr(solution.steps, quantity))]
+    mask = solution.steps.mask
+    samples = [columns] if mask is None else [[x[m, i] for x in columns] for i, m in enumerate(mask.cpu().T)]
+    width = 1.6 if len(samples) == 1 else 0.8
+    for ends, sizes, values in samples:
+        if len(ends):
+            edges = [float(ends[0]) - float(sizes[0]), *ends.tolist()]
+            heights = values.abs().numpy()
+            axes.stairs(heights, edges, baseline=None, label=label, color=colour, linestyle=linestyle, linewidth=width)
+            label = None  # one entry in the legend
     axes.set_yscale("log")
     axes.set_xlabel("t")
     axes.set_ylabel(LABELS[quantity])

@@ -21,7 +21,7 @@ from regnde._engines.torch.step import stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Steps
-from regnde._solver import Local
+from regnde._solver import Local, hint
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
 
 __all__ = ["TorchEngine"]
@@ -47,7 +47,7 @@ class TorchEngine(Engine):
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.tableau is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
-            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}.{hint(solver.method)}"
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
