@@ -1,26 +1,61 @@
-"""A solve replayed on given steps: the reference for gradients, independent of the loop under test."""
+"""A solve replayed on given steps: the reference for gradients, independent of the engine under test.
+
+The steps are written out from the formulas of a Runge-Kutta method with the coefficients of a `Tableau`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import regnde
-from regnde._engines.torch.stages import ListStages
-from regnde._engines.torch.step import (
-    Taken,
-    dense_rows,
-    extra_stages,
-    scaled_error,
-    stage_times,
-    take_step,
-)
-from regnde._engines.torch.tableaux import TABLEAUX, Tableau
+from regnde import Tableau
+from regnde._tableau import TABLEAUX
 
 Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class Stages(NamedTuple):
+    """Slopes k_i and arguments g_i of the stages, and the new state."""
+
+    k: list[Tensor]
+    g: list[Tensor]
+    y1: Tensor
+
+
+def combined(weights: Sequence[float], k: Sequence[Tensor], y: Tensor) -> Tensor:
+    """The sum of weights_j k_j, of y's shape."""
+    return sum((w * k_j for w, k_j in zip(weights, k, strict=False)), torch.zeros_like(y))
+
+
+def stages_of(f: Field, tableau: Tableau, t: float, h: float, y: Tensor, first: Tensor | None = None) -> Stages:
+    """The step of size h from (t, y); `first` replaces the first stage."""
+    k: list[Tensor] = []
+    g: list[Tensor] = []
+    for c, row in zip((*tableau.c, *tableau.extra_c), (*tableau.a, *tableau.extra_a), strict=True):
+        g.append(y + h * combined(row, k, y))
+        k.append(first if not k and first is not None else f(torch.tensor(t + c * h, dtype=y.dtype), g[-1]))
+    return Stages(k, g, y + h * combined(tableau.b, k, y))
+
+
+def step_vectors(tableau: Tableau, stages: Stages, y: Tensor, h: float, rtol: float, atol: float) -> Tensor:
+    """The three vectors whose norms are the estimates of a step, shape (3, N).
+
+    They are the scaled error, and the differences of the last two stages and of their arguments.
+    """
+    (k, g, y1), n = stages, tableau.stages
+    zero = torch.zeros_like(y)
+    allowed = atol + rtol * torch.maximum(y.abs(), y1.abs())
+    pieces = [
+        h * combined(tableau.btilde, k, y) / allowed if tableau.btilde else zero,
+        k[n - 1] - k[n - 2] if tableau.stiffness_pair else zero,
+        g[n - 1] - g[n - 2],
+    ]
+    return torch.stack([piece.reshape(-1) for piece in pieces])
 
 
 @dataclass(frozen=True)
@@ -41,25 +76,9 @@ class Frozen:
         return Frozen(TABLEAUX[solver.method], begins, steps.dt.tolist(), solver.rtol, solver.atol)
 
     def one(self, f: Field, t: float, h: float, y: Tensor, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One step: its new state, and the three vectors whose norms are its estimates, shape (3, N).
-
-        They are the scaled error, and the differences of the last two stages and of their arguments.
-        `first` replaces the first stage.
-        """
-        taken, stages = self._taken(f, t, h, y, first)
-        zero = torch.zeros_like(y)
-        last = self.tableau.stages - 1
-        pieces = [
-            scaled_error(self.tableau, stages, y, taken.y1, h, self.rtol, self.atol) if self.tableau.btilde else zero,
-            stages[last] - stages[last - 1] if self.tableau.stiffness_pair else zero,
-            taken.last_argument - taken.previous_argument,
-        ]
-        return taken.y1, torch.stack([piece.reshape(-1) for piece in pieces])
-
-    def _taken(self, f: Field, t: float, h: float, y: Tensor, first: Tensor | None = None) -> tuple[Taken, ListStages]:
-        times = stage_times(self.tableau.c, t, h, t + h, y)
-        stages = ListStages([f(times[0], y) if first is None else first])
-        return take_step(f, self.tableau, stages, y, h, times), stages
+        """One step: its new state, and its `step_vectors`. `first` replaces the first stage."""
+        stages = stages_of(f, self.tableau, t, h, y, first)
+        return stages.y1, step_vectors(self.tableau, stages, y, h, self.rtol, self.atol)
 
     def walk(self, f: Field, y: Tensor) -> tuple[Tensor, Tensor]:
         """End state, and the vectors of all steps, shape (S, 3, N)."""
@@ -75,9 +94,9 @@ class Frozen:
             if abs(t - begin) < abs(h):
                 if t == begin:
                     return y
-                _, stages = self._taken(f, begin, h, y)
-                extra_stages(f, self.tableau, stages, y, begin, h, begin + h)
-                return dense_rows(self.tableau, stages, y, h, [(t - begin) / h])[0]
+                theta, stages = (t - begin) / h, stages_of(f, self.tableau, begin, h, y)
+                weights = [sum(d * theta**p for p, d in enumerate(row, 1)) for row in self.tableau.dense]
+                return y + h * combined(weights, stages.k, y)
             y = self.one(f, begin, h, y)[0]
         return y
 

@@ -1,8 +1,12 @@
-"""An SDE replayed on given steps and noise: the reference for gradients, orders and recorded runs."""
+"""An SDE replayed on given steps and noise: the reference for gradients, orders and recorded runs.
+
+The steps are written out from Roessler's formulas with the coefficients of a `StochasticTableau`.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,14 +15,8 @@ from torch import Tensor
 
 import regnde
 from regnde import SDE, BrownianPath
-from regnde._engines.torch.sde_step import (
-    noise_weights,
-    sde_error_estimate,
-    sde_stiffness_estimate,
-    step_noise,
-    take_sde_step,
-)
-from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX, StochasticTableau
+from frozen import combined
+from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,31 @@ class FrozenSDE:
 
     def one(self, sde: SDE, i: int, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step i from y: the new state, error and stiffness (NaN where the method has none)."""
-        noise = step_noise(noise_weights(self.tableau, y), self.sizes[i], self.dw[i], self.area[i])
-        h, none = self.sizes[i], torch.full((), torch.nan, dtype=y.dtype)
-        step = take_sde_step(sde.drift, sde.diffusion, self.tableau, y, self.ends[i], h, self.ends[i + 1], noise)
-        error = none
-        if self.tableau.estimates_error:
-            error = sde_error_estimate(self.tableau, y, h, noise, step, self.rtol, self.atol)
-        stiffness = sde_stiffness_estimate(step) if self.tableau.stiffness_pair else none
-        return step.y1, error, stiffness
+        tab, t, h, w = self.tableau, self.ends[i], self.sizes[i], self.dw[i]
+        j1 = (w**2 - h) / (2 * math.sqrt(h))
+        j2 = w / 2 + self.area[i]
+        j3 = (w**3 - 3 * h * w) / (6 * h)
+        k: list[Tensor] = []
+        g: list[Tensor] = []
+        arguments: list[Tensor] = []
+        for n, c1 in enumerate(tab.c1):
+            if n < len(tab.c0):
+                arguments.append(y + h * combined(tab.a0[n], k, y) + j2 * combined(tab.b0[n], g, y))
+            state = arguments[-1]
+            if tab.a1:
+                state = y + h * combined(tab.a1[n], k, y) + math.sqrt(h) * combined(tab.b1[n], g, y)
+            if n < len(tab.c0):
+                k.append(sde.drift(torch.tensor(t + tab.c0[n] * h, dtype=y.dtype), arguments[-1]))
+            g.append(sde.diffusion(torch.tensor(t + c1 * h, dtype=y.dtype), state))
+        added = j2 * combined(tab.beta3, g, y) + j3 * combined(tab.beta4, g, y)
+        y1 = y + h * combined(tab.alpha, k, y) + w * combined(tab.beta1, g, y) + j1 * combined(tab.beta2, g, y) + added
+        error = stiffness = torch.full((), torch.nan, dtype=y.dtype)
+        if tab.delta is not None:
+            allowed = self.atol + self.rtol * torch.maximum(y.abs(), y1.abs())
+            error = ((tab.delta * h * sum(k) + added) / allowed).square().mean().sqrt()
+        if tab.stiffness_pair:
+            stiffness = (k[-1] - k[-2]).norm() / (arguments[-1] - arguments[-2]).norm()
+        return y1, error, stiffness
 
     def walk(self, sde: SDE, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States at the step ends, shape (S + 1, *y.shape), and errors and stiffnesses, shape (S,)."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import regnde
 from regnde import ErrorPenalty, Local, Penalty, Solver, SquaredErrorPenalty, StiffnessPenalty
-from regnde._engines.torch.tableaux import TABLEAUX
+from regnde._tableau import TABLEAUX
 from tolerances import EXACT, ROUNDING, SOLVER
 
 pytestmark = pytest.mark.timeout(120)

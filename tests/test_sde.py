@@ -18,7 +18,7 @@ import regnde
 from frozen_sde import FrozenSDE
 from problems import SMALL_SDE_P, SMALL_Y0, bounded, geometric, golden_sde, growing_noise, lagging, small_sde
 from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
-from regnde._engines.torch.sde_tableaux import SDE_TABLEAUX
+from regnde._tableau import SDE_TABLEAUX
 from regnde.nn import MLP, NeuralSDE
 from tolerances import GOLDEN_REPLAY, ORDER, ROUNDING, STANDARD_ERRORS
 
@@ -65,14 +65,14 @@ def test_golden_first_step_and_control(name: str) -> None:
     chosen = Solver(method=method, rtol=run["reltol"], atol=run["abstol"], engine="torch", max_steps=1)
     start = regnde.solve(golden_sde(), f64([2.0, 0.0]), [0.0, 1.0], chosen, throw=False).stats.dt_first
     assert start == pytest.approx(run["dt_init"], rel=ROUNDING)
-    control = SDE_TABLEAUX[method].controller
-    h, previous = start, control.error_floor
+    order, h, previous = SDE_TABLEAUX[method].order, start, 1e-4
     for i, (size, error) in enumerate(zip(run["dt"], run["error"], strict=True)):
         if size < h * (1 - FASTPOWER) and i == 0:
             h = size  # the first trials of the strict runs were rejected; their errors are not recorded
         assert size == pytest.approx(min(h, 1 - (run["t"][i] - size)), rel=FASTPOWER)
-        h = size * control.accepted(error, previous, first=i == 0)
-        previous = max(error, control.error_floor)
+        q = error ** (7 / (10 * order)) / previous ** (2 / (5 * order)) / 0.9
+        h = size / min(max(q, 1e-4 if i == 0 else 8 / 9), 5.0)
+        previous = max(error, 1e-4)
 
 
 # --- order ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from regnde._solve import solve
+from regnde._solve import solve, solve_on_grid
 from regnde._solver import Gradient, Solver
 
 __all__ = ["odeint", "odeint_adjoint"]
@@ -233,24 +233,16 @@ def _fixed(
     places, saves = grid.tolist(), t.tolist()
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
-    sign = math.copysign(1.0, saves[-1] - saves[0])
-    rows, saved = [y], 1
-    for i, (begin, end) in enumerate(itertools.pairwise(places)):
-        stop = saved
-        while stop < len(saves) and sign * saves[stop] <= sign * end:
-            stop += 1
-        inside = t[saved:stop] if interpolation == "cubic" else t[:0]
-        ts = torch.cat([grid[i : i + 1], inside.to(grid.dtype), grid[i + 1 : i + 2]])
-        if ts.dtype == torch.float32:
-            ts = ts.double()  # a clock of double precision, as everywhere
-        solver = Solver(method=FIXED[method], dt0=abs(end - begin) or 1.0, gradient=gradient, engine="torch")
-        ys = solve(field, y, ts, solver).ys
-        if interpolation == "cubic":
-            rows += ys[1:-1].unbind()
-        else:
-            rows += [_between(y, ys[-1], grid[i], grid[i + 1], s) for s in t[saved:stop]]
-        y, saved = ys[-1], stop
-    return torch.stack(rows)
+    solver = Solver(method=FIXED[method], gradient=gradient, engine="torch")
+    ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
+    if grid is t or interpolation == "cubic":
+        return solve_on_grid(field, y, _precise(t), ends, solver)
+    return _interpolated(solve_on_grid(field, y, _precise(grid), ends, solver), _precise(grid), _precise(t))
+
+
+def _precise(times: Tensor) -> Tensor:
+    """Times for a clock of double precision, as everywhere."""
+    return times.double() if times.dtype == torch.float32 else times
 
 
 def _check_order(name: str, times: Tensor) -> None:
@@ -268,6 +260,12 @@ def _uniform(t: Tensor, step: float) -> Tensor:
     return torch.cat([t[0] + inner, t[-1:]])
 
 
-def _between(y0: Tensor, y1: Tensor, t0: Tensor, t1: Tensor, t: Tensor) -> Tensor:
-    """The state at t on the chord of a step."""
-    return y1 if t == t1 else torch.lerp(y0, y1, ((t - t0) / (t1 - t0)).to(y0.dtype))
+def _interpolated(states: Tensor, grid: Tensor, t: Tensor) -> Tensor:
+    """The states at t on the chords between those on the grid."""
+    sign = 1.0 if grid[-1] >= grid[0] else -1.0
+    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(1, max(len(grid) - 1, 1)).clamp(max=len(grid) - 1)
+    first = (last - 1).clamp(min=0)
+    share = (t - grid[first]) / (grid[last] - grid[first])
+    share = torch.where(t == grid[last], torch.ones_like(share), share).to(states.device, states.dtype.to_real())
+    before, after = (states.index_select(0, i.to(states.device)) for i in (first, last))
+    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.dtype))

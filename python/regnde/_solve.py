@@ -89,12 +89,43 @@ def solve(
         noise=noise,
         throw=throw,
     )
-    _warn_of_rounding(request.solver, state, values)
+    return _run(request)
+
+
+def solve_on_grid(f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver) -> Tensor:
+    """States at `ts` of an ODE solved by a method of fixed step size, with steps that end at given times.
+
+    Args:
+        f: the right-hand side.
+        y0: initial state.
+        ts: save times, shape (T,), in the order of the grid.
+        grid: the initial time and the ends of the steps; the first and the last are those of `ts`.
+        solver: a method of fixed step size; its `dt0` is not used.
+    """
+    state = checked_state(y0)
+    times, values = checked_times(ts)
+    request = Request(
+        equation=f,
+        y0=state,
+        ts=times,
+        times=values,
+        solver=solver.resolve(sde=False),
+        record="none",
+        noise=None,
+        throw=True,
+        grid=tuple(grid),
+    )
+    return _run(request).ys
+
+
+def _run(request: Request) -> Solution:
+    """Solves a request whose arguments are checked."""
+    _warn_of_rounding(request.solver, request.y0, request.times)
     try:
         return choose(request).solve(request)
     except RuntimeError as problem:
         if not isinstance(problem, (SolveError, EngineUnavailable)):
-            _note_dtypes(problem, f, state)
+            _note_dtypes(problem, request.equation, request.y0)
         raise
 
 

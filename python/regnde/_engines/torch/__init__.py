@@ -47,7 +47,7 @@ class TorchEngine(Engine):
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.tableau is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
-            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}.{hint(solver.method)}"
+            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}. {hint(solver.method)}".rstrip()
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
@@ -84,7 +84,8 @@ class TorchEngine(Engine):
             try:
                 if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
-                h = stepper.first_step(start, times[0], times[-1], solver.dt0)
+                dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
+                h = stepper.first_step(start, times[0], times[-1], dt0)
                 grid = _grid(request, stepper, h)
                 path = integrate(stepper, start, times, h, max_steps=solver.max_steps, local=local, grid=grid)
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -15,12 +16,20 @@ __all__ = ["CountedField", "takes_samples"]
 PURITY_TOLERANCE = 1e-3
 
 
+def _count_references() -> int:
+    only = torch.empty(0)
+    return sys.getrefcount(only)
+
+
+ONLY_REFERENCE = _count_references()  # what sys.getrefcount tells of a tensor that one variable refers to
+
+
 class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
-    A field that changes its arguments in place would change the solver's state, and one that hands out
-    the same buffer at every call would change stages that the solver still holds; autograd's version
-    counters tell both for the price of reading four integers.
+    A field that changes its arguments in place would change the solver's state: autograd's version counters
+    tell. A field that returns a buffer which it writes to again would change stages that the solver still
+    holds: a tensor that somebody else refers to is copied.
 
     Args:
         function: the user's function of a 0-dim time and a state.
@@ -51,7 +60,10 @@ class CountedField:
             )
         if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
             return self._mended(slope, y)
-        self._check_last(slope)
+        if slope.requires_grad:
+            self._check_last(slope)
+        elif sys.getrefcount(slope) > ONLY_REFERENCE or slope._is_view():
+            return slope.clone()
         return slope
 
     def _check_last(self, slope: Tensor) -> None:

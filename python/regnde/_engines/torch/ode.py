@@ -81,13 +81,8 @@ class RungeKutta:
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
-        field = self.field
-        if self.tableau.fsal:
-
-            def first(y: Tensor) -> tuple[Tensor]:
-                return (field(stage_times((0.0,), t0, 0.0, t0, y)[0], y),)
-
-            (self.first,) = first(y0) if self.checkpoint is None else self.checkpoint(first, y0)
+        if self.tableau.fsal:  # its graph is kept whole: what a field makes at its first call belongs to all others
+            self.first = self.field(stage_times((0.0,), t0, 0.0, t0, y0)[0], y0)
         if dt0 is None:
             dt0 = self.initial_size(y0, t0, t1, known=self.first)
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)

@@ -129,7 +129,8 @@ class PerSample:
         previous = np.full(batch, controller.error_floor)
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
-        first = self._first_stage(counted, y) if self.tableau.fsal else None
+        # The graph of the first slope is kept whole: what a field makes at its first call belongs to all others.
+        first = counted(_column(t, y), y) if self.tableau.fsal else None
         h = self._first_sizes(counted, y, t_end, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -172,15 +173,6 @@ class PerSample:
                 y = y.index_select(0, index)
                 first = None if first is None else first.index_select(0, index)
                 counted = self._field(running)
-
-    def _first_stage(self, counted: CountedField, y: Tensor) -> Tensor:
-        start = np.full(len(y), self.times[0])
-
-        def run(y: Tensor) -> tuple[Tensor]:
-            return (counted(_column(start, y), y),)
-
-        (first,) = run(y) if self.checkpoint is None else self.checkpoint(run, y)
-        return first
 
     def _first_sizes(self, counted: CountedField, y: Tensor, t_end: float, known: Tensor | None) -> Floats:
         """The first-step heuristic of each sample, signed; two evaluations."""
