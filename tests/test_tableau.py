@@ -123,6 +123,14 @@ def test_numbers_are_rounded_once() -> None:
     assert TABLEAUX["rk38"].c == (0.0, 1 / 3, 2 / 3, 1.0)
     assert SDE_TABLEAUX["sosri2"].c0[2:] == SDE_TABLEAUX["sosri2"].c1[2:] == (1.0, 1.0)
     assert fehlberg().c == (0.0, 1 / 4, 3 / 8, 12 / 13, 1.0, 1 / 2)
+    arrays = {
+        "extra_a": (),
+        "extra_c": (),
+        "b": np.array([0.25, 0.75]),
+        "c": np.array([0.0, 2 / 3]),
+        "dense": np.array([[1, -0.75], [0, 0.75]]),
+    }
+    assert replace(RALSTON, **arrays).c == RALSTON.c
     tenths = (0.1,) * 10  # their sum in floats, one after another, is below 1
     assert sum(tenths) != 1.0
     assert Tableau("tenths", 1, a=[[0.0] * i for i in range(10)] + [tenths], b=[1] + [0] * 10).c[-1] == 1.0

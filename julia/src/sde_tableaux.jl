@@ -45,7 +45,7 @@ function NoiseTableau(name::Symbol)
     drifts, stages, shared = length(data["a0"]), length(data["beta1"]), !haskey(data, "a1")
     row(key) = filled(get(data, key, []), stages)
     square(key) = filled(get(data, key, []), stages, stages)
-    c0, c1 = filled(times(data["a0"]), stages), shared ? row("c1") : times(data["a1"])
+    c0, c1 = filled(row_sums(data["a0"]), stages), shared ? row("c1") : row_sums(data["a1"])
     adaptive = haskey(data, "delta")
     return NoiseTableau(
         name, stages, drifts, square("a0"), square("a1"), square("b0"), square("b1"), c0, c1,

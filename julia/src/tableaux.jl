@@ -57,7 +57,7 @@ function filled(rows, m, n)
 end
 
 "Stage times: the row sums, rounded once; where they are 1 to rounding, exactly 1."
-function times(rows)
+function row_sums(rows)
     c = Float64[sum(exact, row; init = big(0) // 1) for row in rows]
     c[abs.(c .- 1) .< 1.0e-10] .= 1.0
     return c
@@ -85,7 +85,7 @@ function Tableau(name::Symbol)
     steps, extra = data["a"], get(data, "extra_a", [])
     stages, n = length(steps), length(steps) + length(extra)
     a = filled([steps; extra], n, n)
-    c = [haskey(data, "c") ? filled(data["c"], stages) : times(steps); times(extra)]
+    c = [haskey(data, "c") ? filled(data["c"], stages) : row_sums(steps); row_sums(extra)]
     b = filled(get(data, "b", last(steps)), n)
     fsal = c[stages] == 1 && b == a[stages, :]
     quartic = haskey(data, "quartic") ? filled(data["quartic"], n) : nothing

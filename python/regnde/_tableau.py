@@ -103,7 +103,7 @@ class Tableau:
             check(any(btilde), "btilde is zero, so that no error is ever seen: leave it out or correct it")
             problem = f"btilde sums to {fsum(btilde):.6g}, not 0: give the embedded weights minus b, both of sum 1"
             check(abs(fsum(btilde)) < TOLERANCE, problem)
-        if self.dense:
+        if self.dense is not None and len(self.dense):
             dense = check.interpolant(self.dense, _floats(b, stages + len(extra_a)))
         else:
             check(not extra_a, "extra_a without dense: give the interpolant that uses these stages")
@@ -319,7 +319,7 @@ class _Check:
     def times(self, key: str, given: Iterable[Any], rows: tuple[Exact, ...]) -> Row:
         """The times that were given, or the row sums; where they are 1 to rounding, exactly 1."""
         sums = tuple(map(_total, rows))
-        times = _floats(self.row(key, given or ())) or sums
+        times = _floats(self.row(key, () if given is None else given)) or sums
         self(len(times) == len(rows), f"{key} has {len(times)} entries: give {len(rows)}, one for each row")
         for i, (time, total) in enumerate(zip(times, sums, strict=True)):
             problem = f"{key}[{i}] is {time!r}, but its row sums to {total!r}: correct one, or leave {key} out"
