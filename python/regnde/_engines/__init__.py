@@ -33,7 +33,11 @@ def choose(request: Request) -> Engine:
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
-        reasons = (engine.unavailable, lambda: engine.missing_packages(request), lambda: engine.why_unsupported(request))
+        reasons = (
+            engine.unavailable,
+            lambda: engine.missing_packages(request),
+            lambda: engine.why_unsupported(request),
+        )
         if all(why() is None for why in reasons):
             return engine
         name = "torch"

@@ -12,8 +12,7 @@ from torch import Tensor
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
-from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Steps

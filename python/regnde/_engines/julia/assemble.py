@@ -37,7 +37,14 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
         body = _body(program, buffers.place(program.statements, overwritten))
         if outputs is reverse and ybar is None:
             body.append("    fill!(ybar, 0)")
-        return ["", f"function {name}{head}", *_opening(body, count, with_gradient, y), *body, "    return nothing", "end"]
+        return [
+            "",
+            f"function {name}{head}",
+            *_opening(body, count, with_gradient, y),
+            *body,
+            "    return nothing",
+            "end",
+        ]
 
     shape = (*reversed(y.shape[1:]), "B") if traced.batch is not None else tuple(reversed(y.shape))
     lines = [

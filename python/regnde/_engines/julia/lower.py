@@ -15,8 +15,9 @@ import torch
 
 from regnde._engines.julia.source import Expr, Statement, factor, literal, size_text
 
-__all__ = ["Pending", "Program", "Shape", "Value", "array_value", "count", "number_of", "stripped"]
+__all__ = ["Pending", "Program", "Result", "Shape", "Value", "array_value", "count", "number_of", "stripped"]
 
+NOTHING = Expr("")
 Size = Any  # int, or a sympy expression in the batch size
 Shape = tuple[Size, ...]
 
@@ -64,7 +65,7 @@ class Value:
 
     shape: Shape
     dtype: torch.dtype
-    expr: Expr = Expr("")
+    expr: Expr = NOTHING
     leaves: frozenset[Shape] = frozenset()
     array: bool = False
     dense: bool = False
@@ -116,10 +117,6 @@ class Program:
     def size(self, size: Size) -> str:
         """One size as Julia text."""
         return size_text(size, self.batch)
-
-    def constant(self, number: Any, shape: Shape, dtype: torch.dtype) -> Value:
-        """The same number everywhere."""
-        return Value(shape, dtype, literal(number, dtype, exact=True))
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -253,6 +250,45 @@ class Program:
         if value.expr.terms == 1 and value.leaves:
             plain = value.natural == value.shape  # without an operator `@..` copies entries in memory order
         return "@.." if plain else "@."
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What the writer of an operator is asked for: a value of that shape and type, by statements of `program`."""
+
+    program: Program
+    shape: Shape
+    dtype: torch.dtype
+
+    def of(self, shape: Shape) -> Result:
+        """The same of another shape."""
+        return replace(self, shape=shape)
+
+    def constant(self, number: Any) -> Value:
+        """The same number everywhere."""
+        return Value(self.shape, self.dtype, literal(number, self.dtype, exact=True))
+
+    def pending(self, pending: Pending) -> Value:
+        """An array that is written later."""
+        return Value(self.shape, self.dtype, pending=pending)
+
+    def readable(self, x: Value) -> Value:
+        """`x` as an expression that can be broadcast into its place."""
+        return Value(x.shape, self.dtype, *self.program.read(x, x.shape, self.dtype))
+
+    def entrywise(self, build: Callable[..., Expr], *operands: Any) -> Value:
+        """An operator that works entry by entry: joins the operands' expressions."""
+        types = [x.dtype for x in operands if isinstance(x, Value)]
+        number_type = self.dtype
+        if self.dtype == torch.bool:
+            number_type = next((d for d in types if d.is_floating_point), self.dtype)
+        read = [self.program.read(x, self.shape, number_type) for x in operands]
+        while sum(e.terms for e, _ in read) > LONG:
+            longest = max(range(len(read)), key=lambda i: read[i][0].terms)
+            stored = self.program.store(Value(operands[longest].shape, operands[longest].dtype, *read[longest]))
+            read[longest] = (stored.expr, stored.leaves)
+        leaves = frozenset().union(*(leaves for _, leaves in read))
+        return Value(self.shape, self.dtype, build(*(e for e, _ in read)), leaves)
 
 
 def array_value(name: str, shape: Shape, dtype: torch.dtype) -> Value:

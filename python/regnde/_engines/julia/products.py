@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import sympy
-import torch
 
-from regnde._engines.julia.lower import Pending, Program, Shape, Value
-from regnde._engines.julia.operators import ENTRYWISE, Writer, entrywise
+from regnde._engines.julia.lower import Pending, Result, Value, count
+from regnde._engines.julia.operators import ENTRYWISE, Writer
 from regnde._engines.julia.source import Expr, infix
 
 __all__ = ["COMBINING"]
@@ -19,37 +18,30 @@ __all__ = ["COMBINING"]
 
 
 def _reduction(name: str) -> Writer:
-    def write(
-        program: Program, shape: Shape, dtype: torch.dtype, x: Value, dim: Any = None, keepdim: bool = False, **_: Any
-    ) -> Value:
+    def write(out: Result, x: Value, dim: Any = None, keepdim: bool = False, **_: Any) -> Value:
         rank = len(x.shape)
         dims = [dim] if isinstance(dim, int) else list(dim or range(rank))
         dims = sorted(d % rank for d in dims) if rank else []
         if not dims:
             return x
-        source = program.array(x).expr.text
-        full = program.dims([1 if d in dims else size for d, size in enumerate(x.shape)])
+        source = out.program.array(x).expr.text
+        full = out.program.dims([1 if d in dims else size for d, size in enumerate(x.shape)])
         as_it_is = keepdim or dims == list(range(len(dims)))
 
         def lines(target: str, add: bool) -> tuple[str, ...]:
             into = target if as_it_is else f"reshape({target}, {full})"
             return (f"{name}!({into}, {source}{'; init = false' if add else ''})",)
 
-        return Value(shape, dtype, pending=Pending(lines, accumulates=name == "sum", bare=True))
+        return out.pending(Pending(lines, accumulates=name == "sum", bare=True))
 
     return write
 
 
-def _mean(program: Program, shape: Shape, dtype: torch.dtype, x: Value, *args: Any, **kwargs: Any) -> Value:
-    total = program.store(_reduction("sum")(program, shape, dtype, x, *args, **kwargs))
-    count: Any = sympy.sympify(1)
-    for size in x.shape:
-        count = count * size
-    for size in shape:
-        count = count / size
-    count = sympy.simplify(count)
-    divisor = Expr(program.size(count) if count.is_Atom else f"({program.size(count)})")
-    return entrywise(program, lambda a: infix("/", a, divisor, cost=4), (total,), shape, dtype)
+def _mean(out: Result, x: Value, *args: Any, **kwargs: Any) -> Value:
+    total = out.program.store(_reduction("sum")(out, x, *args, **kwargs))
+    entries = sympy.simplify(count(x.shape) / count(out.shape))
+    divisor = Expr(out.program.size(entries) if entries.is_Atom else f"({out.program.size(entries)})")
+    return out.entrywise(lambda a: infix("/", a, divisor, cost=4), total)
 
 
 # -- products ---------------------------------------------------------------------------------------
@@ -62,66 +54,64 @@ def _product(left: str, right: str, matrices: bool = True) -> Pending:
     return Pending(write, (lambda: _product(_flip(right), _flip(left))) if matrices else None)
 
 
-def _mm(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
+def _mm(out: Result, a: Value, b: Value) -> Value:
     """Torch's `a b` on reversed arrays is Julia's `b * a`."""
-    left, right = program.matrix(b), program.matrix(a)
-    return Value(shape, dtype, pending=_product(left, right))
+    left, right = out.program.matrix(b), out.program.matrix(a)
+    return out.pending(_product(left, right))
 
 
 def _flip(text: str) -> str:
     return text[len("transpose(") : -1] if text.startswith("transpose(") else f"transpose({text})"
 
 
-def _addmm(
-    program: Program,
-    shape: Shape,
-    dtype: torch.dtype,
-    bias: Value,
-    a: Value,
-    b: Value,
-    *,
-    beta: Any = 1,
-    alpha: Any = 1,
-) -> Value:
-    product = program.store(_PRODUCTS[len(b.shape), len(a.shape)](program, shape, dtype, a, b))
-    product = ENTRYWISE["mul"](program, shape, dtype, product, alpha)
-    bias = ENTRYWISE["mul"](program, bias.shape, dtype, bias, beta)
-    return entrywise(program, lambda x, y: infix("+", x, y), (product, bias), shape, dtype)
+def _mv(out: Result, a: Value, x: Value) -> Value:
+    matrix = _flip(out.program.matrix(a))
+    return out.pending(_product(matrix, out.program.array(x).expr.text, matrices=False))
 
 
-def _mv(program: Program, shape: Shape, dtype: torch.dtype, a: Value, x: Value) -> Value:
-    matrix = _flip(program.matrix(a))
-    return Value(shape, dtype, pending=_product(matrix, program.array(x).expr.text, matrices=False))
+def _bmm(out: Result, a: Value, b: Value) -> Value:
+    left, right = _batched(out, b), _batched(out, a)
+    return out.pending(Pending(lambda target, _: (f"batched_mul!({target}, {left}, {right})",), accumulates=False))
 
 
-def _dot(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
-    product = entrywise(program, lambda x, y: infix("*", x, y), (a, b), a.shape, dtype)
-    total: Value = _reduction("sum")(program, shape, dtype, product)
-    return total
-
-
-def _bmm(program: Program, shape: Shape, dtype: torch.dtype, a: Value, b: Value) -> Value:
-    left, right = _batched(program, b), _batched(program, a)
-    product = Pending(lambda target, _: (f"batched_mul!({target}, {left}, {right})",), accumulates=False)
-    return Value(shape, dtype, pending=product)
-
-
-def _batched(program: Program, x: Value) -> str:
+def _batched(out: Result, x: Value) -> str:
     if x.permuted and x.permuted[1] == (0, 2, 1):
-        return f"batched_transpose({program.array(x.permuted[0], dense=True).expr.text})"
-    return program.array(x, dense=True).expr.text
+        return f"batched_transpose({out.program.array(x.permuted[0], dense=True).expr.text})"
+    return out.program.array(x, dense=True).expr.text
 
 
 _PRODUCTS: dict[tuple[int, int], Writer] = {(2, 2): _mm, (1, 2): _mv, (3, 3): _bmm}
+
+
+def _addmm(out: Result, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    product = out.program.store(_PRODUCTS[len(b.shape), len(a.shape)](out, a, b))
+    product = ENTRYWISE["mul"](out, product, alpha)
+    bias = ENTRYWISE["mul"](out.of(bias.shape), bias, beta)
+    return out.entrywise(lambda x, y: infix("+", x, y), product, bias)
+
+
+def _dot(out: Result, a: Value, b: Value) -> Value:
+    product = out.of(a.shape).entrywise(lambda x, y: infix("*", x, y), a, b)
+    total: Value = _reduction("sum")(out, product)
+    return total
 
 
 # -- convolutions -----------------------------------------------------------------------------------
 
 
 def _geometry(
-    x: str, weight: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    x: str,
+    weight: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
 ) -> str:
     """NNlib's description of a convolution; torch's is a cross-correlation, hence the flip."""
+    if transposed:
+        raise NotImplementedError("transposed convolution")
 
     def dims(numbers: Sequence[int]) -> str:
         return f"({', '.join(str(n) for n in reversed(numbers))}{',' if len(numbers) == 1 else ''})"
@@ -137,78 +127,45 @@ def _called(name: str, first: str, second: str, geometry: str) -> Pending:
     return Pending(lambda target, _: (geometry, call.format(target)), accumulates=False)
 
 
-def _convolution(
-    program: Program,
-    shape: Shape,
-    dtype: torch.dtype,
-    x: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Value:
-    if transposed:
-        raise NotImplementedError("transposed convolution")
+def _convolution(out: Result, x: Value, weight: Value, bias: Value | None, *options: Any) -> Value:
+    program = out.program
     data, kernel = program.array(x, dense=True).expr.text, program.array(weight, dense=True).expr.text
-    geometry = _geometry(data, kernel, stride, padding, dilation, groups)
-    result = Value(shape, dtype, pending=_called("conv", data, kernel, geometry))
+    result = out.pending(_called("conv", data, kernel, _geometry(data, kernel, *options)))
     if bias is None:
         return result
-    channels: Shape = (shape[1], *(1 for _ in shape[2:]))
-    column = program.named(f"reshape({program.array(bias).expr.text}, {program.dims(channels)})", channels, dtype)
-    return entrywise(program, lambda a, b: infix("+", a, b), (program.store(result), column), shape, dtype)
+    channels = (out.shape[1], *(1 for _ in out.shape[2:]))
+    column = program.named(f"reshape({program.array(bias).expr.text}, {program.dims(channels)})", channels, out.dtype)
+    return out.entrywise(lambda a, b: infix("+", a, b), program.store(result), column)
 
 
 def _convolution_backward(
-    program: Program,
-    shapes: list[Shape],
-    dtype: torch.dtype,
-    gradient: Value,
-    x: Value,
-    weight: Value,
-    bias_sizes: Any,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-    mask: Sequence[bool],
+    outs: list[Result], gradient: Value, x: Value, weight: Value, bias_sizes: Any, *options: Any
 ) -> list[Value | None]:
-    if transposed:
-        raise NotImplementedError("transposed convolution")
-    g, data, kernel = (program.array(v, dense=True).expr.text for v in (gradient, x, weight))
-    geometry = _geometry(data, kernel, stride, padding, dilation, groups)
+    out, mask = outs[0], options[-1]
+    g, data, kernel = (out.program.array(v, dense=True).expr.text for v in (gradient, x, weight))
+    geometry = _geometry(data, kernel, *options[:-1])
     results: list[Value | None] = [None, None, None]
     if mask[0]:
-        results[0] = Value(x.shape, dtype, pending=_called("∇conv_data", g, kernel, geometry))
+        results[0] = out.of(x.shape).pending(_called("∇conv_data", g, kernel, geometry))
     if mask[1]:
-        results[1] = Value(weight.shape, dtype, pending=_called("∇conv_filter", data, g, geometry))
+        results[1] = out.of(weight.shape).pending(_called("∇conv_filter", data, g, geometry))
     if mask[2]:
-        dims = [0, *range(2, len(x.shape))]
-        flat = program.array(gradient, dense=True)
-        results[2] = _reduction("sum")(program, (weight.shape[0],), dtype, flat, dims)
+        flat = out.program.array(gradient, dense=True)
+        results[2] = _reduction("sum")(out.of((weight.shape[0],)), flat, [0, *range(2, len(x.shape))])
     return results
 
 
 COMBINING: dict[str, Writer] = {
     **{name: _reduction(julia) for name, julia in (("sum", "sum"), ("amax", "maximum"), ("amin", "minimum"))},
-    **{name: _reduction(name) for name in ("any", "all")},
-    "prod": _reduction("prod"),
+    **{name: _reduction(name) for name in ("any", "all", "prod")},
     "mean": _mean,
     "mm": _mm,
     "mv": _mv,
     "bmm": _bmm,
     "dot": _dot,
     "vdot": _dot,
-    "addmm": _addmm,
-    "addmv": _addmm,
-    "baddbmm": _addmm,
+    **{name: _addmm for name in ("addmm", "addmv", "baddbmm")},
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
 }
-"""Writers by ATen name: `(program, shape, dtype, *arguments) -> Value`, or a list of them."""
+"""Writers by ATen name: `(out, *arguments) -> Value`, or a list of them for a list of results."""

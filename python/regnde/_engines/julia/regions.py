@@ -5,84 +5,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
-from regnde._engines.julia.lower import Pending, Program, Shape, Value
+from regnde._engines.julia.lower import Pending, Result, Value
 from regnde._engines.julia.operators import Writer
 from regnde._engines.julia.source import literal
-from regnde._engines.julia.structure import readable, select_index, slice_index
+from regnde._engines.julia.structure import select_index, slice_index
 
 __all__ = ["REGIONS"]
 
 
-def _cat(program: Program, shape: Shape, dtype: torch.dtype, tensors: Sequence[Value], dim: int = 0) -> Value:
+def _cat(out: Result, tensors: Sequence[Value], dim: int = 0) -> Value:
     tensors = [x for x in tensors if x.shape != (0,)]
     if len(tensors) == 1:
         return tensors[0]
     regions, start = [], 0
     for x in tensors:
-        regions.append((slice_index(program, shape, dim, start, x.shape[dim]), readable(program, x, dtype)))
+        regions.append((slice_index(out.program, out.shape, dim, start, x.shape[dim]), out.readable(x)))
         start = start + x.shape[dim]
 
     def write(target: str, add: bool) -> tuple[str, ...]:
         lines: list[str] = []
         for index, x in regions:
             lines.append(f"part = view({target}, {index})")
-            lines.append(f"{program.macro(x)} part {'+=' if add else '='} {x.expr.bare}")
+            lines.append(f"{out.program.macro(x)} part {'+=' if add else '='} {x.expr.bare}")
         return tuple(lines)
 
-    return Value(shape, dtype, pending=Pending(write))
+    return out.pending(Pending(write))
 
 
-def _parts(program: Program, shape: Shape, dtype: torch.dtype, index: str, x: Value) -> Value:
-    return Value(shape, dtype, literal(0.0, dtype), parts=((index, readable(program, x, dtype)),))
+def _part(out: Result, index: str, x: Value) -> Value:
+    return Value(out.shape, out.dtype, literal(0.0, out.dtype), parts=((index, out.readable(x)),))
 
 
-def _select_backward(
-    program: Program, shape: Shape, dtype: torch.dtype, x: Value, sizes: Any, dim: int, index: int
-) -> Value:
-    return _parts(program, shape, dtype, select_index(program, shape, dim, index), x)
+def _select_backward(out: Result, x: Value, sizes: Any, dim: int, index: int) -> Value:
+    return _part(out, select_index(out.program, out.shape, dim, index), x)
 
 
-def _slice_backward(
-    program: Program, shape: Shape, dtype: torch.dtype, x: Value, sizes: Any, dim: int, start: Any, end: Any, step: int
-) -> Value:
-    if x.shape == shape:
+def _slice_backward(out: Result, x: Value, sizes: Any, dim: int, start: Any, end: Any, step: int) -> Value:
+    if x.shape == out.shape:
         return x
-    return _parts(program, shape, dtype, slice_index(program, shape, dim, start, x.shape[dim], step), x)
+    return _part(out, slice_index(out.program, out.shape, dim, start, x.shape[dim], step), x)
 
 
 def _slice_scatter(
-    program: Program,
-    shape: Shape,
-    dtype: torch.dtype,
-    x: Value,
-    source: Value,
-    dim: int = 0,
-    start: Any = None,
-    end: Any = None,
-    step: int = 1,
+    out: Result, x: Value, source: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> Value:
-    if source.shape == shape:
+    if source.shape == out.shape:
         return source
-    index = slice_index(program, shape, dim, start, source.shape[dim], step)
-    return _overwritten(program, shape, dtype, x, source, index)
+    return _overwritten(out, x, source, slice_index(out.program, out.shape, dim, start, source.shape[dim], step))
 
 
-def _select_scatter(
-    program: Program, shape: Shape, dtype: torch.dtype, x: Value, source: Value, dim: int, index: int
-) -> Value:
-    return _overwritten(program, shape, dtype, x, source, select_index(program, shape, dim, index))
+def _select_scatter(out: Result, x: Value, source: Value, dim: int, index: int) -> Value:
+    return _overwritten(out, x, source, select_index(out.program, out.shape, dim, index))
 
 
-def _overwritten(program: Program, shape: Shape, dtype: torch.dtype, x: Value, source: Value, index: str) -> Value:
-    base, part = readable(program, x, dtype), readable(program, source, dtype)
+def _overwritten(out: Result, x: Value, source: Value, index: str) -> Value:
+    program, base, part = out.program, out.readable(x), out.readable(source)
 
     def write(target: str, _: bool) -> tuple[str, ...]:
         lines = program.assigned(target, base)
         return (*lines, f"part = view({target}, {index})", f"{program.macro(part)} part = {part.expr.bare}")
 
-    return program.write(Pending(write, accumulates=False), shape, dtype)
+    return program.write(Pending(write, accumulates=False), out.shape, out.dtype)
 
 
 REGIONS: dict[str, Writer] = {
@@ -92,4 +75,4 @@ REGIONS: dict[str, Writer] = {
     "select_scatter": _select_scatter,
     "slice_scatter": _slice_scatter,
 }
-"""Writers by ATen name: `(program, shape, dtype, *arguments) -> Value`."""
+"""Writers by ATen name: `(out, *arguments) -> Value`."""

@@ -10,7 +10,19 @@ import numpy as np
 import sympy
 import torch
 
-__all__ = ["NAME", "Expr", "Statement", "call", "factor", "infix", "julia_type", "literal", "prefix", "size_text", "wrapped"]
+__all__ = [
+    "NAME",
+    "Expr",
+    "Statement",
+    "call",
+    "factor",
+    "infix",
+    "julia_type",
+    "literal",
+    "prefix",
+    "size_text",
+    "wrapped",
+]
 
 NAME = re.compile(r"%\d+")
 """A value of the program before its buffer is known: `%1`, `%2`, ..."""
@@ -131,7 +143,7 @@ def literal(value: complex | float | bool, dtype: torch.dtype, exact: bool = Fal
 def size_text(size: object, batch: sympy.Symbol | None) -> str:
     """A dimension as Julia text; `B` is the state's batch size."""
     expr = sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)
-    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", _text_of(expr, batch)).replace("Mod(", "mod(")
+    text = re.sub(r"\(?(\w+)//(\w+)\)?", r"div(\1, \2)", re.sub(r"(Python)?Mod\(", "mod(", _text_of(expr, batch)))
     if not re.fullmatch(r"[B\d+*\- ()divmo,]+", text) or "**" in text:
         raise ValueError(f"size {expr}")
     return text

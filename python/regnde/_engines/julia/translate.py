@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from regnde._engines.julia.lower import Program, Value, array_value, number_of
+from regnde._engines.julia.lower import Program, Result, Value, array_value, number_of
 from regnde._engines.julia.operators import ENTRYWISE
 from regnde._engines.julia.products import COMBINING
 from regnde._engines.julia.regions import REGIONS
@@ -153,8 +153,7 @@ def _argument(node: fx.Node, position: int) -> Value:
 
 
 def _array_of(node: fx.Node, name: str) -> Value:
-    value = node.meta["val"]
-    return array_value(name, tuple(number_of(size) for size in value.shape), value.dtype)
+    return array_value(name, _shape(node.meta["val"]), node.meta["val"].dtype)
 
 
 def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -173,12 +172,9 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     program.origin = _origin(node)
     try:
         if isinstance(result, Tensor):
-            shape = tuple(number_of(s) for s in result.shape)
-            value = writer(program, shape, _real(result.dtype), *args, **kwargs)
+            value = writer(_result(program, result), *args, **kwargs)
             return value if value.origin or not program.origin else replace(value, origin=program.origin)
-        results = [x for x in result or () if x is not None]
-        shapes = [tuple(number_of(s) for s in x.shape) for x in results]
-        return writer(program, shapes, _real(results[0].dtype), *args, **kwargs)
+        return writer([_result(program, x) for x in result or () if x is not None], *args, **kwargs)
     except (KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedField(
             f"the field can not be written in Julia: no translation of {node.target} with these arguments "
@@ -186,9 +182,13 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         ) from error
 
 
-def _real(dtype: torch.dtype) -> torch.dtype:
-    julia_type(dtype)  # KeyError for complex and half precision
-    return dtype
+def _result(program: Program, tensor: Tensor) -> Result:
+    julia_type(tensor.dtype)  # KeyError for complex and half precision
+    return Result(program, _shape(tensor), tensor.dtype)
+
+
+def _shape(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(number_of(size) for size in tensor.shape)
 
 
 def _shared(program: Program, value: Any, uses: int) -> Any:
