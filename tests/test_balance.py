@@ -113,9 +113,8 @@ def test_case_A10_complex_parameters() -> None:
     parts = torch.view_as_real(z.detach()).clone().requires_grad_()
     complex_balance, real_balance = Balance(every=1), Balance(every=1)
     for i in range(3):
-        pairs = [((i + 1) * x.abs().square().sum(), x.abs().square().square().sum()) for x in (z,)]
-        squares = parts.square().sum(-1)
-        weight = complex_balance.update(*pairs[0], [z])
+        moduli, squares = z.abs().square(), parts.square().sum(-1)
+        weight = complex_balance.update((i + 1) * moduli.sum(), moduli.square().sum(), [z])
         assert weight == pytest.approx(real_balance.update((i + 1) * squares.sum(), squares.square().sum(), [parts]))
         assert weight > 0
 
