@@ -102,3 +102,60 @@ def test_lowers_the_evaluations_without_tuning() -> None:
 def test_refuses(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="above zero"):
         Balance(**wrong)
+
+
+# --- cases A10, A14, D3 ----------------------------------------------------------------------------------
+
+
+def test_case_A10_complex_parameters() -> None:
+    """A complex parameter counts as its two real ones: the same weight."""
+    z = torch.tensor([1.0 + 2.0j, -3.0 + 0.5j], dtype=torch.complex128, requires_grad=True)
+    parts = torch.view_as_real(z.detach()).clone().requires_grad_()
+    complex_balance, real_balance = Balance(every=1), Balance(every=1)
+    for i in range(3):
+        moduli, squares = z.abs().square(), parts.square().sum(-1)
+        weight = complex_balance.update((i + 1) * moduli.sum(), moduli.square().sum(), [z])
+        assert weight == pytest.approx(real_balance.update((i + 1) * squares.sum(), squares.square().sum(), [parts]))
+        assert weight > 0
+
+
+@pytest.mark.parametrize("sides", ["both", "task", "penalty", "now and then"])
+def test_case_A14_sparse_gradients(sides: str) -> None:
+    """An embedding with sparse gradients gives the weight that a dense one does."""
+    weights = []
+    for is_sparse in (False, True):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(5, 2, sparse=is_sparse, dtype=torch.float64)
+        balance = Balance(every=1, smoothing=0.5)
+        row = []
+        for i in range(4):
+            looked_up = table(torch.tensor([i % 3, 1, 1]))
+            direct = table.weight.square().sum()
+            task = direct if sides == "penalty" or (sides == "now and then" and i % 2) else (i + 1) * looked_up.sum()
+            penalty = direct if sides in ("task", "now and then") else looked_up.square().sum()
+            row.append(balance.update(task, penalty, [table.weight]))
+        weights.append(row)
+    assert weights[1] == pytest.approx(weights[0])
+    assert weights[0][0] > 0
+
+
+def test_case_D3_warns_once_of_an_optimiser_that_lacks_the_field() -> None:
+    field, readout = MLP([2, 4, 2]), torch.nn.Linear(2, 1)
+
+    def compute(y0: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        return readout(solution.y1).square().mean(), solution
+
+    for frozen in (False, True):
+        field.requires_grad_(not frozen)
+        sgd = torch.optim.SGD(readout.parameters(), 1e-2)
+        run = fit(compute, [torch.ones(3, 2)] * 3, sgd, penalty=ErrorPenalty(), weight=Balance(every=1))
+        with pytest.warns(UserWarning, match="parameters of the field") as caught:
+            history = list(run)
+        assert len(caught) == 1
+        assert [p.weight for p in history] == [0.0] * 3
+
+
+def test_a_penalty_of_zero_is_no_reason_to_warn() -> None:
+    p = torch.ones((), requires_grad=True)
+    assert Balance(every=1).update(p * 2, torch.zeros(()), [p]) == 0.0

@@ -132,3 +132,82 @@ def test_steer_moves_every_time_but_the_first_and_keeps_the_order() -> None:
     assert list(uneven) == sorted(uneven)
     with pytest.raises(ValueError, match="increasing"):
         steer_all([0.0, 0.0])
+
+
+# --- case A10: complex states ----------------------------------------------------------------------------
+
+
+def complex_matrix() -> torch.Tensor:
+    return torch.randn(4, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(3))
+
+
+def test_case_A10_kinetic_energy_of_complex_states() -> None:
+    """y' = -i y keeps |y|: mean |f|^2 / 2 is constant, its integral |y0|^2 / 2 times the span."""
+    y0 = torch.tensor([0.6 - 0.8j, 2.0j], dtype=torch.complex128, requires_grad=True)
+    solver = Solver(rtol=1e-10, atol=1e-10)
+    _, energy = solve_with_integral(lambda t, y: -1j * y, y0, [0.0, 1.5], RNODE(jacobian=0.0), solver)
+    assert not energy.is_complex()
+    assert float(energy.detach()) == pytest.approx(1.5 * 2.5 / 2, rel=1e-8)
+    (slope,) = torch.autograd.grad(energy, y0)
+    torch.testing.assert_close(slope, 1.5 * y0.detach() / 2, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_case_A10_derivatives_of_complex_states(order: int) -> None:
+    y0 = torch.tensor([0.6 - 0.8j, 2.0j], dtype=torch.complex128)
+    solver = Solver(rtol=1e-10, atol=1e-10)
+    _, integral = solve_with_integral(lambda t, y: (-0.5 - 2j) * y, y0, [0.0, 1.0], TayNODE(order=order), solver)
+    assert not integral.is_complex()
+    wanted = (0.25 + 4) ** order * 2.5 * (1 - math.exp(-1))
+    assert float(integral) == pytest.approx(wanted, rel=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["holomorphic", "conjugate", "real part", "turned real part"])
+def test_case_A10_jacobian_of_complex_fields(kind: str) -> None:
+    """Mean over the real and imaginary parts of the squared Frobenius norm of the real Jacobian."""
+    a = complex_matrix()
+    field = {
+        "holomorphic": lambda t, y: y @ a.T,
+        "conjugate": lambda t, y: y.conj() @ a.T,
+        "real part": lambda t, y: (y @ a.T).real + 0j,
+        "turned real part": lambda t, y: 1j * (y @ a.T).real,
+    }[kind]
+    y, t = torch.zeros(20_000, 4, dtype=torch.complex128), torch.tensor(0.0, dtype=DOUBLE)
+    found = RNODE(kinetic=0.0, jacobian=1.0)(field, t, y)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: torch.view_as_real(field(t, torch.view_as_complex(x))), torch.zeros(4, 2, dtype=DOUBLE)
+    )
+    assert float(found) == pytest.approx(float(jacobian.square().sum()) / 8, rel=0.03)
+    if kind == "holomorphic":
+        assert float(jacobian.square().sum()) / 8 == pytest.approx(float(a.abs().square().sum()) / 4)
+
+
+def test_case_A10_probes_of_complex_states() -> None:
+    drawn = RNODE().drawn(torch.zeros(4000, dtype=torch.complex64)).probe
+    assert drawn.dtype == torch.complex64
+    torch.testing.assert_close(drawn.abs(), torch.ones(4000))
+    assert float((drawn.real * drawn.imag).mean()) == pytest.approx(0.0, abs=0.03)
+    real = RNODE(kinetic=0.0, probe=torch.ones(2))  # of the real dtype: the field's is taken
+    assert float(real(lambda t, y: -2j * y, torch.tensor(0.0), torch.ones(2, dtype=torch.complex64))) == 4.0
+
+
+def test_case_A10_ffjord_of_complex_states() -> None:
+    """The log density of n complex entries is that of 2 n real ones: it falls by twice the rates' real part."""
+    rates = torch.tensor([0.5 - 1j, -1.0 + 3j], dtype=torch.complex128)
+    flow = Hutchinson(lambda t, y: y * rates)
+    y0 = torch.ones(3, 2, dtype=torch.complex128)
+    flow.draw(y0)
+    start = torch.cat((y0, torch.zeros(3, 1, dtype=torch.complex128)), 1)
+    end = regnde.solve(flow, start, [0.0, 1.0], Solver(rtol=1e-10, atol=1e-10)).y1
+    torch.testing.assert_close(end[:, :-1], y0 * rates.exp(), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(end[:, -1], (-2 * rates.real.sum()).expand(3) + 0j, rtol=1e-8, atol=1e-9)
+
+
+def test_draws_do_not_depend_on_the_default_device() -> None:
+    y = torch.zeros(5)
+    torch.set_default_device("meta")
+    try:
+        assert RNODE().drawn(y).probe.abs().tolist() == [1.0] * 5
+        assert steer_all([0.0, 1.0, 2.0])[0] == 0.0
+    finally:
+        torch.set_default_device(None)

@@ -261,3 +261,65 @@ def test_refuses_times_outside_and_out_of_order() -> None:
             path(t)
     with pytest.raises(ValueError, match="earlier time first"):
         path.increment(0.6, 0.5)
+
+
+# --- case A14: spans and settings of any kind ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [1e-300, 1e-310, 1e-321, 1e-250, 1e250])
+def test_case_A14_spans_of_any_length(span: float) -> None:
+    """In units of its span a path is the one over a span of 1, where the factor is a power of 4."""
+    path = BrownianPath(0.0, span, (N,), seed=4)
+    w, h = path.increment(0.0, span)
+    assert_close_to((w / math.sqrt(span)) ** 2, 1.0)
+    assert_close_to((h / math.sqrt(span)) ** 2 * 12, 1.0)
+    assert path.resolves(0.0, span)
+    assert not path.resolves(span * 0.3, span * 0.3)
+    left, right = path.increment(0.0, span / 2).w, path.increment(span / 2, span).w
+    torch.testing.assert_close(left + right, w, rtol=ROUNDING, atol=0)
+    assert not torch.equal(path.independent().increment(0.0, span).w, w)
+
+
+def test_case_A14_the_scale_of_time_is_exact() -> None:
+    short, unit = BrownianPath(0.0, 4.0**-530, (5,), seed=4), BrownianPath(0.0, 1.0, (5,), seed=4)
+    for s, t in ((0.0, 1.0), (0.25, 0.8125), (0.5, 0.5)):
+        scaled = short.increment(math.ldexp(s, -1060), math.ldexp(t, -1060))
+        for a, b in zip(scaled, unit.increment(s, t), strict=True):
+            assert torch.equal(a * 2.0**530, b)
+
+
+def test_case_A14_resolutions_of_any_length() -> None:
+    assert BrownianPath(0.0, 1.0, (1,), resolution=math.inf).depth == 0
+    assert BrownianPath(0.0, 1e-320, (1,), resolution=1e-321).depth == 4
+    with pytest.raises(ValueError, match="resolves no leaf below"):
+        BrownianPath(0.0, 1.0, (1,), resolution=1e-320)
+    path = BrownianPath(0.0, 0.3, (2,), seed=1, resolution=0.0375)
+    assert pickle.loads(pickle.dumps(path)).depth == path.independent().depth == path.depth
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_case_A14_defaults_of_torch_do_not_reach_the_path(device: str, dtype: torch.dtype) -> None:
+    wanted = BrownianPath(0.0, 1.0, (3,), seed=6).increment(0.2, 0.9)
+    torch.manual_seed(11)
+    drawn = BrownianPath(0.0, 1.0, (3,)).seed
+    torch.set_default_device(device)
+    torch.set_default_dtype(dtype)
+    try:
+        torch.manual_seed(11)
+        assert BrownianPath(0.0, 1.0, (3,)).seed == drawn
+        with torch.autocast("cpu", torch.bfloat16):
+            got = BrownianPath(0.0, 1.0, (3,), seed=6).increment(0.2, 0.9)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.device.type, a.dtype) == ("cpu", torch.float64)
+        assert torch.equal(a, b)
+
+
+def test_case_A14_a_path_begun_in_inference_mode_goes_on() -> None:
+    path, wanted = BrownianPath(0.0, 1.0, (3,), seed=6), BrownianPath(0.0, 1.0, (3,), seed=6)
+    with torch.inference_mode():
+        path(0.3)
+    assert torch.equal(path(0.9), wanted(0.9))

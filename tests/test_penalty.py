@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
 import regnde
 from problems import exp_decay, van_der_pol
 from regnde import ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty, steer
+from tolerances import ROUNDING
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +145,114 @@ def test_solutions_without_a_graph_can_be_pickled() -> None:
     again = pickle.loads(pickle.dumps(solution))
     assert torch.equal(again.steps.stiffness, solution.steps.stiffness)
     assert torch.equal(again.steps.error, solution.steps.error)
+
+
+# --- case A14: the algebra of penalties, as of numbers ---------------------------------------------------
+
+
+def test_case_A14_sums_differences_and_quotients(solution: regnde.Solution) -> None:
+    a, b = ErrorPenalty("mean"), StiffnessPenalty("max")
+    x, y = a(solution), b(solution)
+    for penalty, expected in (
+        (sum([a, b, 2 * a]), 3 * x + y),
+        (sum([0.5 * a]), 0.5 * x),
+        (a - b, x - y),
+        (-a, -x),
+        (-(2 * a - b), y - 2 * x),
+        (a / 4, x / 4),
+        ((a + b) / 3 - a * 0.5, (x + y) / 3 - 0.5 * x),
+        (np.float64(2) * a, 2 * x),
+        (a * np.float32(2), 2 * x),
+        (np.int64(2) * a / np.float64(4), x / 2),
+        (0 + a, x),
+        (a - 0, x),
+        (0 - a, -x),
+    ):
+        assert isinstance(penalty, regnde.Penalty)
+        torch.testing.assert_close(penalty(solution), expected, rtol=ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda a: a + 1,
+        lambda a: 1 - a,
+        lambda a: a - 2.0,
+        lambda a: a * "2",
+        lambda a: a * a,
+        lambda a: 1 / a,
+        lambda a: a / None,
+        lambda a: a < a,
+        lambda a: a * torch.ones(2),
+        lambda a: torch.ones(2) * a,
+        lambda a: a / torch.ones(1),
+        lambda a: a * torch.tensor(1j),
+        lambda a: np.ones(2) * a,
+    ],
+)
+def test_case_A14_what_is_no_penalty(wrong: Callable[[regnde.Penalty], object]) -> None:
+    with pytest.raises(TypeError):
+        wrong(ErrorPenalty())
+    with pytest.raises(ZeroDivisionError):
+        ErrorPenalty() / 0
+
+
+def test_case_A14_tensors_as_weights_keep_their_gradient(solution: regnde.Solution) -> None:
+    w = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    a = ErrorPenalty("mean")
+    x = float(a(solution))
+    for penalty, slope in ((w * a, x), (a * w, x), (a / w, -x / 4), (-w * a, -x), (a - w * a + a / 2, -x)):
+        for _ in range(2):  # the penalty, made once, serves every iteration
+            (got,) = torch.autograd.grad(penalty(solution), w, retain_graph=True)
+            assert float(got) == pytest.approx(slope)
+    before = float((w * a)(solution).detach())
+    penalty = w * a
+    with torch.no_grad():
+        w.mul_(3)
+    assert float(penalty(solution).detach()) == pytest.approx(3 * before)  # the tensor's value when it is asked for
+
+
+def test_case_A14_comparisons() -> None:
+    a, w = ErrorPenalty("mean"), torch.tensor(2.0)
+    assert a == ErrorPenalty("mean") != ErrorPenalty() != SquaredErrorPenalty()
+    assert 2 * a == a * 2.0 != 3 * a
+    assert a / 2 != 2 * a
+    assert w * a == w * a != torch.tensor(2.0) * a
+    assert 2 * a != w * a
+    assert a + 2 * a == a + 2 * a != 2 * a + a
+    assert len({2 * a, a * 2, w * a, w * a, a / 2, a, ErrorPenalty("mean")}) == 4
+
+
+class Late(regnde.StepPenalty):
+    """A penalty of one's own, whose term is not 0 where a sample took no step."""
+
+    def term(self, steps: regnde.Steps) -> torch.Tensor:
+        return 1 + steps.error * steps.t
+
+
+def test_a_penalty_of_ones_own() -> None:
+    joint = regnde.solve(exp_decay, [1.0], [0.0, 1.0], record="all")
+    wanted = 1 + joint.steps.error * joint.steps.t
+    assert Late()(joint) == wanted.sum()
+    assert Late("mean")(joint) == wanted.mean()
+    assert Late("max")(joint) == wanted.max()
+    with pytest.raises(ValueError, match=r"Late needs the records"):
+        Late()(regnde.solve(exp_decay, [1.0], [0.0, 1.0]))
+    rates = torch.tensor([[1.0], [30.0]], dtype=torch.float64)
+    apart = regnde.solve(
+        lambda t, y, samples: -rates[samples] * y, rates / rates, [0.0, 1.0], Solver(batch="per-sample"), record="all"
+    )
+    mask = apart.steps.mask
+    assert not mask.all()
+    wanted = (1 + apart.steps.error * apart.steps.t)[mask]
+    torch.testing.assert_close(Late()(apart), wanted.sum(), rtol=ROUNDING, atol=0)
+    torch.testing.assert_close(Late("mean")(apart), wanted.mean(), rtol=ROUNDING, atol=0)
+
+
+def test_steer_takes_tensors_and_any_default_device() -> None:
+    torch.set_default_device("meta")
+    try:
+        draws = [steer(ts, 0.3) for ts in ((0.0, 1.0), torch.tensor([0.0, 1.0], device="cpu", requires_grad=True))]
+    finally:
+        torch.set_default_device(None)
+    assert all(d[0] == 0.0 and 0.7 < d[1] < 1.3 for d in draws)

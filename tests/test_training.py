@@ -123,3 +123,222 @@ def test_fit_stops_at_a_loss_that_is_not_finite() -> None:
     with pytest.raises(FloatingPointError, match="iteration 0"):
         next(fit(compute, [torch.ones(1, 1)], adam))
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+# --- case A11: what users of torch expect of a loop ------------------------------------------------------
+
+DOUBLE = torch.float64
+Computed = tuple[torch.Tensor, regnde.Solution]
+
+
+class Line(torch.nn.Module):
+    """y' = w, so that y(1) = y0 + w: a task whose loss and gradient are known."""
+
+    def __init__(self, w: float = 0.0) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([w], dtype=DOUBLE))
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.w + 0 * y
+
+    def compute(self, target: float) -> Computed:
+        solution = regnde.solve(self, torch.zeros(1, dtype=DOUBLE), [0.0, 1.0], record="all")
+        return (solution.y1 - target).square().sum() / 2, solution
+
+
+@pytest.mark.parametrize("which", ["task", "penalty", "weight"])
+def test_case_A11_a_loss_that_is_not_finite_blames_its_part(which: str) -> None:
+    line = Line()
+
+    class Broken(regnde.StepPenalty):
+        def term(self, steps: regnde.Steps) -> torch.Tensor:
+            return steps.dt * (torch.nan if which == "penalty" else 1.0)
+
+    target, weight = (torch.nan if which == "task" else 1.0), (torch.inf if which == "weight" else 1.0)
+    message = {
+        "task": r"^the task's loss is nan in iteration 7 .*data",
+        "penalty": r"^the penalty is nan in iteration 7 .*penalty's weight",
+        "weight": r"^the loss is not finite in iteration 7 .*weight inf",
+    }[which]
+    sgd = torch.optim.SGD(line.parameters(), 0.1)
+    with pytest.raises(FloatingPointError, match=message):
+        next(fit(line.compute, [target], sgd, penalty=Broken(), weight=weight, start=7))
+    assert line.w.item() == 0.0
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam, torch.optim.LBFGS])
+def test_case_A11_a_gradient_that_is_not_finite_is_not_stepped_on(optimiser: type[torch.optim.Optimizer]) -> None:
+    line, other = Line(), torch.nn.Parameter(torch.ones(2, 3))
+
+    def compute(target: float) -> Computed:
+        task, solution = line.compute(target)
+        return task + (0 * line.w).sqrt().sum() + other.sum() * 0, solution  # the root's slope at 0 is infinite
+
+    with pytest.raises(FloatingPointError, match=r"gradient is not finite in iteration 0.*number 1 .*shape \(1,\)"):
+        next(fit(compute, [1.0], optimiser([other, *line.parameters()], 0.1)))
+    assert line.w.item() == 0.0
+    assert other.eq(1).all()
+
+
+def test_case_A11_large_and_sparse_and_missing_gradients_are_finite() -> None:
+    """A norm of them would overflow, or is not there."""
+    line, table = Line(), torch.nn.Embedding(4, 1, sparse=True)
+    unused = torch.nn.Parameter(torch.ones(3))
+
+    def compute(target: float) -> Computed:
+        task, solution = line.compute(target)
+        return task + 1e30 * table(torch.tensor([1])).sum() * torch.ones(()), solution
+
+    sgd = torch.optim.SGD([unused, table.weight, line.w], 1e-30)
+    next(fit(compute, [1.0], sgd))
+    assert unused.eq(1).all()
+    with torch.no_grad():
+        table.weight.zero_()
+
+    def root(target: float) -> Computed:
+        task, solution = line.compute(target)
+        return task + table(torch.tensor([1])).sqrt().sum(), solution
+
+    with pytest.raises(FloatingPointError, match=r"number 1 .*shape \(4, 1\)"):
+        next(fit(root, [1.0], sgd))
+    assert table.weight.eq(0).all()
+
+
+def test_case_A11_lbfgs_gets_its_closure() -> None:
+    line = Line()
+    lbfgs = torch.optim.LBFGS(line.parameters(), line_search_fn="strong_wolfe")
+    weights = []
+
+    def weight(iteration: int) -> float:
+        weights.append(iteration)
+        return 0.25
+
+    history = list(fit(line.compute, [3.0, 3.0], lbfgs, penalty=ErrorPenalty(), weight=weight))
+    assert line.w.item() == pytest.approx(3.0, abs=1e-6)
+    assert history[0].task == pytest.approx(4.5)  # before the update
+    assert history[1].task < 1e-9
+    assert weights == [0, 1]  # the weight is constant while the optimiser searches
+
+
+def test_case_A11_a_failure_in_a_closure_leaves_the_parameters() -> None:
+    line = Line(1.0)
+
+    def compute(target: float) -> Computed:
+        if float(line.w.detach()) != 1.0:  # the search has moved
+            raise RuntimeError("no further")
+        return line.compute(target)
+
+    with pytest.raises(RuntimeError, match="no further"):
+        next(fit(compute, [3.0], torch.optim.LBFGS(line.parameters())))
+    assert line.w.item() == 1.0
+
+
+def test_case_A11_plateaus_see_the_loss() -> None:
+    line = Line()
+    sgd = torch.optim.SGD(line.parameters(), 1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, factor=0.1, patience=0)
+    run = fit(line.compute, [2.0, 9.0, 2.0], sgd, scheduler=plateau)  # losses 2, 24.5, 24.5
+    rates = [plateau.get_last_lr()[0] for _ in run]
+    assert rates == pytest.approx([1.0, 0.1, 0.01])
+
+
+def test_case_A11_start_goes_on_counting() -> None:
+    weight = anneal(16.0, 1.0, 4)
+
+    def train(starts: list[tuple[int, int]]) -> list[tuple[int, float]]:
+        line = Line()
+        sgd = torch.optim.SGD(line.parameters(), 0.1)
+        return [
+            (p.iteration, p.weight)
+            for start, count in starts
+            for p in fit(line.compute, [1.0] * count, sgd, penalty=ErrorPenalty(), weight=weight, start=start)
+        ]
+
+    assert train([(0, 2), (2, 3)]) == train([(0, 5)]) == [(i, weight(i)) for i in range(5)]
+
+
+def test_case_A11_accumulation_averages_the_gradients() -> None:
+    line = Line()
+    sgd = torch.optim.SGD(line.parameters(), 1.0)
+    seen: list[float] = []
+
+    def compute(target: float) -> Computed:
+        seen.append(line.w.item())
+        return line.compute(target)
+
+    history = list(fit(compute, iter([1.0, 3.0, 4.0, 6.0, 8.0]), sgd, accumulate=2))
+    assert seen == pytest.approx([0.0, 0.0, 2.0, 2.0, 5.0])  # each step of size 1 goes to the mean target
+    assert line.w.item() == pytest.approx(8.0)  # the last iteration has one batch
+    assert [p.iteration for p in history] == [0, 1, 2]
+    assert [p.task for p in history] == pytest.approx([(0.5 + 4.5) / 2, (2.0 + 8.0) / 2, 4.5])
+    assert history[0].nfe == Line().compute(1.0)[1].stats.nfe
+
+
+def test_case_A11_clips_the_whole_gradient() -> None:
+    line, other = Line(), torch.nn.Parameter(torch.zeros(1, dtype=DOUBLE))
+
+    def compute(target: float) -> Computed:
+        task, solution = line.compute(target)
+        return task + 4.0 * other.sum(), solution
+
+    sgd = torch.optim.SGD([line.w, other], 1.0)
+    next(fit(compute, [3.0], sgd, clip=0.5))  # the gradient is (-3, 4)
+    assert [line.w.item(), other.item()] == pytest.approx([0.3, -0.4], rel=1e-5)
+    next(fit(compute, [0.3 + 1e-3], torch.optim.SGD([line.w], 1.0), clip=0.5))
+    assert line.w.item() == pytest.approx(0.301)  # a short one stays
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_case_A11_a_scaler_scales_and_leaves_steps_out(clip: float | None) -> None:
+    line = Line()
+    sgd = torch.optim.SGD(line.parameters(), 1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1000)
+    seen: list[float] = []
+
+    def compute(target: float) -> Computed:
+        task, solution = line.compute(target)
+        if target > 100:
+            task = task + (0 * line.w).sqrt().sum()  # as an overflow does
+        task.register_hook(lambda g: seen.append(float(g)))
+        return task, solution
+
+    run = fit(compute, [3.0, 101.0, 3.0], sgd, scaler=scaler, scheduler=scheduler, clip=clip)
+    next(run)
+    assert line.w.item() == pytest.approx(3.0 if clip is None else 0.5)
+    before = line.w.item()
+    assert next(run).iteration == 1
+    assert line.w.item() == before
+    assert scaler.get_scale() == 4.0
+    assert scheduler.get_last_lr() == [0.5]  # not stepped where the optimiser was not
+    next(run)
+    assert seen == [8.0, 8.0, 4.0]
+    scaler.update(1.0)
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):  # a scale of 1 overflows nothing
+        next(fit(compute, [101.0], sgd, scaler=scaler))
+    with pytest.raises(ValueError, match="closure"):
+        next(fit(line.compute, [1.0], torch.optim.LBFGS(line.parameters()), scaler=scaler))
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    next(fit(line.compute, [1.0], torch.optim.LBFGS(line.parameters()), scaler=off))
+
+
+def test_case_A11_what_compute_may_return() -> None:
+    line = Line()
+    sgd = torch.optim.SGD(line.parameters(), 1.0)
+
+    def step(compute: object, penalty: regnde.Penalty | None = None, **options: object) -> regnde.Progress:
+        return next(fit(compute, [3.0], sgd, penalty=penalty, **options))
+
+    assert step(lambda target: line.compute(target)[0]).nfe == 0
+    assert line.w.item() == pytest.approx(3.0)
+    assert step(lambda target: (line.compute(target)[0].reshape(1), None)).task == pytest.approx(0.0, abs=1e-20)
+    with pytest.raises(TypeError, match=r"loss alone.*return \(loss, solution\)"):
+        step(lambda target: line.compute(target)[0], ErrorPenalty())
+    for wrong in (1.0, None, (1.0, None), torch.ones((), dtype=torch.complex64), [torch.ones(())]):
+        with pytest.raises(TypeError, match="compute must return a loss"):
+            step(lambda target, wrong=wrong: wrong)
+    with pytest.raises(ValueError, match=r"shape \(3,\): reduce it to one number"):
+        step(lambda target: line.w.expand(3))
+    for options in ({"accumulate": 0}, {"clip": 0.0}, {"clip": -1.0}):
+        with pytest.raises(ValueError, match="at least one batch and a norm above zero"):
+            step(line.compute, **options)

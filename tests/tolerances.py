@@ -40,3 +40,6 @@ SOLVER = 100.0
 
 STANDARD_ERRORS = 3.0
 """Seeded statistics, in standard errors."""
+
+BFLOAT16 = 0.1
+"""Relative, in norm: values and gradients of small networks under autocast, where every product is rounded to 2^-8."""
