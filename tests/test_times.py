@@ -94,8 +94,10 @@ def test_case_A14_a_tensor_of_times_stays_what_it_is() -> None:
     assert regnde.solve(exp_decay, [1.0], [0, 1]).ys.dtype == torch.float32  # times do not promote states
 
 
-def test_case_A14_numbers_beside_tensors_are_not_rounded() -> None:
-    end = f64(1.0).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_case_A14_numbers_beside_tensors_are_not_rounded(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    end = torch.ones(shape, dtype=dtype, requires_grad=True)
     sol = regnde.solve(exp_decay, f64([1.0]), [0.1, end])
     assert sol.ts[0].item() == 0.1
     (slope,) = torch.autograd.grad(sol.y1.sum(), end)

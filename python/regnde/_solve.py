@@ -222,9 +222,8 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
         given = next((t for t in ts if isinstance(t, Tensor)), None)
         if given is not None:  # each keeps its gradient
             double, device = torch.float64, given.device
-            return torch.stack(
-                [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
-            )
+            parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
+            return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
         if all(type(t) is float for t in ts):
             return torch.tensor(ts, dtype=torch.float64, device="cpu")
     values = np.asarray(ts)
