@@ -55,6 +55,22 @@ def test_case_A4_near_times_do_not_warn(ts: list[float]) -> None:
     assert quarter(0.0, torch.float32) < SOLVER * 1e-5
 
 
+def test_case_A4_what_does_not_warn_is_right() -> None:
+    """As far from 0 as it gets without a warning, the error is of the size of the tolerance."""
+    tolerance, t0 = 1e-5, 200.0
+    assert quarter(t0, torch.float32, tolerance) < 2 * tolerance
+    with pytest.warns(UserWarning, match="shift the time"):
+        quarter(1.1 * t0, torch.float32, tolerance)
+
+
+def test_case_A4_windows_of_a_span_do_not_warn() -> None:
+    """A span solved window by window, as with inner solves between observations, at the default tolerance."""
+    y = torch.ones(1)
+    for i in range(20):
+        y = regnde.solve(exp_decay, y, [i / 20, (i + 1) / 20]).y1
+    assert float(y) == pytest.approx(math.exp(-1), rel=1e-5)
+
+
 def test_case_A4_complex_states_and_backward_times_warn() -> None:
     for y0 in (torch.ones(1, dtype=torch.complex64), torch.ones(1)):
         with pytest.warns(UserWarning, match="shift the time"):
