@@ -55,6 +55,22 @@ def test_case_A4_near_times_do_not_warn(ts: list[float]) -> None:
     assert quarter(0.0, torch.float32) < SOLVER * 1e-5
 
 
+def test_case_A4_what_does_not_warn_is_right() -> None:
+    """As far from 0 as it gets without a warning, the error is of the size of the tolerance."""
+    tolerance, t0 = 1e-5, 200.0
+    assert quarter(t0, torch.float32, tolerance) < 2 * tolerance
+    with pytest.warns(UserWarning, match="shift the time"):
+        quarter(1.1 * t0, torch.float32, tolerance)
+
+
+def test_case_A4_windows_of_a_span_do_not_warn() -> None:
+    """A span solved window by window, as with inner solves between observations, at the default tolerance."""
+    y = torch.ones(1)
+    for i in range(20):
+        y = regnde.solve(exp_decay, y, [i / 20, (i + 1) / 20]).y1
+    assert float(y) == pytest.approx(math.exp(-1), rel=1e-5)
+
+
 def test_case_A4_complex_states_and_backward_times_warn() -> None:
     for y0 in (torch.ones(1, dtype=torch.complex64), torch.ones(1)):
         with pytest.warns(UserWarning, match="shift the time"):
@@ -94,8 +110,10 @@ def test_case_A14_a_tensor_of_times_stays_what_it_is() -> None:
     assert regnde.solve(exp_decay, [1.0], [0, 1]).ys.dtype == torch.float32  # times do not promote states
 
 
-def test_case_A14_numbers_beside_tensors_are_not_rounded() -> None:
-    end = f64(1.0).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_case_A14_numbers_beside_tensors_are_not_rounded(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    end = torch.ones(shape, dtype=dtype, requires_grad=True)
     sol = regnde.solve(exp_decay, f64([1.0]), [0.1, end])
     assert sol.ts[0].item() == 0.1
     (slope,) = torch.autograd.grad(sol.y1.sum(), end)

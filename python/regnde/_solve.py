@@ -22,6 +22,7 @@ from regnde._solver import Local, Record, ResolvedSolver, Solver
 __all__ = ["checked_state", "checked_times", "solve"]
 
 DEFAULT_SOLVER = Solver()
+ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
@@ -253,9 +254,8 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
         given = next((t for t in ts if isinstance(t, Tensor)), None)
         if given is not None:  # each keeps its gradient
             double, device = torch.float64, given.device
-            return torch.stack(
-                [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
-            )
+            parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
+            return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
         if all(type(t) is float for t in ts):
             return torch.tensor(ts, dtype=torch.float64, device="cpu")
     values = np.asarray(ts)
@@ -273,11 +273,11 @@ def _warn_of_rounding(solver: ResolvedSolver, y0: Tensor, times: Sequence[float]
     resolution = torch.finfo(y0.dtype).eps
     tolerance = max(solver.rtol, solver.atol)
     far, span = max(abs(times[0]), abs(times[-1])), abs(times[-1] - times[0])
-    if resolution > CLOCK and span and resolution * far > max(tolerance, resolution) * span:
+    if resolution > CLOCK and span and resolution * far > ROUNDED * max(tolerance, resolution) * span:
         warnings.warn(
             f"the field is given times in {y0.real.dtype}, as the state is: at |t| up to {far:g} they are "
-            f"{resolution * far:.2g} apart, which is {resolution * far / span:.2g} of the span {span:g} and more than "
-            f"the tolerance {tolerance:g}. If the field depends on t, solve in float64 (y0.double()), or shift the "
+            f"{resolution * far:.2g} apart, which is {resolution * far / span:.2g} of the span {span:g}, where "
+            f"the tolerance is {tolerance:g}. If the field depends on t, solve in float64 (y0.double()), or shift the "
             "time so that it starts near 0.",
             stacklevel=3,
         )
