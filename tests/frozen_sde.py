@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import regnde
-from regnde import SDE, BrownianPath
 from frozen import combined
+from regnde import SDE, BrownianPath
 from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 
 

@@ -263,7 +263,11 @@ def _uniform(t: Tensor, step: float) -> Tensor:
 def _interpolated(states: Tensor, grid: Tensor, t: Tensor) -> Tensor:
     """The states at t on the chords between those on the grid."""
     sign = 1.0 if grid[-1] >= grid[0] else -1.0
-    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(1, max(len(grid) - 1, 1)).clamp(max=len(grid) - 1)
+    last = (
+        torch.searchsorted(sign * grid.detach(), sign * t.detach())
+        .clamp(1, max(len(grid) - 1, 1))
+        .clamp(max=len(grid) - 1)
+    )
     first = (last - 1).clamp(min=0)
     share = (t - grid[first]) / (grid[last] - grid[first])
     share = torch.where(t == grid[last], torch.ones_like(share), share).to(states.device, states.dtype.to_real())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regnde._equation import SDE, Field
 from regnde._noise import BrownianPath, Increment
-from regnde._solve import solve
+from regnde._solve import solve, solve_on_grid
 from regnde._solver import Solver
 
 __all__ = ["sdeint"]
@@ -103,12 +103,20 @@ def sdeint(
     t0, t1 = times[0].item(), times[-1].item()
     path = _path(bm, t0, t1, y0, area=name != "euler")
     if name == "euler":
-        return solve(equation, y0, times, Solver(method="em", dt0=dt, engine="torch"), noise=path).ys
+        return solve_on_grid(equation, y0, times, _grid(t0, t1, dt), Solver(method="em", engine="torch"), path)
     stepper = "sosra" if sde.noise_type == "additive" else "sriw1"
     if adaptive:
         solver = Solver(method=stepper, rtol=rtol, atol=atol, dt0=dt, engine="torch")
         return solve(equation, y0, times, solver, noise=path).ys
     return _fixed(equation, y0, times.tolist(), stepper, dt, path)
+
+
+def _grid(t0: float, t1: float, dt: float) -> list[float]:
+    """Step ends as torchsde adds them up: a Brownian path tells times apart that differ by rounding."""
+    grid = [t0]
+    while grid[-1] < t1:
+        grid.append(min(grid[-1] + dt, t1))
+    return grid
 
 
 def _equation(sde: Any, names: Mapping[str, str], y0: Tensor) -> SDE:

@@ -93,8 +93,10 @@ def solve(
     return _run(request)
 
 
-def solve_on_grid(f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver) -> Tensor:
-    """States at `ts` of an ODE solved by a method of fixed step size, with steps that end at given times.
+def solve_on_grid(
+    f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver, noise: BrownianPath | None = None
+) -> Tensor:
+    """States at `ts`, solved by a method of fixed step size, with steps that end at given times.
 
     Args:
         f: the right-hand side.
@@ -102,6 +104,7 @@ def solve_on_grid(f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], so
         ts: save times, shape (T,), in the order of the grid.
         grid: the initial time and the ends of the steps; the first and the last are those of `ts`.
         solver: a method of fixed step size; its `dt0` is not used.
+        noise: the Brownian path of an `SDE`.
     """
     state = checked_state(y0)
     times, values = checked_times(ts)
@@ -110,9 +113,9 @@ def solve_on_grid(f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], so
         y0=state,
         ts=times,
         times=values,
-        solver=solver.resolve(sde=False),
+        solver=solver.resolve(sde=isinstance(f, SDE)),
         record="none",
-        noise=None,
+        noise=noise,
         throw=True,
         grid=tuple(grid),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
-from regnde._solution import SampleStats, Solution, Stats, Steps
+from regnde._solution import SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
 
@@ -143,7 +143,7 @@ def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch whose samples step apart."""
     y0, solver, tableau = request.y0, request.solver, _tableau(request)
     assert isinstance(tableau, Tableau) and not isinstance(request.equation, (SDE, JuliaField))  # unsupported
-    record, checkpoint = request.record == "all", _checkpoint(request, request.equation)
+    record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     batch = PerSample(request.equation, tableau, solver, y0, request.times, record=record, checkpoint=checkpoint)
     batch.run()
     steps = None
@@ -181,7 +181,7 @@ def _finished(
         steps=steps,
         engine=TorchEngine.name,
         solver=request.solver,
-        status="success" if failure is None else FAILURES[failure.kind].status,
+        status=Status.SUCCESS if failure is None else FAILURES[failure.kind].status,
     )
     if failure is None or not request.throw:
         return solution
@@ -200,10 +200,10 @@ def _finished(
     )
 
 
-def _checkpoint(request: Request, *functions: Callable[..., object]) -> Checkpoint | None:
+def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
     """What evaluates the steps of a checkpointed solve; None where the graph is kept whole, or none is built."""
     wanted = request.solver.gradient == "checkpoint" and torch.is_grad_enabled()
-    return Checkpoint(functions, request.y0.device) if wanted and not transformed() else None
+    return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 
 
 def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
@@ -215,13 +215,11 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
         end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
-        checkpoint = _checkpoint(request, equation.drift, equation.diffusion)
-        return StochasticRungeKutta(
-            drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint
-        )
+        checkpoint = _checkpoint(request, drift, diffusion)
+        return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint)
     assert isinstance(tableau, Tableau) and not isinstance(equation, JuliaField)  # unsupported
-    checkpoint = _checkpoint(request, equation)
-    return RungeKutta(CountedField(equation), tableau, solver, y0, record=record, checkpoint=checkpoint)
+    field = CountedField(equation)
+    return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
 
 
 def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float) -> Tensor:

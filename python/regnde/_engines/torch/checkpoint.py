@@ -8,6 +8,7 @@ A. Griewank, A. Walther, Evaluating Derivatives (2008), chapter 12.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from regnde._engines.torch.captured import Captured, buffers_in_training
+from regnde._engines.torch.field import CountedField
 
 __all__ = ["Checkpoint", "transformed"]
 
@@ -33,16 +35,18 @@ class Checkpoint:
     """Evaluates parts of one solve so that they can be evaluated again.
 
     Args:
-        functions: the user's functions, to look for what they read.
+        fields: the fields of the equation.
         device: of the state.
     """
 
-    def __init__(self, functions: Sequence[Callable[..., object]], device: torch.device) -> None:
+    def __init__(self, fields: Sequence[CountedField], device: torch.device) -> None:
         self.device = device
+        self.fields = fields
+        functions = [field.function for field in fields]
         self.captured = Captured(functions)
         self.buffers = buffers_in_training(functions)
         self._random: list[Tensor] = []
-        self._begun = False
+        self._begun = self._whole = False
 
     def __call__(self, function: Callable[..., T], *inputs: Tensor | None) -> T:
         """function(*inputs), a tuple; what the graph would save is dropped.
@@ -51,14 +55,32 @@ class Checkpoint:
             function: of tensors; it must do the same again when called with the same tensors.
             inputs: tensors, kept until the backward pass, or None.
         """
+        if self._whole:
+            return function(*inputs)
         part = _Part(self, function, inputs)
         versions = [buffer._version for buffer in self.buffers]
-        with saved_tensors_hooks(part.pack, part.unpack):
-            outputs = function(*inputs)
+        counts = [field.calls for field in self.fields]
+        try:
+            with saved_tensors_hooks(part.pack, part.unpack):
+                outputs = function(*inputs)
+        except RuntimeError as problem:
+            if "saved tensor hooks" not in str(problem):
+                raise
+            self._whole = True
+            for field, calls in zip(self.fields, counts, strict=True):
+                field.calls = calls
+            warnings.warn(
+                "gradient='checkpoint': the field uses a transform of torch.func, which a checkpoint can not evaluate "
+                "again. The solve keeps all that its gradient needs, as with gradient='discrete'.",
+                stacklevel=2,
+            )
+            return function(*inputs)
         part.close(outputs)
         if not self._begun:  # from here on, keep copies only of buffers that the field writes to
             changed = [buffer._version != version for buffer, version in zip(self.buffers, versions, strict=True)]
-            self.buffers, part.buffers = ([b for b, c in zip(x, changed, strict=True) if c] for x in (self.buffers, part.buffers))
+            self.buffers, part.buffers = (
+                [b for b, c in zip(x, changed, strict=True) if c] for x in (self.buffers, part.buffers)
+            )
             part.written = self.buffers
             self._begun = True
         return outputs

@@ -105,7 +105,9 @@ def size_from_probe(probe: Floats, d1: Floats, d2: Floats, *, t0: float, span: f
     smallest = _smallest(t0)
     largest = np.maximum(d1, d2)
     with np.errstate(all="ignore"):
-        size = np.where(largest <= 1e-15, np.maximum(max(smallest, 1e-6), probe * 1e-3), 10 ** (-(2 + np.log10(largest)) / order))
+        size = np.where(
+            largest <= 1e-15, np.maximum(max(smallest, 1e-6), probe * 1e-3), 10 ** (-(2 + np.log10(largest)) / order)
+        )
     size = np.where(np.isnan(d2), 100 * probe, np.minimum(100 * probe, size))
     return np.minimum(np.maximum(smallest, size), span)
 

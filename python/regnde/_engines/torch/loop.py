@@ -21,6 +21,7 @@ from regnde._solver import Local
 
 __all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]
 
+CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
 IMPURE_TRIALS = 1000  # after so many, a field is asked whether it is a function of (t, y) at all
 
 
@@ -181,6 +182,7 @@ def integrate(
     controller = stepper.controller
     previous = controller.error_floor if controller else 0.0
     error: float | None = None
+    finite = _Place(0, t, y, 1, path.saved)
     non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
 
     while t != t_end:
@@ -235,9 +237,22 @@ def integrate(
                 non_finite = 0
         t, y = t1, y1
         path.t = t
-    if controller is None and not bool(torch.isfinite(y).all()):
-        _fail_at_first_non_finite(path, times, h, stepper.diagnosis())
+        if controller is None and (path.accepted % CHECKED_EVERY == 0 or t == t_end):
+            if not bool(torch.isfinite(y).all()):
+                _fail_at_first_non_finite(path, stepper, times, finite)
+                break
+            finite = _Place(path.accepted, t, y, len(path.chunks), path.saved)
     return path
+
+
+class _Place(NamedTuple):
+    """A place on a path whose state is finite: accepted steps, time, state, chunks and number of saved states."""
+
+    accepted: int
+    t: float
+    y: Tensor
+    chunks: int
+    saved: int
 
 
 def impure_reason(trials: int) -> str:
@@ -249,13 +264,22 @@ def impure_reason(trials: int) -> str:
     )
 
 
-def _fail_at_first_non_finite(path: Path, times: Sequence[float], h: float, found: Diagnosis) -> None:
-    """Cuts a path of fixed steps at the first saved state that is not finite."""
-    ys = torch.cat(path.chunks)
-    finite = torch.isfinite(ys.reshape(len(ys), -1)).all(1).tolist()
-    path.saved = finite.index(False) if False in finite else len(finite)
-    path.chunks = [ys[: path.saved]]
-    path.t = times[max(path.saved - 1, 0)]
+def _fail_at_first_non_finite(path: Path, stepper: Stepper, times: Sequence[float], place: _Place) -> None:
+    """Goes back to where the state was finite, and takes the steps again up to the one at fault."""
+    n, t, y, chunks, path.saved = place
+    ends, path.ends, path.sizes, path.chunks = path.ends[n:], path.ends[:n], path.sizes[:n], path.chunks[:chunks]
+    h = 0.0
+    for t1 in ends:
+        h = t1 - t
+        y1, _ = stepper.attempt(t, h, t1, y)
+        if not bool(torch.isfinite(y1).all()):
+            break
+        path.ends.append(t1)
+        path.sizes.append(h)
+        _save(path, stepper, times, t, h, t1, y1)
+        t, y = t1, y1
+    path.t = t
+    found = stepper.diagnosis()
     path.failure = Failure("non-finite", f"the state is not finite: {found.text}", h, None, found)
 
 

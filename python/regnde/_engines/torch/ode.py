@@ -72,7 +72,8 @@ class RungeKutta:
         self.rtol, self.atol = solver.rtol, solver.atol
         self.checkpoint, self.compiled = checkpoint, solver.compile
         of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        at_once = checkpoint is not None or y0.numel() >= GROUP
+        self.large = y0.numel() >= GROUP
+        at_once = checkpoint is not None or self.large
         self.recorder = StepRecorder(stacked, of_steps, at_once=at_once) if record else None
         self.first: Tensor | None = None  # the FSAL stage of the step before
         self.at: tuple[float, float, Step, Estimates | None]  # t, t1 and the outcome of the last attempt
@@ -97,11 +98,11 @@ class RungeKutta:
             return abs(t1 - t0)
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            return self.field(torch.tensor(t.item(), dtype=y.dtype.to_real(), device=y.device), y[0]).unsqueeze(0)
+            return self.field(*stage_times((0.0,), t.item(), 0.0, t.item(), y), y)
 
-        sizes, slope = first_step_sizes(field, self.tableau.order, y.unsqueeze(0), t0, t1, self.rtol, self.atol)
+        sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, t1, self.rtol, self.atol, samples=False)
         if known is not None:
-            self.field.check_pure(known, slope[0])
+            self.field.check_pure(known, slope)
         if not math.isfinite(sizes[0]):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -118,7 +119,7 @@ class RungeKutta:
         self.at = (t, t1, step, known)
         if self.controller is None:
             return Trial(step.y1)
-        if known is not None and known.error is not None:
+        if self.large and known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
             return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol).item())
@@ -204,35 +205,50 @@ class RungeKutta:
 
 @torch.no_grad()
 def first_step_sizes(
-    field: Callable[[Floats, Tensor], Tensor], order: float, y: Tensor, t0: float, t1: float, rtol: float, atol: float
+    field: Callable[[Floats, Tensor], Tensor],
+    order: float,
+    y: Tensor,
+    t0: float,
+    t1: float,
+    rtol: float,
+    atol: float,
+    *,
+    samples: bool,
 ) -> tuple[Floats, Tensor]:
-    """The first-step heuristic for each sample y of a batch: sizes (> 0), and slopes at the start.
+    """The first-step heuristic: sizes (> 0), shape (B,), and the slope at the start.
 
     A size is NaN where the state or the slope over its tolerance is not finite.
 
     Args:
-        field: of the times of the samples, shape (B,), and of their states.
+        field: of times, shape (B,), and of the state.
         order: of the method.
-        y: states at t0, shape (B, ...).
-        t0, t1: the time span.
-        rtol, atol: tolerances.
+        y: state at t0.
+        t0: initial time.
+        t1: end time.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        samples: whether y is a batch of B samples with sizes of their own; else B is 1.
     """
+    batch = len(y) if samples else 1
 
     def norms(x: Tensor) -> Floats:
-        rows = x.reshape(len(x), -1)
-        values: Floats = torch.linalg.vector_norm(rows, dim=1).double().cpu().numpy() / math.sqrt(rows.shape[1])
-        return values
+        rows = x.reshape(batch, -1)
+        values = torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
+        return values.double().cpu().numpy() if samples else np.array([values.item()])
 
     allowed, sign, span = tolerance(y.abs(), rtol, atol), math.copysign(1.0, t1 - t0), abs(t1 - t0)
-    slope = field(np.full(len(y), t0), y).clone()  # a field may write to what it returned
+    slope = field(np.full(batch, t0), y)
     d0, d1 = norms(y / allowed), norms(slope / allowed)
     finite = np.isfinite(d0) & np.isfinite(d1)
     if not finite.any():
-        return np.full(len(y), math.nan), slope
+        return np.full(batch, math.nan), slope
     probe = np.where(finite, probe_size(d0, d1, t0=t0, span=span), span)
-    size = torch.as_tensor(sign * probe).to(y.device, y.dtype.to_real()).view(-1, *[1] * (y.ndim - 1))
-    change = field(t0 + sign * probe, torch.addcmul(y, size, slope)) - slope
-    still = (change == 0).reshape(len(y), -1).all(1).cpu().numpy()
-    d2 = np.where(still, math.nan, norms(change / allowed) / probe)
+    if samples:
+        size = torch.as_tensor(sign * probe).to(y.device, y.dtype.to_real())
+        moved = torch.addcmul(y, size.view(-1, *[1] * (y.ndim - 1)), slope)
+    else:
+        moved = torch.add(y, slope, alpha=float(sign * probe[0]))
+    change = field(t0 + sign * probe, moved) - slope
+    d2 = np.where(norms((change != 0).to(allowed.dtype)) == 0, math.nan, norms(change / allowed) / probe)
     sizes = size_from_probe(probe, d1, d2, t0=t0, span=span, order=order)
     return np.where(finite, sizes, math.nan), slope

@@ -104,7 +104,10 @@ class PerSample:
     def _field(self, samples: Ints) -> CountedField:
         """The field at these samples."""
         function, index = self.function, torch.as_tensor(samples, device=self.y0.device)
-        return CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
+        counted = CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
+        if self.checkpoint is not None:
+            self.checkpoint.fields = (counted,)
+        return counted
 
     def _count(self, counted: CountedField, samples: Ints) -> None:
         self.calls += counted.calls
@@ -184,7 +187,8 @@ class PerSample:
         def field(t: Floats, y: Tensor) -> Tensor:
             return counted(_column(t, y), y)
 
-        sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, t_end, solver.rtol, solver.atol)
+        order, rtol, atol = self.tableau.order, solver.rtol, solver.atol
+        sizes, slope = first_step_sizes(field, order, y, t0, t_end, rtol, atol, samples=True)
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
@@ -248,7 +252,9 @@ class PerSample:
         weights = dense_weights(self.tableau, (at - t[place]) / h[place])
         index = torch.as_tensor(place, device=step.y.device)
         parts = (
-            _column(weights[:, j], step.y) * k_j.index_select(0, index) for j, k_j in enumerate(k) if weights[:, j].any()
+            _column(weights[:, j], step.y) * k_j.index_select(0, index)
+            for j, k_j in enumerate(k)
+            if weights[:, j].any()
         )
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
         assert isinstance(step.h, Tensor)

@@ -40,6 +40,7 @@ __all__ = ["StochasticRungeKutta"]
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
+
 class StochasticRungeKutta:
     """Steps one SDE along one path.
 
@@ -76,7 +77,8 @@ class StochasticRungeKutta:
         self.weights = noise_weights(tableau, y0)
         self.checkpoint = checkpoint
         of_steps = functools.partial(sde_estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        at_once = checkpoint is not None or y0.numel() >= GROUP
+        self.large = y0.numel() >= GROUP
+        at_once = checkpoint is not None or self.large
         self.recorder = StepRecorder(sde_stacked, of_steps, at_once=at_once) if record else None
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
@@ -139,7 +141,7 @@ class StochasticRungeKutta:
         self.at = (t, h, step, known)
         if self.controller is None:
             return Trial(step.y1)
-        if known is not None and known.error is not None:
+        if self.large and known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
             return Trial(step.y1, sde_error_estimate(self.tableau, step, self.rtol, self.atol).item())

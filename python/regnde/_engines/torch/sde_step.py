@@ -105,7 +105,14 @@ def step_noise(weights: Tensor, h: float, dw: Tensor, area: Tensor) -> StepNoise
 
 
 def take_sde_step(
-    drift: Field, diffusion: Field, tableau: StochasticTableau, y: Tensor, t: float, h: float, t1: float, noise: StepNoise
+    drift: Field,
+    diffusion: Field,
+    tableau: StochasticTableau,
+    y: Tensor,
+    t: float,
+    h: float,
+    t1: float,
+    noise: StepNoise,
 ) -> SDEStep:
     """The step from (t, y) to t1 = t + h."""
     drift_times = stage_times(tableau.c0, t, h, t1, y)
@@ -155,9 +162,7 @@ def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
-def sde_error_estimate(
-    tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = rms
-) -> Tensor:
+def sde_error_estimate(tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
     """Local error estimate E = rms of `sde_error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(sde_error_ratio(tableau, step, rtol, atol))
 
