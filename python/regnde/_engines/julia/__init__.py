@@ -15,7 +15,7 @@ from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, So
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
-from regnde._solution import Solution, Stats, Steps
+from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
 
 __all__ = ["JuliaEngine"]
@@ -317,7 +317,7 @@ class _Run:
             steps=steps,
             engine="julia",
             solver=request.solver,
-            status="success" if outcome.status == "success" else FAILURES[outcome.status].status,
+            status=Status.SUCCESS if outcome.status == "success" else FAILURES[outcome.status].status,
         )
         if outcome.status != "success" and request.throw:
             reason, bad = outcome.reason, int((~torch.isfinite(request.y0)).sum())

@@ -142,7 +142,8 @@ def _why_not_per_sample(request: Request) -> str | None:
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch whose samples step apart."""
     y0, solver, tableau = request.y0, request.solver, _tableau(request)
-    assert isinstance(tableau, Tableau) and not isinstance(request.equation, (SDE, JuliaField))  # unsupported
+    assert isinstance(tableau, Tableau)
+    assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     batch = PerSample(request.equation, tableau, solver, y0, request.times, record=record, checkpoint=checkpoint)
     batch.run()
@@ -217,7 +218,8 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
         return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint)
-    assert isinstance(tableau, Tableau) and not isinstance(equation, JuliaField)  # unsupported
+    assert isinstance(tableau, Tableau)
+    assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
 

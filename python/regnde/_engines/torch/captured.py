@@ -89,8 +89,8 @@ def _parts(thing: object) -> Iterator[tuple[str, object]]:
         yield from _numbered(thing)
     elif not isinstance(thing, (Tensor, type, types.ModuleType)) and hasattr(thing, "__dict__"):
         yield from vars(thing).items()
-        if inspect.ismethod(getattr(thing, "__call__", None)):
-            yield "call", thing.__call__  # type: ignore[operator]  # it has one
+        if callable(thing):
+            yield from ((name, call) for name, call in vars(type(thing)).items() if name == "__call__")
 
 
 def _numbered(values: Sequence[object]) -> Iterator[tuple[str, object]]:

@@ -135,9 +135,13 @@ class _Part:
             saved.append(tensor.detach())
             return len(saved) - 1
 
-        with _states(self.random, self.device), _contents(self.written, self.buffers), torch.enable_grad():
-            with saved_tensors_hooks(pack, saved.__getitem__):
-                outputs = self.function(*inputs)
+        with (
+            _states(self.random, self.device),
+            _contents(self.written, self.buffers),
+            torch.enable_grad(),
+            saved_tensors_hooks(pack, saved.__getitem__),
+        ):
+            outputs = self.function(*inputs)
         ends = [x.detach() for x in _tensors(outputs)]
         if len(saved) != self.count or not all(map(_agree, ends, self.ends)):
             raise RuntimeError(

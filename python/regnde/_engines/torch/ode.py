@@ -98,7 +98,8 @@ class RungeKutta:
             return abs(t1 - t0)
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            return self.field(*stage_times((0.0,), t.item(), 0.0, t.item(), y), y)
+            (time,) = stage_times((0.0,), t.item(), 0.0, t.item(), y)
+            return self.field(time, y)
 
         sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, t1, self.rtol, self.atol, samples=False)
         if known is not None:
@@ -164,7 +165,8 @@ class RungeKutta:
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""
-        return self.field.is_pure(*stage_times((0.0,), t, 0.0, t, y), y)
+        (time,) = stage_times((0.0,), t, 0.0, t, y)
+        return self.field.is_pure(time, y)
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:

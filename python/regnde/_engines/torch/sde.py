@@ -103,7 +103,7 @@ class StochasticRungeKutta:
         f0, g0 = self.field(time, y), self.diffusion(time, y)
         self.known = (f0, g0)
         slope = _larger(f0, NOISE_SIZE * g0)
-        d0, d1 = (np.float64(rms(x / allowed).item()) for x in (y, slope))
+        d0, d1 = (np.array(rms(x / allowed).item()) for x in (y, slope))
         if not (np.isfinite(d0) and np.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -115,7 +115,7 @@ class StochasticRungeKutta:
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved), self.diffusion(later, moved)
         change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-        d2 = np.float64(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
+        d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:

@@ -199,8 +199,8 @@ def columns(rows: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
     """
     if len(rows) == 1:
         return [x.unsqueeze(0) for x in rows[0]]
-    width = len(rows[0])
-    return torch.stack([x for row in rows for x in row]).unflatten(0, (len(rows), width)).unbind(1)
+    everything = torch.stack([x for row in rows for x in row])
+    return everything.view(len(rows), len(rows[0]), *rows[0][0].shape).unbind(1)
 
 
 def column(sizes: Sequence[float], like: Tensor) -> Tensor:
