@@ -47,7 +47,8 @@ class TorchEngine(Engine):
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.tableau is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
-            return f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}. {hint(solver.method)}".rstrip()
+            text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+            return f"{text} {hint(solver.method)}".rstrip()
         if solver.gradient not in ("discrete", "checkpoint"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
