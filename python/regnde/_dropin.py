@@ -237,7 +237,7 @@ def _fixed(
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
     if grid is t or interpolation == "cubic":
         return solve_on_grid(field, y, _precise(t), ends, solver)
-    return _interpolated(solve_on_grid(field, y, _precise(grid), ends, solver), _precise(grid), _precise(t))
+    return _on_chords(_precise(grid), _precise(t), lambda ts: solve_on_grid(field, y, ts, ends, solver))
 
 
 def _precise(times: Tensor) -> Tensor:
@@ -260,16 +260,17 @@ def _uniform(t: Tensor, step: float) -> Tensor:
     return torch.cat([t[0] + inner, t[-1:]])
 
 
-def _interpolated(states: Tensor, grid: Tensor, t: Tensor) -> Tensor:
-    """The states at t on the chords between those on the grid."""
+def _on_chords(grid: Tensor, t: Tensor, states_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """The states at t on the chords between those at the grid points, of which only the needed ones are asked for."""
     sign = 1.0 if grid[-1] >= grid[0] else -1.0
-    last = (
-        torch.searchsorted(sign * grid.detach(), sign * t.detach())
-        .clamp(1, max(len(grid) - 1, 1))
-        .clamp(max=len(grid) - 1)
-    )
-    first = (last - 1).clamp(min=0)
-    share = (t - grid[first]) / (grid[last] - grid[first])
-    share = torch.where(t == grid[last], torch.ones_like(share), share).to(states.device, states.dtype.to_real())
-    before, after = (states.index_select(0, i.to(states.device)) for i in (first, last))
-    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.dtype))
+    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(max=len(grid) - 1)
+    exact = grid[last] == t
+    first = torch.where(exact, last, (last - 1).clamp(min=0))
+    needed, places = torch.unique(torch.cat([first, last]), return_inverse=True)
+    states = states_at(grid[needed])
+    if bool(exact.all()):
+        return states if len(needed) == len(t) else states.index_select(0, places[len(t) :].to(states.device))
+    width = (grid[last] - grid[first]).masked_fill(exact, 1.0)  # else the gradient were 0 / 0
+    share = ((t - grid[first]) / width).masked_fill(exact, 1.0)
+    before, after = (states.index_select(0, i.to(states.device)) for i in places.chunk(2))
+    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.device, states.dtype))

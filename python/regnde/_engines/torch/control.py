@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NON_FINITE_TRIALS", "Controller", "landed", "probe_size", "size_from_probe", "ulp"]
+__all__ = ["LAST_STEP_SLACK", "NON_FINITE_TRIALS", "Controller", "landed", "probe_size", "size_from_probe", "ulp"]
 
 NON_FINITE_SHRINK = 5.0
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Controller, landed, ulp
 from regnde._solver import Local
 
 __all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]
@@ -146,11 +146,10 @@ class _Draw:
 
 def uniform(t0: float, t1: float, h: float) -> Iterator[float]:
     """Ends of steps of signed size h from t0 to t1, the last one cut at t1; no rounding accumulates."""
-    n, t = 1, t0
-    while t != t1:
-        _, t = landed(t, t0 + n * h - t, t1)
-        n += 1
-        yield t
+    slack = LAST_STEP_SLACK * ulp(max(abs(t0), abs(t1)))
+    for n in range(1, max(math.ceil((abs(t1 - t0) - slack) / abs(h)), 1)):
+        yield t0 + n * h
+    yield t1
 
 
 def integrate(

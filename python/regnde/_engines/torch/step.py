@@ -51,6 +51,7 @@ __all__ = [
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 StepSize = float | Tensor
+FEW = 4  # stages whose times are made faster one by one than together
 
 
 class Step(NamedTuple):
@@ -74,7 +75,10 @@ class Estimates(NamedTuple):
 def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor) -> tuple[Tensor, ...]:
     """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`."""
     times = [t1 if ci == 1.0 else t + ci * h for ci in c]
-    return torch.tensor(times, dtype=like.dtype.to_real(), device=like.device).unbind()
+    dtype, device = like.dtype.to_real(), like.device
+    if len(times) <= FEW:
+        return tuple([torch.full((), time, dtype=dtype, device=device) for time in times])
+    return torch.tensor(times, dtype=dtype, device=device).unbind()
 
 
 def weighted(k: Sequence[Tensor], weights: Row, h: StepSize = 1.0) -> Tensor:
