@@ -127,6 +127,21 @@ def test_batch_size_that_the_field_depends_on_is_part_of_the_source() -> None:
     check(lambda t, y: y - y.squeeze().sum(0), state(1, 3))
 
 
+NEIGHBOURS = torch.tensor([1, 2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: y[NEIGHBOURS] - y,
+        lambda t, y: torch.zeros_like(y).index_add(0, NEIGHBOURS, y.sin()),
+    ],
+)
+def test_graphs_whose_nodes_are_the_leading_dimension(field: Field) -> None:
+    """The number of nodes is part of the source."""
+    check(field, state(4, 3))
+
+
 def test_single_precision_stays_single() -> None:
     module = Net(activation=nn.GELU(), time="concat").float()
     exported = check(module, state(3, 2, dtype=torch.float32), tolerance=2e-6)
@@ -321,8 +336,9 @@ def test_refusals_name_the_operator_and_the_line(field: Field, operator: str, ma
     assert COUNTER.tolist() == [0.0, 0.0], "refused before anything was changed"
 
 
-def test_dropout_and_batch_norm_in_training_are_refused() -> None:
-    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(2).double()):
+def test_layers_that_draw_or_change_themselves_in_training_are_refused() -> None:
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2).double())
+    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(2).double(), spectral):
         with pytest.raises(UnsupportedField, match=r"random|changes a tensor"):
             export(lambda t, y, layer=layer: layer(y), state(3, 2), name="f")
 
@@ -344,6 +360,20 @@ def test_a_gradient_that_would_be_lost_is_refused() -> None:
         scripted = torch.jit.trace(Net().first, state(3, 2))
     with pytest.raises(UnsupportedField, match=r"needs a gradient|can not trace"):
         export(lambda t, y: scripted(y)[:, :2], state(3, 2), name="f")
+    module = Net()
+
+    def saving_memory(t: Tensor, y: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(module, t, y, use_reentrant=False)
+
+    with pytest.raises(UnsupportedField, match=r"torch\.utils\.checkpoint"):
+        export(saving_memory, state(3, 2), name="f")
+
+
+def test_torch_func_inside_a_field() -> None:
+    module, weight = Net(), torch.tensor([0.3, -1.2], dtype=torch.float64, requires_grad=True)
+    check(lambda t, y: torch.func.grad(lambda x: (weight * x.sin()).sum())(y), state(3, 2))
+    energy = torch.func.grad(lambda x: module(torch.zeros(()), x).tanh().sum())
+    check(lambda t, y: torch.func.vmap(energy)(y), state(3, 2))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing the compiler raises them
@@ -353,6 +383,11 @@ def test_what_is_compiled_is_read_as_it_was_written() -> None:
     source = export(module, y, name="f").source
     assert export(torch.compile(module), y, name="f").source == source
     assert "y" in export(torch.compile(lambda t, y: torch.tanh(y) * t), y, name="f").source
+    inner = torch.compile(module, backend="eager")
+    outer = lambda t, y: inner(t, y) - y  # noqa: E731
+    before = export(outer, y, name="f").source
+    outer(torch.tensor(0.1, dtype=y.dtype), y)
+    assert export(outer, y, name="f").source == before, "a compiled part that has run is exported too"
 
 
 def test_errors_of_the_field_itself_come_through() -> None:

@@ -8,6 +8,7 @@ with equal keys have the same Julia source.
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,20 @@ def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
 
 def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
     """Calls the field; `user_line` looks for the frames inside this call."""
-    return field(t, y)
+    with _uncompiled():
+        return field(t, y)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Runs what `torch.compile` wraps as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        yield
+        return
+    from torch import _dynamo
+
+    with torch.compiler.set_stance("force_eager"), _dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
 
 
 @contextmanager
@@ -177,7 +191,7 @@ class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        reason = self._reason(func, args)
+        reason = self._reason(func, args, kwargs or {})
         if reason:
             line = user_line(traceback.extract_stack())
             raise UnsupportedField(
@@ -185,12 +199,13 @@ class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call
             )
         return func(*args, **(kwargs or {}))
 
-    def _reason(self, func: Any, args: tuple[Any, ...]) -> str | None:
+    def _reason(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         if torch.Tag.nondeterministic_seeded in func.tags:
             return "draws random numbers, which the solver's error estimate can not see (call .eval() on the module?)"
         if func is torch.ops.aten._local_scalar_dense.default:
             return "reads a number out of a tensor (if, item, float, int), so that the code would depend on the data"
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        for i, argument in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             written = written or (argument.name == "running_mean" and "batch_norm" in str(func) and args[5] is True)
             if written and isinstance(value, Tensor) and _storage(value) in self.reader.protected:
