@@ -58,11 +58,7 @@ function dlpack_array end
 "Makes the device of that kind and number the one that new arrays lie on."
 use_device(_, _) = nothing
 
-"""
-    synchronize(array)
-
-Waits until what was started on the array's device is done: Python's library has another queue there.
-"""
+"Waits until what was started on the array's device is done: Python's library has another queue there."
 synchronize(_) = nothing
 
 "A solve, or a local step, that its reverse can be asked for."
@@ -190,11 +186,7 @@ function bridge_backward(number::Int, address::Int, count::Int)
     return nothing
 end
 
-"""
-    bridge_adjoint(number, address, count, name)
-
-[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints.
-"""
+"[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints."
 function bridge_adjoint(number::Int, address::Int, count::Int, name::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
     y0bar, ysbar = array(r), array(r)

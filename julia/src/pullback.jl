@@ -1,11 +1,7 @@
 # The reverse sweep over the accepted steps: the exact gradient of the discrete solution, with times and
 # step sizes constant. Nothing is allocated inside the loop.
 
-"""
-    Cotangents(recording, ys, error, stiffness)
-
-Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`.
-"""
+"Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`."
 struct Cotangents{Y}
     ys::Union{Nothing, Y}
     error::Union{Nothing, Vector{Float64}}
