@@ -1,4 +1,4 @@
-# Memory of large arrays, kept for the next solve. A training loop asks for the same arrays at every
+# Memory of large arrays, saved for the next solve. A training loop asks for the same arrays at every
 # step; memory that is fresh from the system costs more to touch than the solver's arithmetic on it.
 
 const LARGE = 2^16  # bytes; below, Julia's own allocator is as fast

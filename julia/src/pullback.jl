@@ -30,7 +30,7 @@ function reverse!(y0bar, rec::Recording, args...)
         return add_outputs!(y0bar, rec, args[end], 1, length(rec.outputs))
     end
     length(rec.tape) == accepted(rec) || throw(
-        ArgumentError("the solve kept no tape for a gradient: solve again with `keep = :stages` or `:states`")
+        ArgumentError("the solve has no tape for a gradient: solve again with `keep = :stages` or `:states`")
     )
     return sweep!(y0bar, rec, args...)
 end

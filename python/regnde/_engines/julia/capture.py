@@ -106,7 +106,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
-    """Where in the user's field something happened: the innermost line outside torch, else torch's layer."""
+    """Where in the user's field something happened: the innermost line that is not torch's, else torch's layer."""
     mine = layer = ""
     for frame in frames:
         path = os.path.abspath(frame.filename)
@@ -139,7 +139,7 @@ def graph_of(value: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
 
 
 class _Reader(TorchFunctionMode):
-    """Lists the calls of torch functions, and the tensors that come from outside."""
+    """Lists the calls of torch functions, and the tensors that the field did not make."""
 
     def __init__(self, t: Tensor, y: Tensor) -> None:
         super().__init__()
