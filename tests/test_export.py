@@ -243,6 +243,7 @@ SHIFT = state(3, 3).requires_grad_()
         lambda t, y: torch.baddbmm(SHIFT[None], y[None], SHIFT[None], beta=3)[0],
         lambda t, y: torch.addmv(SHIFT[0], SHIFT, y[0], beta=0.25).expand_as(y) * y,
         lambda t, y: torch.cat([y[:, -2:], y[:, -3:-2].exp()], 1),
+        lambda t, y: torch.cat([y[:, -10:2].sin(), y[:, -1:]], 1),
         lambda t, y: y[:, -10:].sin() * y[:, -1:] + y[:, -3:2].sum(1, keepdim=True),
         lambda t, y: torch.cat([y[-1:].sin(), y[:-1]], 0),
         lambda t, y: y[:, ::2].sum(1, keepdim=True) * y[:, -3::2].mean(1, keepdim=True) * y,
