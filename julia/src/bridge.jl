@@ -84,15 +84,15 @@ function fields_of(codes, parameters, state, shape, pbars = nothing)
 end
 
 "Calls of the first and of the second field, 0 without one."
-calls_of(fields) = fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0
+calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
     bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path, threads) -> number
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
-or where to write the first slope, then the number of fields and for each its code and parameters. Results (Float64): status, accepted, saved, rejected, calls of the
-first and second field, dt_first, t_last, dt_last. `path` is the address of a Brownian path's
-`void (double s, double t, T *w, T *z)`, or 0.
+or where to write the first slope, then the number of fields and for each its code and parameters.
+Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
+t_last, dt_last. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
