@@ -167,10 +167,6 @@ def _filled(number: int) -> Writer:
 
 
 STRUCTURAL: dict[str, Writer] = {
-    **{
-        name: lambda out, x, *_, **__: x
-        for name in ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "lift_fresh")
-    },
     "_to_copy": _cast,
     "copy": lambda out, _, source, *__: _expand(out, _cast(out.of(source.shape), source)),
     **{name: _reshape for name in ("_unsafe_view", "reshape", "squeeze", "unsqueeze", "view")},

@@ -24,7 +24,7 @@ from regnde._errors import UnsupportedField
 __all__ = ["deduplicate", "residuals", "translated"]
 
 _WRITERS = {**ENTRYWISE, **STRUCTURAL, **REGIONS, **COMBINING}
-_NO_OPERATION = ("alias", "clone", "detach", "lift_fresh", "lift_fresh_copy")
+_NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
 _SIZE_OF_FIRST = (
     *("copy", "empty_like", "full_like", "new_empty", "new_empty_strided"),
     *("new_full", "new_zeros", "ones_like", "zeros_like"),
