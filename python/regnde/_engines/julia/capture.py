@@ -220,18 +220,6 @@ def _storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def substituted(table: dict[int, Tensor], used: set[int], value: Any) -> Any:
-    """`value` with the tensors of `table`, found by identity, replaced; notes the ids in `used`."""
-
-    def swap(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and id(leaf) in table:
-            used.add(id(leaf))
-            return table[id(leaf)]
-        return leaf
-
-    return tree_map(swap, value)
-
-
 class Substitute(TorchFunctionMode):
     """Gives torch functions the tensors of `table` in place of those whose ids it lists; tells `fx` where they are."""
 
@@ -244,4 +232,11 @@ class Substitute(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         fx.traceback.set_stack_trace([user_line(traceback.extract_stack()) or " "])
-        return func(*substituted(self.table, self.used, args), **substituted(self.table, self.used, kwargs or {}))
+        args, kwargs = tree_map(self._substituted, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _substituted(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in self.table:
+            return leaf
+        self.used.add(id(leaf))
+        return self.table[id(leaf)]
