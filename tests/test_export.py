@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fields import SPIRAL, ZOO, Net, Zoo, state
+from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from regnde import UnsupportedField
 from regnde._engines.julia.export import export
@@ -270,6 +270,17 @@ def test_residuals_of_another_type_are_not_kept_in_the_states() -> None:
     check(field, state(4, 3, dtype=torch.float32), tolerance=1e-5)
 
 
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+        return 1 * g
+
+
 def test_the_source_depends_on_what_needs_a_gradient() -> None:
     """The same calls with a parameter that is frozen, then trained, then frozen: three exports, right each time."""
 
@@ -280,6 +291,15 @@ def test_the_source_depends_on_what_needs_a_gradient() -> None:
         code = check(closing_over(state(2, 2).requires_grad_(needs)), state(3, 2))
         assert code.needs_gradient == (needs,)
         assert ("p1bar" in code.source) == needs
+
+    slope = state(2).requires_grad_()
+    for needs in (False, True, False):  # no gradient comes to it either way, yet it has a place among the cotangents
+        w = state(2).requires_grad_(needs)
+        code = check(lambda t, y, w=w: (w * 2).detach() * y + slope * y, state(3, 2))
+        assert code.needs_gradient == (needs, True)
+
+    for function in (Square, StraightThrough, Square):  # the same calls forward, another derivative
+        check(lambda t, y, function=function: function.apply(y * 0.79), state(3, 2))
 
     for cut in (True, False, True):
         w = state(2, 2).requires_grad_()
