@@ -40,6 +40,6 @@ add!(out, a, x, b, y, c, z, d, w) = @.. out = muladd(d, w, muladd(c, z, muladd(b
 "`x - y` entry by entry, as something to reduce: it has no memory."
 difference(x, y) = instantiate(broadcasted(-, x, y))
 
-# Estimates are double precision numbers whatever the state is.
+"In double precision at least."
 wide(x) = x
 wide(x::Float32) = Float64(x)

@@ -79,15 +79,20 @@ end
 """
     rms(x)
 
-Root mean square over all entries, s rms(x / s) with s = max |x|: no square overflows or vanishes
-whatever the units of `x` are. 0 where all entries are, and for an empty array.
+Root mean square over all entries, a double precision number whatever the state is; 0 for an empty
+array. Where squares overflow or vanish it is s rms(x / s) with s = max |x|: the units of `x` do not
+matter.
 """
 function rms(x)
     length(x) == 0 && return 0.0
-    s = maximum(abs, x)
-    s == 0 && return 0.0
-    return wide(s) * sqrt(wide(sum(e -> abs2(e / s), x)) / length(x))
+    total = sum(e -> abs2(wide(e)), x)
+    SAFE_SQUARES[1] < total < SAFE_SQUARES[2] && return sqrt(total / length(x))
+    s = wide(maximum(abs, x))
+    (s == 0 || !isfinite(s)) && return s
+    return s * sqrt(sum(e -> abs2(e / s), x) / length(x))
 end
+
+const SAFE_SQUARES = (1.0e-280, 1.0e300)  # sums of squares of which no term that counts is out of range
 
 "Local error estimate E = rms(r), r left in `step.scratch` by [`error_ratio!`](@ref)."
 error_estimate!(step::Step, tableau, rtol, atol) = rms(error_ratio!(step.scratch, step, tableau, rtol, atol))
