@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fields import SPIRAL, ZOO, Net, Zoo, state
+from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from regnde import UnsupportedField
 from regnde._engines.julia.export import export
@@ -127,6 +127,21 @@ def test_batch_size_that_the_field_depends_on_is_part_of_the_source() -> None:
     check(lambda t, y: y - y.squeeze().sum(0), state(1, 3))
 
 
+NEIGHBOURS = torch.tensor([1, 2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y: y[NEIGHBOURS] - y,
+        lambda t, y: torch.zeros_like(y).index_add(0, NEIGHBOURS, y.sin()),
+    ],
+)
+def test_graphs_whose_nodes_are_the_leading_dimension(field: Field) -> None:
+    """The number of nodes is part of the source."""
+    check(field, state(4, 3))
+
+
 def test_single_precision_stays_single() -> None:
     module = Net(activation=nn.GELU(), time="concat").float()
     exported = check(module, state(3, 2, dtype=torch.float32), tolerance=2e-6)
@@ -228,6 +243,7 @@ SHIFT = state(3, 3).requires_grad_()
         lambda t, y: torch.baddbmm(SHIFT[None], y[None], SHIFT[None], beta=3)[0],
         lambda t, y: torch.addmv(SHIFT[0], SHIFT, y[0], beta=0.25).expand_as(y) * y,
         lambda t, y: torch.cat([y[:, -2:], y[:, -3:-2].exp()], 1),
+        lambda t, y: torch.cat([y[:, -10:2].sin(), y[:, -1:]], 1),
         lambda t, y: y[:, -10:].sin() * y[:, -1:] + y[:, -3:2].sum(1, keepdim=True),
         lambda t, y: torch.cat([y[-1:].sin(), y[:-1]], 0),
         lambda t, y: y[:, ::2].sum(1, keepdim=True) * y[:, -3::2].mean(1, keepdim=True) * y,
@@ -254,6 +270,17 @@ def test_residuals_of_another_type_are_not_kept_in_the_states() -> None:
     check(field, state(4, 3, dtype=torch.float32), tolerance=1e-5)
 
 
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, g: Tensor) -> Tensor:
+        return 1 * g
+
+
 def test_the_source_depends_on_what_needs_a_gradient() -> None:
     """The same calls with a parameter that is frozen, then trained, then frozen: three exports, right each time."""
 
@@ -264,6 +291,15 @@ def test_the_source_depends_on_what_needs_a_gradient() -> None:
         code = check(closing_over(state(2, 2).requires_grad_(needs)), state(3, 2))
         assert code.needs_gradient == (needs,)
         assert ("p1bar" in code.source) == needs
+
+    slope = state(2).requires_grad_()
+    for needs in (False, True, False):  # no gradient comes to it either way, yet it has a place among the cotangents
+        w = state(2).requires_grad_(needs)
+        code = check(lambda t, y, w=w: (w * 2).detach() * y + slope * y, state(3, 2))
+        assert code.needs_gradient == (needs, True)
+
+    for function in (Square, StraightThrough, Square):  # the same calls forward, another derivative
+        check(lambda t, y, function=function: function.apply(y * 0.79), state(3, 2))
 
     for cut in (True, False, True):
         w = state(2, 2).requires_grad_()
@@ -321,8 +357,9 @@ def test_refusals_name_the_operator_and_the_line(field: Field, operator: str, ma
     assert COUNTER.tolist() == [0.0, 0.0], "refused before anything was changed"
 
 
-def test_dropout_and_batch_norm_in_training_are_refused() -> None:
-    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(2).double()):
+def test_layers_that_draw_or_change_themselves_in_training_are_refused() -> None:
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2).double())
+    for layer in (nn.Dropout(0.5), nn.BatchNorm1d(2).double(), spectral):
         with pytest.raises(UnsupportedField, match=r"random|changes a tensor"):
             export(lambda t, y, layer=layer: layer(y), state(3, 2), name="f")
 
@@ -344,6 +381,20 @@ def test_a_gradient_that_would_be_lost_is_refused() -> None:
         scripted = torch.jit.trace(Net().first, state(3, 2))
     with pytest.raises(UnsupportedField, match=r"needs a gradient|can not trace"):
         export(lambda t, y: scripted(y)[:, :2], state(3, 2), name="f")
+    module = Net()
+
+    def saving_memory(t: Tensor, y: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(module, t, y, use_reentrant=False)
+
+    with pytest.raises(UnsupportedField, match=r"torch\.utils\.checkpoint"):
+        export(saving_memory, state(3, 2), name="f")
+
+
+def test_torch_func_inside_a_field() -> None:
+    module, weight = Net(), torch.tensor([0.3, -1.2], dtype=torch.float64, requires_grad=True)
+    check(lambda t, y: torch.func.grad(lambda x: (weight * x.sin()).sum())(y), state(3, 2))
+    energy = torch.func.grad(lambda x: module(torch.zeros(()), x).tanh().sum())
+    check(lambda t, y: torch.func.vmap(energy)(y), state(3, 2))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing the compiler raises them
@@ -353,6 +404,11 @@ def test_what_is_compiled_is_read_as_it_was_written() -> None:
     source = export(module, y, name="f").source
     assert export(torch.compile(module), y, name="f").source == source
     assert "y" in export(torch.compile(lambda t, y: torch.tanh(y) * t), y, name="f").source
+    inner = torch.compile(module, backend="eager")
+    outer = lambda t, y: inner(t, y) - y  # noqa: E731
+    before = export(outer, y, name="f").source
+    outer(torch.tensor(0.1, dtype=y.dtype), y)
+    assert export(outer, y, name="f").source == before, "a compiled part that has run is exported too"
 
 
 def test_errors_of_the_field_itself_come_through() -> None:

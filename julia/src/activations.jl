@@ -29,11 +29,7 @@ end
     return reinterpret(Float32, (reinterpret(Int32, shifted) + Int32(127)) << 23), p
 end
 
-"""
-    fast_expm1(x)
-
-`exp(x) - 1` to a few units in the last place, for |x| up to 40 (20 in single precision).
-"""
+"`exp(x) - 1` to a few units in the last place, for |x| up to 40 (20 in single precision)."
 @inline function fast_expm1(x::Union{Float32, Float64})
     power, p = reduced(x)
     return muladd(power, p, power - 1)
@@ -41,11 +37,7 @@ end
 
 fast_expm1(x) = expm1(x)
 
-"""
-    fast_exp(x)
-
-`exp(x)` to a few units in the last place; 0 and infinity at the ends of the range.
-"""
+"`exp(x)` to a few units in the last place; 0 and infinity at the ends of the range."
 @inline function fast_exp(x::Union{Float32, Float64})
     # the square of exp(x / 2), whose 2^n is an ordinary number for every x with a finite result
     power, p = reduced(exponent_range(x) / 2)
@@ -63,22 +55,14 @@ end
 @inline exponent_range(x::Float64) = ifelse(x > 720.0, 720.0, ifelse(x < -760.0, -760.0, x))
 @inline exponent_range(x::Float32) = ifelse(x > 90.0f0, 90.0f0, ifelse(x < -110.0f0, -110.0f0, x))
 
-"""
-    fast_tanh(x)
-
-Hyperbolic tangent, relative error a few units in the last place; NaN stays NaN.
-"""
+"Hyperbolic tangent, relative error a few units in the last place; NaN stays NaN."
 @inline function fast_tanh(x::Union{Float32, Float64})
     e = fast_expm1(saturated(x + x))
     return e / (e + 2)
 end
 @inline fast_tanh(x) = tanh(x)
 
-"""
-    fast_sigmoid(x)
-
-Logistic function 1 / (1 + exp(-x)), absolute error a few units in the last place of 1.
-"""
+"Logistic function 1 / (1 + exp(-x)), absolute error a few units in the last place of 1."
 @inline function fast_sigmoid(x::Union{Float32, Float64})
     e = fast_expm1(-abs(saturated(x)))
     positive = 1 / (e + 2)

@@ -58,11 +58,7 @@ function dlpack_array end
 "Makes the device of that kind and number the one that new arrays lie on."
 use_device(_, _) = nothing
 
-"""
-    synchronize(array)
-
-Waits until what was started on the array's device is done: Python's library has another queue there.
-"""
+"Waits until what was started on the array's device is done: Python's library has another queue there."
 synchronize(_) = nothing
 
 "A solve, or a local step, that its reverse can be asked for."
@@ -88,15 +84,15 @@ function fields_of(codes, parameters, state, shape, pbars = nothing)
 end
 
 "Calls of the first and of the second field, 0 without one."
-calls_of(fields) = fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0
+calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
     bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path, threads) -> number
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
-or where to write the first slope, then the number of fields and for each its code and parameters. Results (Float64): status, accepted, saved, rejected, calls of the
-first and second field, dt_first, t_last, dt_last. `path` is the address of a Brownian path's
-`void (double s, double t, T *w, T *z)`, or 0.
+or where to write the first slope, then the number of fields and for each its code and parameters.
+Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
+t_last, dt_last. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
@@ -190,11 +186,7 @@ function bridge_backward(number::Int, address::Int, count::Int)
     return nothing
 end
 
-"""
-    bridge_adjoint(number, address, count, name)
-
-[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints.
-"""
+"[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints."
 function bridge_adjoint(number::Int, address::Int, count::Int, name::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
     y0bar, ysbar = array(r), array(r)

@@ -1,4 +1,4 @@
-# Memory of large arrays, kept for the next solve. A training loop asks for the same arrays at every
+# Memory of large arrays, saved for the next solve. A training loop asks for the same arrays at every
 # step; memory that is fresh from the system costs more to touch than the solver's arithmetic on it.
 
 const LARGE = 2^16  # bytes; below, Julia's own allocator is as fast
@@ -9,11 +9,7 @@ const POOL = Dict{Tuple{DataType, Int}, Vector{Any}}()
 const POOL_BYTES = Ref(0)
 const POOL_LOCK = ReentrantLock()
 
-"""
-    acquire!(V, size)
-
-An array of that size or length and of the kind of the vector type `V`; what is in it is unknown.
-"""
+"An array of that size or length and of the kind of the vector type `V`; what is in it is unknown."
 acquire!(::Type{V}, size::Dims) where {V} = reshape(acquire!(V, prod(size)), size)
 acquire!(::Type{V}, length::Int) where {V} = V(undef, length)
 
@@ -29,11 +25,7 @@ function acquire!(::Type{Vector{T}}, n::Int) where {T}
     return Vector{T}(undef, n)
 end
 
-"""
-    release!(array)
-
-Gives an array's memory to the next [`acquire!`](@ref). Nothing may refer to it any more.
-"""
+"Gives an array's memory to the next [`acquire!`](@ref). Nothing may refer to it any more."
 release!(_) = nothing
 
 function release!(x::Array{T}) where {T}

@@ -56,11 +56,7 @@ function compile(source::AbstractString, name::AbstractString)
     return Code(space, named("!"), named("_vjp!"), arrays, pair)
 end
 
-"""
-    compile_plain(source) -> Code
-
-Evaluates source whose value is a function `(t, y, p...) -> dy`.
-"""
+"Evaluates source whose value is a function `(t, y, p...) -> dy`."
 function compile_plain(source::AbstractString)
     space = Module(:JuliaField)
     f = include_string(space, source, "JuliaField")

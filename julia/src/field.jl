@@ -57,11 +57,7 @@ typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
 const PlainDynamics = Dynamics{<:Any, Nothing}
 
-"""
-    plain_vjp(f, ct, t, y, p) -> (ybar, pbar)
-
-Vector-Jacobian product of `f(t, y, p...)`; the Zygote extension has the method.
-"""
+"Vector-Jacobian product of `f(t, y, p...)`; the Zygote extension has the method."
 function plain_vjp end
 
 """
@@ -145,11 +141,7 @@ function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t, _)
     return nothing
 end
 
-"""
-    evaluate!(dy, field, t, y, residuals = nothing)
-
-Writes the slope at (t, y) to `dy` and counts the evaluation.
-"""
+"Writes the slope at (t, y) to `dy` and counts the evaluation."
 function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
     field.calls[] += 1
     field.value(dy, y, T(t), residuals)

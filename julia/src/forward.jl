@@ -77,11 +77,7 @@ end
 
 const SILENT = DEVerbosity(SciMLLogging.None())
 
-"""
-    forward!(recording, field...; noise = nothing) -> recording
-
-Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE.
-"""
+"Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE."
 function forward!(rec::Recording, fields...; noise = nothing)
     save_start!(rec)
     span = (rec.times[1], rec.times[end])

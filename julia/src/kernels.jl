@@ -1,11 +1,7 @@
 # Linear combinations over state arrays. FastBroadcast's `@..` is a plain SIMD loop over a `Vector`, and
 # a broadcast over arrays of other devices.
 
-"""
-    accumulate!(out, weights, terms, h, count = length(weights))
-
-Adds `h * sum(weights[j] * terms[j])` over the first `count` terms to `out`, skipping zero weights.
-"""
+"Adds `h * sum(weights[j] * terms[j])` over the first `count` terms to `out`, skipping zero weights."
 function accumulate!(out::AbstractVector{T}, weights, terms, h, count = length(weights)) where {T}
     factor(j) = T(h * weights[j])
     i = next_term(weights, 1, count)
@@ -36,11 +32,7 @@ function next_term(weights, j, count)
     return j
 end
 
-"""
-    add!(out, a, x, ...)
-
-Adds `a * x`, for one, two or four pairs, to `out`.
-"""
+"Adds `a * x`, for one, two or four pairs, to `out`."
 add!(out, a, x) = @.. out = muladd(a, x, out)
 add!(out, a, x, b, y) = @.. out = muladd(b, y, muladd(a, x, out))
 add!(out, a, x, b, y, c, z, d, w) = @.. out = muladd(d, w, muladd(c, z, muladd(b, y, muladd(a, x, out))))
@@ -48,6 +40,6 @@ add!(out, a, x, b, y, c, z, d, w) = @.. out = muladd(d, w, muladd(c, z, muladd(b
 "`x - y` entry by entry, as something to reduce: it has no memory."
 difference(x, y) = instantiate(broadcasted(-, x, y))
 
-# Estimates are double precision numbers whatever the state is.
+"In double precision at least."
 wide(x) = x
 wide(x::Float32) = Float64(x)

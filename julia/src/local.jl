@@ -1,11 +1,6 @@
 # The local record (A. Pal, A. Edelman, C. Rackauckas, ICML 2023): one step taken apart from the solve.
 
-"""
-    LocalStep
-
-One step from (t, y): its `error` and `stiffness` (NaN where the method has none), and what their
-reverse needs.
-"""
+"One step from (t, y): its `error` and `stiffness` (NaN where the method has none), and what their reverse needs."
 struct LocalStep{S, M}
     tableau::M
     settings::Settings

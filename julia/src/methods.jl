@@ -43,11 +43,7 @@ const METHODS = Dict{Symbol, Function}(
     :autotsit5 => () -> Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
 )
 
-"""
-    method(name) -> Method
-
-The method of that (lower-case) name; an `ArgumentError` lists them all.
-"""
+"The method of that (lower-case) name; an `ArgumentError` lists them all."
 function method(name::Symbol)
     haskey(METHODS, name) && return METHODS[name]()
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")

@@ -1,11 +1,7 @@
 # The reverse sweep over the accepted steps: the exact gradient of the discrete solution, with times and
 # step sizes constant. Nothing is allocated inside the loop.
 
-"""
-    Cotangents(recording, ys, error, stiffness)
-
-Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`.
-"""
+"Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`."
 struct Cotangents{Y}
     ys::Union{Nothing, Y}
     error::Union{Nothing, Vector{Float64}}
@@ -34,7 +30,7 @@ function reverse!(y0bar, rec::Recording, args...)
         return add_outputs!(y0bar, rec, args[end], 1, length(rec.outputs))
     end
     length(rec.tape) == accepted(rec) || throw(
-        ArgumentError("the solve kept no tape for a gradient: solve again with `keep = :stages` or `:states`")
+        ArgumentError("the solve has no tape for a gradient: solve again with `keep = :stages` or `:states`")
     )
     return sweep!(y0bar, rec, args...)
 end

@@ -92,11 +92,7 @@ end
 start_of(entry::Step) = entry.arguments[1]
 start_of(entry) = entry
 
-"""
-    release!(recording)
-
-Releases the tape's memory; the recording has no reverse any more.
-"""
+"Releases the tape's memory; the recording has no reverse any more."
 function release!(rec::Recording)
     for (i, entry) in enumerate(rec.tape)
         if entry isa Step

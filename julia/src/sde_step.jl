@@ -57,11 +57,7 @@ function step_noise!(step::SDEStep)
     return step
 end
 
-"""
-    take_sde_step!(step, tableau, drift, diffusion, t, h)
-
-Makes the step from `step.H0[1]` with the increments `step.dW`, `step.dZ`.
-"""
+"Makes the step from `step.H0[1]` with the increments `step.dW`, `step.dZ`."
 function take_sde_step!(step::SDEStep, tableau::NoiseTableau, drift, diffusion, t, h)
     step.t, step.h = t, h
     step_noise!(step)

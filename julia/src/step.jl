@@ -46,11 +46,7 @@ weighted!(out, weights, terms, h, count = length(weights)) = accumulate!(fill!(o
 shifted!(out, y, weights, terms, h, count = length(weights)) =
     accumulate!(copyto!(out, y), weights, terms, h, count)
 
-"""
-    take_step!(step, tableau, field, t, h, t1)
-
-Makes the step from `step.arguments[1]` with the first slope `step.k[1]` given.
-"""
+"Makes the step from `step.arguments[1]` with the first slope `step.k[1]` given."
 function take_step!(step::Step, tableau::Tableau, field, t, h, t1)
     step.t, step.h, step.t1 = t, h, t1
     foreach(i -> take_stage!(step, tableau, field, i), 2:tableau.stages)
@@ -69,11 +65,7 @@ argument!(step::Step, tableau, i) =
 "The error that is allowed at an entry: atol + rtol max(|y|, |y1|)."
 @inline tolerance(y, y1, rtol, atol) = atol + rtol * max(abs(y), abs(y1))
 
-"""
-    error_ratio!(out, step, tableau, rtol, atol)
-
-The embedded error h sum_j btilde_j k_j over the tolerance, entrywise.
-"""
+"The embedded error h sum_j btilde_j k_j over the tolerance, entrywise."
 error_ratio!(out, step::Step, tableau, rtol, atol) = over_tolerance!(
     weighted!(out, tableau.btilde, step.k, step.h, tableau.stages), step.arguments[1], step.y1, rtol, atol
 )
@@ -87,15 +79,20 @@ end
 """
     rms(x)
 
-Root mean square over all entries, s rms(x / s) with s = max |x|: no square overflows or vanishes
-whatever the units of `x` are. 0 where all entries are, and for an empty array.
+Root mean square over all entries, a double precision number whatever the state is; 0 for an empty
+array. Where squares overflow or vanish it is s rms(x / s) with s = max |x|: the units of `x` do not
+matter.
 """
 function rms(x)
     length(x) == 0 && return 0.0
-    s = maximum(abs, x)
-    s == 0 && return 0.0
-    return wide(s) * sqrt(wide(sum(e -> abs2(e / s), x)) / length(x))
+    total = sum(e -> abs2(wide(e)), x)
+    SAFE_SQUARES[1] < total < SAFE_SQUARES[2] && return sqrt(total / length(x))
+    s = wide(maximum(abs, x))
+    (s == 0 || !isfinite(s)) && return s
+    return s * sqrt(sum(e -> abs2(e / s), x) / length(x))
 end
+
+const SAFE_SQUARES = (1.0e-280, 1.0e300)  # sums of squares of which no term that counts is out of range
 
 "Local error estimate E = rms(r), r left in `step.scratch` by [`error_ratio!`](@ref)."
 error_estimate!(step::Step, tableau, rtol, atol) = rms(error_ratio!(step.scratch, step, tableau, rtol, atol))
@@ -106,11 +103,7 @@ function stiffness_quotient(slope_change, state_change)
     return size == 0 ? 0.0 : rms(slope_change) / size
 end
 
-"""
-    stiffness_estimate(step, tableau)
-
-S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}) of the last two stages, which both lie at t + h.
-"""
+"S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}) of the last two stages, which both lie at t + h."
 function stiffness_estimate(step::Step, tableau::Tableau)
     (; k, arguments) = step
     n = tableau.stages
@@ -168,11 +161,7 @@ function carry_over!(step::Step, n)
     return step
 end
 
-"""
-    release!(step, first = 1)
-
-Releases the memory of stages from `first` on, and of the step's end.
-"""
+"Releases the memory of stages from `first` on, and of the step's end."
 function release!(step::Step, first = 1)
     (; k, arguments, residuals) = step
     any(i -> isassigned(arguments, i) && arguments[i] === step.y1, eachindex(arguments)) || release!(step.y1)

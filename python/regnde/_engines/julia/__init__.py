@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
-from regnde._engines.julia.bridge import LocalJob, LocalStep, Outcome, Solve, SolveJob
+from regnde._engines.julia.bridge import LocalJob, Outcome, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
@@ -113,15 +113,15 @@ class JuliaEngine(Engine):
                 "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
                 "explicit method, or torch.no_grad()."
             )
-        run = _Run(request)
-        run.use(codes)
+        this = _Run(request)
+        this.use(codes)
         try:
-            return run.solution(check=known)
+            return this.solution(check=known)
         except FieldChanged:
             with torch.no_grad():
                 codes, _ = _codes(request, again=True)
-            run.use(codes)
-            return run.solution()
+            this.use(codes)
+            return this.solution()
 
 
 def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], bool]:
@@ -202,11 +202,7 @@ class _Run:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
         if isinstance(request.equation, JuliaField) and self.graph:
             runtime.load("Zygote")
-        y0 = request.y0.contiguous()
-        if self.graph:
-            full, error, stiffness = Solve.apply(job, y0, request.ts, *self.tensors)  # type: ignore[no-untyped-call]  # torch does not type it
-        else:
-            full, error, stiffness = job.run(y0, self.tensors)
+        full, error, stiffness = run(job, request.y0.contiguous(), request.ts, *self.tensors, graph=self.graph)
         outcome = job.outcome
         assert outcome is not None
         if job.first_slope is not None:
@@ -284,10 +280,7 @@ class _Run:
             freeze=local.freeze_first_stage,
         )
         start = (y.detach() if local.detach_state else y).contiguous()
-        if self.graph:
-            error, stiffness = LocalStep.apply(here, start, *self.tensors)  # type: ignore[no-untyped-call]  # torch does not type it
-        else:
-            error, stiffness = here.run(start, self.tensors)
+        error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
 

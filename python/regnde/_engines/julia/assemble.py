@@ -77,13 +77,13 @@ def _opening(body: Sequence[str], count: int, with_gradient: Sequence[int], y: T
     """Lines that unpack the arguments that the body uses."""
     used = set(re.findall(r"\b\w+\b", re.sub(r"#.*", "", "\n".join(body))))
     lines = []
-    buffers, kept = (_numbered(used, letter) for letter in "hr")
+    buffers, residuals = (_numbered(used, letter) for letter in "hr")
     if buffers:
         lines += wrapped(f"(; {', '.join(f'h{i}' for i in buffers)}) = cache", "    ")
     for source, names in (
         ("p", [f"p{i + 1}" for i in range(count)]),
         ("pbar", [f"p{i}bar" for i in with_gradient]),
-        ("residuals", [f"r{i + 1}" for i in range(max(kept, default=0))]),
+        ("residuals", [f"r{i + 1}" for i in range(max(residuals, default=0))]),
     ):
         if used.intersection(names):
             lines += wrapped(f"({', '.join(names)}{',' if len(names) == 1 else ''}) = {source}", "    ")
@@ -91,7 +91,7 @@ def _opening(body: Sequence[str], count: int, with_gradient: Sequence[int], y: T
 
 
 def _numbered(used: set[str], letter: str) -> list[int]:
-    return sorted(int(word[1:]) for word in used if re.fullmatch(rf"{letter}\d+", word))
+    return sorted(int(name[1:]) for name in used if re.fullmatch(rf"{letter}\d+", name))
 
 
 def _arrays(traced: Traced, buffers: Buffers, saved: Sequence[fx.Node], dtype: torch.dtype) -> list[str]:

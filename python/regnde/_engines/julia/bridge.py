@@ -17,7 +17,7 @@ from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
-__all__ = ["LocalJob", "LocalStep", "Outcome", "Solve", "SolveJob"]
+__all__ = ["LocalJob", "Outcome", "SolveJob", "run"]
 
 STATUSES = ("success", "non-finite", "underflow", "steps")
 
@@ -75,7 +75,7 @@ class SolveJob:
     first_slope: Tensor | None = None
     outcome: Outcome | None = None
 
-    def run(self, y0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States at the save times, and error and stiffness records in the state's dtype."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
@@ -97,19 +97,10 @@ class SolveJob:
         synchronize(y0)
         with path_address(self.path, y0) as path:
             number, table, reason = runtime.call(solve)
-        status, accepted, saved, rejected, first, second, dt_first, t, dt = results.tolist()
+        status, accepted, saved, rejected, first, second = map(int, results[:6].tolist())
+        dt_first, t, dt = results[6:].tolist()
         self.outcome = Outcome(
-            status=STATUSES[int(status)],
-            reason=reason,
-            accepted=int(accepted),
-            saved=int(saved),
-            rejected=int(rejected),
-            calls=(int(first), int(second)),
-            dt_first=dt_first,
-            t=t,
-            dt=dt,
-            table=table,
-            handle=Handle(number),
+            STATUSES[status], reason, accepted, saved, rejected, (first, second), dt_first, t, dt, table, Handle(number)
         )
         return ys, table[2].to(y0), table[3].to(y0)
 
@@ -125,16 +116,18 @@ class SolveJob:
 
     def reverse(
         self,
-        y0: Tensor,
-        tensors: Sequence[Tensor],
+        inputs: Sequence[Tensor],
         ys: Tensor | None,
         ysbar: Tensor | None,
         errorbar: Tensor | None,
         stiffnessbar: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-        """Cotangents of the state, the times and the tensors."""
-        y0bar = torch.zeros_like(y0)
-        tbar = torch.zeros(len(self.times), dtype=torch.float64) if self.times_need_gradient else None
+    ) -> tuple[Tensor | None, ...]:
+        """Cotangents of the inputs of `run`; `ys`, its first result, if the times need gradients."""
+        y0, ts, *tensors = inputs
+        y0bar, tbar = torch.zeros_like(y0), None
+        if ys is not None:
+            tbar = torch.zeros(len(self.times), dtype=torch.float64)
+            ysbar = torch.zeros_like(ys) if ysbar is None else ysbar
         arguments = ArgumentBuffer()
         arguments.tensor(y0bar)
         arguments.tensor(None if ysbar is None else ysbar.contiguous())
@@ -146,37 +139,12 @@ class SolveJob:
         synchronize(y0bar)
         name, options = ("bridge_adjoint", (self.adjoint,)) if self.adjoint else ("bridge_backward", ())
         _call(name, self.number, *arguments.location, *options)
-        return y0bar, tbar, gradients
+        return y0bar, None if tbar is None else tbar.to(ts), *gradients
 
 
 def _call(name: str, *arguments: object) -> None:
     """Calls a function of RegNDE for what it writes."""
     runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
-
-
-class Solve(torch.autograd.Function):
-    """A solve as one graph node: ys, error and stiffness from y0, the times and the fields' tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, job: SolveJob, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Solves, and saves what the reverse needs."""
-        ys, error, stiffness = job.run(y0, tensors)
-        ctx.job = job
-        ctx.ts = ts.dtype, ts.device
-        ctx.save_for_backward(y0, ys if job.times_need_gradient else None, *tensors)
-        ctx.set_materialize_grads(False)
-        return ys, error, stiffness
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, ysbar: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None) -> Any:
-        """The reverse sweep over the accepted steps."""
-        y0, ys, *tensors = ctx.saved_tensors
-        if ys is not None and ysbar is None:
-            ysbar = torch.zeros_like(ys)
-        y0bar, tbar, gradients = ctx.job.reverse(y0, tensors, ys, ysbar, errorbar, stiffnessbar)
-        dtype, device = ctx.ts
-        return None, y0bar, None if tbar is None else tbar.to(device, dtype), *gradients
 
 
 @dataclass(eq=False)
@@ -191,6 +159,7 @@ class LocalJob:
         solver: method and tolerances.
         path: the step's noise.
         freeze: whether the first stage is a constant.
+        times_need_gradient: never.
     """
 
     codes: tuple[Code, ...]
@@ -200,12 +169,13 @@ class LocalJob:
     solver: ResolvedSolver
     path: BrownianPath | None = None
     freeze: bool = False
+    times_need_gradient: bool = False
     handle: Handle | None = None
     end: float = 0.0
     size: float = 0.0
     calls: tuple[int, int] = (0, 0)
 
-    def run(self, y: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(self, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Error and stiffness of the step, 0-dim."""
         results = torch.zeros(6, dtype=torch.float64)
         arguments = ArgumentBuffer()
@@ -225,28 +195,42 @@ class LocalJob:
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
 
+    def reverse(
+        self, inputs: Sequence[Tensor], _: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Cotangents of the inputs of `run`."""
+        assert self.handle is not None
+        y, *tensors = inputs
+        arguments, ybar = ArgumentBuffer(), torch.zeros_like(y)
+        arguments.tensor(ybar)
+        gradients = arguments.gradients(self.codes, tensors)
+        synchronize(ybar)
+        bars = (0.0 if bar is None else float(bar) for bar in (errorbar, stiffnessbar))
+        _call("bridge_local_backward", self.handle.number, *arguments.location, *bars, self.freeze)
+        return ybar, *gradients
 
-class LocalStep(torch.autograd.Function):
-    """A local step as one graph node: error and stiffness from its initial state and the fields' tensors."""
+
+class _Node(torch.autograd.Function):
+    """A job as one graph node, its inputs and results differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, job: LocalJob, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Takes the step."""
+    def forward(ctx: Any, job: SolveJob | LocalJob, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Runs the job, and saves what its reverse needs."""
+        results = job.run(*inputs)
         ctx.job = job
-        ctx.save_for_backward(y, *tensors)
-        return job.run(y, tensors)
+        ctx.save_for_backward(*inputs, results[0] if job.times_need_gradient else None)
+        ctx.set_materialize_grads(False)
+        return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, errorbar: Tensor, stiffnessbar: Tensor) -> Any:
-        """Its reverse."""
-        job: LocalJob = ctx.job
-        assert job.handle is not None
-        y, *tensors = ctx.saved_tensors
-        arguments, ybar = ArgumentBuffer(), torch.zeros_like(y)
-        arguments.tensor(ybar)
-        gradients = arguments.gradients(job.codes, tensors)
-        synchronize(ybar)
-        bars = float(errorbar), float(stiffnessbar)
-        _call("bridge_local_backward", job.handle.number, *arguments.location, *bars, job.freeze)
-        return None, ybar, *gradients
+    def backward(ctx: Any, *bars: Tensor | None) -> Any:
+        """One reverse in Julia."""
+        *inputs, first = ctx.saved_tensors
+        return None, *ctx.job.reverse(inputs, first, *bars)
+
+
+def run(job: SolveJob | LocalJob, *inputs: Tensor, graph: bool) -> tuple[Tensor, ...]:
+    """Runs a job, as a node of the graph if asked for."""
+    results: tuple[Tensor, ...] = _Node.apply(job, *inputs) if graph else job.run(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
+    return results

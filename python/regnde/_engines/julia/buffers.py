@@ -53,8 +53,7 @@ class Buffers:
 
         for statement in reversed(statements):
             target, reads = statement.target, [memory[name] for name in statement.reads if name in memory]
-            shared = {name for name in statement.entrywise if reads.count(name) == 1 and statement.shape is not None}
-            shared = {name for name in shared if name in sizes and _equal(sizes[name], sizes[target])}
+            shared = {name for name in statement.entrywise if reads.count(name) == 1}
             for value in reads:
                 if value not in shared:
                     take(value)
@@ -71,10 +70,6 @@ class Buffers:
         name = f"h{len(self.sizes) + 1}"
         self.sizes[name] = size
         return name
-
-
-def _equal(a: Size, b: Size) -> bool:
-    return str(a[0]) == str(b[0]) and a[1] == b[1]
 
 
 def _memory(statements: Sequence[Statement]) -> dict[str, str]:

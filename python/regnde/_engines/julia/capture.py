@@ -8,6 +8,7 @@ with equal keys have the same Julia source.
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,20 @@ def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
 
 def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
     """Calls the field; `user_line` looks for the frames inside this call."""
-    return field(t, y)
+    with _uncompiled():
+        return field(t, y)
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Runs what `torch.compile` wraps as it was written."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and to import it takes seconds
+        yield
+        return
+    from torch import _dynamo
+
+    with torch.compiler.set_stance("force_eager"), _dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
 
 
 @contextmanager
@@ -92,7 +106,7 @@ def plain_attention() -> Iterator[None]:
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
-    """Where in the user's field something happened: the innermost line outside torch, else torch's layer."""
+    """Where in the user's field something happened: the innermost line that is not torch's, else torch's layer."""
     mine = layer = ""
     for frame in frames:
         path = os.path.abspath(frame.filename)
@@ -125,7 +139,7 @@ def graph_of(value: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
 
 
 class _Reader(TorchFunctionMode):
-    """Lists the calls of torch functions, and the tensors that come from outside."""
+    """Lists the calls of torch functions, and the tensors that the field did not make."""
 
     def __init__(self, t: Tensor, y: Tensor) -> None:
         super().__init__()
@@ -177,7 +191,7 @@ class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        reason = self._reason(func, args)
+        reason = self._reason(func, args, kwargs or {})
         if reason:
             line = user_line(traceback.extract_stack())
             raise UnsupportedField(
@@ -185,12 +199,13 @@ class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call
             )
         return func(*args, **(kwargs or {}))
 
-    def _reason(self, func: Any, args: tuple[Any, ...]) -> str | None:
+    def _reason(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         if torch.Tag.nondeterministic_seeded in func.tags:
             return "draws random numbers, which the solver's error estimate can not see (call .eval() on the module?)"
         if func is torch.ops.aten._local_scalar_dense.default:
             return "reads a number out of a tensor (if, item, float, int), so that the code would depend on the data"
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        for i, argument in enumerate(func._schema.arguments):
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             written = written or (argument.name == "running_mean" and "batch_norm" in str(func) and args[5] is True)
             if written and isinstance(value, Tensor) and _storage(value) in self.reader.protected:
@@ -205,18 +220,6 @@ def _storage(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def substituted(table: dict[int, Tensor], used: set[int], value: Any) -> Any:
-    """`value` with the tensors of `table`, found by identity, replaced; notes the ids in `used`."""
-
-    def swap(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and id(leaf) in table:
-            used.add(id(leaf))
-            return table[id(leaf)]
-        return leaf
-
-    return tree_map(swap, value)
-
-
 class Substitute(TorchFunctionMode):
     """Gives torch functions the tensors of `table` in place of those whose ids it lists; tells `fx` where they are."""
 
@@ -229,4 +232,11 @@ class Substitute(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         fx.traceback.set_stack_trace([user_line(traceback.extract_stack()) or " "])
-        return func(*substituted(self.table, self.used, args), **substituted(self.table, self.used, kwargs or {}))
+        args, kwargs = tree_map(self._substituted, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def _substituted(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in self.table:
+            return leaf
+        self.used.add(id(leaf))
+        return self.table[id(leaf)]

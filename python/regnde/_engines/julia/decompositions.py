@@ -21,7 +21,7 @@ _FURTHER = (
 )
 """Operators that are core ATen for torch, yet are written from simpler ones here."""
 
-_KEPT = "addmv dot mv select_backward slice_backward vdot"
+_NOT_DECOMPOSED = "addmv dot mv select_backward slice_backward vdot"
 """Operators that torch would decompose, yet Julia has a better way to write."""
 
 
@@ -82,8 +82,8 @@ def _pad(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
             shape = [*x.shape[:dim], max(width, 0), *x.shape[dim + 1 :]]
             around.append([x.new_full(shape, value)] if width > 0 else [])
         cut_before, cut_after = (max(-width, 0) for width in pads[2 * i : 2 * i + 2])
-        kept = x.narrow(dim, cut_before, x.shape[dim] - cut_before - cut_after) if cut_before or cut_after else x
-        x = torch.cat([*around[0], kept, *around[1]], dim)
+        middle = x.narrow(dim, cut_before, x.shape[dim] - cut_before - cut_after) if cut_before or cut_after else x
+        x = torch.cat([*around[0], middle, *around[1]], dim)
     return x
 
 
@@ -172,7 +172,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         **get_decompositions([getattr(aten, name) for name in _FURTHER.split()]),
         **_OWN,
     }
-    for name in _KEPT.split():
+    for name in _NOT_DECOMPOSED.split():
         for overload in getattr(aten, name).overloads():
             table.pop(getattr(getattr(aten, name), overload), None)
     return table

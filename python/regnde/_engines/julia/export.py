@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from regnde._engines.julia.assemble import source_of
-from regnde._engines.julia.capture import Field, capture
+from regnde._engines.julia.capture import Captured, Field, capture
 from regnde._engines.julia.fields import Code
-from regnde._engines.julia.trace import trace
+from regnde._engines.julia.trace import Traced, trace
 from regnde._errors import UnsupportedField
 
 __all__ = ["export"]
@@ -58,8 +58,6 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
         raise ValueError(f"name must be an identifier, got {name!r}.")
     if y0.dtype not in (torch.float32, torch.float64):
         raise UnsupportedField(f"the Julia engine takes states of float32 and float64, not {y0.dtype}.")
-    for attribute in ("_orig_mod", "_torchdynamo_orig_callable"):  # what torch.compile wraps can be traced, it cannot
-        field = getattr(field, attribute, field)
     t = torch.zeros((), dtype=y0.dtype, device=y0.device)
     seen = capture(field, t, y0)
     if seen.value.shape != y0.shape or seen.value.dtype != y0.dtype:
@@ -71,11 +69,25 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
     if key in _sources:
         source, constants = _sources[key]
     else:
-        traced = trace(field, t, y0, seen)
-        source, constants = source_of(traced, name, y0, seen), traced.constants
+        traced, source = _written(field, t, y0, seen, name)
+        constants = traced.constants
         if traced.cacheable:
             _sources[key] = source, constants
             if len(_sources) > MAX_SOURCES:
                 _sources.popitem(last=False)
     needs_gradient = (*(x.requires_grad for x in seen.tensors), *(False for _ in constants))
     return Code(source, name, (*seen.tensors, *constants), needs_gradient)
+
+
+def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str) -> tuple[Traced, str]:
+    """The trace and the source, for any batch size if the field allows it."""
+    for any_batch in (True, False):
+        if any_batch and y0.dim() < 2:
+            continue
+        try:
+            traced = trace(field, t, y0, seen, any_batch=any_batch)
+            return traced, source_of(traced, name, y0, seen)
+        except UnsupportedField:
+            if not any_batch:
+                raise
+    raise AssertionError

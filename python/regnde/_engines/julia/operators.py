@@ -24,7 +24,7 @@ _UNARY = {
     **{name: f"NaNMath.{name}" for name in _NAN_FOR_ERROR},
     **{name: f"fast_{name}" for name in ("exp", "sigmoid", "tanh")},
 }
-_CHEAP_UNARY = {"sgn": "sign", **{name: name for name in ("abs", "ceil", "floor", "isnan", "sign", "trunc")}}
+_CHEAP_UNARY = ("abs", "ceil", "floor", "isnan", "sign", "trunc")
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -163,17 +163,15 @@ def _infix(operator: str) -> Writer:
 
 ENTRYWISE: dict[str, Writer] = {
     **{name: _called(julia) for name, julia in _UNARY.items()},
-    **{name: _called(julia, cost=1) for name, julia in _CHEAP_UNARY.items()},
+    **{name: _called(name, cost=1) for name in _CHEAP_UNARY},
     **{name: _infix(operator) for name, operator in _COMPARISONS.items()},
     "add": _add,
     "sub": _subtract,
-    "rsub": lambda out, a, b, alpha=1: _subtract(out, b, a, alpha),
     "mul": _multiply,
     "div": _divide,
     "neg": _writer(lambda a: prefix("-", a)),
     "reciprocal": _called("inv", cost=4),
     "rsqrt": _writer(lambda a: call("inv", call("NaNMath.sqrt", a), cost=4)),
-    "square": _writer(lambda a: _raised(a, 2, cost=1)),
     "pow": _power,
     "relu": _writer(lambda a: call("max", a, Expr("0"), cost=1)),
     "maximum": _called("max", cost=1),

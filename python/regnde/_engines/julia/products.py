@@ -157,14 +157,14 @@ def _convolution_backward(
 
 COMBINING: dict[str, Writer] = {
     **{name: _reduction(julia) for name, julia in (("sum", "sum"), ("amax", "maximum"), ("amin", "minimum"))},
-    **{name: _reduction(name) for name in ("any", "all", "prod")},
+    **{name: _reduction(name) for name in ("any", "prod")},
     "mean": _mean,
     "mm": _mm,
     "mv": _mv,
     "bmm": _bmm,
     "dot": _dot,
     "vdot": _dot,
-    **{name: _addmm for name in ("addmm", "addmv", "baddbmm")},
+    **{name: _addmm for name in ("addmm", "addmv")},
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
 }

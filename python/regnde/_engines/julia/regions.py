@@ -54,10 +54,6 @@ def _slice_scatter(
     return _overwritten(out, x, source, slice_index(out.program, out.shape, dim, start, source.shape[dim], step))
 
 
-def _select_scatter(out: Result, x: Value, source: Value, dim: int, index: int) -> Value:
-    return _overwritten(out, x, source, select_index(out.program, out.shape, dim, index))
-
-
 def _overwritten(out: Result, x: Value, source: Value, index: str) -> Value:
     program, base, part = out.program, out.readable(x), out.readable(source)
 
@@ -72,7 +68,6 @@ REGIONS: dict[str, Writer] = {
     "cat": _cat,
     "select_backward": _select_backward,
     "slice_backward": _slice_backward,
-    "select_scatter": _select_scatter,
     "slice_scatter": _slice_scatter,
 }
 """Writers by ATen name: `(out, *arguments) -> Value`."""

@@ -81,13 +81,6 @@ def _permute(out: Result, x: Value, order: Sequence[int]) -> Value:
     return Value(out.shape, out.dtype, array=True, permuted=(out.program.array(x), perm))
 
 
-def _transpose(out: Result, x: Value, a: int = 0, b: int = 1) -> Value:
-    order = list(range(len(out.shape)))
-    if order:
-        order[a], order[b] = order[b], order[a]
-    return _permute(out, x, order)
-
-
 def _slice(out: Result, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
     if x.shape == out.shape:
         return x
@@ -147,10 +140,6 @@ def _split(outs: list[Result], x: Value, sizes: Any, dim: int = 0) -> list[Value
     return [_slice(out, x, dim, start) for out, start in zip(outs, starts, strict=False)]
 
 
-def _unbind(outs: list[Result], x: Value, dim: int = 0) -> list[Value]:
-    return [_select(out, x, dim, i) for i, out in enumerate(outs)]
-
-
 # -- numbers ----------------------------------------------------------------------------------------
 
 
@@ -162,33 +151,24 @@ def _full(out: Result, _: Any, number: Any, **__: Any) -> Value:
     return out.constant(number)
 
 
-def _filled(number: int) -> Writer:
-    return lambda out, *_, **__: out.constant(bool(number) if out.dtype == torch.bool else float(number))
+def _zeros(out: Result, *_: Any, **__: Any) -> Value:
+    return out.constant(False if out.dtype == torch.bool else 0.0)
 
 
 STRUCTURAL: dict[str, Writer] = {
-    **{
-        name: lambda out, x, *_, **__: x
-        for name in ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "lift_fresh")
-    },
     "_to_copy": _cast,
     "copy": lambda out, _, source, *__: _expand(out, _cast(out.of(source.shape), source)),
-    **{name: _reshape for name in ("_unsafe_view", "reshape", "squeeze", "unsqueeze", "view")},
+    **{name: _reshape for name in ("squeeze", "unsqueeze", "view")},
     "as_strided": _as_strided,
     "expand": _expand,
     "permute": _permute,
-    "t": _transpose,
-    "transpose": _transpose,
     "slice": _slice,
     "select": _select,
     "flip": _flip,
-    "split": _split,
     "split_with_sizes": _split,
-    "unbind": _unbind,
-    **{name: _full for name in ("full", "full_like", "new_full")},
+    "full": _full,
+    "full_like": _full,
     "scalar_tensor": lambda out, number, **_: _full(out, None, number),
-    **{name: _filled(1) for name in ("ones", "ones_like", "new_ones")},
-    **{name: _filled(0) for name in ("zeros", "zeros_like", "new_zeros", "empty", "empty_like", "empty_permuted")},
-    **{name: _filled(0) for name in ("empty_strided", "new_empty", "new_empty_strided")},
+    **{name: _zeros for name in ("empty", "empty_permuted", "empty_strided", "new_empty_strided")},
 }
 """Writers by ATen name: `(out, *arguments) -> Value`, or a list of them for a list of results."""

@@ -10,7 +10,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,28 +51,27 @@ class Traced:
     cacheable: bool
 
 
-def trace(field: Field, t: Tensor, y: Tensor, seen: Captured) -> Traced:
-    """Traces `field` at `t`, `y`; `seen` is what `capture` returned there.
+def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool) -> Traced:
+    """Traces `field` at `t`, `y`.
+
+    Args:
+        field: function of t and y.
+        t: 0-dim time.
+        y: a state.
+        seen: what `capture` returned there.
+        any_batch: whether the leading dimension is a symbol, or has its size like the others.
 
     Raises:
         UnsupportedField: PyTorch can not trace it, or the trace does not reproduce the field's value.
     """
-    if y.dim() > 1:
-        try:
-            with _quiet():
-                traced, module = _trace(field, t, y, seen, symbolic=True)
-        except UnsupportedField:
-            pass  # a field that knows its batch size is tried again with that size
-        else:
-            if _reproduces(module, t, y, seen, traced):
-                return traced
-    traced, module = _trace(field, t, y, seen, symbolic=False)
-    if _reproduces(module, t, y, seen, traced):
-        return traced
-    raise UnsupportedField(
-        "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to depend "
-        "on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
-    )
+    with _quiet() if any_batch else nullcontext():
+        traced, module = _trace(field, t, y, seen, any_batch)
+    if not _reproduces(module, t, y, seen, traced):
+        raise UnsupportedField(
+            "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to "
+            "depend on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
+        )
+    return traced
 
 
 @contextmanager
@@ -87,12 +86,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -> tuple[Traced, fx.GraphModule]:
+def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) -> tuple[Traced, fx.GraphModule]:
     originals = seen.tensors
     env = ShapeEnv(duck_shape=False)
     fakes = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
-    example = y.detach().new_empty((EXAMPLE_BATCH, *y.shape[1:])) if symbolic else y.detach()
-    fake_y = _fake(fakes, example, symbolic)
+    example = y.detach().new_empty((EXAMPLE_BATCH, *y.shape[1:])) if any_batch else y.detach()
+    fake_y = _fake(fakes, example, any_batch)
     with fakes:
         fake_ct = torch.empty_like(fake_y)
     inputs = [_fake(fakes, t.detach()), fake_y, fake_ct, *(_fake(fakes, x.detach()) for x in originals)]
@@ -118,15 +117,15 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, symbolic: bool) -
     with _explained():
         constants = _lift_constants(module)
     _check_gradients(seen, constants, module.graph)
-    size = fake_y.shape[0] if symbolic else None
+    size = fake_y.shape[0] if any_batch else None
     batch = size.node.expr if isinstance(size, torch.SymInt) else None
     batch = batch if isinstance(batch, sympy.Symbol) else None
     cacheable = all(id(x) in used for x in originals)
     return Traced(module.graph, constants, batch, cacheable), module
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor, symbolic: bool = False) -> Tensor:
-    sizes = [DimDynamic.DYNAMIC if symbolic and i == 0 else DimDynamic.STATIC for i in range(tensor.dim())]
+def _fake(mode: FakeTensorMode, tensor: Tensor, any_batch: bool = False) -> Tensor:
+    sizes = [DimDynamic.DYNAMIC if any_batch and i == 0 else DimDynamic.STATIC for i in range(tensor.dim())]
     return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
 
 
@@ -227,7 +226,7 @@ def outputs_of(graph: fx.Graph) -> list[fx.Node | None]:
 
 
 def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Graph) -> None:
-    """Refuses a field whose gradient would miss a tensor (one that TorchScript or C++ holds, say)."""
+    """Raises for a field whose gradient would miss a tensor (one that TorchScript or C++ holds, say)."""
     captured = {id(leaf) for x in seen.tensors if x.requires_grad for leaf in graph_of(x)[0]}
     missed = [x for x in seen.leaves if id(x) not in captured] + [x for x in constants if x.requires_grad]
     pbars = outputs_of(graph)[2:]
@@ -236,7 +235,8 @@ def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Grap
     if missed:
         raise UnsupportedField(
             "the field can not be written in Julia: it depends on a tensor that needs a gradient "
-            f"(shape {tuple(missed[0].shape)}) by a way that PyTorch can not trace (TorchScript or C++ code?)."
+            f"(shape {tuple(missed[0].shape)}) by a way that PyTorch can not trace: torch.func.grad, vjp or jvp, "
+            "torch.utils.checkpoint, TorchScript, C++ code. torch.autograd.grad(..., create_graph=True) can be traced."
         )
 
 

@@ -24,11 +24,8 @@ from regnde._errors import UnsupportedField
 __all__ = ["deduplicate", "residuals", "translated"]
 
 _WRITERS = {**ENTRYWISE, **STRUCTURAL, **REGIONS, **COMBINING}
-_NO_OPERATION = ("alias", "clone", "detach", "lift_fresh", "lift_fresh_copy")
-_SIZE_OF_FIRST = (
-    *("copy", "empty_like", "full_like", "new_empty", "new_empty_strided"),
-    *("new_full", "new_zeros", "ones_like", "zeros_like"),
-)
+_NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
+_SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 """Operators that ask their first argument for nothing but its size."""
 
 _TYPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")

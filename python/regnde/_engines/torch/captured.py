@@ -6,12 +6,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "buffers_in_training"]
+__all__ = ["Captured", "buffers_in_training", "random_states", "with_contents", "with_random_states"]
 
 DEPTH = 4  # from a function to what it captures, and so on; submodules count as one with their module
 MOST = 1000  # entries of one thing
@@ -109,3 +110,39 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     yield from _numbered(function.__defaults__ or ())
     if hasattr(function, "__wrapped__"):
         yield "wrapped", function.__wrapped__
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """States of the generators that a field on this device draws from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+@contextmanager
+def with_random_states(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Random numbers as they were then."""
+    present = random_states(device)
+    _set_generators(states, device)
+    try:
+        yield
+    finally:
+        _set_generators(present, device)
+
+
+def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def with_contents(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Buffers with the contents that they had then, such as running statistics; autograd does not see it."""
+    present = [buffer.clone() for buffer in buffers]
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.data.copy_(value)
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, present, strict=True):
+            buffer.data.copy_(value)

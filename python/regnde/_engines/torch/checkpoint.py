@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from regnde._engines.torch.captured import Captured, buffers_in_training
+from regnde._engines.torch.captured import (
+    Captured,
+    buffers_in_training,
+    random_states,
+    with_contents,
+    with_random_states,
+)
 from regnde._engines.torch.field import CountedField
 
 __all__ = ["Checkpoint", "transformed"]
@@ -85,9 +90,9 @@ class Checkpoint:
             self._begun = True
         return outputs
 
-    def random_states(self) -> list[Tensor]:
+    def present_random_states(self) -> list[Tensor]:
         """The random states now; the same list as long as nothing is drawn."""
-        states = _random_states(self.device)
+        states = random_states(self.device)
         if len(self._random) != len(states) or not all(map(torch.equal, states, self._random)):
             self._random = states
         return self._random
@@ -101,7 +106,7 @@ class _Part:
 
     def __init__(self, checkpoint: Checkpoint, function: Callable[..., T], inputs: Sequence[Tensor | None]) -> None:
         self.function, self.inputs, self.captured = function, inputs, checkpoint.captured
-        self.device, self.random = checkpoint.device, checkpoint.random_states()
+        self.device, self.random = checkpoint.device, checkpoint.present_random_states()
         self.written = checkpoint.buffers
         self.buffers = [buffer.clone() for buffer in self.written]
         self.saved: dict[int, Tensor] = {}
@@ -136,8 +141,8 @@ class _Part:
             return len(saved) - 1
 
         with (
-            _states(self.random, self.device),
-            _contents(self.written, self.buffers),
+            with_random_states(self.random, self.device),
+            with_contents(self.written, self.buffers),
             torch.enable_grad(),
             saved_tensors_hooks(pack, saved.__getitem__),
         ):
@@ -167,38 +172,3 @@ def _agree(again: Tensor, before: Tensor) -> bool:
         return True
     bound = 0.0 if before.device.type == "cpu" else DEVICE_ROUNDING * torch.finfo(before.dtype).eps
     return torch.allclose(again, before, rtol=bound, atol=bound * float(before.abs().max()), equal_nan=True)
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@contextmanager
-def _states(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Random numbers as they were then."""
-    present = _random_states(device)
-    _set_random_states(states, device)
-    try:
-        yield
-    finally:
-        _set_random_states(present, device)
-
-
-def _set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-@contextmanager
-def _contents(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Buffers with the contents that they had then, such as running statistics; autograd does not see it."""
-    present = [buffer.clone() for buffer in buffers]
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.data.copy_(value)
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, present, strict=True):
-            buffer.data.copy_(value)
