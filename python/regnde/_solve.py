@@ -124,6 +124,12 @@ def solve_on_grid(
 
 def _run(request: Request) -> Solution:
     """Solves a request whose arguments are checked."""
+    if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
+        return torch.compiler.disable(_run_uncompiled)(request)  # type: ignore[no-any-return]  # it keeps the signature
+    return _run_uncompiled(request)
+
+
+def _run_uncompiled(request: Request) -> Solution:
     _warn_of_rounding(request.solver, request.y0, request.times)
     try:
         return choose(request).solve(request)
