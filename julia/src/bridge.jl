@@ -242,7 +242,7 @@ function bridge_local(
     fields = fields_of(codes, parameters, state, size(state))
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
     here = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
-    results .= (here.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
+    results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
     return save!(here, codes, parameters, size(state))
 end
