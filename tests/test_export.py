@@ -162,8 +162,6 @@ def test_what_the_field_reads_is_listed_with_its_gradients() -> None:
 
 def test_source_is_readable() -> None:
     source = export(Net(time="bias"), state(3, 2), name="drift").source
-    assert max(len(line) for line in source.split("\n")) <= 110
-    assert "fields.py" in source
     assert "mul!(h1, transpose(p1), y)" in source
     assert re.search(r"@\.\. h1 = fast_tanh\(.*h1 \+ p2.*\)", source)
     assert {f"drift{suffix}!" for suffix in ("", "_vjp", "_keep", "_back")} | {"buffers", "residuals"} == set(

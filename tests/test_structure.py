@@ -175,3 +175,34 @@ def test_command_line_refuses_unknown_methods() -> None:
     out = run("demo", "--methods", "vanilla,magic")
     assert out.returncode == 2
     assert "unknown methods magic" in out.stderr
+
+
+# What one language alone has of a step, and why.
+BATCHES = ("sample_rms", "columns", "column", "stacked", "sde_stacked")  # Julia records one step at a time
+ARRAYS = ("Estimates", "StepNoise", "noise_weights", "product")  # how tensors are grouped: Julia writes to buffers
+ONE_STAGE = ("stage_times", "stage_time", "take_stage")  # Python makes all times at once, Julia each where it is used
+MEMORY = ("empty_step", "keep_residuals")  # Julia's steps own their arrays
+OWN_PART = ("extra_stages", "with_noise")  # in Python inside `dense_output`; private there
+ONE_SIDED = {*BATCHES, *ARRAYS, *ONE_STAGE, *MEMORY, *OWN_PART}
+
+
+def python_names(path: Path) -> list[str]:
+    body = ast.parse(path.read_text()).body
+    return [x.name for x in body if isinstance(x, ast.FunctionDef | ast.ClassDef) and not x.name.startswith("_")]
+
+
+def julia_names(path: Path) -> list[str]:
+    pattern = r"^(?:mutable struct |(?:@inline )?(?:function )?)([A-Za-z]\w*)(?:!?\(.*\)(?: where .*)?(?: =.*)?|\{V\})$"
+    found = re.findall(pattern, re.sub(r'(?s)""".*?"""', "", path.read_text()), re.M)
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("name", ["step", "sde_step"])
+def test_a_step_reads_alike_in_both_languages(name: str) -> None:
+    python = python_names(PACKAGE / "_engines" / "torch" / f"{name}.py")
+    julia = julia_names(ROOT / "julia" / "src" / f"{name}.jl")
+    assert set(python) ^ set(julia) <= ONE_SIDED
+    shared = set(python) & set(julia)
+    assert shared
+    assert not shared & ONE_SIDED
+    assert [x for x in python if x in shared] == [x for x in julia if x in shared]

@@ -150,7 +150,7 @@ function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {
 end
 
 "Tells where Python has the flag that asks a solve to stop."
-bridge_set_stop_flag(address::Int) = set_stop_flag!(Ptr{Int32}(address))
+bridge_set_stop_flag(address::Int) = (STOP_FLAG[] = Ptr{Int32}(address); nothing)
 
 "Why solve `number` stopped early."
 bridge_reason(number::Int) = SAVED_SOLVES[number].recording.reason
@@ -166,16 +166,17 @@ function bridge_records(number::Int, address::Int)
 end
 
 """
-    bridge_backward(number, address, count)
+    bridge_backward(number, address, count, adjoint)
 
-The arguments: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
+By the discrete gradient, or one of SciMLSensitivity's adjoints. The arguments: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
 null), cotangents of the times (null, or written) and the saved states, then for each field its
 parameters' cotangents (added to).
 """
-function bridge_backward(number::Int, address::Int, count::Int)
+function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
     y0bar, ysbar, errorbar, stiffnessbar, tbar, ys = (array(r) for _ in 1:6)
     pbars = [arrays(r) for _ in codes]
+    adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
     fields = fields_of(codes, parameters, reshape(recording.y0, shape), shape, pbars)
     cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar)
     reverse!(vec(y0bar), recording, fields..., cotangents)
@@ -186,13 +187,9 @@ function bridge_backward(number::Int, address::Int, count::Int)
     return nothing
 end
 
-"[`bridge_backward`](@ref) by one of SciMLSensitivity's adjoints."
-function bridge_adjoint(number::Int, address::Int, count::Int, name::String)
-    (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
-    y0bar, ysbar = array(r), array(r)
-    foreach(_ -> array(r), 1:4)
-    pbar = arrays(r)
+function continuous_backward(saved, y0bar, ysbar, pbar, name)
     ysbar === nothing && return nothing
+    (; recording, codes, parameters, shape) = saved
     (; y0, outputs) = recording
     times = [time_of(recording, output) for output in sort(outputs; by = o -> o.row)]
     order = sortperm(times; rev = recording.times[end] < recording.times[1])
@@ -242,7 +239,7 @@ function bridge_local(
     fields = fields_of(codes, parameters, state, size(state))
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
     here = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
-    results .= (here.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
+    results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
     return save!(here, codes, parameters, size(state))
 end

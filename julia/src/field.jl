@@ -26,7 +26,20 @@ struct Dynamics{F, G, P <: Tuple, C, R}
 end
 
 Dynamics(f, vjp, p::Tuple, cache) = Dynamics(f, vjp, p, cache, nothing)
-Dynamics(f, p::Tuple) = Dynamics(f, nothing, p, nothing, nothing)
+
+function Dynamics(f, p::Tuple)
+    function value!(dy, t, y, p, _)
+        slope = f(t, y, p...)
+        size(slope) == size(y) ||
+            throw(DimensionMismatch("the field returned size $(size(slope)) for a state of size $(size(y))"))
+        copyto!(dy, slope)
+        return nothing
+    end
+    return Dynamics(value!, (ybar, pbar, ct, t, y, p, _) -> plain_vjp!(ybar, pbar, f, ct, t, y, p), p, nothing)
+end
+
+"Vector-Jacobian product of `f(t, y, p...)`, as [`Dynamics`](@ref) has it; the Zygote extension has the method."
+function plain_vjp! end
 
 """
     WithResiduals(f!, vjp!, sizes, y)
@@ -55,11 +68,6 @@ acquire!(::Type, ::Nothing) = nothing
 "Residuals in the type that the compiler can work with."
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
-const PlainDynamics = Dynamics{<:Any, Nothing}
-
-"Vector-Jacobian product of `f(t, y, p...)`; the Zygote extension has the method."
-function plain_vjp end
-
 """
     Field(dynamics, shape, V)
 
@@ -75,71 +83,23 @@ struct Field{V, T}
 end
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where {V}
-    T = eltype(V)
-    value = ValueCall{typeof(dynamics), length(shape)}(dynamics, shape)
-    vjp = VJPCall{typeof(dynamics), length(shape), typeof(pbar)}(dynamics, shape, pbar)
-    return Field{V, T}(value, vjp, () -> acquire!(V, dynamics.with_residuals), Ref(0))
+    (; f, vjp, p, cache, with_residuals) = dynamics
+    shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
+    function value(dy, y, t, residuals)
+        arguments = (shaped(dy), t, shaped(y), p, cache)
+        residuals === nothing ? f(arguments...) : with_residuals.f(arguments..., typed(with_residuals, residuals))
+        return nothing
+    end
+    function product(ybar, ct, y, t, residuals)
+        arguments = (shaped(ybar), pbar, shaped(ct), t, shaped(y), p, cache)
+        residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
+        return nothing
+    end
+    return Field{V, eltype(V)}(value, product, () -> acquire!(V, with_residuals), Ref(0))
 end
 
 "Arrays for the residuals of one evaluation; `nothing` if the field has none."
 residuals(field::Field) = field.residuals()
-
-struct ValueCall{D, N}
-    dynamics::D
-    shape::NTuple{N, Int}
-end
-
-struct VJPCall{D, N, P}
-    dynamics::D
-    shape::NTuple{N, Int}
-    pbar::P
-end
-
-shaped(x, ::NTuple{1, Int}) = x
-shaped(x, shape::Dims) = reshape(x, shape)
-
-function (call::ValueCall)(dy, y, t, residuals)
-    (; f, p, cache, with_residuals) = call.dynamics
-    arguments = (shaped(dy, call.shape), t, shaped(y, call.shape), p, cache)
-    if with_residuals === nothing || residuals === nothing
-        f(arguments...)
-    else
-        with_residuals.f(arguments..., typed(with_residuals, residuals))
-    end
-    return nothing
-end
-
-function (call::ValueCall{<:PlainDynamics})(dy, y, t, _)
-    state = shaped(y, call.shape)
-    slope = call.dynamics.f(t, state, call.dynamics.p...)
-    size(slope) == size(state) || throw(
-        DimensionMismatch("the field returned size $(size(slope)) for a state of size $(size(state))")
-    )
-    copyto!(dy, slope)
-    return nothing
-end
-
-function (call::VJPCall)(ybar, ct, y, t, residuals)
-    (; vjp, p, cache, with_residuals) = call.dynamics
-    (; shape, pbar) = call
-    arguments = (shaped(ybar, shape), pbar, shaped(ct, shape), t, shaped(y, shape), p, cache)
-    if with_residuals === nothing || residuals === nothing
-        vjp(arguments...)
-    else
-        with_residuals.vjp(arguments..., typed(with_residuals, residuals))
-    end
-    return nothing
-end
-
-function (call::VJPCall{<:PlainDynamics})(ybar, ct, y, t, _)
-    (; f, p) = call.dynamics
-    x, q = plain_vjp(f, shaped(ct, call.shape), t, shaped(y, call.shape), p)
-    x === nothing ? fill!(ybar, 0) : copyto!(ybar, x)
-    for (total, part) in zip(call.pbar, q)
-        part === nothing || (total .+= part)
-    end
-    return nothing
-end
 
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
 function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}

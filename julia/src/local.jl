@@ -5,7 +5,6 @@ struct LocalStep{S, M}
     tableau::M
     settings::Settings
     step::S
-    t1::Float64
     error::Float64
     stiffness::Float64
 end
@@ -26,9 +25,7 @@ function local_step(
     copyto!(step.arguments[1], y)
     evaluate!(step.k[1], field, t, y, step.residuals[1])
     take_step!(step, tableau, field, t, h, t1)
-    error = error_estimate!(step, tableau, settings.rtol, settings.atol)
-    stiffness = tableau.pair ? stiffness_estimate(step, tableau) : NaN
-    return LocalStep(tableau, settings, step, t1, error, stiffness)
+    return LocalStep(tableau, settings, step, estimates!(step, tableau, settings.rtol, settings.atol)...)
 end
 
 function local_step(
@@ -39,10 +36,8 @@ function local_step(
     step = keep_residuals!(SDEStep(tableau, y), tableau, drift, diffusion)
     copyto!(step.H0[1], y)
     noise(step.dW, step.dZ, t, t1)
-    take_sde_step!(step, tableau, drift, diffusion, t, h)
-    error = sde_error_estimate!(step, tableau, settings.rtol, settings.atol)
-    stiffness = tableau.pair ? sde_stiffness_estimate(step, tableau) : NaN
-    return LocalStep(tableau, settings, step, t1, error, stiffness)
+    take_sde_step!(step, tableau, drift, diffusion, t, h, t1)
+    return LocalStep(tableau, settings, step, sde_estimates!(step, tableau, settings.rtol, settings.atol)...)
 end
 
 release!(here::LocalStep) = release!(here.step)

@@ -23,29 +23,34 @@ end
 # Fields are type-erased, hence no dual numbers: Jacobians by finite differences.
 finite(algorithm) = algorithm(autodiff = AutoFiniteDiff())
 
-const METHODS = Dict{Symbol, Function}(
-    :tsit5 => () -> RungeKutta(Tsit5(), TSIT5),
-    :dp5 => () -> RungeKutta(DP5(), DP5_TABLEAU),
-    :bs3 => () -> RungeKutta(BS3(), BS3_TABLEAU),
-    :vern6 => () -> RungeKutta(Vern6(), VERN6),
-    :vern7 => () -> RungeKutta(Vern7(), VERN7),
-    :vern8 => () -> RungeKutta(Vern8(), VERN8),
-    :vern9 => () -> RungeKutta(Vern9(), VERN9),
-    :sosri => () -> StochasticRungeKutta(SOSRI(), SOSRI_TABLEAU),
-    :sosri2 => () -> StochasticRungeKutta(SOSRI2(), SOSRI2_TABLEAU),
-    :sriw1 => () -> StochasticRungeKutta(SRIW1(), SRIW1_TABLEAU),
-    :sosra => () -> StochasticRungeKutta(SOSRA(), SOSRA_TABLEAU),
-    :em => () -> StochasticRungeKutta(EM(false), EM_TABLEAU), # false: the diffusion at the step's start
-    :rosenbrock23 => () -> Implicit(finite(Rosenbrock23), :rosenbrock23),
-    :rodas5p => () -> Implicit(finite(Rodas5P), :rodas5p),
-    :trbdf2 => () -> Implicit(finite(TRBDF2), :trbdf2),
-    :kencarp4 => () -> Implicit(finite(KenCarp4), :kencarp4),
-    :autotsit5 => () -> Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
+const METHODS = Dict{Symbol, Method}(
+    :tsit5 => RungeKutta(Tsit5(), TSIT5),
+    :dp5 => RungeKutta(DP5(), Tableau(:dp5)),
+    :bs3 => RungeKutta(BS3(), Tableau(:bs3)),
+    :vern6 => RungeKutta(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
+    :vern7 => RungeKutta(Vern7(), Tableau(:vern7)),
+    :vern8 => RungeKutta(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
+    :vern9 => RungeKutta(
+        Vern9(), verner(
+            16, 10, false, Vern9Tableau(Float64, Float64), Vern9ExtraStages(Float64, Float64),
+            Vern9InterpolationCoefficients(Float64)
+        )
+    ),
+    :sosri => StochasticRungeKutta(SOSRI(), NoiseTableau(:sosri)),
+    :sosri2 => StochasticRungeKutta(SOSRI2(), NoiseTableau(:sosri2)),
+    :sriw1 => StochasticRungeKutta(SRIW1(), NoiseTableau(:sriw1)),
+    :sosra => StochasticRungeKutta(SOSRA(), NoiseTableau(:sosra)),
+    :em => StochasticRungeKutta(EM(false), NoiseTableau(:em)), # false: the diffusion at the step's start
+    :rosenbrock23 => Implicit(finite(Rosenbrock23), :rosenbrock23),
+    :rodas5p => Implicit(finite(Rodas5P), :rodas5p),
+    :trbdf2 => Implicit(finite(TRBDF2), :trbdf2),
+    :kencarp4 => Implicit(finite(KenCarp4), :kencarp4),
+    :autotsit5 => Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
 )
 
 "The method of that (lower-case) name; an `ArgumentError` lists them all."
 function method(name::Symbol)
-    haskey(METHODS, name) && return METHODS[name]()
+    haskey(METHODS, name) && return METHODS[name]
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
     throw(ArgumentError("no method $name; there are $known"))
 end

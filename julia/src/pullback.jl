@@ -93,7 +93,7 @@ function sweep!(
         copyto!(step.H0[1], 1, entry, 1, len)
         copyto!(step.dW, 1, entry, 1 + len, len)
         copyto!(step.dZ, 1, entry, 1 + 2len, len)
-        take_sde_step!(step, tableau, drift, diffusion, t, h)
+        take_sde_step!(step, tableau, drift, diffusion, t, h, rec.t[n])
         first = first_output(rec, n, last)
         reverse_step!(
             rev, step, tableau, drift, diffusion, rtol, atol; Ebar = cotangent_of(cotangents.error, n),

@@ -22,6 +22,12 @@ struct IntegratorRecorder{V, T}
     rhs::RightHandSide{V, T}
 end
 
+"Gives the step's stages arrays for their residuals."
+function keep_residuals!(step::Step, tableau::Tableau, field)
+    foreach(i -> step.residuals[i] = residuals(field), 1:tableau.stages)
+    return step
+end
+
 function recorder(m::RungeKutta, settings, y0, field::Field)
     step = Step(m.tableau, y0)
     settings.keep === :stages && keep_residuals!(step, m.tableau, field)
@@ -88,9 +94,39 @@ function keep!(rec::Recording{V}, step::Step, tableau) where {V}
     return false
 end
 
+"The step as it is now; [`renew!`](@ref) then gives the next one other arrays."
+function snapshot(step::Step, tableau::Tableau)
+    (; t, h, t1, k, arguments, residuals, y1, scratch) = step
+    stages = 1:tableau.stages
+    return Step(t, h, t1, k[stages], arguments[stages], residuals[stages], y1, scratch)
+end
+
+"Arrays for the step after one that the tape has taken; an FSAL method's first stage stays."
+function renew!(step::Step{V}, tableau::Tableau, field) where {V}
+    (; k, arguments, residuals), n, len = step, tableau.stages, length(step.scratch)
+    tableau.fsal && ((k[1], arguments[1], residuals[1]) = (k[n], arguments[n], residuals[n]))
+    for i in (tableau.fsal ? 2 : 1):n
+        k[i], arguments[i], residuals[i] = acquire!(V, len), acquire!(V, len), RegNDE.residuals(field)
+    end
+    step.y1 = tableau.fsal ? arguments[n] : acquire!(V, len)
+    return step
+end
+
 "An array that begins with the state at the start of a step."
 start_of(entry::Step) = entry.arguments[1]
 start_of(entry) = entry
+
+"Releases the memory of stages from `first` on, and of the step's end."
+function release!(step::Step, first = 1)
+    (; k, arguments, residuals) = step
+    any(i -> isassigned(arguments, i) && arguments[i] === step.y1, eachindex(arguments)) || release!(step.y1)
+    for i in first:length(arguments)
+        isassigned(arguments, i) && release!(arguments[i])
+        i <= length(k) && isassigned(k, i) && release!(k[i])
+        i <= length(residuals) && residuals[i] !== nothing && foreach(release!, residuals[i])
+    end
+    return nothing
+end
 
 "Releases the tape's memory; the recording has no reverse any more."
 function release!(rec::Recording)
@@ -158,7 +194,6 @@ function switching_stiffness!(step::Step, integrator, h, implicit)
     end
     copyto!(step.arguments[1], integrator.uprev)
     copyto!(step.y1, integrator.u)
-    step.h = h
-    argument!(step, TSIT5, 6)
+    shifted!(step.arguments[6], step.arguments[1], step.k, view(TSIT5.a, 6, :), h, 5)
     return stiffness_estimate(step, TSIT5)
 end

@@ -16,14 +16,13 @@ struct Reverse{V}
     k_live::Vector{Bool}
     g_live::Vector{Bool}
     carry_live::Base.RefValue{Bool}
-    ones::Vector{Float64}
 end
 
 function Reverse(count::Int, y::V) where {V}
     buffer(_ = 0) = acquire!(V, length(y))
     return Reverse(
         map(buffer, 1:count), map(buffer, 1:count), buffer(), fill!(buffer(), 0), buffer(), buffer(),
-        fill(false, count), fill(false, count), Ref(false), ones(count)
+        fill(false, count), fill(false, count), Ref(false)
     )
 end
 
@@ -70,13 +69,14 @@ function reverse_step!(
         gather!(rev, tableau.a, h, i, m)
         if k_live[i]
             out = g_live[i] ? rev.x : gbar[i]
-            vjp!(out, field, kbar[i], stage_time(step, tableau, i), step.arguments[i], step.residuals[i])
+            time = stage_time(tableau.c[i], step.t, h, step.t1)
+            vjp!(out, field, kbar[i], time, step.arguments[i], step.residuals[i])
             g_live[i] ? add!(gbar[i], one(T), out) : (g_live[i] = true)
         else
             touch!(gbar, g_live, i)
         end
     end
-    accumulate!(ybar, view(rev.ones, 1:(m - 1)), view(gbar, 2:m), 1.0)
+    foreach(i -> add!(ybar, one(T), gbar[i]), 2:m)
     gather!(rev, tableau.a, h, 1, m)
     copyto!(rev.carry, kbar[1])
     rev.carry_live[] = k_live[1] && !freeze
@@ -136,13 +136,14 @@ end
 """
     ratio_pullback!(errorbar, ybar, y1bar, ratio, y, y1, rtol, atol, scale)
 
-Reverse of `ratio = error / tolerance(y, y1, rtol, atol)` for the cotangent `scale * ratio`: sets
-`errorbar`, adds to `ybar` and `y1bar` through the tolerance, which depends on the larger of the two.
+Reverse of [`divided!`](@ref), `ratio = error / tolerance(larger(y, y1), rtol, atol)`, for the cotangent
+`scale * ratio`: sets `errorbar`, adds to `ybar` and `y1bar` through the larger of the two, y1 if they
+are equal.
 """
 function ratio_pullback!(errorbar, ybar, y1bar, ratio, y, y1, rtol, atol, scale)
     T = eltype(ratio)
     rt, at, s = T(rtol), T(atol), T(scale)
-    @.. errorbar = s * ratio / tolerance(y, y1, rt, at)
+    @.. errorbar = s * ratio / tolerance(larger(y, y1), rt, at)
     @.. y1bar -= (abs(y1) >= abs(y)) * (rt * sign(y1) * errorbar * ratio)
     @.. ybar -= (abs(y1) < abs(y)) * (rt * sign(y) * errorbar * ratio)
     return errorbar

@@ -29,8 +29,8 @@ function reverse_step!(
     )
     (; base, gbar, x1) = rev
     (; kbar, ybar, lam, x) = base
-    (; t, h, H0, H1, dW, double, mixed, triple) = step
-    T, root, n = eltype(ybar), sqrt(abs(h)), tableau.stages
+    (; t, h, t1, H0, H1, dW, double, mixed, triple) = step
+    T, root, n = eltype(ybar), sqrt(h), tableau.stages
     start_reverse!(base, n)
     for i in 1:n
         touch!(kbar, base.k_live, i)
@@ -55,10 +55,10 @@ function reverse_step!(
     add!(ybar, one(T), lam)
     for i in n:-1:1
         H0bar = base.gbar[i]  # holds the stiffness quotient's share already
-        vjp!(x1, diffusion, gbar[i], t + tableau.c1[i] * h, H1[i], step.g_residuals[i])
+        vjp!(x1, diffusion, gbar[i], stage_time(tableau.c1[i], t, h, t1), H1[i], step.g_residuals[i])
         add!(tableau.shared ? H0bar : ybar, one(T), x1)
         if i <= tableau.drifts
-            vjp!(x, drift, kbar[i], t + tableau.c0[i] * h, H0[i], step.k_residuals[i])
+            vjp!(x, drift, kbar[i], stage_time(tableau.c0[i], t, h, t1), H0[i], step.k_residuals[i])
             add!(H0bar, one(T), x)
         end
         add!(ybar, one(T), H0bar)

@@ -5,14 +5,15 @@
 """
     SDEStep(tableau, y)
 
-Buffers of one step from time `t` to `t + h`: drifts `k` at `H0`, diffusions `g` at `H1`, their
+Buffers of one step from time `t` to `t1 = t + h`: drifts `k` at `H0`, diffusions `g` at `H1`, their
 residuals, the increments `dW`, `dZ` of the two Brownian motions and the iterated integrals formed from
-them, the diffusion's part `E2` of the error, the new state `y1` and two scratch arrays. `H0[1]` is the
+them, the diffusion's part `E2` of the error, the new state `y1` and a scratch array. `H0[1]` is the
 state.
 """
 mutable struct SDEStep{V}
     t::Float64
     h::Float64
+    t1::Float64
     const k::Vector{V}
     const g::Vector{V}
     const k_residuals::Vector{Any}
@@ -27,7 +28,6 @@ mutable struct SDEStep{V}
     const triple::V
     const E2::V
     const scratch::V
-    const sum::V
 end
 
 function SDEStep(tableau::NoiseTableau, y)
@@ -35,7 +35,7 @@ function SDEStep(tableau::NoiseTableau, y)
     k, g, H0 = many(), many(), many()
     H1 = tableau.shared ? H0 : [H0[1], (similar(y) for _ in 2:tableau.stages)...]
     none() = Vector{Any}(nothing, tableau.stages)
-    return SDEStep(0.0, 0.0, k, g, none(), none(), H0, H1, ntuple(_ -> fill!(similar(y), 0), 9)...)
+    return SDEStep(0.0, 0.0, 0.0, k, g, none(), none(), H0, H1, ntuple(_ -> fill!(similar(y), 0), 8)...)
 end
 
 "Gives the stages arrays for their residuals."
@@ -47,64 +47,78 @@ function keep_residuals!(step::SDEStep, tableau::NoiseTableau, drift, diffusion)
     return step
 end
 
-"The iterated integrals of the step: double I_(1,1)/sqrt(h), mixed I_(1,0)/h, triple I_(1,1,1)/h."
-function step_noise!(step::SDEStep)
-    T, (; h, dW, dZ, double, mixed, triple) = eltype(step.dW), step
-    size, root, third = T(h), T(sqrt(abs(h))), T(1 / sqrt(3))
+"""
+The iterated integrals of the step: double J_1 = I_(1,1)/sqrt(h), mixed J_2 = I_(1,0)/h = dW/2 + H and
+triple J_3 = I_(1,1,1)/h, with the space-time Levy area H = dZ / (2 sqrt(3)).
+"""
+function step_noise!(step::SDEStep, h)
+    T, (; dW, dZ, double, mixed, triple) = eltype(step.dW), step
+    size, root, area = T(h), T(sqrt(h)), T(1 / (2 * sqrt(3)))
+    @.. mixed = dZ * area + dW / 2
     @.. double = (dW^2 - size) / (2 * root)
-    @.. mixed = (dW + dZ * third) / 2
-    @.. triple = (dW^3 - 3 * dW * size) / (6 * size)
+    @.. triple = (dW^2 - 3 * size) * dW / (6 * size)
     return step
 end
 
 "Makes the step from `step.H0[1]` with the increments `step.dW`, `step.dZ`."
-function take_sde_step!(step::SDEStep, tableau::NoiseTableau, drift, diffusion, t, h)
-    step.t, step.h = t, h
-    step_noise!(step)
-    (; k, g, H0, H1, y1, E2) = step
-    y, n = H0[1], tableau.stages
-    for i in 1:n
-        if i > 1 && (i <= tableau.drifts || tableau.shared)
-            shifted!(H0[i], y, view(tableau.A0, i, :), k, h, i - 1)
-            add_noise!(H0[i], step, step.mixed, view(tableau.B0, i, :), i - 1)
+function take_sde_step!(step::SDEStep, tableau::NoiseTableau, drift, diffusion, t, h, t1)
+    step.t, step.h, step.t1 = t, h, t1
+    step_noise!(step, h)
+    (; k, g, H0, H1, y1, E2, dW, double, mixed, triple) = step
+    (; drifts, shared, A0, A1, B0, B1) = tableau
+    y, T, root = H0[1], eltype(y1), sqrt(h)
+    for i in 1:tableau.stages
+        if i > 1 && (i <= drifts || shared)
+            shifted!(H0[i], y, k, view(A0, i, :), h, i - 1)
+            with_noise!(H0[i], mixed, g, view(B0, i, :), i - 1)
         end
-        if i > 1 && !tableau.shared
-            shifted!(H1[i], y, view(tableau.A1, i, :), k, h, i - 1)
-            accumulate!(H1[i], view(tableau.B1, i, :), g, sqrt(abs(h)), i - 1)
+        if i > 1 && !shared
+            shifted!(H1[i], y, k, view(A1, i, :), h, i - 1)
+            accumulate!(H1[i], view(B1, i, :), g, root, i - 1)
         end
-        i <= tableau.drifts && evaluate!(k[i], drift, t + tableau.c0[i] * h, H0[i], step.k_residuals[i])
-        evaluate!(g[i], diffusion, t + tableau.c1[i] * h, H1[i], step.g_residuals[i])
+        i <= drifts && evaluate!(k[i], drift, stage_time(tableau.c0[i], t, h, t1), H0[i], step.k_residuals[i])
+        evaluate!(g[i], diffusion, stage_time(tableau.c1[i], t, h, t1), H1[i], step.g_residuals[i])
     end
+    shifted!(y1, y, k, tableau.alpha, h)
     fill!(E2, 0)
-    add_noise!(E2, step, step.mixed, tableau.b3, n)
-    add_noise!(E2, step, step.triple, tableau.b4, n)
-    shifted!(y1, y, tableau.alpha, k, h)
-    add!(y1, one(eltype(y)), E2)
-    add_noise!(y1, step, step.dW, tableau.b1, n)
-    add_noise!(y1, step, step.double, tableau.b2, n)
+    for (i, g_i) in enumerate(g)
+        b1, b2, b3, b4 = T(tableau.b1[i]), T(tableau.b2[i]), T(tableau.b3[i]), T(tableau.b4[i])
+        @.. y1 += (b1 * dW + b2 * double + b3 * mixed + b4 * triple) * g_i
+        @.. E2 += (b3 * mixed + b4 * triple) * g_i
+    end
     return step
 end
 
-"Adds `integral .* sum(weights[j] * g[j])` over the first `count` diffusions."
-function add_noise!(out, step::SDEStep, integral, weights, count)
-    next_term(weights, 1, count) > count && return out
-    total = weighted!(step.sum, weights, step.g, 1.0, count)
-    @.. out += integral * total
+"Adds `J_2 * sum(weights[j] * g[j])` over the first `count` diffusions."
+function with_noise!(out, mixed, g, weights, count)
+    for j in 1:count
+        weight, g_j = eltype(out)(weights[j]), g[j]
+        weight == 0 || (@.. out += weight * mixed * g_j)
+    end
     return out
 end
 
-"The error over the tolerance, (delta E1 + E2) / (atol + rtol max(|y|, |y1|)) with E1 = h sum e1 k, entrywise."
+"""
+The error over the tolerance, (delta E_1 + E_2) / (atol + rtol max(|y|, |y1|)) with E_1 = h sum k_i,
+entrywise.
+"""
 function sde_error_ratio!(out, step::SDEStep, tableau::NoiseTableau, rtol, atol)
-    accumulate!(copyto!(out, step.E2), tableau.e1, step.k, tableau.delta * step.h)
-    return over_tolerance!(out, step.H0[1], step.y1, rtol, atol)
+    shifted!(out, step.E2, step.k, tableau.e1, tableau.delta * step.h)
+    return divided!(out, step.H0[1], step.y1, rtol, atol)
 end
 
-"Local error estimate E = rms(r), r left in `step.scratch` by [`sde_error_ratio!`](@ref)."
+"Local error estimate E = rms of [`sde_error_ratio!`](@ref), which is left in `step.scratch`."
 sde_error_estimate!(step::SDEStep, tableau, rtol, atol) =
     rms(sde_error_ratio!(step.scratch, step, tableau, rtol, atol))
 
-"S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift's last two stages, which lie at t + h."
+"Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift, whose last two stages lie at t + h."
 function sde_stiffness_estimate(step::SDEStep, tableau::NoiseTableau)
     (; k, H0), n = step, tableau.drifts
     return stiffness_quotient(difference(k[n], k[n - 1]), difference(H0[n], H0[n - 1]))
+end
+
+"What the method estimates of the step; NaN where it has no estimate."
+function sde_estimates!(step::SDEStep, tableau::NoiseTableau, rtol, atol)
+    error = tableau.adaptive ? sde_error_estimate!(step, tableau, rtol, atol) : NaN
+    return (; error, stiffness = tableau.pair ? sde_stiffness_estimate(step, tableau) : NaN)
 end

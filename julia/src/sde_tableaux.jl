@@ -13,7 +13,6 @@ and the error (delta E1 + E2) over the tolerance with E1 = h sum e1 k. `drifts` 
 drift. `pair`: the last two drifts estimate the stiffness.
 """
 struct NoiseTableau
-    name::Symbol
     stages::Int
     drifts::Int
     A0::Matrix{Float64}
@@ -32,7 +31,6 @@ struct NoiseTableau
     shared::Bool
     adaptive::Bool
     pair::Bool
-    stability_size::Float64
 end
 
 """
@@ -48,15 +46,9 @@ function NoiseTableau(name::Symbol)
     c0, c1 = filled(row_sums(data["a0"]), stages), shared ? row("c1") : row_sums(data["a1"])
     adaptive = haskey(data, "delta")
     return NoiseTableau(
-        name, stages, drifts, square("a0"), square("a1"), square("b0"), square("b1"), c0, c1,
+        stages, drifts, square("a0"), square("a1"), square("b0"), square("b1"), c0, c1,
         row("alpha"), row("beta1"), row("beta2"), row("beta3"), row("beta4"),
         adaptive ? filled(ones(drifts), stages) : Float64[], exact(get(data, "delta", 0)), shared, adaptive,
-        adaptive && c0[drifts - 1] == c0[drifts] == 1, get(data, "stability_size", NaN)
+        adaptive && c0[drifts - 1] == c0[drifts] == 1
     )
 end
-
-const SOSRI_TABLEAU = NoiseTableau(:sosri)
-const SOSRI2_TABLEAU = NoiseTableau(:sosri2)
-const SRIW1_TABLEAU = NoiseTableau(:sriw1)
-const SOSRA_TABLEAU = NoiseTableau(:sosra)
-const EM_TABLEAU = NoiseTableau(:em)

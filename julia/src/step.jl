@@ -1,4 +1,4 @@
-# One explicit Runge-Kutta step: its stages, its error estimate, its stiffness estimate, its interpolant.
+# One explicit Runge-Kutta step: its stages, its error estimate, its stiffness estimate, its dense output.
 # The Python twin is python/regnde/_engines/torch/step.py: the same functions in the same order.
 # Formulas: E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, II.4-6; the
 # stiffness quotient: Hairer, Wanner II, IV.2.
@@ -36,43 +36,45 @@ function empty_step(tableau::Tableau, y::V) where {V}
     return Step(0.0, 0.0, 0.0, Vector{V}(undef, n), Vector{V}(undef, n), Vector{Any}(nothing, n), scratch, scratch)
 end
 
-"Time of stage `i`; a stage at the step's end gets exactly `t1`."
-stage_time(step::Step, tableau, i) = tableau.c[i] == 1.0 ? step.t1 : step.t + tableau.c[i] * step.h
+"Time of a stage at `c` of the step from `t` to `t1`; a stage at the step's end gets exactly `t1`."
+stage_time(c, t, h, t1) = c == 1 ? t1 : t + c * h
 
-"Sets `out = h * sum(weights[j] * terms[j])` over the first `count` terms."
-weighted!(out, weights, terms, h, count = length(weights)) = accumulate!(fill!(out, 0), weights, terms, h, count)
+"Sets `out = h * sum(weights[j] * k[j])` over the first `count` slopes."
+weighted!(out, k, weights, h, count = length(weights)) = accumulate!(fill!(out, 0), weights, k, h, count)
 
-"Sets `out = y + h * sum(weights[j] * terms[j])` over the first `count` terms."
-shifted!(out, y, weights, terms, h, count = length(weights)) =
-    accumulate!(copyto!(out, y), weights, terms, h, count)
+"Sets `out = y + h * sum(weights[j] * k[j])` over the first `count` slopes."
+shifted!(out, y, k, weights, h, count = length(weights)) = accumulate!(copyto!(out, y), weights, k, h, count)
 
 "Makes the step from `step.arguments[1]` with the first slope `step.k[1]` given."
 function take_step!(step::Step, tableau::Tableau, field, t, h, t1)
     step.t, step.h, step.t1 = t, h, t1
     foreach(i -> take_stage!(step, tableau, field, i), 2:tableau.stages)
-    tableau.fsal || shifted!(step.y1, step.arguments[1], tableau.b, step.k, h, tableau.stages)
+    tableau.fsal || shifted!(step.y1, step.arguments[1], step.k, tableau.b, h, tableau.stages)
     return step
 end
 
 function take_stage!(step::Step, tableau::Tableau, field, i)
-    argument!(step, tableau, i)
-    return evaluate!(step.k[i], field, stage_time(step, tableau, i), step.arguments[i], step.residuals[i])
+    (; t, h, t1, k, arguments, residuals) = step
+    shifted!(arguments[i], arguments[1], k, view(tableau.a, i, :), h, i - 1)
+    return evaluate!(k[i], field, stage_time(tableau.c[i], t, h, t1), arguments[i], residuals[i])
 end
 
-argument!(step::Step, tableau, i) =
-    shifted!(step.arguments[i], step.arguments[1], view(tableau.a, i, :), step.k, step.h, i - 1)
+"The error that is allowed in an entry of some size, atol + rtol size."
+@inline tolerance(size, rtol, atol) = atol + rtol * size
 
-"The error that is allowed at an entry: atol + rtol max(|y|, |y1|)."
-@inline tolerance(y, y1, rtol, atol) = atol + rtol * max(abs(y), abs(y1))
+"The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."
+function error_ratio!(out, step::Step, tableau, rtol, atol)
+    weighted!(out, step.k, tableau.btilde, step.h, tableau.stages)
+    return divided!(out, step.arguments[1], step.y1, rtol, atol)
+end
 
-"The embedded error h sum_j btilde_j k_j over the tolerance, entrywise."
-error_ratio!(out, step::Step, tableau, rtol, atol) = over_tolerance!(
-    weighted!(out, tableau.btilde, step.k, step.h, tableau.stages), step.arguments[1], step.y1, rtol, atol
-)
+"The larger of |y| and |y1|."
+@inline larger(y, y1) = max(abs(y), abs(y1))
 
-function over_tolerance!(error, y, y1, rtol, atol)
+"Divides an error by its tolerance, entrywise."
+function divided!(error, y, y1, rtol, atol)
     rt, at = eltype(error)(rtol), eltype(error)(atol)
-    @.. error = error / tolerance(y, y1, rt, at)
+    @.. error = error / tolerance(larger(y, y1), rt, at)
     return error
 end
 
@@ -94,23 +96,31 @@ end
 
 const SAFE_SQUARES = (1.0e-280, 1.0e300)  # sums of squares of which no term that counts is out of range
 
-"Local error estimate E = rms(r), r left in `step.scratch` by [`error_ratio!`](@ref)."
+"Local error estimate E = rms(r), r as in [`error_ratio!`](@ref), which is left in `step.scratch`."
 error_estimate!(step::Step, tableau, rtol, atol) = rms(error_ratio!(step.scratch, step, tableau, rtol, atol))
 
-"Rms of a change of the slope over that of the state that caused it; 0 where the state did not change."
+"Rms of a change of the slope over that of the state; 0 where the state did not change."
 function stiffness_quotient(slope_change, state_change)
     size = rms(state_change)
     return size == 0 ? 0.0 : rms(slope_change) / size
 end
 
-"S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}) of the last two stages, which both lie at t + h."
+"""
+Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}); 0 where the denominator is 0. Both
+stages lie at t + h.
+"""
 function stiffness_estimate(step::Step, tableau::Tableau)
-    (; k, arguments) = step
-    n = tableau.stages
+    (; k, arguments), n = step, tableau.stages
     return stiffness_quotient(difference(k[n], k[n - 1]), difference(arguments[n], arguments[n - 1]))
 end
 
-"The further stages that the interpolant needs; with `keep` the reverse will go over them."
+"What the method estimates of the step; NaN where it has no estimate."
+function estimates!(step::Step, tableau::Tableau, rtol, atol)
+    error = error_estimate!(step, tableau, rtol, atol)
+    return (; error, stiffness = tableau.pair ? stiffness_estimate(step, tableau) : NaN)
+end
+
+"The further stages that the dense output needs; with `keep` the reverse will go over them."
 function extra_stages!(step::Step{V}, tableau::Tableau, field; keep = false) where {V}
     for i in (tableau.stages + 1):total(tableau)
         if !isassigned(step.k, i)
@@ -122,53 +132,9 @@ function extra_stages!(step::Step{V}, tableau::Tableau, field; keep = false) whe
     return step
 end
 
-"Sets `out` to the state at t + theta h; the interpolant's stages have to be there."
+"Sets `out` to the state at t + theta h, after [`extra_stages!`](@ref)."
 dense_output!(out, step::Step, tableau, theta) =
-    shifted!(out, step.arguments[1], dense_weights(tableau, theta), step.k, step.h)
+    shifted!(out, step.arguments[1], step.k, dense_weights(tableau, theta), step.h)
 
 "Weights of the stages in the state at t + theta h."
 dense_weights(tableau::Tableau, theta) = tableau.dense * [theta^p for p in axes(tableau.dense, 2)]
-
-# --- memory of the stages --------------------------------------------------------------------------
-
-"Gives the step's stages arrays for their residuals."
-function keep_residuals!(step::Step, tableau::Tableau, field)
-    foreach(i -> step.residuals[i] = residuals(field), 1:tableau.stages)
-    return step
-end
-
-"The step as it is now; `renew!` then gives the next one other arrays."
-function snapshot(step::Step, tableau::Tableau)
-    (; t, h, t1, k, arguments, residuals, y1, scratch) = step
-    stages = 1:tableau.stages
-    return Step(t, h, t1, k[stages], arguments[stages], residuals[stages], y1, scratch)
-end
-
-"Arrays for the step after one whose arrays are held elsewhere; an FSAL method's first stage stays."
-function renew!(step::Step{V}, tableau::Tableau, field) where {V}
-    n, len = tableau.stages, length(step.scratch)
-    tableau.fsal && carry_over!(step, n)
-    for i in (tableau.fsal ? 2 : 1):n
-        step.k[i], step.arguments[i], step.residuals[i] = acquire!(V, len), acquire!(V, len), residuals(field)
-    end
-    step.y1 = tableau.fsal ? step.arguments[n] : acquire!(V, len)
-    return step
-end
-
-"Makes stage `n` the first one."
-function carry_over!(step::Step, n)
-    step.k[1], step.arguments[1], step.residuals[1] = step.k[n], step.arguments[n], step.residuals[n]
-    return step
-end
-
-"Releases the memory of stages from `first` on, and of the step's end."
-function release!(step::Step, first = 1)
-    (; k, arguments, residuals) = step
-    any(i -> isassigned(arguments, i) && arguments[i] === step.y1, eachindex(arguments)) || release!(step.y1)
-    for i in first:length(arguments)
-        isassigned(arguments, i) && release!(arguments[i])
-        i <= length(k) && isassigned(k, i) && release!(k[i])
-        i <= length(residuals) && residuals[i] !== nothing && foreach(release!, residuals[i])
-    end
-    return nothing
-end

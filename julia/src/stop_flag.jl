@@ -3,9 +3,6 @@
 "Where the flag lies (an Int32, not zero to stop), or null."
 const STOP_FLAG = Ref(Ptr{Int32}(0))
 
-"Tells where the flag lies."
-set_stop_flag!(address::Ptr{Int32}) = (STOP_FLAG[] = address; nothing)
-
 "Throws an `InterruptException` if the flag is set; called at every step."
 function check_stop_flag()
     set = STOP_FLAG[] != C_NULL && unsafe_load(STOP_FLAG[]) != 0

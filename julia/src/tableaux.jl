@@ -18,7 +18,6 @@ An explicit Runge-Kutta method with stages k_i = f(t + c_i h, y + h sum_j a_ij k
   - `pair`: the last two stages both lie at t + h, so that their quotient estimates the stiffness
 """
 struct Tableau
-    name::Symbol
     stages::Int
     extra::Int
     a::Matrix{Float64}
@@ -28,7 +27,6 @@ struct Tableau
     dense::Matrix{Float64}
     fsal::Bool
     pair::Bool
-    stability_size::Float64
 end
 
 "Total number of stages, the interpolant's included."
@@ -90,13 +88,8 @@ function Tableau(name::Symbol)
     fsal = c[stages] == 1 && b == a[stages, :]
     quartic = haskey(data, "quartic") ? filled(data["quartic"], n) : nothing
     dense = haskey(data, "dense") ? filled(data["dense"], n, maximum(length, data["dense"])) : hermite(b, quartic)
-    return Tableau(
-        name, stages, length(extra), a, c, b, filled(data["btilde"], n), dense, fsal,
-        c[stages - 1] == c[stages] == 1, get(data, "stability_size", NaN)
-    )
+    pair = c[stages - 1] == c[stages] == 1
+    return Tableau(stages, length(extra), a, c, b, filled(data["btilde"], n), dense, fsal, pair)
 end
 
 const TSIT5 = Tableau(:tsit5)
-const DP5_TABLEAU = Tableau(:dp5)
-const BS3_TABLEAU = Tableau(:bs3)
-const VERN7 = Tableau(:vern7)

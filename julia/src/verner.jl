@@ -3,10 +3,8 @@
 # `a74` is a_{7,4}, `b7`, `btilde7` likewise, and `r075` the coefficient of theta^5 in the interpolant's
 # weight of stage 7.
 
-"""
-    verner(name, stages, extra, fsal, stability_size, tables...) -> Tableau
-"""
-function verner(name, stages, extra, fsal, stability_size, tables...)
+"The method of so many stages whose coefficients stand in `tables`."
+function verner(stages, extra, fsal, tables...)
     n = stages + extra
     a, b, btilde = zeros(n, n), zeros(n), zeros(n)
     dense = zeros(n, 9)
@@ -29,18 +27,7 @@ function verner(name, stages, extra, fsal, stability_size, tables...)
     # the tables name the times by rank, not by stage; they are the row sums anyway
     c = vec(sum(a; dims = 2))
     c[abs.(c .- 1) .< 1.0e-12] .= 1.0
-    return Tableau(name, stages, extra, a, c, b, btilde, dense, fsal, true, stability_size)
+    return Tableau(stages, extra, a, c, b, btilde, dense, fsal, true)
 end
 
-const VERN6 = let table = Vern6Tableau(Float64, Float64)
-    verner(:vern6, 9, 3, true, 4.8553, table, table.extra, table.interp)
-end
-
-const VERN8 = let table = Vern8Tableau(Float64, Float64)
-    verner(:vern8, 13, 8, false, 5.8641, table, table.extra, table.interp)
-end
-
-const VERN9 = verner(
-    :vern9, 16, 10, false, 4.4762, Vern9Tableau(Float64, Float64), Vern9ExtraStages(Float64, Float64),
-    Vern9InterpolationCoefficients(Float64)
-)
+verner(table, stages, extra, fsal) = verner(stages, extra, fsal, table, table.extra, table.interp)

@@ -43,11 +43,11 @@ function replay(rec, drift, diffusion, shape, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
-        t, h = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n]
+        t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
         copyto!(step.H0[1], y)
         copyto!(step.dW, view(rec.tape[n], (len + 1):(2len)))
         copyto!(step.dZ, view(rec.tape[n], (2len + 1):(3len)))
-        take_sde_step!(step, tableau, fields..., t, h)
+        take_sde_step!(step, tableau, fields..., t, h, t1)
         tableau.adaptive && push!(out.error, sde_error_estimate!(step, tableau, rtol, atol))
         tableau.pair && push!(out.stiffness, sde_stiffness_estimate(step, tableau))
         save_at!(out.ys, rec, n, step.y1, theta -> (1 - theta) * y + theta * step.y1)

@@ -2,13 +2,16 @@
 # c where those packages round row sums otherwise.
 
 using OrdinaryDiffEqCore: alg_stability_size
-using OrdinaryDiffEqLowOrderRK: BS3, BS3ConstantCache, DP5, DP5ConstantCacheActual
-using OrdinaryDiffEqTsit5: Tsit5, Tsit5ConstantCacheActual, Tsit5Interp
-using OrdinaryDiffEqVerner: Vern7, Vern7ExtraStages, Vern7InterpolationCoefficients, Vern7Tableau
-using RegNDE: BS3_TABLEAU, DP5_TABLEAU, SOSRA_TABLEAU, SOSRI2_TABLEAU, SOSRI_TABLEAU, SRIW1_TABLEAU, TSIT5, VERN7,
-    verner
+using OrdinaryDiffEqLowOrderRK: BS3ConstantCache, DP5ConstantCacheActual
+using OrdinaryDiffEqTsit5: Tsit5ConstantCacheActual, Tsit5Interp
+using OrdinaryDiffEqVerner: Vern7ExtraStages, Vern7InterpolationCoefficients, Vern7Tableau
+using RegNDE: COEFFICIENTS, NoiseTableau, TSIT5, Tableau, method, verner
 using StochasticDiffEqHighOrder: SOSRI2, SOSRAConstantCache, SOSRI2ConstantCache, SOSRIConstantCache, constructSRIW1
 using Test: @test, @testset
+
+const DP5_TABLEAU, BS3_TABLEAU, VERN7 = Tableau(:dp5), Tableau(:bs3), Tableau(:vern7)
+const SOSRI_TABLEAU, SOSRI2_TABLEAU = NoiseTableau(:sosri), NoiseTableau(:sosri2)
+const SOSRA_TABLEAU, SRIW1_TABLEAU = NoiseTableau(:sosra), NoiseTableau(:sriw1)
 
 "The fields of a table in their order, which is that of rows from left to right without what is always zero."
 function numbers(table, letter)
@@ -39,7 +42,7 @@ rows_of(a, first, last) = filter(!iszero, [a[i, j] for i in first:last for j in 
     @test filter(!iszero, DP5_TABLEAU.dense[:, 4]) == numbers(DP5ConstantCacheActual(Float64, Float64), "d")
 
     tables = Vern7Tableau(Float64, Float64), Vern7ExtraStages(Float64, Float64), Vern7InterpolationCoefficients(Float64)
-    theirs = verner(:vern7, 10, 6, false, 4.64, tables...)
+    theirs = verner(10, 6, false, tables...)
     for field in (:a, :b, :btilde, :fsal, :pair)
         @test getfield(VERN7, field) == getfield(theirs, field)
     end
@@ -49,11 +52,12 @@ rows_of(a, first, last) = filter(!iszero, [a[i, j] for i in first:last for j in 
     @test VERN7.c ≈ theirs.c atol = 1.0e-13 # row sums there
     @test VERN7.c[9:11] == [1, 1, 1]
 
-    for (tableau, algorithm) in (TSIT5 => Tsit5(), DP5_TABLEAU => DP5(), VERN7 => Vern7())
-        @test tableau.stability_size == alg_stability_size(algorithm)
+    for name in (:tsit5, :dp5, :vern7)
+        (; algorithm, tableau) = method(name)
+        @test COEFFICIENTS["ode"][String(name)]["stability_size"] == alg_stability_size(algorithm)
         @test tableau.pair
     end
-    @test isnan(BS3_TABLEAU.stability_size)
+    @test !haskey(COEFFICIENTS["ode"]["bs3"], "stability_size")
     @test !BS3_TABLEAU.pair
     @test [t.fsal for t in (TSIT5, DP5_TABLEAU, BS3_TABLEAU, VERN7)] == [true, true, true, false]
 end
@@ -73,7 +77,7 @@ end
         @test tableau.delta == 1
     end
     @test SOSRI2_TABLEAU.pair
-    @test SOSRI2_TABLEAU.stability_size == alg_stability_size(SOSRI2())
+    @test COEFFICIENTS["sde"]["sosri2"]["stability_size"] == alg_stability_size(SOSRI2())
     @test !SOSRI_TABLEAU.pair
 
     table = SOSRAConstantCache(Float64, Float64)

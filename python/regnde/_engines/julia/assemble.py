@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -11,11 +11,13 @@ from torch import Tensor, fx
 from regnde._engines.julia.buffers import Buffers
 from regnde._engines.julia.capture import Captured
 from regnde._engines.julia.lower import Program, number_of
-from regnde._engines.julia.source import NAME, julia_type, wrapped
+from regnde._engines.julia.source import NAME, julia_type
 from regnde._engines.julia.trace import Traced, outputs_of
 from regnde._engines.julia.translate import deduplicate, residuals, translated
 
 __all__ = ["source_of"]
+
+Outputs = Sequence[tuple[str, fx.Node, str]]
 
 
 def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
@@ -31,67 +33,46 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
     saved = {node: f"r{i + 1}" for i, node in enumerate(residuals(traced))}
     buffers = Buffers()
 
-    def function(head: str, outputs: Sequence[tuple[str, fx.Node, str]], **options: Mapping[fx.Node, str]) -> list[str]:
+    def body(outputs: Outputs, **options: Mapping[fx.Node, str]) -> list[str]:
         program = translated(traced, outputs, **options)
         overwritten = [target for target, _, sign in outputs if sign == "="] + list(options.get("stored", {}).values())
-        body = _body(program, buffers.place(program.statements, overwritten))
-        if outputs is reverse and ybar is None:
-            body.append("    fill!(ybar, 0)")
-        return [
-            "",
-            f"function {name}{head}",
-            *_opening(body, count, with_gradient, y),
-            *body,
-            "    return nothing",
-            "end",
-        ]
+        lines = _lines(program, buffers.place(program.statements, overwritten))
+        return [*lines, "fill!(ybar, 0)"] if outputs is reverse and ybar is None else lines
 
+    functions = {"!(dy, t, y, p, cache)": body(forward), "_vjp!(ybar, pbar, ct, t, y, p, cache)": body(reverse)}
+    if saved:
+        functions["_keep!(dy, t, y, p, cache, residuals)"] = body(forward, stored=saved)
+        functions["_back!(ybar, pbar, ct, t, y, p, cache, residuals)"] = body(reverse, given=saved)
+    unpacked = [(f"p{i + 1}", "p") for i in range(count)] + [(f"p{i}bar", "pbar") for i in with_gradient]
+    unpacked += [(residual, "residuals") for residual in saved.values()]
     shape = (*reversed(y.shape[1:]), "B") if traced.batch is not None else tuple(reversed(y.shape))
     lines = [
         f"# The field {name} and its vector-Jacobian product, written by regnde from a PyTorch trace.",
         f"# y: {julia_type(y.dtype)} array of size ({', '.join(map(str, shape))}); p: {count} arrays.",
-        *function("!(dy, t, y, p, cache)", forward),
-        *function("_vjp!(ybar, pbar, ct, t, y, p, cache)", reverse),
     ]
-    if saved:
-        lines += function("_keep!(dy, t, y, p, cache, residuals)", forward, stored=saved)
-        lines += function("_back!(ybar, pbar, ct, t, y, p, cache, residuals)", reverse, given=saved)
+    for head, statements in functions.items():
+        opening = _opening(head, buffers.sizes, unpacked)
+        opening += [f"B = size(y, {y.dim()})"] if traced.batch is not None else []
+        lines += ["", f"function {name}{head}"]
+        lines += [f"    {line}" for line in (*opening, *statements, "return nothing")]
+        lines += ["end"]
     return "\n".join([*lines, "", *_arrays(traced, buffers, list(saved), y.dtype)]) + "\n"
 
 
-def _body(program: Program, names: Mapping[str, str]) -> list[str]:
-    """The statements as lines, with the user's own above them."""
-    lines, origin = [], ""
-    for statement in program.statements:
-        if statement.origin and statement.origin != origin:
-            origin = statement.origin
-            lines.append(f"    # {origin}")
-        for line in statement.lines:
-            text = NAME.sub(lambda match: names[match[0]], line)
-            if not re.fullmatch(r"@\.+ (\w+) = \1", text):  # written there before
-                lines += wrapped(text, "    ")
+def _lines(program: Program, names: Mapping[str, str]) -> list[str]:
+    """The statements as lines."""
+    lines = [NAME.sub(lambda match: names[match[0]], line) for x in program.statements for line in x.lines]
+    return [line for line in lines if not re.fullmatch(r"@\.+ (\w+) = \1", line)]  # written there before
+
+
+def _opening(head: str, buffers: Collection[str], unpacked: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines that unpack the arguments of a function."""
+    lines = [f"(; {', '.join(buffers)}) = cache"] if buffers else []
+    for argument in ("p", "pbar", "residuals"):
+        names = [name for name, source in unpacked if source == argument]
+        if names and re.search(rf"\b{argument}\b", head):
+            lines.append(f"({', '.join(names)},) = {argument}")
     return lines
-
-
-def _opening(body: Sequence[str], count: int, with_gradient: Sequence[int], y: Tensor) -> list[str]:
-    """Lines that unpack the arguments that the body uses."""
-    used = set(re.findall(r"\b\w+\b", re.sub(r"#.*", "", "\n".join(body))))
-    lines = []
-    buffers, residuals = (_numbered(used, letter) for letter in "hr")
-    if buffers:
-        lines += wrapped(f"(; {', '.join(f'h{i}' for i in buffers)}) = cache", "    ")
-    for source, names in (
-        ("p", [f"p{i + 1}" for i in range(count)]),
-        ("pbar", [f"p{i}bar" for i in with_gradient]),
-        ("residuals", [f"r{i + 1}" for i in range(max(residuals, default=0))]),
-    ):
-        if used.intersection(names):
-            lines += wrapped(f"({', '.join(names)}{',' if len(names) == 1 else ''}) = {source}", "    ")
-    return [*lines, f"    B = size(y, {y.dim()})"] if "B" in used else lines
-
-
-def _numbered(used: set[str], letter: str) -> list[int]:
-    return sorted(int(name[1:]) for name in used if re.fullmatch(rf"{letter}\d+", name))
 
 
 def _arrays(traced: Traced, buffers: Buffers, saved: Sequence[fx.Node], dtype: torch.dtype) -> list[str]:
@@ -106,6 +87,6 @@ def _arrays(traced: Traced, buffers: Buffers, saved: Sequence[fx.Node], dtype: t
     return [
         "(",
         *(["    buffers = (y, B) -> (", *made, "    ),"] if made else ["    buffers = (y, B) -> (;),"]),
-        *wrapped(f"residuals = B -> ({sizes}),", "    "),
+        f"    residuals = B -> ({sizes}),",
         ")",
     ]

@@ -137,8 +137,7 @@ class SolveJob:
         arguments.tensor(ys)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
-        name, options = ("bridge_adjoint", (self.adjoint,)) if self.adjoint else ("bridge_backward", ())
-        _call(name, self.number, *arguments.location, *options)
+        _call("bridge_backward", self.number, *arguments.location, self.adjoint)
         return y0bar, None if tbar is None else tbar.to(ts), *gradients
 
 

@@ -60,7 +60,6 @@ class Value:
         permuted: the array that this is a permutation of, and the permutation (torch's).
         pending: an array not written yet.
         parts: regions that are added to `expr`, as (Julia index, value).
-        origin: the user's line.
     """
 
     shape: Shape
@@ -73,7 +72,6 @@ class Value:
     permuted: tuple[Value, tuple[int, ...]] | None = None
     pending: Pending | None = None
     parts: tuple[tuple[str, Value], ...] = ()
-    origin: str = ""
 
     @property
     def natural(self) -> Shape:
@@ -98,7 +96,6 @@ class Program:
     def __init__(self, batch: sympy.Symbol | None) -> None:
         self.batch = batch
         self.statements: list[Statement] = []
-        self.origin = ""
         self._count = 0
         self._views: dict[tuple[str, str], str] = {}
         self._reshaped: dict[str, str] = {}
@@ -201,20 +198,20 @@ class Program:
         self._reshaped[value.expr.text] = base
         return value
 
-    def write(self, pending: Pending, shape: Shape, dtype: torch.dtype, origin: str = "") -> Value:
+    def write(self, pending: Pending, shape: Shape, dtype: torch.dtype) -> Value:
         """Writes an array to memory."""
         name = self.fresh()
-        self.statements.append(Statement(name, pending.write(name, False), shape, dtype, origin=origin or self.origin))
+        self.statements.append(Statement(name, pending.write(name, False), shape, dtype))
         return array_value(name, shape, dtype)
 
     def store(self, value: Value) -> Value:
         """Writes a value to memory, whatever it is."""
         if value.pending:
-            return self.write(value.pending, value.shape, value.dtype, value.origin)
+            return self.write(value.pending, value.shape, value.dtype)
         if value.permuted:
             return self._permuted_copy(value)
         name = self.fresh()
-        self.assign(name, value, origin=value.origin or self.origin)
+        self.assign(name, value)
         return array_value(name, value.shape, value.dtype)
 
     def number(self, value: Value) -> Value:
@@ -223,12 +220,12 @@ class Program:
         self.statements.append(Statement(name, (f"{name} = {value.expr.bare}",), None, value.dtype))
         return replace(value, expr=Expr(name))
 
-    def assign(self, target: str, value: Value, operator: str = "=", origin: str = "") -> None:
+    def assign(self, target: str, value: Value, operator: str = "=") -> None:
         """Writes an expression, and the parts added to it, to `target`, or adds them there (`operator="+="`)."""
         lines = self.assigned(target, value, operator)
         parts = {name for _, part in value.parts for name in part.expr.names}
         entrywise = tuple(name for name in value.expr.names if name not in parts)
-        self.statements.append(Statement(target, lines, value.shape, value.dtype, entrywise, origin))
+        self.statements.append(Statement(target, lines, value.shape, value.dtype, entrywise))
 
     def assigned(self, target: str, value: Value, operator: str = "=") -> tuple[str, ...]:
         """The lines of `assign`."""

@@ -1,10 +1,10 @@
-"""Julia text: expressions, numbers, sizes, statements, long lines."""
+"""Julia text: expressions, numbers, sizes, statements."""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import sympy
@@ -21,13 +21,10 @@ __all__ = [
     "literal",
     "prefix",
     "size_text",
-    "wrapped",
 ]
 
 NAME = re.compile(r"%\d+")
 """A value of the program before its buffer is known: `%1`, `%2`, ..."""
-
-WIDTH = 92
 
 _TYPES = {
     torch.float64: "Float64",
@@ -73,7 +70,6 @@ class Statement:
         shape: the target's size in torch's order, or None for a view or a number, which need no memory.
         dtype: the target's element type.
         entrywise: values whose memory the target may take over: read entry by entry at the same place, or not at all.
-        origin: the line of the user's module.
     """
 
     target: str
@@ -81,7 +77,6 @@ class Statement:
     shape: tuple[object, ...] | None
     dtype: torch.dtype
     entrywise: tuple[str, ...] = ()
-    origin: str = field(default="", compare=False)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -161,17 +156,3 @@ def factor(number: sympy.Expr, batch: sympy.Symbol | None, dtype: torch.dtype) -
 
 def _text_of(expr: sympy.Expr, batch: sympy.Symbol | None) -> str:
     return str(expr if batch is None else expr.subs(batch, sympy.Symbol("B", integer=True, positive=True)))
-
-
-def wrapped(line: str, indent: str) -> list[str]:
-    """A statement as lines of at most about `WIDTH` characters, broken after operators and commas."""
-    lines, rest, pad = [], line, indent
-    while len(pad) + len(rest) > WIDTH:
-        breaks = [m.end() for m in re.finditer(r"(?<= [-+*/<>]| =)\s|(?<=,)\s", rest[: WIDTH - len(pad)])]
-        breaks = [b for b in breaks if b > 20]
-        if not breaks:
-            break
-        lines.append(pad + rest[: breaks[-1]].rstrip())
-        rest, pad = rest[breaks[-1] :], indent + "    "
-    lines.append(pad + rest)
-    return lines

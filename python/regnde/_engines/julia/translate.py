@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -62,7 +60,7 @@ def translated(
         if node in needed and node not in values:
             value = _value(program, node, values)
             if node in stored:
-                _output(program, stored[node], value, "=", value.origin)
+                _output(program, stored[node], value, "=")
                 value = _array_of(node, stored[node])
             values[node] = _shared(program, value, uses[node])
     for target, node, operator in outputs:
@@ -166,11 +164,9 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         raise UnsupportedField(f"the field can not be written in Julia: no translation of {node.target}.{_where(node)}")
     args = fx.node.map_arg(node.args, values.get)
     kwargs = {key: fx.node.map_arg(x, values.get) for key, x in node.kwargs.items() if key not in _TYPING}
-    program.origin = _origin(node)
     try:
         if isinstance(result, Tensor):
-            value = writer(_result(program, result), *args, **kwargs)
-            return value if value.origin or not program.origin else replace(value, origin=program.origin)
+            return writer(_result(program, result), *args, **kwargs)
         return writer([_result(program, x) for x in result or () if x is not None], *args, **kwargs)
     except (KeyError, NotImplementedError, TypeError, ValueError) as error:
         raise UnsupportedField(
@@ -199,21 +195,16 @@ def _shared(program: Program, value: Any, uses: int) -> Any:
     return program.number(value) if program.scalar(value) else program.store(value)
 
 
-def _output(program: Program, target: str, value: Value, operator: str, origin: str = "") -> None:
+def _output(program: Program, target: str, value: Value, operator: str) -> None:
     if value.permuted:
         value = program.view(value)
     if value.pending and (operator == "=" or value.pending.accumulates):
         lines = value.pending.write(target, operator == "+=")
-        program.statements.append(Statement(target, lines, value.shape, value.dtype, origin=origin))
+        program.statements.append(Statement(target, lines, value.shape, value.dtype))
     else:
-        program.assign(target, program.store(value) if value.pending else value, operator, origin)
+        program.assign(target, program.store(value) if value.pending else value, operator)
 
 
 def _where(node: fx.Node) -> str:
     line = (node.stack_trace or "").strip()
     return f"\n  at {line}" if line else " It is in the field's derivative."
-
-
-def _origin(node: fx.Node) -> str:
-    match = re.fullmatch(r"(?:.*[/\\])?([^/\\]+:\d+), in .*?: (.*)", (node.stack_trace or "").strip())
-    return f"{match[1]}: {match[2]}"[:90] if match else ""
