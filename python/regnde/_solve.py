@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +126,8 @@ def solve_on_grid(
 def _run(request: Request) -> Solution:
     """Solves a request whose arguments are checked."""
     if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
-        return torch.compiler.disable(_run_uncompiled)(request)  # type: ignore[no-any-return]  # it keeps the signature
+        run: Any = torch.compiler.disable(_run_uncompiled)  # type: ignore[no-untyped-call]  # torch does not type it
+        return run(request)  # type: ignore[no-any-return]
     return _run_uncompiled(request)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class TorchEngine(Engine):
             return _solve_per_sample(request)
         stepper = _stepper(request)
         start = y0
-        if request.ts.requires_grad:  # moving t0 by s moves the trajectory by -s f(t0, y0)
+        if _moves(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
             start = _moved(stepper.field, y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
@@ -97,7 +98,7 @@ class TorchEngine(Engine):
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys = torch.cat(path.chunks)
-        if request.ts.requires_grad and path.failure is None:
+        if _moves(request.ts) and path.failure is None:
             rows = zip(ys, times, request.ts, strict=True)
             ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
         steps = _steps(request, stepper, path, local)
@@ -135,7 +136,7 @@ def _why_not_per_sample(request: Request) -> str | None:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if request.ts.requires_grad:
+    if _moves(request.ts):
         return "batch='per-sample' gives no gradient with respect to the times: detach ts."
     return None
 
@@ -225,12 +226,23 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
 
 
+def _moves(ts: Tensor) -> bool:
+    """Whether the times carry a gradient, or a tangent of forward mode."""
+    return ts.requires_grad or (transformed() and _has_tangent(ts))
+
+
+def _has_tangent(ts: Tensor) -> bool:
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(ts)
+    dual: Any = torch.autograd.forward_ad.unpack_dual(ts)  # type: ignore[no-untyped-call]  # torch does not type it
+    return wrapped or dual.tangent is not None
+
+
 def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float) -> Tensor:
     """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
 
     It is a step whose size is 0 and carries the gradient: for sign 1 from t to `moving`, else back.
     """
-    by = (moving - moving.detach()).to(y.device, y.dtype.to_real())
+    by = (moving - t).to(y.device, y.dtype.to_real())
     (start,) = stage_times((0.0,), t, 0.0, t, y)
     origin = start if sign > 0 else start + by
     tableau = TABLEAUX["rk4"]

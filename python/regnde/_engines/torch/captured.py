@@ -5,28 +5,81 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "buffers_in_training", "random_states", "with_contents", "with_random_states"]
+__all__ = ["Captured", "Surroundings"]
 
 DEPTH = 4  # from a function to what it captures, and so on; submodules count as one with their module
-MOST = 1000  # entries of one thing
+MOST = 1000  # things that are looked at, modules and their tensors apart
+LARGE = 2**16  # entries of a tensor from which its version tells whether it was changed, not its contents
 SCALARS = (bool, int, float, complex, str, type(None))
 
 
-def buffers_in_training(functions: Sequence[Callable[..., object]]) -> list[Tensor]:
-    """Buffers of the captured modules in training mode: an evaluation may write to them (batch norm)."""
-    modules = (thing for _, thing in _captured(functions) if isinstance(thing, torch.nn.Module) and thing.training)
-    return list({id(buffer): buffer for module in modules for buffer in module.buffers(recurse=False)}.values())
+class Surroundings:
+    """What a field may change when it is evaluated: random states and tensors such as running statistics.
+
+    Args:
+        functions: the user's functions.
+        device: of the state.
+    """
+
+    def __init__(self, functions: Sequence[Callable[..., object]], device: torch.device) -> None:
+        self.device = device
+        found = (thing for _, thing in _captured(functions) if isinstance(thing, Tensor) and not thing.requires_grad)
+        self.tensors = [x for x in found if x.layout == torch.strided and x.device.type != "meta"]
+        self._versions = [x._version for x in self.tensors]
+        self._latest: list[Tensor] = [torch.empty(0)] * len(self.tensors)
+        self._random: list[Tensor] = []
+
+    def snapshot(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Random states and contents now; what did not change since the last time is no new copy."""
+        for i, (x, old) in enumerate(zip(self.tensors, self._latest, strict=True)):
+            if x.numel() < LARGE and not (old.shape == x.shape and torch.equal(x, old)):
+                self._latest[i] = x.detach().clone()
+            elif x.numel() >= LARGE and x._version != self._versions[i]:  # a large one is copied once it is written to
+                self._latest[i], self._versions[i] = x.detach().clone(), x._version
+        states = _random_states(self.device)
+        if len(self._random) != len(states) or not all(map(torch.equal, states, self._random)):
+            self._random = states
+        return self._random, list(self._latest)
+
+    def restore(self, then: tuple[list[Tensor], list[Tensor]]) -> None:
+        """Makes them what they were; autograd does not see it."""
+        random, contents = then
+        torch.set_rng_state(random[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(random[1], self.device)
+        for x, content in zip(self.tensors, contents, strict=True):
+            if content.shape == x.shape and not torch.equal(x, content):
+                x.data.copy_(content)
+
+    @contextmanager
+    def as_in(self, then: tuple[list[Tensor], list[Tensor]]) -> Iterator[None]:
+        """Within, they are what they were."""
+        known = zip(self.tensors, then[1], strict=True)
+        now = _random_states(self.device), [x.detach().clone() if x.shape == y.shape else y for x, y in known]
+        self.restore(then)
+        try:
+            yield
+        finally:
+            self.restore(now)
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 class Captured:
-    """A fingerprint of what functions capture, to name what has changed since.
+    """A fingerprint of what functions capture, to tell and to name what has changed since.
 
     Args:
         functions: the user's functions.
@@ -35,6 +88,14 @@ class Captured:
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
         self.functions = functions
         self.before = _fingerprint(functions)
+
+    def parameters_changed(self) -> bool:
+        """Whether a tensor that requires a gradient was replaced or written to."""
+        return any(
+            mark.leaf and mark != _Mark.of(x)
+            for mark in self.before.values()
+            if isinstance(mark, _Mark) and (x := mark.tensor()) is not None
+        )
 
     def changes(self) -> str:
         """A sentence that names what has changed since."""
@@ -45,29 +106,48 @@ class Captured:
         return f"Changed since the solve: {', '.join(sorted(names)[:5])}{' and more' if len(names) > 5 else ''}."
 
 
+class _Mark(NamedTuple):
+    """By which a change of a tensor shows."""
+
+    tensor: weakref.ref[Tensor]
+    pointer: int
+    version: int
+    leaf: bool
+
+    @staticmethod
+    def of(x: Tensor | None) -> _Mark | None:
+        return None if x is None else _Mark(weakref.ref(x), x.data_ptr(), x._version, x.is_leaf and x.requires_grad)
+
+
 def _fingerprint(functions: Sequence[Callable[..., object]]) -> dict[str, object]:
     marks: dict[str, object] = {}
     for name, thing in _captured(functions):
-        if isinstance(thing, Tensor):
-            marks[name] = (id(thing), thing.data_ptr(), thing._version, thing.requires_grad)
+        if isinstance(thing, Tensor) and thing.layout == torch.strided:
+            marks[name] = _Mark.of(thing)
         elif isinstance(thing, SCALARS):
             marks[name] = thing
     return marks
 
 
 def _captured(functions: Sequence[Callable[..., object]]) -> Iterator[tuple[str, object]]:
-    """Everything within reach, each once, with a name."""
-    waiting: list[tuple[str, object, int]] = [("", function, 0) for function in functions]
+    """Everything within reach, each once, with a name, the nearest first."""
+    waiting: deque[tuple[str, object, int]] = deque(("", function, 0) for function in functions)
     seen: set[int] = set()
     while waiting:
-        name, thing, depth = waiting.pop()
+        name, thing, depth = waiting.popleft()
         if isinstance(thing, SCALARS):
             yield name, thing
         elif id(thing) not in seen and depth <= DEPTH:
             seen.add(id(thing))
             yield name, thing
-            deeper = depth + (not isinstance(thing, torch.nn.Module))
-            waiting += [(f"{name}.{key}" if name else key, value, deeper) for key, value in islice(_parts(thing), MOST)]
+            module = isinstance(thing, torch.nn.Module)
+            room = None if module else max(MOST - len(waiting), 0)
+            try:
+                waiting.extend(
+                    (f"{name}.{key}".lstrip("."), x, depth + (not module)) for key, x in islice(_parts(thing), room)
+                )
+            except Exception:  # a container of the user's that can not be read now is not looked into
+                continue
 
 
 def _parts(thing: object) -> Iterator[tuple[str, object]]:
@@ -110,39 +190,3 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     yield from _numbered(function.__defaults__ or ())
     if hasattr(function, "__wrapped__"):
         yield "wrapped", function.__wrapped__
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """States of the generators that a field on this device draws from."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@contextmanager
-def with_random_states(states: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Random numbers as they were then."""
-    present = random_states(device)
-    _set_generators(states, device)
-    try:
-        yield
-    finally:
-        _set_generators(present, device)
-
-
-def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-
-
-@contextmanager
-def with_contents(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Buffers with the contents that they had then, such as running statistics; autograd does not see it."""
-    present = [buffer.clone() for buffer in buffers]
-    for buffer, value in zip(buffers, values, strict=True):
-        buffer.data.copy_(value)
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, present, strict=True):
-            buffer.data.copy_(value)

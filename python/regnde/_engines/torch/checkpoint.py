@@ -1,7 +1,7 @@
-"""The checkpointed gradient: a part of the solve is evaluated again when its derivative is asked for.
+"""The checkpointed gradient: a step of the solve is evaluated again when its derivative is asked for.
 
 The graph of the forward pass stays as it is. Only the tensors that its nodes would save are dropped, and
-made again, one part at a time, when the backward pass asks for them. Hooks, tensors that the field makes
+made again, one step at a time, when the backward pass asks for them. Hooks, tensors that the field makes
 itself and tensors of other computations therefore behave as without a checkpoint.
 A. Griewank, A. Walther, Evaluating Derivatives (2008), chapter 12.
 """
@@ -9,26 +9,22 @@ A. Griewank, A. Walther, Evaluating Derivatives (2008), chapter 12.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from regnde._engines.torch.captured import (
-    Captured,
-    buffers_in_training,
-    random_states,
-    with_contents,
-    with_random_states,
-)
+from regnde._engines.torch.captured import Captured, Surroundings
 from regnde._engines.torch.field import CountedField
 
 __all__ = ["Checkpoint", "transformed"]
 
-T = TypeVar("T", bound="tuple[object, ...]")
+T = TypeVar("T")
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
+SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
 
 
 def transformed() -> bool:
@@ -37,7 +33,7 @@ def transformed() -> bool:
 
 
 class Checkpoint:
-    """Evaluates parts of one solve so that they can be evaluated again.
+    """Evaluates the steps of one solve so that they can be evaluated again.
 
     Args:
         fields: the fields of the equation.
@@ -45,25 +41,27 @@ class Checkpoint:
     """
 
     def __init__(self, fields: Sequence[CountedField], device: torch.device) -> None:
-        self.device = device
         self.fields = fields
         functions = [field.function for field in fields]
-        self.captured = Captured(functions)
-        self.buffers = buffers_in_training(functions)
-        self._random: list[Tensor] = []
-        self._begun = self._whole = False
+        self.captured, self.surroundings = Captured(functions), Surroundings(functions, device)
+        self.latest = _Latest()
+        self._whole, self._unsupported = True, False
 
-    def __call__(self, function: Callable[..., T], *inputs: Tensor | None) -> T:
-        """function(*inputs), a tuple; what the graph would save is dropped.
+    def __call__(self, function: Callable[..., T], *inputs: Tensor | None, ends: Callable[[T], Sequence[Tensor]]) -> T:
+        """The value function(*inputs); what its graph would save is dropped.
 
         Args:
-            function: of tensors; it must do the same again when called with the same tensors.
+            function: of tensors; it must do the same again when called with the same tensors. It must not hold its
+                value: the graph holds the function, and memory would wait for the garbage collector.
             inputs: tensors, kept until the backward pass, or None.
+            ends: the outputs whose values must be the same again; they are kept, too.
         """
-        if self._whole:
+        if self._whole:  # the first step: what a field makes at its first call belongs to all others
+            self._whole = False
             return function(*inputs)
-        part = _Part(self, function, inputs)
-        versions = [buffer._version for buffer in self.buffers]
+        if self._unsupported:
+            return function(*inputs)
+        part = _Part(self, function, inputs, ends)
         counts = [field.calls for field in self.fields]
         try:
             with saved_tensors_hooks(part.pack, part.unpack):
@@ -71,7 +69,7 @@ class Checkpoint:
         except RuntimeError as problem:
             if "saved tensor hooks" not in str(problem):
                 raise
-            self._whole = True
+            self._unsupported = True
             for field, calls in zip(self.fields, counts, strict=True):
                 field.calls = calls
             warnings.warn(
@@ -79,39 +77,37 @@ class Checkpoint:
                 "again. The solve keeps all that its gradient needs, as with gradient='discrete'.",
                 stacklevel=2,
             )
+            self.surroundings.restore(part.before)
             return function(*inputs)
-        part.close(outputs)
-        if not self._begun:  # from here on, keep copies only of buffers that the field writes to
-            changed = [buffer._version != version for buffer, version in zip(self.buffers, versions, strict=True)]
-            self.buffers, part.buffers = (
-                [b for b, c in zip(x, changed, strict=True) if c] for x in (self.buffers, part.buffers)
-            )
-            part.written = self.buffers
-            self._begun = True
+        finally:
+            part.saved, saved = {}, part.saved
+        part.close(outputs, saved)
         return outputs
 
-    def present_random_states(self) -> list[Tensor]:
-        """The random states now; the same list as long as nothing is drawn."""
-        states = random_states(self.device)
-        if len(self._random) != len(states) or not all(map(torch.equal, states, self._random)):
-            self._random = states
-        return self._random
+
+class _Latest:
+    """Which part was evaluated again last: only its saved tensors are in memory."""
+
+    part: weakref.ref[_Part] | None = None
 
 
 class _Part:
-    """One part: what is needed to evaluate it again.
+    """What is needed to evaluate one part again."""
 
-    It must not hold its outputs with their graph, whose nodes hold it: memory would wait for the garbage collector.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, function: Callable[..., T], inputs: Sequence[Tensor | None]) -> None:
-        self.function, self.inputs, self.captured = function, inputs, checkpoint.captured
-        self.device, self.random = checkpoint.device, checkpoint.present_random_states()
-        self.written = checkpoint.buffers
-        self.buffers = [buffer.clone() for buffer in self.written]
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        function: Callable[..., Any],
+        inputs: Sequence[Tensor | None],
+        ends: Callable[[Any], Sequence[Tensor]],
+    ) -> None:
+        self.function, self.inputs, self.ends_of = function, inputs, ends
+        self.captured, self.surroundings, self.latest = checkpoint.captured, checkpoint.surroundings, checkpoint.latest
+        self.before = self.surroundings.snapshot()
         self.saved: dict[int, Tensor] = {}
-        self.count: int | None = None  # of saved tensors; None while the part is evaluated
+        self.count: int | None = None  # of saved tensors; None while the part is evaluated for the first time
         self.ends: list[Tensor] = []
+        self.constants: dict[int, Tensor] = {}
 
     def pack(self, tensor: Tensor) -> int:
         """Called by the forward pass for each tensor that a node wants to save."""
@@ -121,54 +117,60 @@ class _Part:
 
     def unpack(self, index: int) -> Tensor:
         """Called by the backward pass; also by a field that asks for derivatives itself, within the part."""
-        if self.count is None:
-            return self.saved[index]
-        if index not in self.saved:
+        if self.count is not None and not self.saved:
             self._evaluate_again()
-        return self.saved.pop(index)
+        return self.saved[index]
 
-    def close(self, outputs: tuple[object, ...]) -> None:
-        """Drops what was saved."""
-        self.count, self.saved = len(self.saved), {}
-        self.ends = [x.detach() for x in _tensors(outputs)]
+    def close(self, outputs: Any, saved: dict[int, Tensor]) -> None:
+        """Keeps what tells whether the part does the same again."""
+        self.count = len(saved)
+        self.ends = [x.detach() for x in self.ends_of(outputs)]
+        self.constants = _constants(saved)
 
     def _evaluate_again(self) -> None:
+        if self.latest.part is not None and (before := self.latest.part()) is not None:
+            before.saved = {}
+        self.latest.part = weakref.ref(self)
         inputs = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in self.inputs]
-        saved: list[Tensor] = []
+        saved: dict[int, Tensor] = {}
 
         def pack(tensor: Tensor) -> int:
-            saved.append(tensor.detach())
+            saved[len(saved)] = tensor.detach() if tensor.requires_grad else tensor
             return len(saved) - 1
 
-        with (
-            with_random_states(self.random, self.device),
-            with_contents(self.written, self.buffers),
-            torch.enable_grad(),
-            saved_tensors_hooks(pack, saved.__getitem__),
-        ):
-            outputs = self.function(*inputs)
-        ends = [x.detach() for x in _tensors(outputs)]
-        if len(saved) != self.count or not all(map(_agree, ends, self.ends)):
-            raise RuntimeError(
-                "gradient='checkpoint': a step that was taken again in the backward pass does not end where it ended "
-                f"in the solve, so that its gradient would be wrong. {self.captured.changes()} Call backward() before "
-                "you change what the field reads, or use gradient='discrete'."
-            )
-        self.saved = dict(enumerate(saved))
+        with self.surroundings.as_in(self.before), torch.enable_grad(), saved_tensors_hooks(pack, saved.__getitem__):
+            ends = self.ends_of(self.function(*inputs))
+            as_before = len(saved) == self.count and all(_same(saved[i], x) for i, x in self.constants.items())
+        if self.captured.parameters_changed() or not all(map(_agree, ends, self.ends)):
+            problem = "a step that was taken again in the backward pass does not end where it ended in the solve"
+        elif not as_before:
+            problem = "a step that was taken again in the backward pass saved other tensors than in the solve"
+        else:
+            self.saved = saved
+            return
+        raise RuntimeError(
+            f"gradient='checkpoint': {problem}, so that its gradient would be wrong. {self.captured.changes()} Call "
+            "backward() before you change what the field reads, or use gradient='discrete'."
+        )
 
 
-def _tensors(outputs: tuple[object, ...]) -> Iterator[Tensor]:
-    """The tensors of nested tuples and lists."""
-    for x in outputs:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (tuple, list)):
-            yield from _tensors(tuple(x))
+def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Of saved tensors without a graph, by which a change shows even where the states do not tell: copies or sums."""
+    return {i: _mark(x) for i, x in saved.items() if not x.requires_grad}
+
+
+def _mark(x: Tensor) -> Tensor:
+    return x.clone() if x.numel() <= SMALL else x.detach().sum()
+
+
+def _same(again: Tensor, mark: Tensor) -> bool:
+    return not again.requires_grad and _agree(_mark(again), mark)
 
 
 def _agree(again: Tensor, before: Tensor) -> bool:
     """Bit for bit on the CPU; NaN equals NaN."""
-    if torch.equal(again, before):
-        return True
-    bound = 0.0 if before.device.type == "cpu" else DEVICE_ROUNDING * torch.finfo(before.dtype).eps
-    return torch.allclose(again, before, rtol=bound, atol=bound * float(before.abs().max()), equal_nan=True)
+    if again.shape != before.shape or again.dtype != before.dtype:
+        return False
+    exact = before.device.type == "cpu" or not (before.is_floating_point() or before.is_complex())
+    bound = 0.0 if exact else DEVICE_ROUNDING * torch.finfo(before.dtype).eps
+    return torch.equal(again, before) or torch.allclose(again, before, rtol=bound, atol=bound, equal_nan=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["CountedField", "takes_samples"]
 
 PURITY_TOLERANCE = 1e-3
+EARLY = 3  # slopes that are compared with later ones
 
 
 def _count_references() -> int:
@@ -29,7 +30,7 @@ class CountedField:
 
     A field that changes its arguments in place would change the solver's state: autograd's version counters
     tell. A field that returns a buffer which it writes to again would change stages that the solver still
-    holds: a tensor that somebody else refers to is copied.
+    holds: a tensor that somebody else refers to, or whose memory an earlier one had, is copied.
 
     Args:
         function: the user's function of a 0-dim time and a state.
@@ -43,6 +44,8 @@ class CountedField:
         self.function = function
         self.name = name
         self.calls = 0
+        self._early: list[Tensor] = []  # the first slopes as the field returned them
+        self._reuses = False  # whether the field is known to use its memory again
         self._last: weakref.ref[Tensor] | None = None  # weak: the slope's graph may hold this object
         self._last_version = 0
 
@@ -62,9 +65,22 @@ class CountedField:
             return self._mended(slope, y)
         if slope.requires_grad:
             self._check_last(slope)
-        elif sys.getrefcount(slope) > ONLY_REFERENCE or slope._is_view():
+        elif self._reuses or sys.getrefcount(slope) > ONLY_REFERENCE or slope._is_view() or self._is_early(slope):
             return slope.clone()
         return slope
+
+    def _is_early(self, slope: Tensor) -> bool:
+        """Whether it is among the first slopes, which are copied: the later ones tell whether memory is used again."""
+        if len(self._early) > EARLY:
+            return False
+        try:
+            self._reuses = slope.data_ptr() in [early.data_ptr() for early in self._early]
+        except RuntimeError:  # a tensor of torch.func has no memory of its own
+            return False
+        self._early.append(slope)
+        if len(self._early) > EARLY:
+            self._early = [slope.new_empty(0)] * (EARLY + 1)
+        return True
 
     def _check_last(self, slope: Tensor) -> None:
         """Refuses a slope that overwrote the one before, where the solver still holds that."""

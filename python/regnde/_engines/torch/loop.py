@@ -238,9 +238,10 @@ def integrate(
         path.t = t
         if controller is None and (path.accepted % CHECKED_EVERY == 0 or t == t_end):
             if not bool(torch.isfinite(y).all()):
-                _fail_at_first_non_finite(path, stepper, times, finite)
                 break
             finite = _Place(path.accepted, t, y, len(path.chunks), path.saved)
+    if controller is None and path.accepted > finite.accepted and not bool(torch.isfinite(y).all()):
+        _fail_at_first_non_finite(path, stepper, times, finite)
     return path
 
 

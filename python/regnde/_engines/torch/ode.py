@@ -24,11 +24,13 @@ from regnde._engines.torch.step import (
     error_estimate,
     error_ratio,
     estimates,
+    estimates_of_one,
     stacked,
     stage_times,
     stiffness_estimate,
     take_step,
     tolerance,
+    whole_rms,
 )
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import Tableau
@@ -71,9 +73,9 @@ class RungeKutta:
         self.controller = Controller.of(tableau.order, *exponents) if tableau.adaptive else None
         self.rtol, self.atol = solver.rtol, solver.atol
         self.checkpoint, self.compiled = checkpoint, solver.compile
+        self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
         of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        self.large = y0.numel() >= GROUP
-        at_once = checkpoint is not None or self.large
+        at_once = checkpoint is not None or y0.numel() >= GROUP
         self.recorder = StepRecorder(stacked, of_steps, at_once=at_once) if record else None
         self.first: Tensor | None = None  # the FSAL stage of the step before
         self.at: tuple[float, float, Step, Estimates | None]  # t, t1 and the outcome of the last attempt
@@ -82,7 +84,7 @@ class RungeKutta:
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
-        if self.tableau.fsal:  # its graph is kept whole: what a field makes at its first call belongs to all others
+        if self.carries:  # its graph is kept whole: what a field makes at its first call belongs to all others
             self.first = self.field(stage_times((0.0,), t0, 0.0, t0, y0)[0], y0)
         if dt0 is None:
             dt0 = self.initial_size(y0, t0, t1, known=self.first)
@@ -116,11 +118,13 @@ class RungeKutta:
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
-        step, known = run(y, self.first) if self.checkpoint is None else self.checkpoint(run, y, self.first)
+        step, known = (
+            run(y, self.first) if self.checkpoint is None else self.checkpoint(run, y, self.first, ends=self._ends)
+        )
         self.at = (t, t1, step, known)
         if self.controller is None:
             return Trial(step.y1)
-        if self.large and known is not None and known.error is not None:
+        if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
             return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol).item())
@@ -133,14 +137,19 @@ class RungeKutta:
 
         def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:
             step = take(field, tableau, y, first, h, stage_times(tableau.c, t, h, t1, y))
-            return step, estimates(tableau, stacked([step]), rtol, atol) if at_once else None
+            return step, estimates_of_one(tableau, step, rtol, atol) if at_once else None
 
         return run
+
+    def _ends(self, outcome: tuple[Step, Estimates | None]) -> Sequence[Tensor]:
+        """The tensors by which a step that is evaluated again is compared."""
+        step = outcome[0]
+        return (step.y1, step.k[-1]) if self.tableau.fsal else (step.y1,)
 
     def accepted(self) -> None:
         """Records the step, and passes its last stage on where the method is FSAL."""
         *_, step, known = self.at
-        if self.tableau.fsal:
+        if self.carries:
             self.first = step.k[-1]
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
@@ -154,7 +163,9 @@ class RungeKutta:
             return (dense_output(field, tableau, Step(y, h, list(k), y, y, y), t, t1, thetas),)
 
         again = self.checkpoint is not None and torch.is_grad_enabled() and bool(tableau.extra_a)
-        (rows,) = self.checkpoint(run, step.y, *step.k) if self.checkpoint and again else run(step.y, *step.k)
+        (rows,) = (
+            self.checkpoint(run, step.y, *step.k, ends=tuple) if self.checkpoint and again else run(step.y, *step.k)
+        )
         return rows
 
     # --- diagnosis -------------------------------------------------------------------------------
@@ -185,7 +196,7 @@ class RungeKutta:
         where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
         if not tableau.stiffness_pair:
             return Diagnosis(where, component)
-        stiffness = float(stiffness_estimate(stacked([step])))
+        stiffness = float(stiffness_estimate(step, whole_rms))
         return Diagnosis(f"{where}, stiffness {stiffness:.3g}", component, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
@@ -202,10 +213,9 @@ class RungeKutta:
         times = stage_times(self.tableau.c, t, h, end, y)
         first = self.field(times[0], y)
         step = take_step(self.field, self.tableau, y, first.detach() if local.freeze_first_stage else first, h, times)
-        return end, h, estimates(self.tableau, stacked([step]), self.rtol, self.atol)
+        return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol)
 
 
-@torch.no_grad()
 def first_step_sizes(
     field: Callable[[Floats, Tensor], Tensor],
     order: float,
@@ -238,9 +248,14 @@ def first_step_sizes(
         values = torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
         return values.double().cpu().numpy() if samples else np.array([values.item()])
 
-    allowed, sign, span = tolerance(y.abs(), rtol, atol), math.copysign(1.0, t1 - t0), abs(t1 - t0)
-    slope = field(np.full(batch, t0), y)
-    d0, d1 = norms(y / allowed), norms(slope / allowed)
+    def slope_at(t: Floats, y: Tensor) -> Tensor:
+        return field(t, y).detach()  # with its graph: the field may need it, or make what belongs to later calls
+
+    sign, span = math.copysign(1.0, t1 - t0), abs(t1 - t0)
+    slope = slope_at(np.full(batch, t0), y)
+    with torch.no_grad():
+        allowed = tolerance(y.abs(), rtol, atol)
+        d0, d1 = norms(y / allowed), norms(slope / allowed)
     finite = np.isfinite(d0) & np.isfinite(d1)
     if not finite.any():
         return np.full(batch, math.nan), slope
@@ -250,7 +265,8 @@ def first_step_sizes(
         moved = torch.addcmul(y, size.view(-1, *[1] * (y.ndim - 1)), slope)
     else:
         moved = torch.add(y, slope, alpha=float(sign * probe[0]))
-    change = field(t0 + sign * probe, moved) - slope
-    d2 = np.where(norms((change != 0).to(allowed.dtype)) == 0, math.nan, norms(change / allowed) / probe)
+    change = slope_at(t0 + sign * probe, moved) - slope
+    with torch.no_grad():
+        d2 = np.where(norms((change != 0).to(allowed.dtype)) == 0, math.nan, norms(change / allowed) / probe)
     sizes = size_from_probe(probe, d1, d2, t0=t0, span=span, order=order)
     return np.where(finite, sizes, math.nan), slope

@@ -142,17 +142,19 @@ class PerSample:
             h, t1 = landed(t, h, t_end)
             tried = self._attempt(counted, y, first, t, h, t1)
             self._count(counted, running)
-            accepted = tried.error <= 1.0
+            small_error, strange = tried.error <= 1.0, ~np.isfinite(tried.error)
+            # Rows that are not finite spoil the gradients of all in the graph of one attempt: the others try again.
+            accepted = np.zeros_like(small_error) if torch.is_grad_enabled() and strange.any() else small_error
             with np.errstate(all="ignore"):
                 factor = controller.factor(tried.error, previous, self.accepted[running] == 0)
 
-            self.rejected[running[~accepted]] += 1
-            strange = ~accepted & ~np.isfinite(tried.error)
+            factor = np.where(small_error & ~accepted, 1.0, factor)
+            self.rejected[running[~small_error]] += 1
             nearer = strange & ((non_finite == 0) | (self.sign * (t1 - earliest) < 0))
             earliest = np.where(nearer, t1, earliest)
             passed = accepted & (self.sign * (t1 - earliest) >= 0)
             non_finite = np.where(strange, non_finite + 1, np.where(passed, 0, non_finite))
-            self._look_for_failure(running, counted, tried, h * factor, accepted, non_finite)
+            self._look_for_failure(running, counted, tried, h * factor, small_error, non_finite)
             if self.failure is not None:
                 break
 
@@ -205,7 +207,7 @@ class PerSample:
             step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
             return step, estimates(tableau, step, rtol, atol) if record else None
 
-        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first)
+        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=_ends)
         with torch.no_grad():
             error = known.error if known else error_estimate(tableau, step, rtol, atol, sample_rms)
         assert error is not None  # the method is adaptive
@@ -353,3 +355,7 @@ def _column(values: Floats, like: Tensor) -> Tensor:
     """One value a sample, as a column of the state's real dtype."""
     column = torch.as_tensor(values).to(like.device, like.dtype.to_real())
     return column.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _ends(outcome: tuple[Step, Estimates | None]) -> tuple[Tensor, Tensor]:
+    return outcome[0].y1, outcome[0].k[-1]

@@ -30,7 +30,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, rms, stage_times, tolerance
+from regnde._engines.torch.step import Estimates, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import StochasticTableau
@@ -77,8 +77,7 @@ class StochasticRungeKutta:
         self.weights = noise_weights(tableau, y0)
         self.checkpoint = checkpoint
         of_steps = functools.partial(sde_estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        self.large = y0.numel() >= GROUP
-        at_once = checkpoint is not None or self.large
+        at_once = checkpoint is not None or y0.numel() >= GROUP
         self.recorder = StepRecorder(sde_stacked, of_steps, at_once=at_once) if record else None
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
@@ -88,9 +87,9 @@ class StochasticRungeKutta:
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The size of the first step: `dt0`, or the heuristic's for two evaluations of each field."""
-        with torch.no_grad():
-            size = self.initial_size(y0, t0, t1) if dt0 is None else min(dt0, t1 - t0)
-            if self.tableau.additive and y0.numel():
+        size = self.initial_size(y0, t0, t1) if dt0 is None else min(dt0, t1 - t0)
+        if self.tableau.additive and y0.numel():
+            with torch.no_grad():
                 self._check_additive(y0, t0, size)
         return size
 
@@ -98,12 +97,14 @@ class StochasticRungeKutta:
         """The first-step heuristic at (t0, y) towards t1."""
         if y.numel() == 0:
             return t1 - t0
-        allowed, span = tolerance(y.abs(), self.rtol, self.atol), t1 - t0
+        span = t1 - t0
         (time,) = stage_times((0.0,), t0, 0.0, t0, y)
-        f0, g0 = self.field(time, y), self.diffusion(time, y)
+        f0, g0 = self.field(time, y).detach(), self.diffusion(time, y).detach()
         self.known = (f0, g0)
-        slope = _larger(f0, NOISE_SIZE * g0)
-        d0, d1 = (np.array(rms(x / allowed).item()) for x in (y, slope))
+        with torch.no_grad():
+            allowed = tolerance(y.abs(), self.rtol, self.atol)
+            slope = _larger(f0, NOISE_SIZE * g0)
+            d0, d1 = (np.array(rms(x / allowed).item()) for x in (y, slope))
         if not (np.isfinite(d0) and np.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -113,9 +114,10 @@ class StochasticRungeKutta:
         size = float(probe)
         (later,) = stage_times((1.0,), t0, size, t0 + size, y)
         moved = torch.add(y, f0, alpha=size)
-        f1, g1 = self.field(later, moved), self.diffusion(later, moved)
-        change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-        d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
+        f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
+        with torch.no_grad():
+            change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
+            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
@@ -133,7 +135,9 @@ class StochasticRungeKutta:
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
-        step, known = run(y) if self.checkpoint is None else self.checkpoint(run, y)
+        step, known = (
+            run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=lambda outcome: (outcome[0].y1,))
+        )
         if self.known is not None:
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
@@ -141,7 +145,7 @@ class StochasticRungeKutta:
         self.at = (t, h, step, known)
         if self.controller is None:
             return Trial(step.y1)
-        if self.large and known is not None and known.error is not None:
+        if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
             return Trial(step.y1, sde_error_estimate(self.tableau, step, self.rtol, self.atol).item())
@@ -155,7 +159,7 @@ class StochasticRungeKutta:
 
         def run(y: Tensor) -> tuple[SDEStep, Estimates | None]:
             step = take_sde_step(drift, diffusion, tableau, y, t, h, t1, noise)
-            return step, sde_estimates(tableau, sde_stacked([step]), rtol, atol) if at_once else None
+            return step, sde_estimates(tableau, step, rtol, atol, whole_rms) if at_once else None
 
         return run
 
@@ -215,7 +219,7 @@ class StochasticRungeKutta:
             return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
         component = int(sde_error_ratio(self.tableau, step, self.rtol, self.atol).abs().reshape(-1).argmax())
         where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
-        stiffness = float(sde_stiffness_estimate(sde_stacked([step]))) if self.tableau.stiffness_pair else None
+        stiffness = float(sde_stiffness_estimate(step, whole_rms)) if self.tableau.stiffness_pair else None
         return Diagnosis(where, component, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
@@ -230,15 +234,14 @@ class StochasticRungeKutta:
         """
         t, y = start.t, start.y
         if local.step_size == "initial":
-            with torch.no_grad():
-                h = self.initial_size(y, t, t1)
+            h = self.initial_size(y, t, t1)
             self.known = None
         else:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
         noise = self._noise_over(self.noise.independent(), t, h, end, y)
         step = take_sde_step(self.field, self.diffusion, self.tableau, y, t, h, end, noise)
-        return end, h, sde_estimates(self.tableau, sde_stacked([step]), self.rtol, self.atol)
+        return end, h, sde_estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
 
 
 def _larger(a: Tensor, b: Tensor) -> Tensor:

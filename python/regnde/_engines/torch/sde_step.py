@@ -167,19 +167,21 @@ def sde_error_estimate(tableau: StochasticTableau, step: SDEStep, rtol: float, a
     return norm(sde_error_ratio(tableau, step, rtol, atol))
 
 
-def sde_stiffness_estimate(step: SDEStep) -> Tensor:
-    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift, of each sample; 0 where that is 0/0.
+def sde_stiffness_estimate(step: SDEStep, norm: Norm = sample_rms) -> Tensor:
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift; 0 where that is 0/0.
 
     The last two drift stages lie at t + h, so that S is about the dominant |eigenvalue| of its
     Jacobian. C. Rackauckas, Q. Nie, arXiv 1804.04344, section 4.
     """
-    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument)
+    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument, norm)
 
 
-def sde_estimates(tableau: StochasticTableau, steps: SDEStep, rtol: float, atol: float) -> Estimates:
+def sde_estimates(
+    tableau: StochasticTableau, steps: SDEStep, rtol: float, atol: float, norm: Norm = sample_rms
+) -> Estimates:
     """What the method estimates of each step of a batch, shape (batch,)."""
-    error = sde_error_estimate(tableau, steps, rtol, atol, sample_rms) if tableau.adaptive else None
-    return Estimates(error, sde_stiffness_estimate(steps) if tableau.stiffness_pair else None)
+    error = sde_error_estimate(tableau, steps, rtol, atol, norm) if tableau.adaptive else None
+    return Estimates(error, sde_stiffness_estimate(steps, norm) if tableau.stiffness_pair else None)
 
 
 def sde_stacked(steps: Sequence[SDEStep]) -> SDEStep:

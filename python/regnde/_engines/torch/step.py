@@ -35,6 +35,7 @@ __all__ = [
     "error_estimate",
     "error_ratio",
     "estimates",
+    "estimates_of_one",
     "larger",
     "rms",
     "sample_rms",
@@ -46,6 +47,7 @@ __all__ = [
     "take_step",
     "tolerance",
     "weighted",
+    "whole_rms",
 ]
 
 Field = Callable[[Tensor, Tensor], Tensor]
@@ -81,20 +83,18 @@ def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor)
     return torch.tensor(times, dtype=dtype, device=device).unbind()
 
 
-def weighted(k: Sequence[Tensor], weights: Row, h: StepSize = 1.0) -> Tensor:
-    """The sum h sum_j weights_j k_j."""
-    if isinstance(h, Tensor):
-        return h * weighted(k, weights)
-    (weight, first), *others = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
-    return _add(first * weight, others)
+def weighted(k: Sequence[Tensor], weights: Row) -> Tensor:
+    """The sum of weights_j k_j."""
+    terms = [(weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
+    return _add(terms[0][1] * terms[0][0], terms[1:]) if terms else torch.zeros_like(k[0])
 
 
 def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
     """The state y + h sum_j weights_j k_j. Nodes of `torch.add(y, k, alpha=float)` save no tensors."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, h, weighted(k, weights))
-    (weight, first), *others = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
-    return _add(torch.add(y, first, alpha=weight), others)
+    terms = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
+    return _add(torch.add(y, terms[0][1], alpha=terms[0][0]), terms[1:]) if terms else y
 
 
 def _add(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
@@ -121,7 +121,7 @@ def take_step(
 def tolerance(size: Tensor, rtol: float, atol: float) -> Tensor:
     """The error that is allowed in entries of some size, atol + rtol size; without a graph it replaces the size."""
     if torch.is_grad_enabled():
-        return torch.add(size.new_full((), atol), size, alpha=rtol)
+        return size * rtol + atol
     return size.mul_(rtol).add_(atol)
 
 
@@ -129,7 +129,9 @@ def error_ratio(tableau: Tableau, step: Step, rtol: float, atol: float) -> Tenso
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    return divided(weighted(step.k, tableau.btilde, step.h), tolerance(larger(step.y, step.y1), rtol, atol))
+    error = weighted(step.k, tableau.btilde)
+    error = step.h * error if torch.is_grad_enabled() else error.mul_(step.h)
+    return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
 def larger(y: Tensor, y1: Tensor) -> Tensor:
@@ -145,8 +147,8 @@ def divided(x: Tensor, by: Tensor) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, 0-dim. For the step size control."""
-    norm: Tensor = torch.linalg.vector_norm(x)
+    """Root mean square over all entries, shape (1,). For the step size control."""
+    norm: Tensor = torch.linalg.vector_norm(x.reshape(1, -1), dim=1)
     return norm / math.sqrt(max(x.numel(), 1))
 
 
@@ -164,10 +166,15 @@ def sample_rms(x: Tensor) -> Tensor:
     if bool(((norm > 1e4 * limits.tiny**0.5) & (norm < 1e-4 * limits.max**0.5)).all()):
         return norm / count
     largest = rows.detach().abs().amax(1, keepdim=True)
-    scale = largest.masked_fill((largest == 0) | ~torch.isfinite(largest), 1.0)
+    scale = largest.masked_fill((largest == 0) | ~torch.isfinite(largest), 1.0).clamp(min=limits.tiny)
     total = (rows / scale).square().sum(1)
     zero = total == 0
     return total.masked_fill(zero, 1.0).sqrt().masked_fill(zero, 0.0) * (scale.squeeze(1) / count)
+
+
+def whole_rms(x: Tensor) -> Tensor:
+    """`sample_rms` of all entries as one sample, shape (1,)."""
+    return sample_rms(x.unsqueeze(0))
 
 
 def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
@@ -175,25 +182,31 @@ def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm:
     return norm(error_ratio(tableau, step, rtol, atol))
 
 
-def stiffness_quotient(slope_change: Tensor, state_change: Tensor) -> Tensor:
-    """Rms of a change of the slope over that of the state, for each sample; 0 where the state did not change."""
-    size = sample_rms(state_change)
-    return sample_rms(slope_change) / size.masked_fill(size == 0, math.inf)
+def stiffness_quotient(slope_change: Tensor, state_change: Tensor, norm: Norm = sample_rms) -> Tensor:
+    """Rms of a change of the slope over that of the state; 0 where the state did not change."""
+    size = norm(state_change)
+    return norm(slope_change) / size.masked_fill(size == 0, math.inf)
 
 
-def stiffness_estimate(step: Step) -> Tensor:
-    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}) of each sample; 0 where the denominator is 0.
+def stiffness_estimate(step: Step, norm: Norm = sample_rms) -> Tensor:
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(g_s - g_{s-1}); 0 where the denominator is 0.
 
     Both stages lie at t + h, so that the quotient is the norm of the Jacobian applied to the
     difference of their arguments: about the dominant |eigenvalue|.
     """
-    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument)
+    return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument, norm)
 
 
-def estimates(tableau: Tableau, steps: Step, rtol: float, atol: float) -> Estimates:
+def estimates(tableau: Tableau, steps: Step, rtol: float, atol: float, norm: Norm = sample_rms) -> Estimates:
     """What the method estimates of each step of a batch, shape (batch,)."""
-    error = error_estimate(tableau, steps, rtol, atol, sample_rms) if tableau.adaptive else None
-    return Estimates(error, stiffness_estimate(steps) if tableau.stiffness_pair else None)
+    error = error_estimate(tableau, steps, rtol, atol, norm) if tableau.adaptive else None
+    return Estimates(error, stiffness_estimate(steps, norm) if tableau.stiffness_pair else None)
+
+
+def estimates_of_one(tableau: Tableau, step: Step, rtol: float, atol: float) -> Estimates:
+    """The same for a single step that is no batch, shape (1,), to the last bit."""
+    size = torch.full((), float(step.h), dtype=step.y.dtype.to_real(), device=step.y.device)
+    return estimates(tableau, step._replace(h=size), rtol, atol, whole_rms)
 
 
 def columns(rows: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:

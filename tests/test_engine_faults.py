@@ -1,0 +1,298 @@
+"""Inputs on which an engine once gave a wrong number without a word; each number is a case of the list of faults."""
+
+from __future__ import annotations
+
+import gc
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import regnde
+from regnde import ErrorPenalty, Solver, StiffnessPenalty, solve
+from tolerances import EXACT, GRADIENT, ROUNDING
+
+
+def f64(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+BOTH = pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+METHODS = {"tsit5": {}, "vern7": {}, "bs3": {}, "rk4": {"dt0": 0.05}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+@pytest.mark.parametrize("wrap", [torch.from_numpy, lambda b: torch.from_numpy(b).detach(), torch.from_dlpack])
+def test_memory_that_a_field_uses_again_behind_new_tensors(method: str, batch: str, wrap: object) -> None:
+    buffer = np.zeros((2, 1))
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        part = buffer[: len(y)]
+        np.multiply(y.detach().numpy(), -1.0, out=part)
+        return wrap(part)  # type: ignore[operator]
+
+    if method == "rk4" and batch == "per-sample":
+        pytest.skip("a fixed step is no step size of its own")
+    sol = solve(
+        field, f64([[1.0], [2.0]]), [0.0, 1.0], Solver(method=method, batch=batch, engine="torch", **METHODS[method])
+    )
+    torch.testing.assert_close(sol.y1, f64([[1.0], [2.0]]) / math.e, rtol=1e-4, atol=0)
+
+
+@BOTH
+def test_a_trial_that_is_not_finite_leaves_the_gradients_of_a_batch_alone(gradient: str) -> None:
+    """The logarithm is NaN only in a trial step of the second sample that is rejected."""
+    y0, w = f64([[1.0], [10.0]]).requires_grad_(), f64(1.0).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -w * y * (y + 0 * torch.log(y + 0.2))
+
+    solver = Solver(batch="per-sample", dt0=0.3, rtol=1e-6, atol=1e-6, gradient=gradient, engine="torch")
+    sol = solve(field, y0, [0.0, 1.0], solver, record="all")
+    assert sol.stats.samples[1].rejected > 0
+    of_y0, of_w = torch.autograd.grad(sol.y1.sum() + 0 * ErrorPenalty()(sol), (y0, w))
+    exact = 1 / (1 + y0.detach()) ** 2  # y(1) = y0 / (1 + w y0)
+    torch.testing.assert_close(of_y0, exact, rtol=1e-4, atol=0)
+    assert float(of_w) == pytest.approx(-float((y0.detach() ** 2 * exact).sum()), rel=1e-4)
+
+
+class Counted(torch.nn.Module):
+    """A field whose evaluations write to its buffers, from a time on."""
+
+    def __init__(self, since: float) -> None:
+        super().__init__()
+        self.norm, self.since = torch.nn.BatchNorm1d(3, dtype=torch.float64), since
+        self.seen = torch.zeros(())  # no buffer, a tensor all the same
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        self.seen += 1
+        return torch.tanh(self.norm(y)) if t >= self.since else -y
+
+
+@pytest.mark.parametrize("since", [0.0, 0.5])
+def test_case_A14_running_statistics_are_those_of_one_pass(since: float) -> None:
+    torch.manual_seed(0)
+    y0, field = torch.randn(8, 3, dtype=torch.float64), Counted(since)
+    sol = solve(field, y0, [0.0, 1.0], Solver(rtol=1e-3, atol=1e-3, gradient="checkpoint", engine="torch"))
+    before = [x.clone() for x in (*field.buffers(), field.seen)]
+    assert int(field.seen) == sol.stats.nfe
+    sol.y1.sum().backward()
+    for old, new in zip(before, (*field.buffers(), field.seen), strict=True):
+        torch.testing.assert_close(new, old, rtol=EXACT, atol=EXACT)
+
+
+def test_case_A1_a_change_that_the_states_do_not_show() -> None:
+    """From y0 = 0 the states are 0 whatever the factor; its gradient is not."""
+    solver = Solver(gradient="checkpoint", engine="torch")
+    box, y0 = [f64(1.0)], torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    sol = solve(lambda t, y: -box[0] * y, y0, [0.0, 1.0], solver)
+    box[0] = f64(2.0)
+    with pytest.raises(RuntimeError, match=r"saved other tensors than in the solve.*Changed since the solve: box"):
+        sol.y1.sum().backward()
+    layer = torch.nn.Linear(3, 3, bias=False, dtype=torch.float64)
+    sol = solve(lambda t, y: torch.tanh(layer(y)), y0, [0.0, 1.0], solver)
+    layer.weight.data = 3 * layer.weight.data
+    with pytest.raises(RuntimeError, match=r"Changed since the solve: .*weight"):
+        sol.y1.sum().backward()
+
+
+@BOTH
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_field_makes_at_its_first_call_keeps_its_gradient(method: str, gradient: str) -> None:
+    w = f64(0.3).requires_grad_()
+    made: dict[str, Tensor] = {}
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        if "rate" not in made:
+            made["rate"] = torch.exp(w)
+        return -made["rate"] * y
+
+    solver = Solver(method=method, gradient=gradient, engine="torch", rtol=1e-8, atol=1e-8, **METHODS[method])
+    (slope,) = torch.autograd.grad(solve(field, f64([1.0]), [0.0, 1.0], solver).y1.sum(), w)
+    rate = math.exp(0.3)
+    assert float(slope) == pytest.approx(-rate * math.exp(-rate), rel=1e-5)
+
+
+def test_an_sde_keeps_the_gradient_of_what_its_drift_makes_first() -> None:
+    w, made = f64(0.3).requires_grad_(), {}
+
+    def drift(t: Tensor, y: Tensor) -> Tensor:
+        if "rate" not in made:
+            made["rate"] = torch.exp(w)
+        return -made["rate"] * y
+
+    sol = solve(
+        regnde.SDE(drift, lambda t, y: torch.zeros_like(y)), f64([1.0]), [0.0, 1.0], Solver(rtol=1e-5, atol=1e-5)
+    )
+    rate = math.exp(0.3)
+    assert float(torch.autograd.grad(sol.y1.sum(), w)[0]) == pytest.approx(-rate * math.exp(-rate), rel=2e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, from its functorch
+def test_case_A6_forward_mode_by_the_times() -> None:
+    def end(ts: Tensor) -> Tensor:
+        return solve(lambda t, y: -y, f64([1.0]), ts, Solver(rtol=1e-9, atol=1e-9, engine="torch")).y1
+
+    jacobian = torch.func.jacfwd(end)(f64([0.0, 1.0]))
+    torch.testing.assert_close(jacobian, f64([[1.0, -1.0]]) / math.e, rtol=1e-7, atol=0)
+
+
+def test_case_A6_derivatives_by_times_up_to_the_third() -> None:
+    ts = f64([0.3, 1.7]).requires_grad_()
+    y = solve(lambda t, y: torch.cos(t) * y, f64(2.0), ts, Solver(rtol=1e-12, atol=1e-12, engine="torch")).y1
+    s0, s1, c1 = math.sin(0.3), math.sin(1.7), math.cos(1.7)
+    exact = 2 * math.exp(s1 - s0)
+    orders = [exact * c1, exact * (c1**2 - s1), exact * (c1**3 - 3 * s1 * c1 - c1)]
+    for order in orders:
+        y = torch.autograd.grad(y, ts, create_graph=True)[0][1]
+        assert float(y.detach()) == pytest.approx(order, rel=1e-8)
+
+
+@BOTH
+def test_case_A12_a_field_that_asks_for_derivatives_itself(gradient: str) -> None:
+    """It relies on the graph of its argument, with no mode set."""
+    y0 = f64([1.0, 2.0]).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -torch.autograd.grad(y.square().sum() / 2, y, create_graph=True)[0]
+
+    sol = solve(field, y0, [0.0, 1.0], Solver(gradient=gradient, engine="torch", rtol=1e-8, atol=1e-8))
+    slope = torch.autograd.grad(sol.y1.sum(), y0)[0]
+    torch.testing.assert_close(slope, torch.full_like(slope, math.exp(-1)), rtol=1e-6, atol=0)
+
+
+class Twice(torch.autograd.Function):
+    """Reads its saved tensors twice, as autograd allows."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return g * ctx.saved_tensors[0].cos() + 0 * ctx.saved_tensors[0]
+
+
+def test_evaluations_of_a_checkpointed_backward_pass() -> None:
+    calls = 0
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return Twice.apply(y)
+
+    sol = solve(field, f64([1.0]).requires_grad_(), [0.0, 5.0], Solver(gradient="checkpoint", engine="torch"))
+    assert calls == sol.stats.nfe
+    sol.y1.sum().backward()
+    assert calls - sol.stats.nfe <= 6 * sol.stats.accepted, "one more sweep"
+
+
+def test_records_do_not_change_the_steps_of_a_large_state() -> None:
+    y0 = torch.linspace(0.5, 1.5, 2**17 + 3)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return torch.cos(3 * t) * y
+
+    with_records, without = (solve(field, y0, [0.0, 1.0], Solver(engine="torch"), record=r) for r in ("all", "none"))
+    assert with_records.stats == without.stats
+    assert torch.equal(with_records.y1, without.y1)
+
+
+@BOTH
+def test_estimates_at_rest_have_finite_second_derivatives(gradient: str) -> None:
+    for penalty in (StiffnessPenalty(), ErrorPenalty()):
+        y0 = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+        sol = solve(lambda t, y: -y, y0, [0.0, 1.0], Solver(gradient=gradient, engine="torch"), record="all")
+        (first,) = torch.autograd.grad(penalty(sol), y0, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), y0, allow_unused=True, materialize_grads=True)
+        assert first.tolist() == second.tolist() == [0.0] * 3
+
+
+def test_a_fixed_step_that_is_its_own_first_stage_fails_where_it_fails() -> None:
+    bs3 = regnde._tableau.TABLEAUX["bs3"]
+    fixed = regnde.Tableau("bs3_fixed", 3, bs3.a, bs3.b)
+    sol = solve(
+        lambda t, y: torch.where(t > 1.03, math.nan, -y),
+        f64([1.0]),
+        [0.0, 0.5, 2.0],
+        Solver(method=fixed, dt0=0.1, engine="torch"),
+        throw=False,
+    )
+    assert (sol.status, sol.stats.accepted, len(sol.ys)) == ("non-finite dynamics", 10, 2)
+
+
+def test_a_failing_field_leaves_no_cycle_behind() -> None:
+    class Stop(Exception):
+        pass
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        if t > 0.5:
+            raise Stop
+        return torch.tanh(y * w)
+
+    def run() -> None:
+        with pytest.raises(Stop):
+            solve(field, f64([1.0]), [0.0, 1.0], Solver(gradient="checkpoint", rtol=1e-8, atol=1e-8, engine="torch"))
+
+    w = f64(1.0).requires_grad_()
+    run()
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(issubclass(type(x), Tensor) for x in gc.get_objects())
+        for _ in range(5):
+            run()
+        assert sum(issubclass(type(x), Tensor) for x in gc.get_objects()) <= before + 5
+    finally:
+        gc.enable()
+
+
+def test_what_a_field_captures_is_looked_at_with_a_limit() -> None:
+    huge = [[float(i) for i in range(100)] for _ in range(5000)]
+
+    class Unreadable(dict):  # type: ignore[type-arg]
+        def items(self) -> object:
+            raise OSError("file closed")
+
+    closed = Unreadable()
+    w = f64(0.5).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -w * y * (1 + 0 * huge[0][0]) if closed is not None else y
+
+    sol = solve(field, f64([1.0]), [0.0, 1.0], Solver(gradient="checkpoint", engine="torch"))
+    sol.y1.sum().backward()
+    assert w.grad is not None
+    assert float(w.grad) == pytest.approx(-math.exp(-0.5), rel=GRADIENT)
+
+
+@BOTH
+def test_case_A17_noise_that_begins_late_is_named(gradient: str) -> None:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -y + (0.1 * torch.randn_like(y) if t > 0.5 else 0.0)
+
+    solver = Solver(gradient=gradient, engine="torch")
+    with pytest.raises(regnde.MaxStepsReached, match="draws noise or dropout"):
+        solve(field, torch.ones(16, 8, dtype=torch.float64), [0.0, 1.0], solver)
+
+
+def test_torch_func_in_a_field_keeps_statistics_and_counts() -> None:
+    norm = torch.nn.BatchNorm1d(3, dtype=torch.float64)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -torch.func.grad(lambda x: x.square().sum() / 2)(norm(y))
+
+    y0, counts = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(4, 3), []
+    for gradient in ("discrete", "checkpoint"):
+        norm.reset_running_stats()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            sol = solve(field, y0, [0.0, 1.0], Solver(gradient=gradient, engine="torch"))
+        counts.append((int(norm.num_batches_tracked), sol.stats.nfe, norm.running_mean.tolist()))
+    assert counts[0][:2] == counts[1][:2]
+    assert counts[0][2] == pytest.approx(counts[1][2], rel=ROUNDING)
