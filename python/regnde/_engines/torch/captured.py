@@ -56,7 +56,7 @@ def _fingerprint(functions: Sequence[Callable[..., object]]) -> dict[str, object
 
 
 def _captured(functions: Sequence[Callable[..., object]]) -> Iterator[tuple[str, object]]:
-    """Everything within reach, each once, with a name."""
+    """Everything that the functions capture, each thing once, with a name."""
     waiting: list[tuple[str, object, int]] = [("", function, 0) for function in functions]
     seen: set[int] = set()
     while waiting:
@@ -137,7 +137,7 @@ def _set_generators(states: Sequence[Tensor], device: torch.device) -> None:
 
 @contextmanager
 def with_contents(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Buffers with the contents that they had then, such as running statistics; autograd does not see it."""
+    """Buffers, such as running statistics, with the contents that they had then. Autograd does not record it."""
     present = [buffer.clone() for buffer in buffers]
     for buffer, value in zip(buffers, values, strict=True):
         buffer.data.copy_(value)

@@ -58,7 +58,7 @@ class Checkpoint:
 
         Args:
             function: of tensors; it must do the same again when called with the same tensors.
-            inputs: tensors, kept until the backward pass, or None.
+            inputs: tensors, which stay in memory until the backward pass, or None.
         """
         if self._whole:
             return function(*inputs)
@@ -81,7 +81,7 @@ class Checkpoint:
             )
             return function(*inputs)
         part.close(outputs)
-        if not self._begun:  # from here on, keep copies only of buffers that the field writes to
+        if not self._begun:  # from here on, copy only buffers that the field writes to
             changed = [buffer._version != version for buffer, version in zip(self.buffers, versions, strict=True)]
             self.buffers, part.buffers = (
                 [b for b, c in zip(x, changed, strict=True) if c] for x in (self.buffers, part.buffers)
@@ -101,7 +101,7 @@ class Checkpoint:
 class _Part:
     """One part: what is needed to evaluate it again.
 
-    It must not hold its outputs with their graph, whose nodes hold it: memory would wait for the garbage collector.
+    It must not refer to its outputs with their graph, whose nodes refer to it: reference counts would never free them.
     """
 
     def __init__(self, checkpoint: Checkpoint, function: Callable[..., T], inputs: Sequence[Tensor | None]) -> None:

@@ -28,8 +28,8 @@ class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
     A field that changes its arguments in place would change the solver's state: autograd's version counters
-    tell. A field that returns a buffer which it writes to again would change stages that the solver still
-    holds: a tensor that somebody else refers to is copied.
+    show it. A field that returns a buffer which it writes to again would change stages that the solver still
+    uses: a returned tensor that something else refers to is copied.
 
     Args:
         function: the user's function of a 0-dim time and a state.
@@ -67,7 +67,7 @@ class CountedField:
         return slope
 
     def _check_last(self, slope: Tensor) -> None:
-        """Refuses a slope that overwrote the one before, where the solver still holds that."""
+        """Raises a ValueError if the field overwrote the slope before this one while the solver still uses it."""
         last = None if self._last is None else self._last()
         if last is not None and last._version != self._last_version:
             raise ValueError(
@@ -77,7 +77,7 @@ class CountedField:
         self._last, self._last_version = weakref.ref(slope), slope._version
 
     def _inference(self, t: Tensor, y: Tensor) -> Tensor:
-        """The same call where nothing counts versions: the field gets copies, and hands out one."""
+        """The same call in inference mode, where tensors count no versions: arguments and value are copied."""
         slope = self.function(t.clone(), y.clone())
         if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
             slope = self._mended(slope, y)

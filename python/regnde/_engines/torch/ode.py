@@ -82,7 +82,7 @@ class RungeKutta:
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
-        if self.tableau.fsal:  # its graph is kept whole: what a field makes at its first call belongs to all others
+        if self.tableau.fsal:  # without a checkpoint: later calls may use what the field makes at its first call
             self.first = self.field(stage_times((0.0,), t0, 0.0, t0, y0)[0], y0)
         if dt0 is None:
             dt0 = self.initial_size(y0, t0, t1, known=self.first)
@@ -170,10 +170,10 @@ class RungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """Where the last attempt's trouble sits."""
+        """What the last attempt shows: component, stiffness, values that are not finite."""
         step = self.at[2]
         tableau, y = self.tableau, step.y
-        for k in step.k:  # the first one tells; what it spoils is carried into the others
+        for k in step.k:  # the first stage that is not finite makes the later ones so
             bad = int((~torch.isfinite(k)).sum())
             if bad:
                 return Diagnosis(f"{bad} of {y.numel()} components")
@@ -191,7 +191,7 @@ class RungeKutta:
     # --- the local record ------------------------------------------------------------------------
 
     def local_step(self, start: LocalStart, t1: float, local: Local) -> tuple[float, float, Estimates]:
-        """One step beside the trajectory: its end, size and estimates, each of shape (1,).
+        """One step that is not a part of the trajectory: its end, size and estimates, each of shape (1,).
 
         Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
         """
