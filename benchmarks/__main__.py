@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import apart, detest, jax_peer, ode, sde_step
+from benchmarks import apart, detest, jax_peer, methods, ode, sde_step
 
 Row = dict[str, object]
 
@@ -27,6 +28,7 @@ def start_up() -> list[Row]:
 
 BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     **ode.SETUPS,
+    "methods": ("Milliseconds a step against torchdiffeq, float32", methods.methods),
     "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
     "sde": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
     "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
@@ -47,7 +49,8 @@ def machine() -> str:
     """The hardware and versions that the numbers belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, one thread, Python {platform.python_version()}, torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, one thread{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -56,6 +59,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="comma-separated (default: all)")
     parser.add_argument("--json", type=Path, default=Path("benchmarks.json"))
     options = parser.parse_args()
+    os.environ["REGNDE_ENGINE"] = "torch"  # also for the drop-ins, which name no engine
     torch.set_num_threads(1)
     print(machine())
     results: dict[str, object] = {"machine": machine()}

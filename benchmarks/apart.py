@@ -1,7 +1,7 @@
 """Large states with each solver in a process of its own: `python -m benchmarks.apart SOLVER` prints its times.
 
-regnde leads malloc to keep the memory that a step frees (`_engines/torch/memory.py`). In one process with it the
-peers are spared their page faults as well; a user of a peer alone is not.
+Large tensors come from the memory allocator of the process, whose state depends on what ran before. In a process of
+its own a solver meets the state that it makes itself.
 """
 
 from __future__ import annotations

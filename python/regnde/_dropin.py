@@ -85,7 +85,7 @@ def odeint_adjoint(
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: object = None,
 ) -> State:
-    """`odeint` with memory for states only: the gradient is exact and recomputes one step at a time.
+    """`odeint` with memory for one state a step: the gradient is exact and recomputes one step at a time.
 
     torchdiffeq solves an adjoint equation backwards, whose result is off by that solve's own error and
     misses parameters that `func` does not own. Here the accepted steps themselves are differentiated

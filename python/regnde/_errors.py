@@ -79,7 +79,7 @@ class StepSizeUnderflow(SolveError):
 
 
 class MaxStepsReached(SolveError):
-    """`Solver.max_steps` trial steps were made before the end time was reached."""
+    """`Solver.max_steps` trial steps did not reach the end time, or 1,000 did not and the field draws noise."""
 
     status = Status.MAX_STEPS
 

@@ -37,7 +37,7 @@ class Penalty(ABC):
         """The penalty, 0-dim, differentiable.
 
         Raises:
-            ValueError: if the solution lacks the records it needs.
+            ValueError: if the solution does not have the records it needs.
         """
 
     def __add__(self, other: Penalty | float) -> Penalty:

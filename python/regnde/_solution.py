@@ -30,7 +30,7 @@ class Status(enum.StrEnum):
 
 
 class SampleStats(NamedTuple):
-    """Counts of one sample of a batch whose samples step apart."""
+    """Counts of one sample of a batch with per-sample step sizes."""
 
     nfe: int
     accepted: int

@@ -58,7 +58,7 @@ def solve(
 
     Raises:
         TypeError: for arguments or values of `f` of the wrong type.
-        ValueError: for times out of order, shapes that disagree, or a choice the engine refuses.
+        ValueError: for times out of order, shapes that disagree, or a choice that the engine does not support.
         NonFiniteDynamics, StepSizeUnderflow, MaxStepsReached: see `SolveError`.
         EngineUnavailable: if the engine asked for can not run here.
 

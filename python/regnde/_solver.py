@@ -101,13 +101,14 @@ class Solver:
             method. Default: chosen from the field at the start, which costs two evaluations.
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
-            `"checkpoint"`: the same numbers, taking a few steps at a time again. The Julia engine adds
+            `"checkpoint"`: the same numbers with less memory; the backward pass evaluates one step at a
+            time again, and raises a `RuntimeError` if it does not end where it ended. The Julia engine adds
             SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
             `"backsolve"`, and `"tracker"` as a cross-check.
         batch: `"joint"`: the whole state is one system with one step size. `"per-sample"`: every sample of
             the leading dimension has its own clock, steps and records (torch engine, adaptive methods).
             The field is then called as f(t, y), or f(t, y, samples) if it takes three arguments, with the
-            samples still under way: t has shape (b, 1, ..., 1) and broadcasts against y.
+            samples that have not reached the end time: t has shape (b, 1, ..., 1) and broadcasts against y.
         compile: run each step as one program made by torch.compile (torch engine, joint batches). Pays for
             many solves of one field with fixed shapes; the first step waits for the compiler.
         engine: `"auto"`, `"torch"` or `"julia"`. The environment variable `REGNDE_ENGINE` replaces `"auto"`.
@@ -212,7 +213,7 @@ class ResolvedSolver:
 class Local:
     """Record one step, taken at a random place of the trajectory (Pal et al., ICML 2023).
 
-    The step is taken apart from the solve, from the trajectory's state at the drawn time, so that
+    The step is not a part of the trajectory. It starts from the state at the drawn time, so that
     any way of differentiating the trajectory will do and its memory does not grow with the steps.
 
     Args:

@@ -68,7 +68,7 @@ class TorchEngine(Engine):
             return self._solve(replace(request, equation=equation))
 
     def _solve(self, request: Request) -> Solution:
-        """The same outside autocast."""
+        """The same with autocast disabled."""
         y0, times, solver = request.y0, request.times, request.solver
         if solver.batch == "per-sample":
             return _solve_per_sample(request)
@@ -142,7 +142,7 @@ def _why_not_per_sample(request: Request) -> str | None:
 
 
 def _solve_per_sample(request: Request) -> Solution:
-    """Solves a batch whose samples step apart."""
+    """Solves a batch with per-sample step sizes."""
     y0, solver, tableau = request.y0, request.solver, _tableau(request)
     assert isinstance(tableau, Tableau)
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
@@ -204,7 +204,7 @@ def _finished(
 
 
 def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
-    """What evaluates the steps of a checkpointed solve; None where the graph is kept whole, or none is built."""
+    """The checkpoint that evaluates the steps; None if the graph is to save all it needs, or no graph is built."""
     wanted = request.solver.gradient == "checkpoint" and torch.is_grad_enabled()
     return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 

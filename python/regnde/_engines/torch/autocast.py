@@ -1,6 +1,6 @@
 """Mixed precision: the field runs under the caller's autocast, the solver's own sums do not.
 
-A state that is combined in bfloat16 has lost what the error control is there to keep.
+A state that is combined in bfloat16 has too few digits for the error control.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The loop over steps: propose, accept or reject, save, record. It knows a `Stepper`, not a method.
 
 The clock and the step size are Python floats whatever the state's dtype. Save points are
-interpolated and never change the steps; the last step lands on the end time exactly; nothing is
-evaluated outside the span.
+interpolated and never change the steps; the last step ends at the end time exactly; no step leaves
+the span.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Path:
 
 
 class _Draw:
-    """Draws the start of a local record while the loop runs, without keeping the trajectory."""
+    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved."""
 
     def __init__(self, local: Local, t0: float, t1: float) -> None:
         seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())

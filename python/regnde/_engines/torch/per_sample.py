@@ -132,7 +132,7 @@ class PerSample:
         previous = np.full(batch, controller.error_floor)
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
-        # The graph of the first slope is kept whole: what a field makes at its first call belongs to all others.
+        # Without a checkpoint: later calls may use what the field makes at its first call.
         first = counted(_column(t, y), y) if self.tableau.fsal else None
         h = self._first_sizes(counted, y, t_end, first)
         self._count(counted, running)

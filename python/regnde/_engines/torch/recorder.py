@@ -13,7 +13,7 @@ from regnde._engines.torch.step import Estimates
 __all__ = ["GROUP", "StepRecorder"]
 
 S = TypeVar("S")
-GROUP = 2**17  # entries of the states whose estimates are formed at once: fewer cost more, more would hold memory
+GROUP = 2**17  # entries of the states whose estimates are formed at once: fewer take more time, more take more memory
 
 
 class StepRecorder(Generic[S]):

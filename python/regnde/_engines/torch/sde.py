@@ -121,7 +121,7 @@ class StochasticRungeKutta:
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
-        """Refuses a diffusion that depends on the state, for which the method would converge to something else."""
+        """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
         (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
         here = self.diffusion(time, y0) if self.known is None else self.known[1]
         there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size)))
@@ -205,10 +205,10 @@ class StochasticRungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """Where the last attempt's trouble sits."""
+        """What the last attempt shows: component, stiffness, values that are not finite."""
         step = self.at[2]
         y = step.y
-        for stages in zip_longest(step.k, step.g):  # the first one spoils all that follow
+        for stages in zip_longest(step.k, step.g):  # the first stage that is not finite makes the later ones so
             for name, stage in zip(("drift", "diffusion"), stages, strict=True):
                 bad = 0 if stage is None else int((~torch.isfinite(stage)).sum())
                 if bad:
@@ -225,7 +225,7 @@ class StochasticRungeKutta:
     # --- the local record ------------------------------------------------------------------------
 
     def local_step(self, start: LocalStart, t1: float, local: Local) -> tuple[float, float, Estimates]:
-        """One step beside the trajectory: its end, size and estimates, each of shape (1,).
+        """One step that is not a part of the trajectory: its end, size and estimates, each of shape (1,).
 
         Its noise comes from a second path of the same seed, independent of the trajectory's, as a
         fresh integrator's would (Pal, Edelman, Rackauckas, ICML 2023). `freeze_first_stage` mimics

@@ -90,7 +90,7 @@ def weighted(k: Sequence[Tensor], weights: Row) -> Tensor:
 
 
 def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
-    """The state y + h sum_j weights_j k_j. Nodes of `torch.add(y, k, alpha=float)` save no tensors."""
+    """The state y + h sum_j weights_j k_j. Graph nodes of `torch.add(y, k, alpha=float)` save no tensors."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, h, weighted(k, weights))
     terms = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
