@@ -44,6 +44,19 @@ class NonFiniteStart(Exception):
     """The field is not finite at the initial state."""
 
 
+Outcome = tuple[Step, Estimates | None]
+
+
+def _end(outcome: Outcome) -> Sequence[Tensor]:
+    """The tensors by which a step that is evaluated again is compared."""
+    return (outcome[0].y1,)
+
+
+def _ends(outcome: Outcome) -> Sequence[Tensor]:
+    """The same where the last stage is the first one of the next step."""
+    return outcome[0].y1, outcome[0].k[-1]
+
+
 class RungeKutta:
     """Steps one ODE with one tableau.
 
@@ -119,7 +132,9 @@ class RungeKutta:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
         step, known = (
-            run(y, self.first) if self.checkpoint is None else self.checkpoint(run, y, self.first, ends=self._ends)
+            run(y, self.first)
+            if self.checkpoint is None
+            else self.checkpoint(run, y, self.first, ends=_ends if self.carries else _end)
         )
         self.at = (t, t1, step, known)
         if self.controller is None:
@@ -129,22 +144,17 @@ class RungeKutta:
         with torch.no_grad():
             return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol).item())
 
-    def _run(self, t: float, h: float, t1: float) -> Callable[..., tuple[Step, Estimates | None]]:
+    def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
         field, tableau, rtol, atol = self.field, self.tableau, self.rtol, self.atol
         at_once = self.recorder is not None and self.recorder.at_once
         take = compiled_step if self.compiled else take_step
 
-        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:
+        def run(y: Tensor, first: Tensor | None) -> Outcome:
             step = take(field, tableau, y, first, h, stage_times(tableau.c, t, h, t1, y))
             return step, estimates_of_one(tableau, step, rtol, atol) if at_once else None
 
         return run
-
-    def _ends(self, outcome: tuple[Step, Estimates | None]) -> Sequence[Tensor]:
-        """The tensors by which a step that is evaluated again is compared."""
-        step = outcome[0]
-        return (step.y1, step.k[-1]) if self.tableau.fsal else (step.y1,)
 
     def accepted(self) -> None:
         """Records the step, and passes its last stage on where the method is FSAL."""
