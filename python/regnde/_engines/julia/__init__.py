@@ -17,27 +17,22 @@ from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
+from regnde._tableau import SDE_TABLEAUX, TABLEAUX
 
 __all__ = ["JuliaEngine"]
 
-# stability size along the negative real axis, or None; NaN in the records means "not estimated"
+# stability sizes along the negative real axis; None: the method has no stiffness estimate
+_VERNER = {"vern6": 4.8553, "vern8": 5.8641, "vern9": 4.4762}
 EXPLICIT: dict[str, float | None] = {
-    "tsit5": 3.5068,
-    "bs3": None,
-    "dp5": 3.3066,
-    "vern6": 4.8553,
-    "vern7": 4.64,
-    "vern8": 5.8641,
-    "vern9": 4.4762,
+    name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
+    for name in ("tsit5", "bs3", "dp5", "vern6", "vern7", "vern8", "vern9")
 }
 IMPLICIT: dict[str, float | None] = {
-    "rosenbrock23": None,
-    "rodas5p": None,
-    "trbdf2": None,
-    "kencarp4": None,
-    "autotsit5": 3.5068,
+    **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
+    "autotsit5": EXPLICIT["tsit5"],
 }
-STOCHASTIC: dict[str, float | None] = {"sosri": None, "sosri2": 10.6, "sriw1": None, "sosra": None, "em": None}
+STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
+SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -239,8 +234,7 @@ class _Run:
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
         method, like = self.request.solver.method, self.request.y0
-        sizes = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
-        size = sizes["tsit5"] if self.local and method in IMPLICIT else sizes[method]
+        size = SIZES["tsit5" if self.local and method in IMPLICIT else method]
         return Steps(
             t=t.to(like),
             dt=dt.to(like),

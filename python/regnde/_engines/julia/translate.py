@@ -29,7 +29,7 @@ _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 _TYPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that the traced result already answers."""
 
-_EXPENSIVE = ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm", "convolution")
+_EXPENSIVE = ("mm", "mv", "bmm", "convolution")
 """Operators whose results the reverse had rather read than compute again."""
 
 
