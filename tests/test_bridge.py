@@ -126,6 +126,21 @@ def test_not_installed_is_explained(fresh: pytest.MonkeyPatch, tmp_path: Path) -
     assert not runtime.running()
 
 
+def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.MonkeyPatch) -> None:
+    deps = pytest.importorskip("juliapkg")
+
+    def resolve() -> None:
+        raise subprocess.CalledProcessError(1, ["julia", "-e", "import Pkg\nPkg.add()"])
+
+    fresh.setattr(deps, "resolve", resolve)
+    fresh.setattr(runtime, "prepared", lambda: False)
+    fresh.setenv("JULIA_PKG_SERVER", "http://127.0.0.1:9")
+    with pytest.raises(regnde.EngineUnavailable, match="127.0.0.1:9 can not be reached") as caught:
+        runtime.install()
+    assert "\n" not in str(caught.value)
+    assert "Pkg.add" not in str(caught.value)
+
+
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "juliacall", SimpleNamespace(CONFIG={"inited": True}, __spec__=SimpleNamespace()))
     assert "another package" in (runtime.why_not() or "")
