@@ -135,7 +135,7 @@ def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.Monke
     fresh.setattr(deps, "resolve", resolve)
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setenv("JULIA_PKG_SERVER", "http://127.0.0.1:9")
-    with pytest.raises(regnde.EngineUnavailable, match="127.0.0.1:9 can not be reached") as caught:
+    with pytest.raises(regnde.EngineUnavailable, match="9 can not be reached") as caught:
         runtime.install()
     assert "\n" not in str(caught.value)
     assert "Pkg.add" not in str(caught.value)
