@@ -43,8 +43,6 @@ def _reshape(out: Result, x: Value, *_: Any, **__: Any) -> Value:
         x = out.program.store(x)
     if x.permuted is None and only_ones_differ and len(x.natural) <= len(shape):
         return replace(x, shape=shape)
-    if not x.natural and not x.permuted and all(size == 1 for size in shape):
-        return replace(x, shape=shape, array=False)
     dense = out.program.array(x, dense=True)
     return out.program.reshaped(dense.expr.text, shape, out.dtype)
 
@@ -84,14 +82,10 @@ def _permute(out: Result, x: Value, order: Sequence[int]) -> Value:
 def _slice(out: Result, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
     if x.shape == out.shape:
         return x
-    if _constant_along(x, dim):
-        return replace(x, shape=out.shape)
     return _view(out, x, _slice_index(out.program, x.shape, dim, start, out.shape[dim], step))
 
 
 def _select(out: Result, x: Value, dim: int, index: Any) -> Value:
-    if _constant_along(x, dim):
-        return replace(x, shape=out.shape)
     return _view(out, x, _select_index(out.program, x.shape, dim, index))
 
 
@@ -104,13 +98,6 @@ def _flip(out: Result, x: Value, dims: Sequence[int]) -> Value:
 
 def _view(out: Result, x: Value, index: str) -> Value:
     return out.program.named(f"view({out.program.array(x).expr.text}, {index})", out.shape, out.dtype)
-
-
-def _constant_along(x: Value, dim: int) -> bool:
-    """Whether entries can be left out along `dim` without reading anything."""
-    if x.pending or x.parts or x.permuted:
-        return False
-    return dim % len(x.shape) < len(x.shape) - len(x.natural)
 
 
 def _slice_index(program: Program, shape: Shape, dim: int, start: Any, length: Any, step: int = 1) -> str:
