@@ -55,6 +55,15 @@ def test_golden_runs_are_reproduced(name: str) -> None:
     torch.testing.assert_close(sol.steps.error[:n], tensor(run["error"][:n]), rtol=1e-2, atol=0)
 
 
+def test_stability_sizes_are_julias() -> None:
+    from regnde._engines.julia import EXPLICIT, runtime
+
+    for name, size in EXPLICIT.items():
+        text = f"Float64(OrdinaryDiffEqCore.alg_stability_size(method(:{name}).algorithm))"
+        if size is not None:
+            assert runtime.call(lambda julia, text=text: float(julia.seval(text))) == size
+
+
 @pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "vern7"])
 @pytest.mark.parametrize("problem", GOLDEN)
 def test_torch_agrees_on_julias_steps(problem: str, method: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import regnde
 import regnde.nn
 import regnde.plot
+from regnde import _doctor
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
@@ -169,6 +170,13 @@ def test_doctor_says_what_works() -> None:
     out = run("doctor")
     assert out.returncode == 0, out.stderr
     assert re.search(r"torch +works: \d+ steps, NFE \d+, y\(1\) = 0.36788,", out.stdout)
+
+
+def test_doctor_names_a_depot_that_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_doctor, "_try", lambda name: (True, "works"))
+    for depot, said in (("/one", True), (f"/one{os.pathsep}", False), ("", False)):
+        monkeypatch.setenv("JULIA_DEPOT_PATH", depot)
+        assert any("is the only depot" in line for line in _doctor.report()[0]) == said
 
 
 def test_command_line_refuses_unknown_methods() -> None:

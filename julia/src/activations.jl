@@ -35,8 +35,6 @@ end
     return muladd(power, p, power - 1)
 end
 
-fast_expm1(x) = expm1(x)
-
 "`exp(x)` to a few units in the last place; 0 and infinity at the ends of the range."
 @inline function fast_exp(x::Union{Float32, Float64})
     # the square of exp(x / 2), whose 2^n is an ordinary number for every x with a finite result
@@ -47,13 +45,12 @@ end
 @inline fast_exp(x) = exp(x)
 
 # Beyond these arguments the results below do not change any more, and 2^n stays an ordinary number.
-@inline saturated(x::Float64) = ifelse(x > 40.0, 40.0, ifelse(x < -40.0, -40.0, x))
-@inline saturated(x::Float32) = ifelse(x > 20.0f0, 20.0f0, ifelse(x < -20.0f0, -20.0f0, x))
-@inline saturated(x) = x
+@inline saturated(x::Float64) = clamp(x, -40.0, 40.0)
+@inline saturated(x::Float32) = clamp(x, -20.0f0, 20.0f0)
 
 # Wide enough that the square of exp(x / 2) is 0 or infinite beyond, narrow enough for 2^n of x / 2.
-@inline exponent_range(x::Float64) = ifelse(x > 720.0, 720.0, ifelse(x < -760.0, -760.0, x))
-@inline exponent_range(x::Float32) = ifelse(x > 90.0f0, 90.0f0, ifelse(x < -110.0f0, -110.0f0, x))
+@inline exponent_range(x::Float64) = clamp(x, -760.0, 720.0)
+@inline exponent_range(x::Float32) = clamp(x, -110.0f0, 90.0f0)
 
 "Hyperbolic tangent, relative error a few units in the last place; NaN stays NaN."
 @inline function fast_tanh(x::Union{Float32, Float64})

@@ -76,10 +76,9 @@ function save!(recording, codes, parameters, shape)
     return number
 end
 
-function fields_of(codes, parameters, state, shape, pbars = nothing)
-    return map(eachindex(codes)) do i
-        pbar = pbars === nothing ? nothing : pbars[i]
-        Field(dynamics(codes[i], state, parameters[i]), shape, typeof(vec(state)); pbar)
+function fields_of(codes, parameters, state, pbars = map(_ -> nothing, codes))
+    return map(codes, parameters, pbars) do code, p, pbar
+        Field(dynamics(code, state, p), size(state), typeof(vec(state)); pbar)
     end
 end
 
@@ -102,10 +101,19 @@ function bridge_solve(
     r = Reader(address, count)
     state, ys, times, results, first_slope = (array(r) for _ in 1:5)
     codes, parameters = read_fields(r)
+    y0, fields = vec(state), fields_of(codes, parameters, state)
+    first_slope === nothing || fields[1].value(vec(first_slope), y0, eltype(y0)(times[1]), nothing)
     settings = Settings(; rtol, atol, dt0, max_steps, record, keep = Symbol(keep))
-    return solve_and_save(
-        method(Symbol(method_name)), settings, state, ys, times, results, first_slope, codes, parameters, path
+    ys = reshape(ys, length(y0), :)
+    recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
+    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
+    forward!(recording, fields...; noise)
+    results .= (
+        findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
+        calls_of(fields)..., recording.dt_first, recording.t_last, recording.dt_last,
     )
+    synchronize(state)
+    return save!(recording, codes, parameters, size(state))
 end
 
 function read_fields(r::Reader)
@@ -118,21 +126,6 @@ function read_fields(r::Reader)
 end
 
 const STATUSES = (:success, :nonfinite, :underflow, :steps)
-
-function solve_and_save(method, settings, state, ys, times, results, first_slope, codes, parameters, path)
-    y0 = vec(state)
-    fields = fields_of(codes, parameters, state, size(state))
-    first_slope === nothing || fields[1].value(vec(first_slope), y0, eltype(y0)(times[1]), nothing)
-    recording = Recording(method, settings, copy(times), y0, reshape(ys, length(y0), :))
-    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
-    forward!(recording, fields...; noise)
-    results .= (
-        findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
-        calls_of(fields)..., recording.dt_first, recording.t_last, recording.dt_last,
-    )
-    synchronize(state)
-    return save!(recording, codes, parameters, size(state))
-end
 
 "A path behind a C function's address."
 struct CPath
@@ -177,7 +170,7 @@ function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     y0bar, ysbar, errorbar, stiffnessbar, tbar, ys = (array(r) for _ in 1:6)
     pbars = [arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
-    fields = fields_of(codes, parameters, reshape(recording.y0, shape), shape, pbars)
+    fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars)
     cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar)
     reverse!(vec(y0bar), recording, fields..., cotangents)
     tbar === nothing || reverse_times!(
@@ -236,7 +229,7 @@ function bridge_local(
     r = Reader(address, count)
     state, results = array(r), array(r)
     codes, parameters = read_fields(r)
-    fields = fields_of(codes, parameters, state, size(state))
+    fields = fields_of(codes, parameters, state)
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
     here = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
     results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
@@ -246,10 +239,9 @@ end
 
 "The reverse of `bridge_local`; the arguments: the state's cotangent (written), then the parameters' (added to)."
 function bridge_local_backward(number::Int, address::Int, count::Int, Ebar::Float64, Sbar::Float64, freeze::Bool)
-    (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
+    (; recording, codes, parameters), r = SAVED_SOLVES[number], Reader(address, count)
     ybar = array(r)
-    pbars = [arrays(r) for _ in codes]
-    fields = fields_of(codes, parameters, ybar, shape, pbars)
+    fields = fields_of(codes, parameters, ybar, [arrays(r) for _ in codes])
     reverse!(vec(ybar), recording, fields, Ebar, Sbar; freeze)
     synchronize(ybar)
     return nothing

@@ -92,14 +92,20 @@ function forward!(rec::Recording, fields...; noise = nothing)
     return rec
 end
 
+"What every integrator is made with."
+function tolerances(settings::Settings, y)
+    T = real(eltype(y))
+    return (;
+        reltol = T(settings.rtol), abstol = T(settings.atol), save_everystep = false, dense = false, verbose = SILENT,
+    )
+end
+
 function options(rec::Recording)
-    (; rtol, atol, dt0) = rec.settings
-    span = rec.times[end] - rec.times[1]
-    T = real(eltype(rec.y0))
+    dt0, span = rec.settings.dt0, rec.times[end] - rec.times[1]
     # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
     common = (;
-        reltol = T(rtol), abstol = T(atol), save_everystep = false, save_start = false, save_end = false,
-        dense = false, calck = rec.method isa Implicit, maxiters = typemax(Int), verbose = SILENT,
+        tolerances(rec.settings, rec.y0)..., save_start = false, save_end = false, calck = rec.method isa Implicit,
+        maxiters = typemax(Int),
     )
     return isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(span)), span))
 end
@@ -134,7 +140,7 @@ function run!(rec::Recording, integrator, recorder, field)
             if !integrator.force_stepfail && !isfinite(error_of(integrator))
                 failures += 1
                 earliest = failures == 1 || abs(h) < abs(earliest - t) ? t + h : earliest
-                if failures >= NON_FINITE_ATTEMPTS || !finite_slope(field, integrator, t)
+                if failures >= NON_FINITE_ATTEMPTS || count_bad(field, t, integrator.uprev) > 0
                     return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
                 end
             end
@@ -152,7 +158,7 @@ end
 "Turns the integrator's return code into one of our failures."
 function diagnose!(rec::Recording, integrator, field)
     code = integrator.sol.retcode
-    if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || !finite_slope(field, integrator, integrator.t)
+    if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || count_bad(field, integrator.t, integrator.uprev) > 0
         return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
     end
     E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(eltype(integrator.u)))
@@ -161,19 +167,18 @@ function diagnose!(rec::Recording, integrator, field)
     return fail!(rec, integrator, :underflow, "$reason (error ratio $E, |y| up to $y)")
 end
 
-"Whether the field is finite where the last attempt started."
-function finite_slope(field, integrator, t)
-    slope = similar(integrator.u)
-    field.value(slope, integrator.uprev, eltype(slope)(t), nothing)
-    return all(isfinite, slope)
+"How many components of the slope at (t, y) are not finite."
+function count_bad(field, t, y)
+    slope = similar(y)
+    field.value(slope, y, eltype(y)(t), nothing)
+    return count(!isfinite, slope)
 end
 
 function non_finite_reason(field, integrator)
-    slope = similar(integrator.u)
-    field.value(slope, integrator.u, eltype(slope)(integrator.t + integrator.dt), nothing)
-    bad = count(!isfinite, slope)
-    return bad > 0 ? "the dynamics are not finite: $bad of $(length(slope)) components" :
-        "the dynamics are not finite in trial steps from t = $(integrator.t)"
+    (; t, dt, u) = integrator
+    bad = count_bad(field, t + dt, u)
+    return bad > 0 ? "the dynamics are not finite: $bad of $(length(u)) components" :
+        "the dynamics are not finite in trial steps from t = $t"
 end
 
 # --- outputs ---------------------------------------------------------------------------------------

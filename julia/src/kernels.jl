@@ -13,9 +13,6 @@ function accumulate!(out::AbstractVector{T}, weights, terms, h, count = length(w
         if l <= count
             add!(out, factor(i), terms[i], factor(j), terms[j], factor(k), terms[k], factor(l), terms[l])
             i = next_term(weights, l + 1, count)
-        elseif j <= count
-            add!(out, factor(i), terms[i], factor(j), terms[j])
-            i = k
         else
             add!(out, factor(i), terms[i])
             i = j
@@ -32,9 +29,8 @@ function next_term(weights, j, count)
     return j
 end
 
-"Adds `a * x`, for one, two or four pairs, to `out`."
+"Adds `a * x`, for one pair or four, to `out`."
 add!(out, a, x) = @.. out = muladd(a, x, out)
-add!(out, a, x, b, y) = @.. out = muladd(b, y, muladd(a, x, out))
 add!(out, a, x, b, y, c, z, d, w) = @.. out = muladd(d, w, muladd(c, z, muladd(b, y, muladd(a, x, out))))
 
 "`x - y` entry by entry, as something to reduce: it has no memory."

@@ -52,7 +52,7 @@ end
 function initial_size(m, settings::Settings, field, y, t, t_end)
     algorithm = m isa Implicit ? Tsit5() : m.algorithm
     problem = ODEProblem(ODEFunction{true, FullSpecialize}(RightHandSide(field)), y, (t, t_end))
-    integrator = init(problem, algorithm; local_options(settings, y)...)
+    integrator = init(problem, algorithm; tolerances(settings, y)...)
     # a fresh solve evaluates an FSAL method's first stage; here the step itself does
     tableau_of(m).fsal && (field.calls[] -= 1)
     return integrator.dt
@@ -62,15 +62,7 @@ function initial_size(m::StochasticRungeKutta, settings::Settings, drift, diffus
     f = SDEFunction{true, FullSpecialize}(RightHandSide(drift), RightHandSide(diffusion))
     still = PathNoise((w, z, _, _) -> (fill!(w, 0); fill!(z, 0); nothing), t, t_end, y)
     problem = SDEProblem(f, y, (t, t_end); noise = still)
-    return init(problem, m.algorithm; local_options(settings, y)...).dt
-end
-
-function local_options(settings::Settings, y)
-    T = real(eltype(y))
-    return (;
-        reltol = T(settings.rtol), abstol = T(settings.atol), save_everystep = false, dense = false,
-        verbose = SILENT,
-    )
+    return init(problem, m.algorithm; tolerances(settings, y)...).dt
 end
 
 """

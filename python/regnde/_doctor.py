@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time
 import warnings
@@ -38,6 +39,12 @@ def report() -> tuple[list[str], bool]:
         else:
             finding = f"not available: {why}"
         lines.append(f"  {name:<11}{finding}")
+    depot = os.environ.get("JULIA_DEPOT_PATH", "")
+    if depot and os.pathsep not in depot:
+        lines.append(
+            f"  JULIA_DEPOT_PATH={depot} is the only depot: Julia does not see the code that it is shipped with "
+            f"compiled, and compiles it again. Write JULIA_DEPOT_PATH={depot}{os.pathsep}"
+        )
     return lines, solved
 
 

@@ -11,33 +11,28 @@ from torch import Tensor
 
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
-from regnde._engines.julia.bridge import LocalJob, Outcome, SolveJob, run
+from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
+from regnde._tableau import SDE_TABLEAUX, TABLEAUX
 
 __all__ = ["JuliaEngine"]
 
-# stability size along the negative real axis, or None; NaN in the records means "not estimated"
+# stability sizes along the negative real axis; None: the method has no stiffness estimate
+_VERNER = {"vern6": 4.8553, "vern8": 5.8641, "vern9": 4.4762}
 EXPLICIT: dict[str, float | None] = {
-    "tsit5": 3.5068,
-    "bs3": None,
-    "dp5": 3.3066,
-    "vern6": 4.8553,
-    "vern7": 4.64,
-    "vern8": 5.8641,
-    "vern9": 4.4762,
+    name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
+    for name in ("tsit5", "bs3", "dp5", "vern6", "vern7", "vern8", "vern9")
 }
 IMPLICIT: dict[str, float | None] = {
-    "rosenbrock23": None,
-    "rodas5p": None,
-    "trbdf2": None,
-    "kencarp4": None,
-    "autotsit5": 3.5068,
+    **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
+    "autotsit5": EXPLICIT["tsit5"],
 }
-STOCHASTIC: dict[str, float | None] = {"sosri": None, "sosri2": 10.6, "sriw1": None, "sosra": None, "em": None}
+STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
+SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -203,18 +198,16 @@ class _Run:
         if isinstance(request.equation, JuliaField) and self.graph:
             runtime.load("Zygote")
         full, error, stiffness = run(job, request.y0.contiguous(), request.ts, *self.tensors, graph=self.graph)
-        outcome = job.outcome
-        assert outcome is not None
         if job.first_slope is not None:
             self._check(job.first_slope)
-        calls, steps = outcome.calls, None
+        calls, steps = job.calls, None
         if self.local is not None:
-            steps, more = self._local_record(job, outcome, full, row)
+            steps, more = self._local_record(job, full, row)
             calls = calls[0] + more[0], calls[1] + more[1]
         elif request.record == "all":
-            implicit = outcome.table[4] == 1 if solver.method in IMPLICIT else None
-            steps = self._steps(outcome.table[0], outcome.table[1], error, stiffness, implicit)
-        return self._assemble(outcome, self._rows(full, row, outcome), steps, calls)
+            implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
+            steps = self._steps(job.table[0], job.table[1], error, stiffness, implicit)
+        return self._assemble(job, self._rows(full, row, job.saved), steps, calls)
 
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
@@ -230,17 +223,15 @@ class _Run:
         row = sum(t <= self.drawn if rising else t >= self.drawn for t in times)
         return (*times[:row], self.drawn, *times[row:]), row
 
-    def _rows(self, full: Tensor, row: int | None, outcome: Outcome) -> Tensor:
+    def _rows(self, full: Tensor, row: int | None, saved: int) -> Tensor:
         """The states at the save times that were reached."""
         if row is None:
-            return full[: outcome.saved] if full.shape[0] != outcome.saved else full
-        end = max(outcome.saved, row)
-        return torch.cat([full[:row], full[row + 1 : end]])[: outcome.saved]
+            return full[:saved] if full.shape[0] != saved else full
+        return torch.cat([full[:row], full[row + 1 : max(saved, row)]])[:saved]
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
         method, like = self.request.solver.method, self.request.y0
-        sizes = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
-        size = sizes["tsit5"] if self.local and method in IMPLICIT else sizes[method]
+        size = SIZES["tsit5" if self.local and method in IMPLICIT else method]
         return Steps(
             t=t.to(like),
             dt=dt.to(like),
@@ -253,18 +244,16 @@ class _Run:
 
     # --- the local record ------------------------------------------------------------------------
 
-    def _local_record(
-        self, job: SolveJob, outcome: Outcome, full: Tensor, row: int | None
-    ) -> tuple[Steps, tuple[int, int]]:
+    def _local_record(self, job: SolveJob, full: Tensor, row: int | None) -> tuple[Steps, tuple[int, int]]:
         """The step at the drawn place, and the evaluations that it took."""
         request, local = self.request, self.local
         assert local is not None
-        ends, sizes = outcome.table[0], outcome.table[1]
-        if outcome.status != "success" or not outcome.accepted:
+        ends, sizes = job.table[0], job.table[1]
+        if job.status != "success" or not job.accepted:
             empty = full.reshape(-1)[:0].abs()  # no step: an empty record that is part of the graph
             return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
         if row is None:
-            step = self._reservoir(outcome.accepted)
+            step = self._reservoir(job.accepted)
             t, y = job.save_local_start(step), full[-1]
         else:
             inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
@@ -294,7 +283,7 @@ class _Run:
 
     # --- the outcome -----------------------------------------------------------------------------
 
-    def _assemble(self, outcome: Outcome, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
+    def _assemble(self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
         request = self.request
         saved = ys.shape[0]
         solution = Solution(
@@ -302,19 +291,19 @@ class _Run:
             ys=ys,
             stats=Stats(
                 nfe=calls[0],
-                accepted=outcome.accepted,
-                rejected=outcome.rejected,
-                dt_first=outcome.dt_first,
+                accepted=job.accepted,
+                rejected=job.rejected,
+                dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
             ),
             steps=steps,
             engine="julia",
             solver=request.solver,
-            status=Status.SUCCESS if outcome.status == "success" else FAILURES[outcome.status].status,
+            status=Status.SUCCESS if job.status == "success" else FAILURES[job.status].status,
         )
-        if outcome.status != "success" and request.throw:
-            reason, bad = outcome.reason, int((~torch.isfinite(request.y0)).sum())
+        if job.status != "success" and request.throw:
+            reason, bad = job.reason, int((~torch.isfinite(request.y0)).sum())
             if bad:  # whatever was seen later, it began here
                 reason = f"y0 is not finite: {bad} of {request.y0.numel()} components"
-            raise FAILURES[outcome.status](reason, t=outcome.t, dt=outcome.dt, solution=solution)
+            raise FAILURES[job.status](reason, t=job.t, dt=job.dt, solution=solution)
         return solution

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import time
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 __all__ = ["CUDA", "chosen", "folder", "forget", "julia_list", "missing_cuda", "why_not"]
@@ -15,37 +15,20 @@ __all__ = ["CUDA", "chosen", "folder", "forget", "julia_list", "missing_cuda", "
 CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
 """The Julia packages that tensors on CUDA devices need, by name."""
 
-RECHECK = 1.0
-"""How many seconds it is believed that Julia is not there; that it is, is believed until it is started."""
-
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
-
-
-class _Seen:
-    """What was found for which choice of Julia, and until when that is believed."""
-
-    def __init__(self) -> None:
-        self.last: tuple[tuple[str | None, str | None], str | None, float] | None = None
-
-
-_seen = _Seen()
 
 
 def why_not() -> str | None:
     """Why no Julia can start from this disk, or None if one can.
 
-    Asked before every solve with engine="auto": the disk is looked at once, or once a second.
+    Asked before every solve with engine="auto": the disk is looked at once a second.
     """
-    choice, now = chosen(), time.monotonic()
-    if _seen.last is None or _seen.last[0] != choice or now >= _seen.last[2]:
-        why = _why_not_on_disk(*choice)
-        _seen.last = choice, why, math.inf if why is None else now + RECHECK
-    return _seen.last[1]
+    return _why_not_on_disk(*chosen(), int(time.monotonic()))
 
 
 def forget() -> None:
     """Looks again next time: what was seen may have been put right."""
-    _seen.last = None
+    _why_not_on_disk.cache_clear()
 
 
 def chosen() -> tuple[str | None, str | None]:
@@ -53,7 +36,8 @@ def chosen() -> tuple[str | None, str | None]:
     return os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
 
 
-def _why_not_on_disk(executable: str | None, project: str | None) -> str | None:
+@lru_cache(maxsize=1)
+def _why_not_on_disk(executable: str | None, project: str | None, second: int) -> str | None:
     if importlib.util.find_spec("juliacall") is None:
         return "the package juliacall is not installed: `pip install juliacall`, then " + INSTALL + "."
     return _why_not_chosen(executable, project) if executable or project else _why_not_installed()
@@ -65,7 +49,7 @@ def _why_not_chosen(executable: str | None, project: str | None) -> str | None:
         return "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT must be set together, or neither."
     if not (os.path.isfile(executable) and os.access(executable, os.X_OK)):
         return f"PYTHON_JULIACALL_EXE={executable} is no executable file."
-    if not _has_package(Path(project)):
+    if not _has_package(project):
         return (
             f"PYTHON_JULIACALL_PROJECT={project} holds no package RegNDE: in that project run "
             f"`using Pkg; Pkg.develop(path={str(folder())!r})`."
@@ -79,7 +63,7 @@ def _why_not_installed() -> str | None:
         return "the package juliapkg, which installs Julia, is not installed: `pip install juliacall`."
     from juliapkg.state import STATE
 
-    if not os.path.exists(STATE["meta"]) or not _has_package(Path(STATE["project"])):
+    if not os.path.exists(STATE["meta"]) or not _has_package(STATE["project"]):
         return f"Julia and its packages are not installed in this environment: {INSTALL}."
     return None
 
@@ -95,7 +79,8 @@ def missing_cuda(loaded: Collection[str]) -> str | None:
     Args:
         loaded: Julia packages that are there for certain.
     """
-    missing = [name for name in CUDA if name not in loaded and not _depends_on(name)]
+    dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
+    missing = [x for x in CUDA if x not in loaded and not re.search(rf"(?m)^{x}\s*=", dependencies)]
     if not missing:
         return None
     steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(missing)})`"
@@ -107,19 +92,14 @@ def missing_cuda(loaded: Collection[str]) -> str | None:
     )
 
 
-def _depends_on(package: str) -> bool:
-    """Whether Julia's project has the package among its direct dependencies."""
+def _project() -> str:
+    """The folder of Julia's project, or "" if nothing says which."""
     project = chosen()[1]
-    if project is None:
-        if importlib.util.find_spec("juliapkg") is None:
-            return False
-        from juliapkg.state import STATE
+    if project is not None or importlib.util.find_spec("juliapkg") is None:
+        return project or ""
+    from juliapkg.state import STATE
 
-        project = str(STATE["project"])
-    file = Path(project) / "Project.toml"
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    dependencies = text.partition("[deps]")[2].partition("\n[")[0]
-    return re.search(rf"(?m)^{package}\s*=", dependencies) is not None
+    return str(STATE["project"])
 
 
 def julia_list(names: Iterable[str]) -> str:
@@ -127,10 +107,12 @@ def julia_list(names: Iterable[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def _has_package(project: Path) -> bool:
+def _text(project: str, name: str) -> str:
+    """A file of a Julia project, or "" if it is not there."""
+    file = Path(project) / name
+    return file.read_text(encoding="utf-8") if project and file.is_file() else ""
+
+
+def _has_package(project: str) -> bool:
     """Whether a Julia project or its manifest names our package."""
-    for name in ("Project.toml", "Manifest.toml"):
-        file = project / name
-        if file.is_file() and "RegNDE" in file.read_text(encoding="utf-8"):
-            return True
-    return False
+    return "RegNDE" in _text(project, "Project.toml") + _text(project, "Manifest.toml")

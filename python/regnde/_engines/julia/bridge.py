@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,38 +17,14 @@ from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 
-__all__ = ["LocalJob", "Outcome", "SolveJob", "run"]
+__all__ = ["LocalJob", "SolveJob", "run"]
 
 STATUSES = ("success", "non-finite", "underflow", "steps")
 
 
 @dataclass(eq=False)
-class Outcome:
-    """What a solve gave beside the differentiable tensors.
-
-    Attributes:
-        status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
-        saved: rows of `ys` that were reached.
-        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
-        handle: of the saved solve.
-    """
-
-    status: str
-    reason: str
-    accepted: int
-    saved: int
-    rejected: int
-    calls: tuple[int, int]
-    dt_first: float
-    t: float
-    dt: float
-    table: Tensor
-    handle: Handle
-
-
-@dataclass(eq=False)
 class SolveJob:
-    """The arguments of one solve.
+    """The arguments of one solve, and what `run` finds beside the differentiable tensors.
 
     Attributes:
         codes: the field, or drift and diffusion.
@@ -61,6 +37,11 @@ class SolveJob:
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
         times_need_gradient: whether the times carry a gradient.
         first_slope: where to write the field's value at the start, or None.
+        status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
+        saved: rows of `ys` that were reached.
+        calls: evaluations of the first and the second field.
+        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
+        handle: of the saved solve.
     """
 
     codes: tuple[Code, ...]
@@ -73,7 +54,17 @@ class SolveJob:
     adjoint: str = ""
     times_need_gradient: bool = False
     first_slope: Tensor | None = None
-    outcome: Outcome | None = None
+    status: str = ""
+    reason: str = ""
+    accepted: int = 0
+    saved: int = 0
+    rejected: int = 0
+    calls: tuple[int, int] = (0, 0)
+    dt_first: float = 0.0
+    t: float = 0.0
+    dt: float = 0.0
+    table: Tensor = field(init=False)
+    handle: Handle = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States at the save times, and error and stiffness records in the state's dtype."""
@@ -96,23 +87,16 @@ class SolveJob:
 
         synchronize(y0)
         with path_address(self.path, y0) as path:
-            number, table, reason = runtime.call(solve)
-        status, accepted, saved, rejected, first, second = map(int, results[:6].tolist())
-        dt_first, t, dt = results[6:].tolist()
-        self.outcome = Outcome(
-            STATUSES[status], reason, accepted, saved, rejected, (first, second), dt_first, t, dt, table, Handle(number)
-        )
-        return ys, table[2].to(y0), table[3].to(y0)
-
-    @property
-    def number(self) -> int:
-        """Of the saved solve."""
-        assert self.outcome is not None
-        return self.outcome.handle.number
+            number, self.table, self.reason = runtime.call(solve)
+        self.handle = Handle(number)
+        status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
+        self.status, self.calls = STATUSES[status], (calls[0], calls[1])
+        self.dt_first, self.t, self.dt = results[6:].tolist()
+        return ys, self.table[2].to(y0), self.table[3].to(y0)
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
-        return runtime.call(lambda julia: float(julia.bridge_local_start(self.number, step)))
+        return runtime.call(lambda julia: float(julia.bridge_local_start(self.handle.number, step)))
 
     def reverse(
         self,
@@ -137,7 +121,7 @@ class SolveJob:
         arguments.tensor(ys)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
-        _call("bridge_backward", self.number, *arguments.location, self.adjoint)
+        _call("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
         return y0bar, None if tbar is None else tbar.to(ts), *gradients
 
 
@@ -169,7 +153,7 @@ class LocalJob:
     path: BrownianPath | None = None
     freeze: bool = False
     times_need_gradient: bool = False
-    handle: Handle | None = None
+    handle: Handle = field(init=False)
     end: float = 0.0
     size: float = 0.0
     calls: tuple[int, int] = (0, 0)
@@ -198,7 +182,6 @@ class LocalJob:
         self, inputs: Sequence[Tensor], _: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Cotangents of the inputs of `run`."""
-        assert self.handle is not None
         y, *tensors = inputs
         arguments, ybar = ArgumentBuffer(), torch.zeros_like(y)
         arguments.tensor(ybar)

@@ -15,13 +15,13 @@ __all__ = ["decompositions"]
 aten = torch.ops.aten
 
 _FURTHER = (
-    "_log_softmax _softmax _native_batch_norm_legit_no_training celu elu gelu glu hardsigmoid hardswish hardtanh "
-    "leaky_relu log_sigmoid_forward logsumexp mish native_batch_norm native_group_norm native_layer_norm selu silu "
-    "softplus softshrink threshold"
+    "_log_softmax _softmax _native_batch_norm_legit_no_training addmm addmv celu dot elu gelu glu hardsigmoid "
+    "hardswish hardtanh leaky_relu log_sigmoid_forward logsumexp mish native_batch_norm native_group_norm "
+    "native_layer_norm selu silu softplus softshrink threshold vdot"
 )
 """Operators that are core ATen for torch, yet are written from simpler ones here."""
 
-_NOT_DECOMPOSED = "addmv dot mv select_backward slice_backward vdot"
+_NOT_DECOMPOSED = "mv select_backward slice_backward"
 """Operators that torch would decompose, yet Julia has a better way to write."""
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -81,13 +82,12 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
 
 def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str) -> tuple[Traced, str]:
     """The trace and the source, for any batch size if the field allows it."""
-    for any_batch in (True, False):
-        if any_batch and y0.dim() < 2:
-            continue
-        try:
-            traced = trace(field, t, y0, seen, any_batch=any_batch)
-            return traced, source_of(traced, name, y0, seen)
-        except UnsupportedField:
-            if not any_batch:
-                raise
-    raise AssertionError
+
+    def written(any_batch: bool) -> tuple[Traced, str]:
+        traced = trace(field, t, y0, seen, any_batch=any_batch)
+        return traced, source_of(traced, name, y0, seen)
+
+    if y0.dim() >= 2:
+        with suppress(UnsupportedField):
+            return written(any_batch=True)
+    return written(any_batch=False)

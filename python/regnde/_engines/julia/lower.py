@@ -208,8 +208,6 @@ class Program:
         """Writes a value to memory, whatever it is."""
         if value.pending:
             return self.write(value.pending, value.shape, value.dtype)
-        if value.permuted:
-            return self._permuted_copy(value)
         name = self.fresh()
         self.assign(name, value)
         return array_value(name, value.shape, value.dtype)

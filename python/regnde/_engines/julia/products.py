@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 
 from regnde._engines.julia.lower import Pending, Result, Value, count
-from regnde._engines.julia.operators import ENTRYWISE, Writer
+from regnde._engines.julia.operators import Writer
 from regnde._engines.julia.source import Expr, infix
 
 __all__ = ["COMBINING"]
@@ -80,22 +80,6 @@ def _batched(out: Result, x: Value) -> str:
     return out.program.array(x, dense=True).expr.text
 
 
-_PRODUCTS: dict[tuple[int, int], Writer] = {(2, 2): _mm, (1, 2): _mv, (3, 3): _bmm}
-
-
-def _addmm(out: Result, bias: Value, a: Value, b: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
-    product = out.program.store(_PRODUCTS[len(b.shape), len(a.shape)](out, a, b))
-    product = ENTRYWISE["mul"](out, product, alpha)
-    bias = ENTRYWISE["mul"](out.of(bias.shape), bias, beta)
-    return out.entrywise(lambda x, y: infix("+", x, y), product, bias)
-
-
-def _dot(out: Result, a: Value, b: Value) -> Value:
-    product = out.of(a.shape).entrywise(lambda x, y: infix("*", x, y), a, b)
-    total: Value = _reduction("sum")(out, product)
-    return total
-
-
 # -- convolutions -----------------------------------------------------------------------------------
 
 
@@ -162,9 +146,6 @@ COMBINING: dict[str, Writer] = {
     "mm": _mm,
     "mv": _mv,
     "bmm": _bmm,
-    "dot": _dot,
-    "vdot": _dot,
-    **{name: _addmm for name in ("addmm", "addmv")},
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
 }

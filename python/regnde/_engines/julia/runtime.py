@@ -14,9 +14,12 @@ import ctypes
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -227,6 +230,20 @@ def discard(number: int) -> None:
     _state.discarded.append(number)
 
 
+def _reason(problem: Exception) -> str:
+    """Why an installation failed, in one line: juliapkg's errors repeat the whole command that it ran."""
+    server = os.environ.get("JULIA_PKG_SERVER") or "https://pkg.julialang.org"
+    try:
+        urllib.request.urlopen(server if "://" in server else f"https://{server}", timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as unreachable:
+        return f"the package server {server} can not be reached ({getattr(unreachable, 'reason', unreachable)})"
+    if isinstance(problem, subprocess.CalledProcessError):
+        return "Julia's package manager failed and has said above why"
+    return f"{type(problem).__name__}: {problem}".split("\n")[0]
+
+
 def install(*, cuda: bool = False) -> float:
     """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
 
@@ -250,7 +267,7 @@ def install(*, cuda: bool = False) -> float:
             availability.forget()
         except Exception as problem:
             raise EngineUnavailable(
-                f"Julia could not be installed: {type(problem).__name__}: {problem}. It needs a network once, or "
+                f"Julia could not be installed: {_reason(problem)}. It needs a network once, or "
                 "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project that have it."
             ) from None
     start()

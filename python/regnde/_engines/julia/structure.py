@@ -1,4 +1,4 @@
-"""ATen operators that change how entries are seen (views, casts), and those that make constants."""
+"""ATen operators that change how entries are seen (views, casts), put regions together, or make constants."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import sympy
 import torch
 
-from regnde._engines.julia.lower import Program, Result, Shape, Value, count, stripped
+from regnde._engines.julia.lower import Pending, Program, Result, Shape, Value, count, stripped
 from regnde._engines.julia.operators import ENTRYWISE, Writer
 from regnde._engines.julia.source import Expr, call, julia_type, literal
 
-__all__ = ["STRUCTURAL", "select_index", "slice_index"]
+__all__ = ["STRUCTURAL"]
 
 
 def _cast(out: Result, x: Value, **_: Any) -> Value:
@@ -43,8 +43,6 @@ def _reshape(out: Result, x: Value, *_: Any, **__: Any) -> Value:
         x = out.program.store(x)
     if x.permuted is None and only_ones_differ and len(x.natural) <= len(shape):
         return replace(x, shape=shape)
-    if not x.natural and not x.permuted and all(size == 1 for size in shape):
-        return replace(x, shape=shape, array=False)
     dense = out.program.array(x, dense=True)
     return out.program.reshaped(dense.expr.text, shape, out.dtype)
 
@@ -84,15 +82,11 @@ def _permute(out: Result, x: Value, order: Sequence[int]) -> Value:
 def _slice(out: Result, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Value:
     if x.shape == out.shape:
         return x
-    if _constant_along(x, dim):
-        return replace(x, shape=out.shape)
-    return _view(out, x, slice_index(out.program, x.shape, dim, start, out.shape[dim], step))
+    return _view(out, x, _slice_index(out.program, x.shape, dim, start, out.shape[dim], step))
 
 
 def _select(out: Result, x: Value, dim: int, index: Any) -> Value:
-    if _constant_along(x, dim):
-        return replace(x, shape=out.shape)
-    return _view(out, x, select_index(out.program, x.shape, dim, index))
+    return _view(out, x, _select_index(out.program, x.shape, dim, index))
 
 
 def _flip(out: Result, x: Value, dims: Sequence[int]) -> Value:
@@ -106,14 +100,7 @@ def _view(out: Result, x: Value, index: str) -> Value:
     return out.program.named(f"view({out.program.array(x).expr.text}, {index})", out.shape, out.dtype)
 
 
-def _constant_along(x: Value, dim: int) -> bool:
-    """Whether entries can be left out along `dim` without reading anything."""
-    if x.pending or x.parts or x.permuted:
-        return False
-    return dim % len(x.shape) < len(x.shape) - len(x.natural)
-
-
-def slice_index(program: Program, shape: Shape, dim: int, start: Any, length: Any, step: int = 1) -> str:
+def _slice_index(program: Program, shape: Shape, dim: int, start: Any, length: Any, step: int = 1) -> str:
     """Julia's index of `length` entries along torch's dimension `dim`, from torch's `start` on."""
     size, first = shape[dim], 0 if start is None else start
     if not isinstance(first, sympy.Expr) and first < 0:
@@ -123,7 +110,7 @@ def slice_index(program: Program, shape: Shape, dim: int, start: Any, length: An
     return _index(shape, dim, f"{program.size(first + 1)}:{steps}{last}")
 
 
-def select_index(program: Program, shape: Shape, dim: int, index: Any) -> str:
+def _select_index(program: Program, shape: Shape, dim: int, index: Any) -> str:
     """Julia's index of torch's entry `index` along torch's dimension `dim`."""
     first = index + 1 if isinstance(index, sympy.Expr) or index >= 0 else shape[dim] + index + 1
     return _index(shape, dim, program.size(first))
@@ -138,6 +125,60 @@ def _index(shape: Shape, dim: int, text: str) -> str:
 def _split(outs: list[Result], x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     starts = accumulate((out.shape[dim] for out in outs), initial=0)
     return [_slice(out, x, dim, start) for out, start in zip(outs, starts, strict=False)]
+
+
+# -- regions ----------------------------------------------------------------------------------------
+
+
+def _cat(out: Result, tensors: Sequence[Value], dim: int = 0) -> Value:
+    tensors = [x for x in tensors if x.shape != (0,)]
+    if len(tensors) == 1:
+        return tensors[0]
+    regions, start = [], 0
+    for x in tensors:
+        regions.append((_slice_index(out.program, out.shape, dim, start, x.shape[dim]), out.readable(x)))
+        start = start + x.shape[dim]
+
+    def write(target: str, add: bool) -> tuple[str, ...]:
+        lines: list[str] = []
+        for index, x in regions:
+            lines.append(f"part = view({target}, {index})")
+            lines.append(f"{out.program.macro(x)} part {'+=' if add else '='} {x.expr.bare}")
+        return tuple(lines)
+
+    return out.pending(Pending(write))
+
+
+def _part(out: Result, index: str, x: Value) -> Value:
+    return Value(out.shape, out.dtype, literal(0.0, out.dtype), parts=((index, out.readable(x)),))
+
+
+def _select_backward(out: Result, x: Value, sizes: Any, dim: int, index: int) -> Value:
+    return _part(out, _select_index(out.program, out.shape, dim, index), x)
+
+
+def _slice_backward(out: Result, x: Value, sizes: Any, dim: int, start: Any, end: Any, step: int) -> Value:
+    if x.shape == out.shape:
+        return x
+    return _part(out, _slice_index(out.program, out.shape, dim, start, x.shape[dim], step), x)
+
+
+def _slice_scatter(
+    out: Result, x: Value, source: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Value:
+    if source.shape == out.shape:
+        return source
+    return _overwritten(out, x, source, _slice_index(out.program, out.shape, dim, start, source.shape[dim], step))
+
+
+def _overwritten(out: Result, x: Value, source: Value, index: str) -> Value:
+    program, base, part = out.program, out.readable(x), out.readable(source)
+
+    def write(target: str, _: bool) -> tuple[str, ...]:
+        lines = program.assigned(target, base)
+        return (*lines, f"part = view({target}, {index})", f"{program.macro(part)} part = {part.expr.bare}")
+
+    return program.write(Pending(write, accumulates=False), out.shape, out.dtype)
 
 
 # -- numbers ----------------------------------------------------------------------------------------
@@ -166,6 +207,10 @@ STRUCTURAL: dict[str, Writer] = {
     "select": _select,
     "flip": _flip,
     "split_with_sizes": _split,
+    "cat": _cat,
+    "select_backward": _select_backward,
+    "slice_backward": _slice_backward,
+    "slice_scatter": _slice_scatter,
     "full": _full,
     "full_like": _full,
     "scalar_tensor": lambda out, number, **_: _full(out, None, number),

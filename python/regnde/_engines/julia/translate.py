@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from regnde._engines.julia.lower import Program, Result, Value, array_value, number_of
 from regnde._engines.julia.operators import ENTRYWISE
 from regnde._engines.julia.products import COMBINING
-from regnde._engines.julia.regions import REGIONS
 from regnde._engines.julia.source import Expr, Statement, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
 from regnde._engines.julia.trace import Traced, outputs_of
@@ -21,7 +20,7 @@ from regnde._errors import UnsupportedField
 
 __all__ = ["deduplicate", "residuals", "translated"]
 
-_WRITERS = {**ENTRYWISE, **STRUCTURAL, **REGIONS, **COMBINING}
+_WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING}
 _NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
 _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 """Operators that ask their first argument for nothing but its size."""
@@ -29,7 +28,7 @@ _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 _TYPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that the traced result already answers."""
 
-_EXPENSIVE = ("mm", "addmm", "mv", "addmv", "bmm", "baddbmm", "convolution")
+_EXPENSIVE = ("mm", "mv", "bmm", "convolution")
 """Operators whose results the reverse had rather read than compute again."""
 
 
