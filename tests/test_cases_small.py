@@ -1,6 +1,8 @@
-"""Case A14: smaller faults of the engine."""
+"""Cases A13 and A14: smaller faults of the engine, and a solve inside a compiled model."""
 
 from __future__ import annotations
+
+import shutil
 
 import pytest
 import torch
@@ -9,13 +11,38 @@ from torch import Tensor, nn
 import regnde
 from problems import SMALL_P, SMALL_Y0, exp_decay, small_net
 from regnde import ErrorPenalty, Solver, StiffnessPenalty
-from tolerances import CANCELLED
+from tolerances import CANCELLED, ROUNDING
 
 GRADIENTS = ("discrete", "checkpoint")
 
 
 def f64(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on the path"
+)
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_case_A13_a_compiled_model_with_a_solve_inside_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), regnde.nn.NeuralODE(regnde.nn.MLP([4, 8, 4])), First(), nn.Linear(4, 1))
+    x = torch.randn(5, 2)
+    gradients = []
+    for chosen in (model, torch.compile(model)):
+        model.zero_grad()
+        chosen(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+class First(nn.Module):
+    """The final state of a solution."""
+
+    def forward(self, solution: regnde.Solution) -> Tensor:
+        return solution.y1
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
@@ -72,6 +99,22 @@ def test_case_A14_vectorised_jacobian(record: str, batch: str) -> None:
 
     plain, fast = (torch.autograd.functional.jacobian(run, SMALL_P, vectorize=v) for v in (False, True))
     torch.testing.assert_close(fast, plain, rtol=CANCELLED, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["tsit5", "rk4"])
+def test_case_A14_batch_norm_counts_each_batch_once(method: str) -> None:
+    counts, means = [], []
+    for gradient in GRADIENTS:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).double()
+        solver = Solver(method=method, gradient=gradient, dt0=0.1 if method == "rk4" else None, rtol=1e-3, atol=1e-3)
+        sol = regnde.solve(lambda t, y, net=net: net(y), torch.randn(5, 3, dtype=torch.float64), [0.0, 1.0], solver)
+        sol.y1.square().sum().backward()
+        counts.append(int(net[1].num_batches_tracked))
+        means.append(net[1].running_mean)
+        assert counts[-1] == sol.stats.nfe
+    assert counts[0] == counts[1]
+    torch.testing.assert_close(*means, rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

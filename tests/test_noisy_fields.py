@@ -33,7 +33,7 @@ def test_case_A17_noise_is_named(batch: str, begins: float, gradient: str) -> No
     assert caught.value.t >= begins * 0.99
 
 
-@pytest.mark.parametrize("where", ["drift"])
+@pytest.mark.parametrize("where", ["drift", "diffusion"])
 def test_case_A17_noise_of_an_sde_is_named(where: str) -> None:
     noisy, quiet = (lambda t, y: -y * torch.rand_like(y)), (lambda t, y: 0.1 * y)
     sde = SDE(noisy, quiet) if where == "drift" else SDE(lambda t, y: -y, noisy)
