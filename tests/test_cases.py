@@ -1,4 +1,4 @@
-"""Public bug reports as inputs, numbered as in the project's list of cases. Each has a wall-clock limit."""
+"""Public bug reports as inputs, numbered as in the project's list of cases."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import regnde
 from problems import van_der_pol
 from regnde import ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
 from tolerances import GRADIENT, ROUNDING
-
-pytestmark = pytest.mark.timeout(20)
 
 GRADIENTS = ("discrete", "checkpoint")
 

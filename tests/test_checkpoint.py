@@ -12,8 +12,6 @@ import regnde
 from regnde import ErrorPenalty, Local, Solver, StiffnessPenalty
 from tolerances import CANCELLED, ROUNDING
 
-pytestmark = pytest.mark.timeout(60)
-
 GRADIENTS = ("discrete", "checkpoint")
 MANY_STEPS = dict(rtol=1e-6, atol=1e-6)
 

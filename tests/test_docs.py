@@ -30,7 +30,7 @@ def test_python_blocks_run(page: Path) -> None:
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=300,
             check=False,
             env={"PYTHONPATH": str(ROOT / "python"), "REGNDE_ENGINE": "torch", "OMP_NUM_THREADS": "1"},
         )

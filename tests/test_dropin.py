@@ -12,8 +12,6 @@ import regnde
 from problems import exp_decay
 from tolerances import EXACT, ROUNDING, SOLVER
 
-pytestmark = pytest.mark.timeout(60)
-
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 ADAPTIVE = ("dopri5", "tsit5", "bosh3")
 STEPS = (None, {"step_size": 0.13}, {"step_size": 0.13, "interp": "cubic"})

@@ -112,6 +112,45 @@ def test_frozen_first_stage_gives_a_huge_misdirected_gradient() -> None:
     assert abs(cosine) < 0.9
 
 
+@pytest.mark.parametrize("method", ["tsit5", "dp5", "bs3", "vern7"])
+def test_a_frozen_first_stage_keeps_its_value(method: str) -> None:
+    """Only the gradient changes, also where the field hands out a buffer of its own."""
+    buffer = torch.empty(1, dtype=torch.float64)
+    y0 = torch.ones(1, dtype=torch.float64)
+    for field in (lambda t, y: -y * torch.cos(t), lambda t, y: torch.mul(y, -torch.cos(t), out=buffer)):
+        found = []
+        for freeze in (False, True):
+            local = Local(seed=4, freeze_first_stage=freeze)
+            with torch.no_grad():
+                steps = regnde.solve(field, y0, SPAN, solver(method), record=local).steps
+            found.append((steps.t, steps.dt, steps.error))
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize(("middle", "end"), [(0.0, 1.0), (-2.0, -1.0)], ids=["y1 = y", "y1 = -y"])
+def test_where_both_states_are_as_large_the_error_follows_the_new_one(
+    middle: float, end: float, gradient: str, batch: str
+) -> None:
+    """E = |h (k_1 - k_2) / 2| / (atol + rtol max(|y|, |y1|)) of Heun's method: at |y| = |y1| one side must be taken.
+
+    A maximum would halve the gradient. The Julia engine takes |y1| too.
+    """
+    heun = regnde.Tableau("heun_euler", 2, a=[[], [1]], b=["1/2", "1/2"], btilde=["1/2", "-1/2"])
+    chosen = regnde.Solver(method=heun, rtol=3.0, atol=7.0, dt0=1.0, gradient=gradient, batch=batch, engine="torch")
+    p = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    y0 = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    sol = regnde.solve(lambda t, y: p + middle + 1 - 2 * t + 0 * y, y0, [0.0, 1.0], chosen, record="all")
+    assert sol.y1.item() == end
+    error = sol.steps.error
+    assert error.item() == pytest.approx(1 / 10, rel=ROUNDING)
+    of_p, of_y0 = torch.autograd.grad(error.sum(), [p, y0])
+    expected = -3.0 / 100 * end  # dE/d|y1| is -rtol E / 10, d|y1| is the sign of y1 by each of p and y0
+    assert of_p.item() == pytest.approx(expected, rel=ROUNDING)
+    assert of_y0.item() == pytest.approx(expected, rel=ROUNDING)
+
+
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
 @pytest.mark.parametrize("method", ["tsit5", "dp5", "bs3", "vern7", "euler", "midpoint", "rk4"])
 def test_outputs_between_steps(method: str, gradient: str) -> None:

@@ -87,7 +87,7 @@ def test_case_D2_plot_and_comparators_are_there_at_once() -> None:
         "import sys, regnde; assert 'plot' in dir(regnde) and 'regnde.plot' not in sys.modules;"
         "regnde.plot.steps, regnde.comparators.RNODE; assert 'matplotlib' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env={"PYTHONPATH": str(ROOT / "python")})
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env={"PYTHONPATH": str(ROOT / "python")})
     with pytest.raises(AttributeError, match="no attribute 'plots'"):
         _ = regnde.plots
 

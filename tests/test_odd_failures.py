@@ -13,8 +13,6 @@ import regnde
 from problems import exp_decay
 from regnde import SDE, Solver
 
-pytestmark = pytest.mark.timeout(20)
-
 ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
 Field = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

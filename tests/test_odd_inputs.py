@@ -16,8 +16,6 @@ from problems import exp_decay
 from regnde import SDE, ErrorPenalty, Solver
 from tolerances import GRADIENT, ROUNDING, SOLVER
 
-pytestmark = pytest.mark.timeout(20)
-
 ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
 Field = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

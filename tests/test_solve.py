@@ -12,7 +12,7 @@ import torch
 import regnde
 from problems import SMALL_P, SMALL_Y0, SMOOTH, Smooth, exp_decay, small_net, van_der_pol
 from regnde import Local, Solver
-from tolerances import EXACT, ORDER, ROUNDING, SOLVER
+from tolerances import CANCELLED, EXACT, ORDER, ROUNDING, SOLVER
 
 ADAPTIVE = ("tsit5", "bs3", "dp5", "vern7")
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "rk38": 4}
@@ -83,6 +83,38 @@ def test_stiff_flag() -> None:
     gentle = regnde.solve(lambda t, y: -y, torch.ones(1), [0.0, 1.0], record="all")
     assert stiff.steps.stiff.float().mean() > 0.5
     assert not gentle.steps.stiff.any()
+
+
+@pytest.mark.parametrize("method", ["tsit5", "dp5", "vern7"])
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_stiff_flag_begins_at_nine_tenths_of_the_stability_size(method: str, batch: str) -> None:
+    """On y' = -y the estimate is 1, so that the flag tells the step's size; the tolerance accepts any."""
+    size = regnde.solve(exp_decay, f64([[1.0]]), [0.0, 1.0], Solver(method=method), record="all").steps.stability_size
+    for share in (0.89, 0.91):
+        solver = Solver(method=method, batch=batch, dt0=share * size, rtol=1e6, atol=1e6)
+        sol = regnde.solve(exp_decay, f64([[1.0]]), [0.0, share * size], solver, record="all")
+        assert sol.steps.stiffness.flatten().tolist() == pytest.approx([1.0], rel=1e-6)
+        assert sol.steps.stiff.flatten().tolist() == [share > 0.9]
+
+
+@pytest.mark.parametrize("sampling", ["time", "step"])
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_local_records_with_save_points_and_without_a_graph(method: str, sampling: str) -> None:
+    """The interpolant's further stages, the start of the local step and the records, with a graph and without one."""
+    p = SMALL_P.clone().requires_grad_()
+    solver, local = Solver(method=method, rtol=1e-4, atol=1e-4), Local(sampling=sampling, seed=2)
+    for ts in ([0.0, 1.5], [0.0, 0.2, 0.21, 0.9, 1.5], [1.5, 0.7, 0.0]):
+        with_graph = regnde.solve(small_net(p), SMALL_Y0, ts, solver, record=local)
+        with torch.no_grad():
+            without = regnde.solve(small_net(p), SMALL_Y0, ts, solver, record=local)
+        assert without.stats == with_graph.stats
+        assert not without.ys.requires_grad
+        assert not without.steps.error.requires_grad
+        torch.testing.assert_close(without.ys, with_graph.ys.detach(), rtol=ROUNDING, atol=ROUNDING)
+        for name in ("t", "dt", "error", *(["stiffness"] if method != "bs3" else [])):
+            torch.testing.assert_close(
+                getattr(without.steps, name), getattr(with_graph.steps, name).detach(), rtol=CANCELLED, atol=0
+            )
 
 
 @pytest.mark.parametrize("method", ADAPTIVE)

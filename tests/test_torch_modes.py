@@ -14,8 +14,6 @@ from problems import exp_decay, harmonic
 from regnde import SDE, ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
 from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER
 
-pytestmark = pytest.mark.timeout(20)
-
 ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
 
 
