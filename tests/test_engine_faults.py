@@ -129,7 +129,7 @@ def test_an_sde_keeps_the_gradient_of_what_its_drift_makes_first() -> None:
         regnde.SDE(drift, lambda t, y: torch.zeros_like(y)), f64([1.0]), [0.0, 1.0], Solver(rtol=1e-5, atol=1e-5)
     )
     rate = math.exp(0.3)
-    assert float(torch.autograd.grad(sol.y1.sum(), w)[0]) == pytest.approx(-rate * math.exp(-rate), rel=2e-2)
+    assert float(torch.autograd.grad(sol.y1.sum(), w)[0]) == pytest.approx(-rate * math.exp(-rate), rel=5e-2)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, from its functorch

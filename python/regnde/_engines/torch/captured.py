@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,14 +87,13 @@ class Captured:
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
         self.functions = functions
         self.before = _fingerprint(functions)
+        tensors = (thing for _, thing in _captured(functions) if isinstance(thing, Tensor))
+        self._parameters = [(weakref.ref(x), _mark(x)) for x in tensors if x.is_leaf and x.requires_grad]
 
     def parameters_changed(self) -> bool:
-        """Whether a tensor that requires a gradient was replaced or written to."""
-        return any(
-            mark.leaf and mark != _Mark.of(x)
-            for mark in self.before.values()
-            if isinstance(mark, _Mark) and (x := mark.tensor()) is not None
-        )
+        """Whether a tensor that requires a gradient was written to, or has other memory."""
+        known = ((reference(), mark) for reference, mark in self._parameters)
+        return any(x is not None and _mark(x) != mark for x, mark in known)
 
     def changes(self) -> str:
         """A sentence that names what has changed since."""
@@ -106,24 +104,16 @@ class Captured:
         return f"Changed since the solve: {', '.join(sorted(names)[:5])}{' and more' if len(names) > 5 else ''}."
 
 
-class _Mark(NamedTuple):
+def _mark(x: Tensor) -> tuple[int, int, int]:
     """By which a change of a tensor shows."""
-
-    tensor: weakref.ref[Tensor]
-    pointer: int
-    version: int
-    leaf: bool
-
-    @staticmethod
-    def of(x: Tensor | None) -> _Mark | None:
-        return None if x is None else _Mark(weakref.ref(x), x.data_ptr(), x._version, x.is_leaf and x.requires_grad)
+    return id(x), x.data_ptr() if x.layout == torch.strided else 0, x._version
 
 
 def _fingerprint(functions: Sequence[Callable[..., object]]) -> dict[str, object]:
     marks: dict[str, object] = {}
     for name, thing in _captured(functions):
-        if isinstance(thing, Tensor) and thing.layout == torch.strided:
-            marks[name] = _Mark.of(thing)
+        if isinstance(thing, Tensor):
+            marks[name] = (*_mark(thing), thing.requires_grad)
         elif isinstance(thing, SCALARS):
             marks[name] = thing
     return marks

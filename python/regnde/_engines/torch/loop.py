@@ -216,9 +216,10 @@ def integrate(
                     break
             h *= controller.factor(error, previous, path.accepted == 0)
             if abs(h) <= ulp(t):
-                found = stepper.diagnosis()
+                found, pure = stepper.diagnosis(), stepper.is_pure(t, y)
                 reason = f"the error control asks for a step below the clock's resolution{_evidence(error, found)}"
-                path.failure = Failure("underflow", reason, h, error, found)
+                reason = reason if pure else impure_reason(path.accepted + path.rejected)
+                path.failure = Failure("underflow" if pure else "steps", reason, h, error, found)
                 break
             continue
 
