@@ -6,7 +6,8 @@ using OrdinaryDiffEqLowOrderRK: BS3ConstantCache, DP5ConstantCacheActual
 using OrdinaryDiffEqTsit5: Tsit5ConstantCacheActual, Tsit5Interp
 using OrdinaryDiffEqVerner: Vern7ExtraStages, Vern7InterpolationCoefficients, Vern7Tableau
 using RegNDE: COEFFICIENTS, NoiseTableau, TSIT5, Tableau, method, verner
-using StochasticDiffEqHighOrder: SOSRI2, SOSRAConstantCache, SOSRI2ConstantCache, SOSRIConstantCache, constructSRIW1
+using StochasticDiffEqHighOrder: SOSRI2, SOSRAConstantCache, SOSRI2ConstantCache, SOSRIConstantCache,
+    StochasticDiffEqHighOrder, constructSRIW1
 using Test: @test, @testset
 
 const DP5_TABLEAU, BS3_TABLEAU, VERN7 = Tableau(:dp5), Tableau(:bs3), Tableau(:vern7)
@@ -77,7 +78,7 @@ end
         @test tableau.delta == 1
     end
     @test SOSRI2_TABLEAU.pair
-    @test COEFFICIENTS["sde"]["sosri2"]["stability_size"] == alg_stability_size(SOSRI2())
+    @test COEFFICIENTS["sde"]["sosri2"]["stability_size"] == StochasticDiffEqHighOrder.alg_stability_size(SOSRI2())
     @test !SOSRI_TABLEAU.pair
 
     table = SOSRAConstantCache(Float64, Float64)
