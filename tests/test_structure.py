@@ -179,15 +179,8 @@ def test_command_line_refuses_unknown_methods() -> None:
 
 
 # What one language alone has of a step, and why.
-BATCHES = (
-    "sample_rms",
-    "whole_rms",
-    "estimates_of_one",
-    "columns",
-    "column",
-    "stacked",
-    "sde_stacked",
-)  # Julia records one step at a time
+# Julia records one step at a time.
+BATCHES = ("sample_rms", "whole_rms", "estimates_of_one", "columns", "column", "stacked", "sde_stacked")
 ARRAYS = ("Estimates", "StepNoise", "noise_weights", "product")  # how tensors are grouped: Julia writes to buffers
 ONE_STAGE = ("stage_times", "stage_time", "take_stage")  # Python makes all times at once, Julia each where it is used
 MEMORY = ("empty_step", "keep_residuals")  # Julia's steps own their arrays
