@@ -221,18 +221,3 @@ def test_case_17_no_growth_in_a_thousand_solves(record: regnde.Local | str) -> N
         assert live() <= before
     finally:
         gc.enable()
-
-
-FAULTS = """
-import resource, torch, regnde
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-regnde.solve(lambda t, y: -y, torch.ones(2), [0.0, 1.0], regnde.Solver(engine="torch"))
-for _ in range(4):
-    before = faults()
-    blocks = [torch.ones(2**19) for _ in range(8)]
-    del blocks
-    print(faults() - before)
-"""
