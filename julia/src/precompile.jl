@@ -64,13 +64,14 @@ end
         value!(cache.h1, t, y, p, cache)
         return back!(ybar, pbar, ct, t, y, p, cache, (cache.h1,))
     end
-    arrays = (buffers = (y, B) -> (h1 = similar(y), h2 = similar(y, size(y, 1))), residuals = B -> ((2, B),))
+    # Not `arrays`: this block is the module's own scope, which has a function of that name.
+    memory = (buffers = (y, B) -> (h1 = similar(y), h2 = similar(y, size(y, 1))), residuals = B -> ((2, B),))
     @compile_workload begin
         for T in (Float64, Float32)
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
-            layer = Dynamics(value!, vjp!, p, arrays.buffers(y0, 2))
+            layer = Dynamics(value!, vjp!, p, memory.buffers(y0, 2))
             for name in ("tsit5", "bs3", "dp5", "vern7")
-                CODES[0] = Code(@__MODULE__, value!, vjp!, arrays, (keep!, back!))
+                CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end
             for name in (:sosri, :sosri2, :sosra)

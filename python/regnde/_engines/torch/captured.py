@@ -178,5 +178,6 @@ def _variables(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     names = function.__globals__
     yield from ((name, names[name]) for name in function.__code__.co_names if name in names)
     yield from _numbered(function.__defaults__ or ())
+    yield from (function.__kwdefaults__ or {}).items()
     if hasattr(function, "__wrapped__"):
         yield "wrapped", function.__wrapped__

@@ -138,9 +138,14 @@ class _Part:
             saved[len(saved)] = tensor.detach() if tensor.requires_grad else tensor
             return len(saved) - 1
 
-        with self.surroundings.as_in(self.before), torch.enable_grad(), saved_tensors_hooks(pack, saved.__getitem__):
+        with (
+            self.surroundings.as_in(self.before),
+            torch.autocast(self.surroundings.device.type, enabled=False),  # a solve runs without it, too
+            torch.enable_grad(),
+            saved_tensors_hooks(pack, saved.__getitem__),
+        ):
             ends = self.ends_of(self.function(*inputs))
-            as_before = len(saved) == self.count and all(_same(saved[i], x) for i, x in self.constants.items())
+            as_before = len(saved) == self.count and all(_agree(_mark(saved[i]), x) for i, x in self.constants.items())
         if self.captured.parameters_changed() or not all(map(_agree, ends, self.ends)):
             problem = "a step that was taken again in the backward pass does not end where it ended in the solve"
         elif not as_before:
@@ -161,10 +166,6 @@ def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
 
 def _mark(x: Tensor) -> Tensor:
     return x.clone() if x.numel() <= SMALL else x.detach().sum()
-
-
-def _same(again: Tensor, mark: Tensor) -> bool:
-    return not again.requires_grad and _agree(_mark(again), mark)
 
 
 def _agree(again: Tensor, before: Tensor) -> bool:

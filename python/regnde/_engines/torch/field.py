@@ -30,7 +30,8 @@ class CountedField:
 
     A field that changes its arguments in place would change the solver's state: autograd's version counters
     tell. A field that returns a buffer which it writes to again would change stages that the solver still
-    holds: a tensor that somebody else refers to, or whose memory an earlier one had, is copied.
+    holds: if it needs no gradient, a tensor that somebody else refers to, or whose memory an earlier one had, is
+    copied.
 
     Args:
         function: the user's function of a 0-dim time and a state.
@@ -116,8 +117,8 @@ class CountedField:
 
     def is_pure(self, t: Tensor, y: Tensor) -> bool:
         """Whether two evaluations at one point agree; they are not counted."""
-        with torch.no_grad():
-            return _agree(self.function(t.clone(), y.clone()), self.function(t.clone(), y.clone()))
+        once, again = (self.function(t.clone(), y.clone()).detach() for _ in range(2))
+        return _agree(once, again)
 
     def check_pure(self, once: Tensor, again: Tensor) -> None:
         """Warns if two values of the field at the same point differ."""

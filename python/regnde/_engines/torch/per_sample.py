@@ -203,7 +203,7 @@ class PerSample:
         tableau, rtol, atol, record = self.tableau, self.solver.rtol, self.solver.atol, self.record
         stage_clocks = [np.where(c == 1.0, t1, t + c * h) for c in tableau.c]
 
-        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:  # without self: see `_Part`
+        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:  # without self: see `Checkpoint`
             step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
             return step, estimates(tableau, step, rtol, atol) if record else None
 
@@ -313,7 +313,9 @@ class PerSample:
     ) -> None:
         """Sets the failure if some sample can not go on."""
         t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
-        if trials.max() == IMPURE_TRIALS and not counted.is_pure(_column(t, tried.step.y), tried.step.y):
+        if trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1) and not counted.is_pure(
+            _column(t, tried.step.y), tried.step.y
+        ):
             self.t = float(t[trials.argmax()])
             self.failure = Failure("steps", impure_reason(IMPURE_TRIALS), float(h_next[trials.argmax()]))
             return

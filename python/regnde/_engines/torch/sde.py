@@ -89,8 +89,7 @@ class StochasticRungeKutta:
         """The size of the first step: `dt0`, or the heuristic's for two evaluations of each field."""
         size = self.initial_size(y0, t0, t1) if dt0 is None else min(dt0, t1 - t0)
         if self.tableau.additive and y0.numel():
-            with torch.no_grad():
-                self._check_additive(y0, t0, size)
+            self._check_additive(y0, t0, size)
         return size
 
     def initial_size(self, y: Tensor, t0: float, t1: float) -> float:
@@ -123,8 +122,8 @@ class StochasticRungeKutta:
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
         (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
-        here = self.diffusion(time, y0) if self.known is None else self.known[1]
-        there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size)))
+        here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
+        there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size))).detach()
         bound = ADDITIVE_TOLERANCE * torch.finfo(y0.dtype).eps
         if bool(torch.isfinite(here).all()) and not torch.allclose(here, there, rtol=bound, atol=0.0):
             raise ValueError(

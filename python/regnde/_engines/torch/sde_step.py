@@ -149,7 +149,7 @@ def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> 
 def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float) -> Tensor:
     """The error over the tolerance, (delta E_1 + E_2) / (atol + rtol max(|y|, |y1|)), entrywise.
 
-    E_1 = h sum k_i bounds the drift's part from above by its size; E_2 = sum (beta3_i J_2 +
+    E_1 = h sum k_i stands for the drift's part; E_2 = sum (beta3_i J_2 +
     beta4_i J_3) g_i is what the diffusion's part of order 1.5 adds.
     """
     if tableau.delta is None:
@@ -168,7 +168,7 @@ def sde_error_estimate(tableau: StochasticTableau, step: SDEStep, rtol: float, a
 
 
 def sde_stiffness_estimate(step: SDEStep, norm: Norm = sample_rms) -> Tensor:
-    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift; 0 where that is 0/0.
+    """Stiffness estimate S = rms(k_s - k_{s-1}) / rms(H_s - H_{s-1}) of the drift; 0 where the denominator is 0.
 
     The last two drift stages lie at t + h, so that S is about the dominant |eigenvalue| of its
     Jacobian. C. Rackauckas, Q. Nie, arXiv 1804.04344, section 4.
