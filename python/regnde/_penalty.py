@@ -191,7 +191,7 @@ class ErrorPenalty(StepPenalty):
 
     def term(self, steps: Steps) -> Tensor:
         """E_j |h_j|, shape (S,)."""
-        return steps.error * steps.dt.abs()
+        return steps.error * steps.dt.abs().to(steps.error.dtype)
 
 
 class SquaredErrorPenalty(StepPenalty):
