@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from regnde._engines.torch.step import (
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import Tableau
 
-__all__ = ["NonFiniteStart", "RungeKutta", "first_step_sizes"]
+__all__ = ["NonFiniteStart", "RungeKutta", "first_step_sizes", "step_end", "step_ends"]
 
 Floats = NDArray[np.float64]
 
@@ -47,12 +48,12 @@ class NonFiniteStart(Exception):
 Outcome = tuple[Step, Estimates | None]
 
 
-def _end(outcome: Outcome) -> Sequence[Tensor]:
+def step_end(outcome: tuple[Any, Estimates | None]) -> Sequence[Tensor]:
     """The tensors by which a step that is evaluated again is compared."""
     return (outcome[0].y1,)
 
 
-def _ends(outcome: Outcome) -> Sequence[Tensor]:
+def step_ends(outcome: Outcome) -> Sequence[Tensor]:
     """The same where the last stage is the first one of the next step."""
     return outcome[0].y1, outcome[0].k[-1]
 
@@ -88,8 +89,9 @@ class RungeKutta:
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
         of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        at_once = checkpoint is not None or y0.numel() >= GROUP
-        self.recorder = StepRecorder(stacked, of_steps, at_once=at_once) if record else None
+        record = record and tableau.adaptive  # else there is nothing to estimate
+        self.recorder = StepRecorder(stacked, of_steps) if record else None
+        self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.first: Tensor | None = None  # the FSAL stage of the step before
         self.at: tuple[float, float, Step, Estimates | None]  # t, t1 and the outcome of the last attempt
 
@@ -134,7 +136,7 @@ class RungeKutta:
         step, known = (
             run(y, self.first)
             if self.checkpoint is None
-            else self.checkpoint(run, y, self.first, ends=_ends if self.carries else _end)
+            else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
         )
         self.at = (t, t1, step, known)
         if self.controller is None:
@@ -147,7 +149,7 @@ class RungeKutta:
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
         field, tableau, rtol, atol = self.field, self.tableau, self.rtol, self.atol
-        at_once = self.recorder is not None and self.recorder.at_once
+        at_once = self.at_once
         take = compiled_step if self.compiled else take_step
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:
@@ -172,11 +174,9 @@ class RungeKutta:
         def run(y: Tensor, *k: Tensor) -> tuple[Tensor]:
             return (dense_output(field, tableau, Step(y, h, list(k), y, y, y), t, t1, thetas),)
 
-        again = self.checkpoint is not None and torch.is_grad_enabled() and bool(tableau.extra_a)
-        (rows,) = (
-            self.checkpoint(run, step.y, *step.k, ends=tuple) if self.checkpoint and again else run(step.y, *step.k)
-        )
-        return rows
+        if self.checkpoint is not None and torch.is_grad_enabled() and tableau.extra_a:
+            return self.checkpoint(run, step.y, *step.k, ends=tuple)[0]
+        return run(step.y, *step.k)[0]
 
     # --- diagnosis -------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
-from regnde._engines.torch.ode import first_step_sizes
+from regnde._engines.torch.ode import first_step_sizes, step_ends
 from regnde._engines.torch.step import (
     Estimates,
     Step,
@@ -207,7 +207,7 @@ class PerSample:
             step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
             return step, estimates(tableau, step, rtol, atol) if record else None
 
-        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=_ends)
+        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=step_ends)
         with torch.no_grad():
             error = known.error if known else error_estimate(tableau, step, rtol, atol, sample_rms)
         assert error is not None  # the method is adaptive
@@ -298,7 +298,8 @@ class PerSample:
         place = self._place(np.concatenate(rows), np.concatenate(samples))
 
         def laid_out(values: list[Tensor]) -> Tensor | None:
-            return torch.cat(values).new_zeros(shape).index_put(place, torch.cat(values)) if values else None
+            flat = torch.cat(values) if values else None
+            return None if flat is None else flat.new_zeros(shape).index_put(place, flat)
 
         errors, stiffnesses = zip(*parts, strict=True)
         return Estimates(*(laid_out([x for x in column if x is not None]) for column in (errors, stiffnesses)))
@@ -357,7 +358,3 @@ def _column(values: Floats, like: Tensor) -> Tensor:
     """One value a sample, as a column of the state's real dtype."""
     column = torch.as_tensor(values).to(like.device, like.dtype.to_real())
     return column.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _ends(outcome: tuple[Step, Estimates | None]) -> tuple[Tensor, Tensor]:
-    return outcome[0].y1, outcome[0].k[-1]

@@ -22,13 +22,10 @@ class StepRecorder(Generic[S]):
     Args:
         stacked: steps of one system as a batch of samples.
         estimates: of each step of such a batch.
-        at_once: whether the estimates of each step are to be formed with the step.
     """
 
-    def __init__(
-        self, stacked: Callable[[Sequence[S]], S], estimates: Callable[[S], Estimates], *, at_once: bool
-    ) -> None:
-        self._stacked, self._estimates, self.at_once = stacked, estimates, at_once
+    def __init__(self, stacked: Callable[[Sequence[S]], S], estimates: Callable[[S], Estimates]) -> None:
+        self._stacked, self._estimates = stacked, estimates
         self._waiting: list[S] = []
         self._formed: list[Estimates] = []
 

@@ -16,7 +16,7 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
-from regnde._engines.torch.ode import NonFiniteStart
+from regnde._engines.torch.ode import NonFiniteStart, step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_step import (
     SDEStep,
@@ -77,8 +77,9 @@ class StochasticRungeKutta:
         self.weights = noise_weights(tableau, y0)
         self.checkpoint = checkpoint
         of_steps = functools.partial(sde_estimates, tableau, rtol=solver.rtol, atol=solver.atol)
-        at_once = checkpoint is not None or y0.numel() >= GROUP
-        self.recorder = StepRecorder(sde_stacked, of_steps, at_once=at_once) if record else None
+        record = record and tableau.adaptive  # else there is nothing to estimate
+        self.recorder = StepRecorder(sde_stacked, of_steps) if record else None
+        self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.at: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome of the last attempt
@@ -134,9 +135,7 @@ class StochasticRungeKutta:
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
-        step, known = (
-            run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=lambda outcome: (outcome[0].y1,))
-        )
+        step, known = run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=step_end)
         if self.known is not None:
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
@@ -154,7 +153,7 @@ class StochasticRungeKutta:
     ) -> Callable[[Tensor], tuple[SDEStep, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
         drift, diffusion, tableau, rtol, atol = self.field, self.diffusion, self.tableau, self.rtol, self.atol
-        at_once = self.recorder is not None and self.recorder.at_once
+        at_once = self.at_once
 
         def run(y: Tensor) -> tuple[SDEStep, Estimates | None]:
             step = take_sde_step(drift, diffusion, tableau, y, t, h, t1, noise)

@@ -123,20 +123,15 @@ def take_sde_step(
     previous = argument = y
     for i, diffusion_time in enumerate(diffusion_times):
         if i < len(drift_times):
-            previous, argument = argument, _with_noise(_plus(y, k, tableau.a0[i], h), noise.mixed, g, tableau.b0[i])
-        state = _plus(_plus(y, k, tableau.a1[i], h), g, tableau.b1[i], root) if tableau.a1 else argument
+            previous, argument = argument, _with_noise(shifted(y, k, tableau.a0[i], h), noise.mixed, g, tableau.b0[i])
+        state = shifted(shifted(y, k, tableau.a1[i], h), g, tableau.b1[i], root) if tableau.a1 else argument
         if i < len(drift_times):
             k.append(drift(drift_times[i], argument))
         g.append(diffusion(diffusion_time, state))
-    y1 = _plus(y, k, tableau.alpha, h)
+    y1 = shifted(y, k, tableau.alpha, h)
     for weight, g_i in zip(noise.update, g, strict=True):
         y1 = torch.addcmul(y1, weight, g_i)
     return SDEStep(y, h, noise, k, g, y1, argument, previous)
-
-
-def _plus(y: Tensor, terms: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
-    """The sum y + h sum_j weights_j terms_j, which may be empty."""
-    return shifted(y, terms, weights, h) if any(weights[: len(terms)]) else y
 
 
 def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> Tensor:
