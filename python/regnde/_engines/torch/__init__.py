@@ -18,7 +18,7 @@ from regnde._engines.torch.loop import Failure, Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import stage_times, take_step
+from regnde._engines.torch.step import all_finite, stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps
@@ -84,7 +84,7 @@ class TorchEngine(Engine):
             path.saved = len(times)
         else:
             try:
-                if solver.dt0 is not None and not bool(torch.isfinite(y0).all()):  # else the heuristic notices
+                if solver.dt0 is not None and not all_finite(y0):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], times[-1], dt0)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
 
 __all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]
@@ -238,10 +239,10 @@ def integrate(
         t, y = t1, y1
         path.t = t
         if controller is None and (path.accepted % CHECKED_EVERY == 0 or t == t_end):
-            if not bool(torch.isfinite(y).all()):
+            if not all_finite(y):
                 break
             finite = _Place(path.accepted, t, y, len(path.chunks), path.saved)
-    if controller is None and path.accepted > finite.accepted and not bool(torch.isfinite(y).all()):
+    if controller is None and path.accepted > finite.accepted and not all_finite(y):
         _fail_at_first_non_finite(path, stepper, times, finite)
     return path
 
@@ -273,7 +274,7 @@ def _fail_at_first_non_finite(path: Path, stepper: Stepper, times: Sequence[floa
     for t1 in ends:
         h = t1 - t
         y1, _ = stepper.attempt(t, h, t1, y)
-        if not bool(torch.isfinite(y1).all()):
+        if not all_finite(y1):
             break
         path.ends.append(t1)
         path.sizes.append(h)

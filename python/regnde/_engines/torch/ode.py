@@ -21,6 +21,7 @@ from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
     Step,
+    all_finite,
     dense_output,
     error_estimate,
     error_ratio,
@@ -182,7 +183,7 @@ class RungeKutta:
 
     def start_is_finite(self) -> bool:
         """Whether the first stage of the last attempt is finite."""
-        return bool(torch.isfinite(self.at[2].k[0]).all())
+        return all_finite(self.at[2].k[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""

@@ -24,6 +24,7 @@ from regnde._engines.torch.ode import first_step_sizes, step_ends
 from regnde._engines.torch.step import (
     Estimates,
     Step,
+    all_finite,
     dense_weights,
     error_estimate,
     error_ratio,
@@ -125,7 +126,7 @@ class PerSample:
         self._out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
         if batch == 0 or self.times[0] == t_end:
             return
-        if not bool(torch.isfinite(y).all()):
+        if not all_finite(y):
             self.failure = Failure("non-finite", "y0 is not finite", 0.0)
             return
 

@@ -30,7 +30,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, all_finite, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import StochasticTableau
@@ -126,7 +126,7 @@ class StochasticRungeKutta:
         here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
         there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size))).detach()
         bound = ADDITIVE_TOLERANCE * torch.finfo(y0.dtype).eps
-        if bool(torch.isfinite(here).all()) and not torch.allclose(here, there, rtol=bound, atol=0.0):
+        if all_finite(here) and not torch.allclose(here, there, rtol=bound, atol=0.0):
             raise ValueError(
                 f"method {self.tableau.name!r} is for additive noise, but the diffusion changes with the state: "
                 "use 'sosri', 'sosri2' or 'sriw1'."
@@ -194,7 +194,7 @@ class StochasticRungeKutta:
     def start_is_finite(self) -> bool:
         """Whether drift and diffusion are finite where the last attempt started."""
         step = self.at[2]
-        return bool(torch.isfinite(step.k[0]).all() and torch.isfinite(step.g[0]).all())
+        return all_finite(step.k[0]) and all_finite(step.g[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of drift and diffusion at (t, y) agree."""

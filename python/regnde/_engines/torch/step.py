@@ -27,6 +27,7 @@ __all__ = [
     "Norm",
     "Step",
     "StepSize",
+    "all_finite",
     "column",
     "columns",
     "dense_output",
@@ -86,25 +87,31 @@ def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor)
     return torch.tensor(times, dtype=dtype, device=device).unbind()
 
 
-def weighted(k: Sequence[Tensor], weights: Row) -> Tensor:
-    """The sum of weights_j k_j."""
-    terms = [(weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
-    return _add(terms[0][1] * terms[0][0], terms[1:]) if terms else torch.zeros_like(k[0])
+def weighted(k: Sequence[Tensor], weights: Row, h: float = 1.0) -> Tensor:
+    """The sum of h weights_j k_j."""
+    total = _sum(None, k, weights, h)
+    return torch.zeros_like(k[0]) if total is None else total
 
 
 def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor:
     """The state y + h sum_j weights_j k_j. Graph nodes of `torch.add(y, k, alpha=float)` save no tensors."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, h, weighted(k, weights))
-    terms = [(h * weight, k_j) for weight, k_j in zip(weights, k, strict=False) if weight]
-    return _add(torch.add(y, terms[0][1], alpha=terms[0][0]), terms[1:]) if terms else y
+    total = _sum(y, k, weights, h)
+    return y if total is None else total
 
 
-def _add(total: Tensor, terms: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Adds weighted tensors, in place where no graph needs the partial sums."""
+def _sum(y: Tensor | None, k: Sequence[Tensor], weights: Row, h: float) -> Tensor | None:
+    """The sum of y and h weights_j k_j, None if there is none; in place where no graph needs partial sums."""
     add = torch.add if torch.is_grad_enabled() else Tensor.add_
-    for weight, x in terms:
-        total = add(total, x, alpha=weight)
+    total: Tensor | None = None
+    for weight, k_j in zip(weights, k, strict=False):
+        if not weight:
+            continue
+        if total is not None:
+            total = add(total, k_j, alpha=h * weight)
+        else:
+            total = k_j * (h * weight) if y is None else torch.add(y, k_j, alpha=h * weight)
     return total
 
 
@@ -132,8 +139,10 @@ def error_ratio(tableau: Tableau, step: Step, rtol: float, atol: float) -> Tenso
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    error = weighted(step.k, tableau.btilde)
-    error = step.h * error if torch.is_grad_enabled() else error.mul_(step.h)
+    if isinstance(step.h, Tensor):
+        error = step.h * weighted(step.k, tableau.btilde)
+    else:
+        error = weighted(step.k, tableau.btilde, step.h)
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
@@ -147,6 +156,11 @@ def larger(y: Tensor, y1: Tensor) -> Tensor:
 def divided(x: Tensor, by: Tensor) -> Tensor:
     """The quotient x / by, in place where no graph needs x."""
     return x / by if torch.is_grad_enabled() else x.div_(by)
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
+    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 def rms(x: Tensor) -> Tensor:
