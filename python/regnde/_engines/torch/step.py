@@ -87,9 +87,9 @@ def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor)
     return torch.tensor(times, dtype=dtype, device=device).unbind()
 
 
-def weighted(k: Sequence[Tensor], weights: Row, h: float = 1.0) -> Tensor:
-    """The sum of h weights_j k_j."""
-    total = _sum(None, k, weights, h)
+def weighted(k: Sequence[Tensor], weights: Row) -> Tensor:
+    """The sum of weights_j k_j."""
+    total = _sum(None, k, weights, 1.0)
     return torch.zeros_like(k[0]) if total is None else total
 
 
@@ -139,10 +139,8 @@ def error_ratio(tableau: Tableau, step: Step, rtol: float, atol: float) -> Tenso
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
-    if isinstance(step.h, Tensor):
-        error = step.h * weighted(step.k, tableau.btilde)
-    else:
-        error = weighted(step.k, tableau.btilde, step.h)
+    error = weighted(step.k, tableau.btilde)
+    error = step.h * error if torch.is_grad_enabled() else error.mul_(step.h)
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
