@@ -37,8 +37,9 @@ ALLOWED = {
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_solve"},
     "_penalty": {"_solution"},
-    "_balance": set(),
-    "_fit": {"_balance", "_penalty", "_solution"},
+    "_budget": set(),
+    "_fit": {"_budget", "_penalty", "_solution"},
+    "_cheapen": {"_budget", "_fit", "_penalty", "_solution"},
     "plot": {"_solution"},
 }
 

@@ -4,7 +4,8 @@ import importlib
 from types import ModuleType
 
 from regnde import nn
-from regnde._balance import Balance
+from regnde._budget import Balance, LossBudget
+from regnde._cheapen import Cheapening, Measured, cheapen
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
@@ -30,12 +31,15 @@ __all__ = [
     "SDE",
     "Balance",
     "BrownianPath",
+    "Cheapening",
     "EngineUnavailable",
     "ErrorPenalty",
     "Increment",
     "JuliaField",
     "Local",
+    "LossBudget",
     "MaxStepsReached",
+    "Measured",
     "NonFiniteDynamics",
     "Penalty",
     "Progress",
@@ -53,6 +57,7 @@ __all__ = [
     "Tableau",
     "UnsupportedField",
     "anneal",
+    "cheapen",
     "fit",
     "nn",
     "odeint",

@@ -16,7 +16,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from regnde._balance import Balance
+from regnde._budget import MeasuredWeight
 from regnde._penalty import Penalty
 from regnde._solution import Solution
 
@@ -57,7 +57,7 @@ def fit(
     optimizer: Optimizer,
     *,
     penalty: Penalty | None = None,
-    weight: float | Weight | Balance = 1.0,
+    weight: float | Weight | MeasuredWeight = 1.0,
     scheduler: LRScheduler | ReduceLROnPlateau | None = None,
     start: int = 0,
     accumulate: int = 1,
@@ -75,7 +75,8 @@ def fit(
         optimizer: steps the parameters. One whose step needs a closure, such as LBFGS, gets one that computes the
             same batches again; the weight stays the same within an iteration.
         penalty: the regulariser, or None.
-        weight: its weight, a function of the iteration such as `anneal` makes, or a `Balance` that finds it.
+        weight: its weight, a function of the iteration such as `anneal` makes, or what finds it: a `LossBudget`
+            or a `Balance`.
         scheduler: learning rate schedule, stepped once an iteration; `ReduceLROnPlateau` is given the loss.
         start: number of the first iteration, for a training that goes on: `anneal` and `Progress` count from it.
         accumulate: batches in an iteration, whose gradients are averaged. The last iteration averages what is left.
@@ -152,7 +153,7 @@ class _Iteration(Generic[Batch]):
     compute: Callable[[Batch], Computed]
     optimizer: Optimizer
     penalty: Penalty | None
-    weight: float | Weight | Balance
+    weight: float | Weight | MeasuredWeight
     clip: float | None
     scaler: GradScaler | None
     measured: list[tuple[float, float, float, int]] = field(default_factory=list)
@@ -223,7 +224,7 @@ class _Iteration(Generic[Batch]):
         return total, of_task, value, 0 if solution is None else solution.stats.nfe
 
     def _weight(self, task: Tensor, regulariser: Tensor) -> float:
-        if isinstance(self.weight, Balance):
+        if isinstance(self.weight, MeasuredWeight):
             return self.weight.update(task, regulariser, self.parameters)
         return self.weight(self.number) if callable(self.weight) else self.weight
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
-from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.field import CountedField, all_finite
 from regnde._engines.torch.loop import Failure, Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import all_finite, stage_times, take_step
+from regnde._engines.torch.step import stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps

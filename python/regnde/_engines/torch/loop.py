@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Controller, landed, ulp
-from regnde._engines.torch.step import all_finite
+from regnde._engines.torch.field import all_finite
 from regnde._solver import Local
 
 __all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]

@@ -15,13 +15,12 @@ from torch import Tensor
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
-from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.field import CountedField, all_finite
 from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
     Step,
-    all_finite,
     dense_output,
     error_estimate,
     error_ratio,

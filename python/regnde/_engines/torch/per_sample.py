@@ -18,13 +18,12 @@ from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
-from regnde._engines.torch.field import CountedField, takes_samples
+from regnde._engines.torch.field import CountedField, all_finite, takes_samples
 from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.ode import first_step_sizes, step_ends
 from regnde._engines.torch.step import (
     Estimates,
     Step,
-    all_finite,
     dense_weights,
     error_estimate,
     error_ratio,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
-from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.field import CountedField, all_finite
 from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
 from regnde._engines.torch.ode import NonFiniteStart, step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
@@ -30,7 +30,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, all_finite, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import StochasticTableau

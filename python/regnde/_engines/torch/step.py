@@ -27,7 +27,6 @@ __all__ = [
     "Norm",
     "Step",
     "StepSize",
-    "all_finite",
     "column",
     "columns",
     "dense_output",
@@ -154,11 +153,6 @@ def larger(y: Tensor, y1: Tensor) -> Tensor:
 def divided(x: Tensor, by: Tensor) -> Tensor:
     """The quotient x / by, in place where no graph needs x."""
     return x / by if torch.is_grad_enabled() else x.div_(by)
-
-
-def all_finite(x: Tensor) -> bool:
-    """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
-    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 def rms(x: Tensor) -> Tensor:

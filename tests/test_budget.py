@@ -93,7 +93,7 @@ def test_the_penaltys_scale_does_not_matter() -> None:
 
 
 def test_lowers_the_evaluations_without_tuning() -> None:
-    plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance())
+    plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance(1.0))
     assert balanced[-1].nfe <= 0.7 * plain[-1].nfe
     assert balanced[-1].task < 0.05
 

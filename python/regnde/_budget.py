@@ -1,0 +1,310 @@
+"""A penalty's weight that sets itself: from gradients (`Balance`), and from a loss that may be spent (`LossBudget`)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Balance", "LossBudget", "MeasuredWeight"]
+
+MEMORY = 0.98  # of the penalty's largest norm, a measurement
+GROWN = 2.0  # a penalty that grew by this factor is measured at once
+
+# Of a `LossBudget`; chosen on ten small trainings, see docs/training.md.
+FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
+TOLERANCE = 0.02  # of a loss, as a share of its size: the distance that counts as one, unless noise is larger
+SETTLED = 5  # iterations before which the means are not trusted
+RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
+LEAST, LARGEST = 0.02, 3.0  # share
+BUDGET_STATE = ("share", "loss", "_slow", "_last", "_variance", "_lowest", "_seen", "_met")
+
+
+@runtime_checkable
+class MeasuredWeight(Protocol):
+    """A weight that is found from the losses, once an iteration and before the backward pass."""
+
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+        """The weight for this iteration."""
+
+
+class Balance:
+    """The weight at which the penalty's gradient is a fixed fraction of the task's.
+
+    weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, of gradients
+    averaged over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span
+    and the batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the
+    papers do by a schedule. The gradients are averaged and not their norms: near the end a task's gradient is the
+    noise of its batches, which is no measure of what the task has left to gain. Of the penalty's norm the largest so
+    far counts, slowly forgotten: where the penalty has had its effect its gradient is small, and a weight that rose
+    for that would flatten the field further instead of letting it learn. One object serves one training: hand it to
+    `fit` as its weight.
+
+    Args:
+        fraction: of the task's gradient (> 0); larger ones buy fewer evaluations with the task's loss. The
+            default costs little on models that were not chosen for it (experiment `public` in docs/results.md).
+        every: iterations between two measurements, each of which costs two more passes backward. A penalty that
+            has doubled since the last one is measured at once.
+        smoothing: share of the old mean that a measurement keeps, in [0, 1).
+        distributed: average the weight over the processes of `torch.distributed`'s default group, so that all
+            train the same loss. Every process must then call `update` equally often.
+
+    Attributes:
+        value: the weight; 0 before the first measurement, and where the penalty has no gradient. A warning says so
+            where the penalty is not 0 but reaches none of the parameters that the task does.
+
+    Raises:
+        ValueError: for an argument outside its range.
+
+    Example:
+        >>> import torch
+        >>> w = torch.ones((), requires_grad=True)
+        >>> balance = Balance(fraction=0.5)
+        >>> balance.update(task=8 * w, penalty=2 * w, parameters=[w])  # half of 8, over 2
+        2.0
+        >>> balance.update(task=9 * w, penalty=3 * w, parameters=[w])  # not yet time to measure again
+        2.0
+    """
+
+    def __init__(
+        self, fraction: float = 0.1, *, every: int = 10, smoothing: float = 0.8, distributed: bool = False
+    ) -> None:
+        if not (fraction > 0 and every >= 1 and 0 <= smoothing < 1):
+            raise ValueError(
+                f"Balance(fraction={fraction}, every={every}, smoothing={smoothing}): fraction must be above zero, "
+                "every at least 1, smoothing in [0, 1)."
+            )
+        self.fraction, self.every, self.smoothing, self.distributed = fraction, every, smoothing, distributed
+        self._task = self._peak = 0.0
+        self._level = math.inf  # of the penalty, when it was last measured
+        self._seen = 0
+        self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
+        self._warned = False
+
+    @property
+    def value(self) -> float:
+        """The weight now."""
+        return self.fraction * self._task / self._peak if self._peak > 0 else 0.0
+
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+        """Measures if it is time to; called once an iteration, before the backward pass.
+
+        Args:
+            task: loss of the task, 0-dim.
+            penalty: regulariser before its weight, 0-dim.
+            parameters: those that are trained.
+
+        Returns:
+            The weight.
+        """
+        level = abs(float(penalty.detach()))
+        due = self._seen % self.every == 0 or level > GROWN * self._level
+        self._seen += 1
+        if due and task.requires_grad:
+            self._level = level
+            slopes = [_slopes(loss, parameters) for loss in (task, penalty)]
+            shared = {i: (a, b) for i, (a, b) in enumerate(zip(*slopes, strict=True)) if not (a is None or b is None)}
+            if not shared:
+                self._warn(penalty, len(parameters))
+            sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
+            if len(sizes) == 2 and all(map(math.isfinite, sizes)):
+                means = dict(self._means)  # a new one: a copy of this object may share the old one
+                for i, pair in shared.items():
+                    old = means.get(i, pair)
+                    means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                self._means = means
+                self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
+                self._peak = max(penalty_norm, MEMORY * self._peak)
+        return _shared(self.value) if self.distributed else self.value
+
+    def _warn(self, penalty: Tensor, count: int) -> None:
+        """Says once why the weight stays 0."""
+        if self._warned or self.value > 0 or float(penalty.detach()) == 0:
+            return
+        self._warned = True
+        warnings.warn(
+            f"Balance: the task and the penalty share none of the {count} parameters, so the weight stays 0. Give the "
+            "optimiser the parameters of the field, or the weight as a number.",
+            stacklevel=3,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {
+            "task": self._task,
+            "peak": self._peak,
+            "seen": self._seen,
+            "level": self._level,
+            "means": dict(self._means),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from such a state."""
+        self._task, self._peak, self._seen = state["task"], state["peak"], state["seen"]
+        self._level = state.get("level", math.inf)  # states of version 0.1.0 have none
+        self._means = dict(state["means"])
+
+
+class LossBudget:
+    """The largest weight that keeps the smoothed task loss at or below a loss that the user allows.
+
+    weight = share * |d task / d p| / |d penalty / d p|, as `Balance` measures the ratio, with a share that follows
+    the loss. Within the budget the share rises. Above it the share falls, faster, unless the loss is falling by
+    itself. Both are in proportion to the distance, measured in hundredths of the budget or in the loss' own noise,
+    whichever is larger. Until the budget is met for the first time the share does not rise above where it started:
+    a large penalty early can keep a model from learning, and it does not recover. It is an integral controller on
+    the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems, ch. 10); docs/training.md compares it
+    with others.
+
+    A weight can not hold a loss that the optimiser's own noise lifts. To be sure of the budget keep the parameters
+    of an iteration in which `within` is true, or use `cheapen`, which does so.
+
+    Args:
+        allowed: the task loss that is allowed: what the unregularised model reaches plus what may be paid for
+            fewer evaluations. None: no loss is known; the lowest smoothed loss so far plus 2 % of its size is allowed,
+            and the share rises only where learning has stalled.
+        start: share in the first iteration (> 0).
+        every: iterations between two measurements of the gradients, as in `Balance`.
+        distributed: average over the processes of `torch.distributed`, as in `Balance`.
+
+    Attributes:
+        share: of the task's gradient that the penalty's has now, between 0.02 and 3.
+        loss: the smoothed task loss; NaN before the first iteration.
+        within: whether it is at or below what is allowed.
+
+    Raises:
+        ValueError: for an argument outside its range.
+
+    Examples:
+        >>> import torch
+        >>> w = torch.ones((), requires_grad=True)
+        >>> budget = LossBudget(allowed=10.0, start=0.1)
+        >>> for _ in range(50):  # a task loss of 8
+        ...     weight = budget.update(task=8 * w, penalty=2 * w, parameters=[w])
+        >>> budget.within, budget.share
+        (True, 3.0)
+    """
+
+    def __init__(
+        self, allowed: float | None, *, start: float = 0.1, every: int = 10, distributed: bool = False
+    ) -> None:
+        if not (start > 0 and (allowed is None or math.isfinite(allowed))):
+            raise ValueError(
+                f"LossBudget(allowed={allowed}, start={start}): allowed must be a finite loss or None, start above 0."
+            )
+        self.allowed, self.start, self.distributed = allowed, start, distributed
+        self.share = start
+        self.loss = math.nan
+        self._balance = Balance(1.0, every=every)
+        self._slow = self._last = math.nan  # the loss smoothed over longer, and the last one
+        self._variance = 0.0  # of single losses
+        self._lowest = math.inf
+        self._seen = 0
+        self._met = False
+
+    @property
+    def value(self) -> float:
+        """The weight now."""
+        return self.share * self._balance.value
+
+    @property
+    def limit(self) -> float:
+        """The loss that is allowed now; infinite where none is known yet."""
+        if self.allowed is not None:
+            return self.allowed
+        return self._lowest + TOLERANCE * abs(self._lowest)
+
+    @property
+    def within(self) -> bool:
+        """Whether the smoothed loss is at or below what is allowed."""
+        return self.loss <= self.limit
+
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+        """Follows the loss; called once an iteration, before the backward pass.
+
+        Args:
+            task: loss of the task, 0-dim.
+            penalty: regulariser before its weight, 0-dim.
+            parameters: those that are trained.
+
+        Returns:
+            The weight.
+        """
+        self._balance.update(task, penalty, parameters)
+        loss = float(task.detach())
+        if math.isfinite(loss):
+            self._smooth(_shared(loss) if self.distributed else loss)
+            if self._seen > SETTLED:
+                self._follow()
+        return _shared(self.value) if self.distributed else self.value
+
+    def _smooth(self, loss: float) -> None:
+        """Takes a loss into the means; the first ones are plain means."""
+        self._seen += 1
+        first = self._seen == 1
+        fast, slow, spread = (max(rate, 1 / self._seen) for rate in (FAST, SLOW, SPREAD))
+        self.loss = loss if first else self.loss + fast * (loss - self.loss)
+        self._slow = loss if first else self._slow + slow * (loss - self._slow)
+        if not first:  # half the squared difference of neighbours: no trend counts as noise
+            self._variance += spread * (0.5 * (loss - self._last) ** 2 - self._variance)
+        self._last = loss
+        self._lowest = min(self._lowest, self._slow)
+
+    def _follow(self) -> None:
+        """Moves the share."""
+        noise = math.sqrt(self._variance * FAST / (2 - FAST))  # of the smoothed loss
+        unit = max(TOLERANCE * abs(self.limit), noise, 1e-12)
+        now = (self.limit - self.loss) / unit
+        trend = (self.loss - self._slow) / unit  # below zero while the loss falls
+        stalled = trend > -0.5
+        if now >= 0 and (self.allowed is not None or stalled):
+            self._met = True
+            self.share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
+        elif now < 0 and now - trend < 0:
+            self.share *= math.exp((FALL if self._met else LET_GO) * max(-1.0, now - trend))
+        self.share = min(max(self.share, min(LEAST, self.start)), max(LARGEST, self.start))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        own = {name: getattr(self, name) for name in BUDGET_STATE}
+        return {**own, "balance": self._balance.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from such a state."""
+        for name in BUDGET_STATE:
+            setattr(self, name, state[name])
+        self._balance.load_state_dict(state["balance"])
+
+
+def _shared(value: float) -> float:
+    """The mean over the processes of torch.distributed's default group."""
+    total = torch.tensor(value, dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        total = total.cuda()
+    torch.distributed.all_reduce(total)
+    return float(total) / torch.distributed.get_world_size()
+
+
+def _slopes(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The loss' gradient by each parameter, None where there is none."""
+    if not (loss.requires_grad and parameters):
+        return (None,) * len(parameters)
+    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+
+
+def _blend(new: Tensor, old: Tensor, share: float) -> Tensor:
+    """New and old values with this share of the old ones; sparse only if both are."""
+    if new.is_sparse and old.is_sparse:
+        return (new * (1 - share) + old * share).coalesce()
+    new, old = (x.to_dense() if x.is_sparse else x for x in (new, old))
+    return torch.lerp(new, old, share)
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    """Of all entries together, of complex ones the modulus."""
+    entries = (part.coalesce().values() if part.is_sparse else part for part in parts)
+    return math.hypot(*(float(torch.linalg.vector_norm(x)) for x in entries))

@@ -1,0 +1,217 @@
+"""A trained model made cheap: more training with a penalty, within a budget of its loss."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regnde._budget import LossBudget
+from regnde._fit import Computed, Progress, fit
+from regnde._penalty import ErrorPenalty, Penalty
+from regnde._solution import Solution
+
+__all__ = ["Cheapening", "Measured", "cheapen"]
+
+Batch = TypeVar("Batch")
+
+MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
+SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
+STAGES = 3  # learning rates
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean over the measured batches.
+
+    Attributes:
+        loss: task loss.
+        nfe: evaluations of the field in a solve (for an SDE, of the drift).
+    """
+
+    loss: float
+    nfe: float
+
+
+@dataclass
+class Cheapening(Generic[Batch]):
+    """The run of a `cheapen`: iterate it, then read what it saved.
+
+    Attributes:
+        before: the model as it was given.
+        best: the cheapest model within the budget so far, the one that the parameters hold at the end.
+        allowed: the loss that is allowed.
+    """
+
+    before: Measured
+    best: Measured
+    allowed: float
+    _steps: Iterator[Progress]
+
+    def __iter__(self) -> Iterator[Progress]:
+        return self._steps
+
+    def __repr__(self) -> str:
+        share = self.best.nfe / self.before.nfe if self.before.nfe else 1.0
+        return (
+            f"Cheapening(nfe {self.before.nfe:.1f} -> {self.best.nfe:.1f} ({share:.2f}x), "
+            f"loss {self.before.loss:.4g} -> {self.best.loss:.4g}, allowed {self.allowed:.4g})"
+        )
+
+
+def cheapen(
+    compute: Callable[[Batch], Computed],
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    *,
+    budget: float = 0.02,
+    penalty: Penalty | None = None,
+    measure: Sequence[Batch] | None = None,
+    every: int = 20,
+    patience: int = 5,
+    iterations: int = 1000,
+    model: nn.Module | None = None,
+) -> Cheapening[Batch]:
+    """Trains a finished model on until its solves are as cheap as a budget of its loss allows.
+
+    The loss of the model as it stands is measured first; that loss plus the budget is the bound. Then `fit` runs
+    with a `LossBudget`. Every so often the model is measured again, and the cheapest state within the bound is kept.
+    Where nothing was saved for a while the training goes on from that state with a third of the learning rate; after
+    the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state: never one
+    above the bound. Leaving the iteration early leaves that state too.
+
+    Args:
+        compute: maps a batch to its task loss and the solution it came from, with `record="all"`, as `fit` takes it.
+        batches: what to train on; gone through again and again, so not a generator that ends.
+        optimizer: of the model's parameters. A learning rate of about a third of the training's first one serves.
+        budget: what may be paid, as a share of the loss' size (0.02: 2 %).
+        penalty: what is lowered, by default `ErrorPenalty("mean")`.
+        measure: batches on which loss and evaluations are measured, by default the first pass of `batches` (at
+            most 50 of them). Randomness inside `compute` is drawn alike in all measurements.
+        every: iterations between two measurements.
+        patience: measurements without a saving before the learning rate falls.
+        iterations: at most so many.
+        model: the module whose buffers (batch norm's statistics) belong to the state that is kept. Without one
+            only the optimiser's parameters are.
+
+    Returns:
+        An iterable of `Progress`, one for each iteration, that knows what was saved.
+
+    Raises:
+        ValueError: for a budget below zero, no batches, or a loss that is not finite at the start.
+        TypeError: for a `compute` that returns no solution.
+
+    Examples:
+        >>> import torch, regnde
+        >>> _ = torch.manual_seed(0)
+        >>> field = regnde.nn.MLP([2, 16, 2])
+        >>> def compute(y0):
+        ...     sol = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        ...     return (sol.y1 - 2 * y0).square().mean(), sol
+        >>> adam = torch.optim.Adam(field.parameters(), 1e-2)
+        >>> data = [torch.randn(16, 2)]
+        >>> _ = list(regnde.fit(compute, data * 60, adam))
+        >>> run = regnde.cheapen(compute, data, adam, iterations=40)
+        >>> steps = list(run)
+        >>> run.best.nfe <= run.before.nfe and run.best.loss <= run.allowed
+        True
+    """
+    if not budget >= 0 or every < 1 or patience < 1 or iterations < 1:
+        raise ValueError(
+            f"cheapen(budget={budget}, every={every}, patience={patience}, iterations={iterations}): the budget must "
+            "be at least 0, the others at least 1."
+        )
+    samples = list(itertools.islice(batches, 50)) if measure is None else list(measure)
+    if not samples:
+        raise ValueError("cheapen: there are no batches.")
+    before = _measured(compute, samples)
+    if not math.isfinite(before.loss):
+        raise ValueError(f"cheapen: the model's loss is {before.loss} before anything was trained.")
+    allowed = before.loss + budget * abs(before.loss)
+    run: Cheapening[Batch] = Cheapening(before, before, allowed, iter(()))
+    stage = ErrorPenalty("mean") if penalty is None else penalty
+    state = _State(optimizer, model)
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+
+    def steps() -> Iterator[Progress]:
+        done = 0
+        try:
+            for shrinking in range(STAGES):
+                weight = LossBudget(allowed)
+                waited = 0
+                while waited < patience and done < iterations:
+                    part = itertools.islice(endless, min(every, iterations - done))
+                    count = done
+                    for progress in fit(compute, part, optimizer, penalty=stage, weight=weight, start=done):
+                        done = progress.iteration + 1
+                        yield progress
+                    if done == count:
+                        raise ValueError("cheapen: the batches are used up: give a list or a DataLoader.")
+                    found = _measured(compute, samples)
+                    waited += 1
+                    if found.loss <= allowed and found.nfe < run.best.nfe * (1 - MIN_GAIN):
+                        run.best, waited = found, 0
+                        state.keep()
+                if shrinking + 1 < STAGES and done < iterations:
+                    state.restore()
+                    state.slow_down()
+        finally:
+            state.restore()
+            state.full_speed()
+
+    run._steps = steps()
+    return run
+
+
+@torch.no_grad()
+def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch]) -> Measured:
+    """The means over the batches, with the same random numbers at every call."""
+    losses, evaluations = [], []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for batch in batches:
+            computed = compute(batch)
+            if not (isinstance(computed, tuple) and isinstance(computed[1], Solution)):
+                raise TypeError("cheapen: compute must return (loss, solution): its evaluations are what is lowered.")
+            losses.append(float(computed[0]))
+            evaluations.append(computed[1].stats.nfe)
+    return Measured(sum(losses) / len(losses), sum(evaluations) / len(evaluations))
+
+
+class _State:
+    """The parameters that are kept, with the buffers of a model, and the learning rates."""
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self.optimizer = optimizer
+        self.tensors: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        if model is not None:
+            self.tensors += [*model.parameters(), *model.buffers()]
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.keep()
+
+    def keep(self) -> None:
+        """Copies the state as it is now."""
+        self.kept = [x.detach().clone() for x in self.tensors]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Goes back to the copy."""
+        for x, old in zip(self.tensors, self.kept, strict=True):
+            x.copy_(old)
+
+    def slow_down(self) -> None:
+        """Lowers the learning rates, and forgets the optimiser's means: they belong to other parameters."""
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * SMALLER
+
+    def full_speed(self) -> None:
+        """Puts the learning rates back."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
