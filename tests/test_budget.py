@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch.nn import functional
 
 import regnde
-from regnde import Balance, ErrorPenalty, Solver, fit
+from regnde import Balance, ErrorPenalty, LossBudget, Solver, fit
 from regnde.nn import MLP
 
 
@@ -159,3 +160,193 @@ def test_case_D3_warns_once_of_an_optimiser_that_lacks_the_field() -> None:
 def test_a_penalty_of_zero_is_no_reason_to_warn() -> None:
     p = torch.ones((), requires_grad=True)
     assert Balance(every=1).update(p * 2, torch.zeros(()), [p]) == 0.0
+
+
+# --- LossBudget -------------------------------------------------------------------------------------------
+
+
+def follow(budget: LossBudget, losses: list[float], slope: float = 1.0) -> list[float]:
+    """Shares of a budget that is shown these losses; the gradients stay what they are."""
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    shares = []
+    for loss in losses:
+        budget.update(loss + slope * (p - 1), 2 * p, [p])
+        shares.append(budget.share)
+    return shares
+
+
+def test_budget_rises_within_falls_faster_above_and_stays_bounded() -> None:
+    budget = LossBudget(1.0)
+    up = follow(budget, [0.5] * 80)
+    assert up[0] == 0.1
+    assert up == sorted(up)
+    assert up[-1] == 3.0
+    assert budget.within
+    down = follow(budget, [1.5] * 200)
+    assert not budget.within
+    assert down[-1] == pytest.approx(0.02)
+    rate_up, rate_down = math.log(up[30] / up[29]), math.log(down[20] / down[19])
+    assert rate_down < -rate_up < 0
+
+
+def test_budget_is_the_ratio_of_gradients_times_its_share() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    for scale in (1.0, 1e6):  # units of the penalty do not matter
+        budget = LossBudget(1.0)
+        weight = budget.update(8 * p, scale * 2 * p, [p])
+        assert weight * scale == pytest.approx(0.1 * 8 / 2)
+        assert budget.value == weight
+
+
+def test_budget_does_not_rise_while_a_model_still_learns_above_it() -> None:
+    falling = [10 * 0.99**i for i in range(200)]
+    shares = follow(LossBudget(0.5), falling)
+    assert max(shares) == 0.1
+    assert shares[-1] == 0.1  # and a loss that falls by itself does not lower it
+
+
+def test_budget_lets_go_where_learning_stalls_above_it() -> None:
+    shares = follow(LossBudget(0.5), [1.0] * 200)
+    assert shares[-1] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("level", [-40.0, -1.0, 0.0, 1e-9, 1e9])
+def test_budget_knows_losses_of_any_size_and_sign(level: float) -> None:
+    unit = max(0.02 * abs(level), 1e-12)
+    assert follow(LossBudget(level), [level - 2 * unit] * 80)[-1] == 3.0
+    assert follow(LossBudget(level), [level + 2 * unit] * 300)[-1] == pytest.approx(0.02)
+
+
+def test_budget_holds_the_mean_of_a_noisy_loss() -> None:
+    """A loss that grows with the share, with noise of a third of its size: its mean ends at the budget."""
+    generator = torch.Generator().manual_seed(0)
+    budget, p, seen = LossBudget(1.3), torch.ones((), dtype=torch.float64, requires_grad=True), []
+    for _ in range(1500):
+        mean = 1.0 + 0.5 * budget.share
+        loss = mean + 0.4 * float(torch.randn((), generator=generator))
+        budget.update(loss + (p - 1), 2 * p, [p])
+        seen.append(mean)
+    assert sum(seen[500:]) / 1000 == pytest.approx(1.3, abs=0.1)
+
+
+def test_budget_without_a_known_loss_waits_until_learning_stalls() -> None:
+    budget = LossBudget(None)
+    learning = follow(budget, [10 * 0.98**i for i in range(150)])
+    assert max(learning) == 0.1
+    assert follow(budget, [0.5] * 200)[-1] == 3.0
+    assert budget.limit < 0.6
+    assert follow(budget, [0.7] * 60)[-1] < 1.0
+
+
+def test_budget_goes_on_from_its_state() -> None:
+    losses = [1.0 / (1 + 0.1 * i) + 0.05 * (-1) ** i for i in range(60)]
+    whole = LossBudget(0.4)
+    expected = follow(whole, losses)
+    first = LossBudget(0.4)
+    follow(first, losses[:33])
+    second = LossBudget(0.4)
+    second.load_state_dict(first.state_dict())
+    assert follow(second, losses[33:]) == expected[33:]
+
+
+def test_budget_takes_a_penalty_without_gradient_and_a_loss_that_is_not_finite() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    budget = LossBudget(1.0)
+    assert budget.update(8 * p, torch.zeros(()), [p]) == 0.0
+    budget.update(p * float("nan"), 2 * p, [p])
+    assert math.isfinite(budget.update(8 * p, 2 * p, [p]))
+    assert budget.loss == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("wrong", [{"allowed": math.nan}, {"allowed": 1.0, "start": 0.0}])
+def test_budget_refuses(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="allowed must be a finite loss"):
+        LossBudget(**wrong)
+
+
+def test_balance_measures_at_once_where_the_penalty_has_grown() -> None:
+    """A field that starts at zero has almost no penalty: its first ratio must not stand for ten iterations."""
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(1.0, every=10, smoothing=0.0)
+    assert balance.update(8 * p, 1e-9 * p, [p]) > 1e9
+    assert balance.update(8 * p, 2 * p, [p]) == pytest.approx(4.0)
+
+
+# --- cheapen ----------------------------------------------------------------------------------------------
+
+
+class Trained:
+    """A small regression, trained without a penalty."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.field = MLP([3, 16, 3]).double()
+        self.readout = torch.nn.Linear(3, 1).double()
+        self.data = [torch.randn(32, 3, dtype=torch.float64) for _ in range(4)]
+        self.adam = torch.optim.Adam([*self.field.parameters(), *self.readout.parameters()], 3e-2)
+        list(fit(self.compute, self.data * 25, self.adam))
+        self.adam.param_groups[0]["lr"] = 1e-2
+
+    def compute(self, x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(self.field, x, [0.0, 1.0], Solver(rtol=1e-6, atol=1e-6), record="all")
+        target = torch.sin(2 * x[:, :1]) * x[:, 1:2]
+        return (self.readout(solution.y1) - target).square().mean(), solution
+
+    def measured(self) -> tuple[float, float]:
+        with torch.no_grad():
+            found = [self.compute(x) for x in self.data]
+        return sum(float(loss) for loss, _ in found) / 4, sum(sol.stats.nfe for _, sol in found) / 4
+
+
+def test_cheapen_lowers_the_evaluations_and_keeps_the_budget() -> None:
+    trained = Trained()
+    loss, nfe = trained.measured()
+    run = regnde.cheapen(trained.compute, trained.data, trained.adam, iterations=200)
+    assert (run.before.loss, run.before.nfe) == pytest.approx((loss, nfe))
+    assert run.allowed == pytest.approx(1.02 * loss)
+    progress = list(run)
+    after = trained.measured()
+    assert after == pytest.approx((run.best.loss, run.best.nfe))
+    assert after[0] <= run.allowed
+    assert after[1] <= 0.9 * nfe
+    assert [p.iteration for p in progress] == list(range(len(progress)))
+    assert trained.adam.param_groups[0]["lr"] == 1e-2
+    assert "->" in repr(run)
+
+
+def test_cheapen_leaves_the_best_state_where_it_is_left_early_or_finds_none() -> None:
+    trained = Trained()
+    before = [p.detach().clone() for p in trained.field.parameters()]
+    run = regnde.cheapen(trained.compute, trained.data, trained.adam, budget=0.0)
+    for progress in run:
+        if progress.iteration == 5:
+            break
+    iter(run).close()  # type: ignore[attr-defined]  # a generator
+    assert run.best == run.before
+    assert all(torch.equal(p, old) for p, old in zip(trained.field.parameters(), before, strict=True))
+
+
+def test_cheapen_draws_noise_alike_in_all_measurements_and_leaves_the_generator() -> None:
+    trained = Trained()
+
+    def noisy(x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        loss, solution = trained.compute(x)
+        return loss + torch.randn((), dtype=torch.float64) ** 2, solution
+
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    runs = [regnde.cheapen(noisy, trained.data, trained.adam) for _ in range(2)]
+    assert runs[0].before == runs[1].before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cheapen_refuses() -> None:
+    trained = Trained()
+    with pytest.raises(ValueError, match="at least 0"):
+        regnde.cheapen(trained.compute, trained.data, trained.adam, budget=-1.0)
+    with pytest.raises(ValueError, match="no batches"):
+        regnde.cheapen(trained.compute, [], trained.adam)
+    with pytest.raises(TypeError, match="compute must return"):
+        regnde.cheapen(lambda x: trained.compute(x)[0], trained.data, trained.adam)
+    with pytest.raises(ValueError, match="used up"):
+        list(regnde.cheapen(trained.compute, iter(trained.data), trained.adam, measure=trained.data, every=2))

@@ -18,6 +18,7 @@ GROWN = 2.0  # a penalty that grew by this factor is measured at once
 # Of a `LossBudget`; chosen on ten small trainings, see docs/training.md.
 FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
 TOLERANCE = 0.02  # of a loss, as a share of its size: the distance that counts as one, unless noise is larger
+STALLED = 0.5  # in that distance: a mean that falls by less is not learning
 SETTLED = 5  # iterations before which the means are not trusted
 RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
 LEAST, LARGEST = 0.02, 3.0  # share
@@ -260,11 +261,11 @@ class LossBudget:
         unit = max(TOLERANCE * abs(self.limit), noise, 1e-12)
         now = (self.limit - self.loss) / unit
         trend = (self.loss - self._slow) / unit  # below zero while the loss falls
-        stalled = trend > -0.5
-        if now >= 0 and (self.allowed is not None or stalled):
+        learning = trend < -STALLED or self._seen < 1 / SLOW
+        if now >= 0 and not (learning and self.allowed is None):
             self._met = True
             self.share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
-        elif now < 0 and now - trend < 0:
+        elif now < 0 and now - trend < 0 and (self._met or not learning):
             self.share *= math.exp((FALL if self._met else LET_GO) * max(-1.0, now - trend))
         self.share = min(max(self.share, min(LEAST, self.start)), max(LARGEST, self.start))
 

@@ -137,7 +137,7 @@ def cheapen(
     run: Cheapening[Batch] = Cheapening(before, before, allowed, iter(()))
     stage = ErrorPenalty("mean") if penalty is None else penalty
     state = _State(optimizer, model)
-    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    endless = _again_and_again(batches)
 
     def steps() -> Iterator[Progress]:
         done = 0
@@ -147,12 +147,9 @@ def cheapen(
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
-                    count = done
                     for progress in fit(compute, part, optimizer, penalty=stage, weight=weight, start=done):
                         done = progress.iteration + 1
                         yield progress
-                    if done == count:
-                        raise ValueError("cheapen: the batches are used up: give a list or a DataLoader.")
                     found = _measured(compute, samples)
                     waited += 1
                     if found.loss <= allowed and found.nfe < run.best.nfe * (1 - MIN_GAIN):
@@ -167,6 +164,17 @@ def cheapen(
 
     run._steps = steps()
     return run
+
+
+def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches without end."""
+    while True:
+        some = False
+        for batch in batches:
+            some = True
+            yield batch
+        if not some:
+            raise ValueError("cheapen: the batches are used up: give a list or a DataLoader, not an iterator.")
 
 
 @torch.no_grad()
