@@ -295,3 +295,19 @@ def test_torch_func_in_a_field_keeps_statistics_and_counts() -> None:
         counts.append((int(norm.num_batches_tracked), sol.stats.nfe, norm.running_mean.tolist()))
     assert counts[0][:2] == counts[1][:2]
     assert counts[0][2] == pytest.approx(counts[1][2], rel=ROUNDING)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+@pytest.mark.parametrize("record", ["none", "all"])
+@pytest.mark.parametrize("kind", ["ode", "sde"])
+def test_an_error_whose_square_overflows_is_large_and_no_failure(kind: str, record: str, batch: str) -> None:
+    """In float32: a drift of 1e28 that no step resolves; six trials that are not finite would end the solve."""
+    drift = lambda t, y: 1e28 * torch.sin(1e6 * t + y * 0)  # noqa: E731 - one line reads best
+    if kind == "sde" and batch == "per-sample":
+        pytest.skip("the samples of an SDE share one clock")
+    equation = drift if kind == "ode" else regnde.SDE(drift, lambda t, y: 0 * y + 1)
+    solver = Solver(batch=batch, dt0=1.0, rtol=0.0, atol=100.0, max_steps=20, engine="torch")
+    with pytest.raises(regnde.MaxStepsReached) as caught:
+        solve(equation, torch.zeros(2, 3), [0.0, 1.0], solver, record=record)
+    assert math.isfinite(caught.value.error_ratio)
+    assert caught.value.rejected == 20 * (2 if batch == "per-sample" else 1)

@@ -23,10 +23,10 @@ from regnde._engines.torch.step import (
     Step,
     all_finite,
     dense_output,
-    error_estimate,
     error_ratio,
     estimates,
     estimates_of_one,
+    rms,
     stacked,
     stage_times,
     stiffness_estimate,
@@ -145,7 +145,7 @@ class RungeKutta:
         if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
-            return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol).item())
+            return Trial(step.y1, rms(error_ratio(self.tableau, step, self.rtol, self.atol)))
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""

@@ -29,7 +29,6 @@ from regnde._engines.torch.step import (
     error_estimate,
     error_ratio,
     estimates,
-    sample_rms,
     shifted,
     stiffness_estimate,
     take_step,
@@ -210,7 +209,7 @@ class PerSample:
 
         step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=step_ends)
         with torch.no_grad():
-            error = known.error if known else error_estimate(tableau, step, rtol, atol, sample_rms)
+            error = known.error if known else error_estimate(tableau, step, rtol, atol)
         assert error is not None  # the method is adaptive
         return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known)
 

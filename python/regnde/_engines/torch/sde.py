@@ -22,7 +22,6 @@ from regnde._engines.torch.sde_step import (
     SDEStep,
     StepNoise,
     noise_weights,
-    sde_error_estimate,
     sde_error_ratio,
     sde_estimates,
     sde_stacked,
@@ -104,7 +103,7 @@ class StochasticRungeKutta:
         with torch.no_grad():
             allowed = tolerance(y.abs(), self.rtol, self.atol)
             slope = _larger(f0, NOISE_SIZE * g0)
-            d0, d1 = (np.array(rms(x / allowed).item()) for x in (y, slope))
+            d0, d1 = (np.array(rms(x / allowed)) for x in (y, slope))
         if not (np.isfinite(d0) and np.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -117,7 +116,7 @@ class StochasticRungeKutta:
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
             change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
+            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed) / size)
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
@@ -146,7 +145,7 @@ class StochasticRungeKutta:
         if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
-            return Trial(step.y1, sde_error_estimate(self.tableau, step, self.rtol, self.atol).item())
+            return Trial(step.y1, rms(sde_error_ratio(self.tableau, step, self.rtol, self.atol)))
 
     def _run(
         self, t: float, h: float, t1: float, noise: StepNoise

@@ -161,10 +161,11 @@ def all_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, shape (1,). For the step size control."""
+def rms(x: Tensor) -> float:
+    """Root mean square over all entries. For the step size control; it overflows only where the entries do."""
     norm: Tensor = torch.linalg.vector_norm(x.reshape(1, -1), dim=1)
-    return norm / math.sqrt(max(x.numel(), 1))
+    value = (norm / math.sqrt(max(x.numel(), 1))).item()
+    return value if math.isfinite(value) else whole_rms(x).item()
 
 
 def sample_rms(x: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def whole_rms(x: Tensor) -> Tensor:
     return sample_rms(x.unsqueeze(0))
 
 
-def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
+def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = sample_rms) -> Tensor:
     """Local error estimate E = rms(r), r as in `error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(error_ratio(tableau, step, rtol, atol))
 
