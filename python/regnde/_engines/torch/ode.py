@@ -26,6 +26,7 @@ from regnde._engines.torch.step import (
     error_ratio,
     estimates,
     estimates_of_one,
+    extra_stages,
     rms,
     stacked,
     stage_times,
@@ -37,7 +38,7 @@ from regnde._engines.torch.step import (
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import Tableau
 
-__all__ = ["NonFiniteStart", "RungeKutta", "first_step_sizes", "step_end", "step_ends"]
+__all__ = ["NonFiniteStart", "Outcome", "RungeKutta", "first_step_sizes", "last_size", "step_end", "step_ends"]
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +58,11 @@ def step_end(outcome: tuple[Any, Estimates | None]) -> Sequence[Tensor]:
 def step_ends(outcome: Outcome) -> Sequence[Tensor]:
     """The same where the last stage is the first one of the next step."""
     return outcome[0].y1, outcome[0].k[-1]
+
+
+def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same of stages that nothing else keeps: one number."""
+    return (torch.linalg.vector_norm(k[-1].detach()),)
 
 
 class RungeKutta:
@@ -94,7 +100,8 @@ class RungeKutta:
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.first: Tensor | None = None  # the FSAL stage of the step before
-        self.at: tuple[float, float, Step, Estimates | None]  # t, t1 and the outcome of the last attempt
+        self.at: tuple[float, float, Outcome]  # t, t1 and the outcome of the last attempt
+        self.stages: list[Tensor] | None = None  # those of the last attempt that its dense output needs
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -139,7 +146,7 @@ class RungeKutta:
             if self.checkpoint is None
             else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
         )
-        self.at = (t, t1, step, known)
+        self.at, self.stages = (t, t1, (step, known)), None
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
@@ -161,7 +168,7 @@ class RungeKutta:
 
     def accepted(self) -> None:
         """Records the step, and passes its last stage on where the method is FSAL."""
-        *_, step, known = self.at
+        step, known = self.at[2]
         if self.carries:
             self.first = step.k[-1]
         if self.recorder is not None:
@@ -169,21 +176,27 @@ class RungeKutta:
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
-        t, t1, step, _ = self.at
-        field, tableau, h = self.field, self.tableau, step.h
+        t, t1, outcome = self.at
+        field, tableau, step = self.field, self.tableau, outcome[0]
 
-        def run(y: Tensor, *k: Tensor) -> tuple[Tensor]:
-            return (dense_output(field, tableau, Step(y, h, list(k), y, y, y), t, t1, thetas),)
+        def run(outcome: Outcome) -> list[Tensor]:
+            step = outcome[0]
+            assert not isinstance(step.h, Tensor)
+            times = stage_times(tableau.extra_c, t, step.h, t1, step.y) if tableau.extra_c else ()
+            return extra_stages(field, tableau, step, times)
 
-        if self.checkpoint is not None and torch.is_grad_enabled() and tableau.extra_a:
-            return self.checkpoint(run, step.y, *step.k, ends=tuple)[0]
-        return run(step.y, *step.k)[0]
+        if self.stages is None:
+            if self.checkpoint is None or not tableau.extra_a:
+                self.stages = run(outcome)
+            else:
+                self.stages = self.checkpoint.further(run, outcome, ends=last_size)
+        return dense_output(tableau, step._replace(k=self.stages), thetas)
 
     # --- diagnosis -------------------------------------------------------------------------------
 
     def start_is_finite(self) -> bool:
         """Whether the first stage of the last attempt is finite."""
-        return all_finite(self.at[2].k[0])
+        return all_finite(self.at[2][0].k[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""
@@ -193,7 +206,7 @@ class RungeKutta:
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
         """Where the last attempt's trouble sits."""
-        step = self.at[2]
+        step = self.at[2][0]
         tableau, y = self.tableau, step.y
         for k in step.k:  # the first one tells; what it spoils is carried into the others
             bad = int((~torch.isfinite(k)).sum())

@@ -8,7 +8,8 @@ norm for each sample; clocks and control are those of `control.py` on float64 ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,20 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
-from regnde._engines.torch.ode import first_step_sizes, step_ends
+from regnde._engines.torch.ode import Outcome, first_step_sizes, last_size, step_ends
 from regnde._engines.torch.step import (
     Estimates,
+    Field,
     Step,
     all_finite,
     dense_weights,
     error_estimate,
     error_ratio,
     estimates,
-    shifted,
+    extra_stages,
     stiffness_estimate,
     take_step,
 )
@@ -52,6 +54,44 @@ class _Attempt(NamedTuple):
     step: Step
     error: Floats
     known: Estimates | None
+    rejected: _Rejected
+
+
+class _Rejected:
+    """Samples that one attempt rejected: no gradient passes through their rows.
+
+    Their gradient is 0, but 0 times an infinite derivative is NaN, which earlier stages and the step before would
+    carry on. It is stopped where it leaves the field. A tensor that the field reads has a gradient for all
+    rows together: of that, no row can be taken out.
+    """
+
+    rows: Tensor | None = None  # None while all are accepted
+
+    def guarded(self, field: Field) -> Field:
+        """The field, through whose argument nothing passes back in these rows."""
+        if not torch.is_grad_enabled() or transformed():
+            return field
+
+        def guarded(t: Tensor, y: Tensor) -> Tensor:
+            if y.requires_grad:
+                y = y.view_as(y)  # the state itself has a gradient by other ways, too
+                y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
+            return field(t, y)
+
+        return guarded
+
+    def _without(self, gradient: Tensor) -> Tensor:
+        if self.rows is None:
+            return gradient
+        stopped = gradient.masked_fill(self.rows, 0.0)
+        if not all_finite(gradient) and all_finite(stopped):
+            warnings.warn(
+                "batch='per-sample': the field has a value but no finite derivative in a trial step that a sample "
+                "rejected. The gradients of states do not see it; those of tensors that the field reads may be NaN: "
+                "use batch='joint', or a field whose derivative is finite there.",
+                stacklevel=2,
+            )
+        return stopped
 
 
 class PerSample:
@@ -104,10 +144,7 @@ class PerSample:
     def _field(self, samples: Ints) -> CountedField:
         """The field at these samples."""
         function, index = self.function, torch.as_tensor(samples, device=self.y0.device)
-        counted = CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
-        if self.checkpoint is not None:
-            self.checkpoint.fields = (counted,)
-        return counted
+        return CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
 
     def _count(self, counted: CountedField, samples: Ints) -> None:
         self.calls += counted.calls
@@ -159,9 +196,10 @@ class PerSample:
                 break
 
             if accepted.any():
+                if not accepted.all():
+                    tried.rejected.rows = self._rows(~accepted)
                 self._record(running, accepted, tried)
-                self._save(running, accepted, tried, counted)
-                self._count(counted, running)
+                self._save(running, accepted, tried)
                 self.accepted[running[accepted]] += 1
                 if first is not None:
                     first = self._chosen(accepted, tried.step.k[-1], first)
@@ -201,24 +239,32 @@ class PerSample:
         self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t1: Floats
     ) -> _Attempt:
         tableau, rtol, atol, record = self.tableau, self.solver.rtol, self.solver.atol, self.record
-        stage_clocks = [np.where(c == 1.0, t1, t + c * h) for c in tableau.c]
+        rejected = _Rejected()
 
-        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:  # without self: see `Checkpoint`
-            step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
+        def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
+            times = _stage_columns(tableau.c, t, h, t1, y)
+            step = take_step(rejected.guarded(counted), tableau, y, first, _column(h, y), times)
             return step, estimates(tableau, step, rtol, atol) if record else None
 
-        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=step_ends)
+        if self.checkpoint is None:
+            step, known = run(y, first)
+        else:
+            self.checkpoint.fields = (counted,)
+            step, known = self.checkpoint(run, y, first, ends=step_ends)
         with torch.no_grad():
             error = known.error if known else error_estimate(tableau, step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known)
+        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
         if accepted.all():
             return new
-        mask = torch.as_tensor(accepted, device=old.device).reshape(-1, *[1] * (old.ndim - 1))
-        return torch.where(mask, new, old)
+        return torch.where(self._rows(accepted), new, old)
+
+    def _rows(self, mask: Bools) -> Tensor:
+        """A mask of samples that broadcasts against their states."""
+        return torch.as_tensor(mask, device=self.y0.device).reshape(-1, *[1] * (self.y0.ndim - 1))
 
     # --- outputs and records ---------------------------------------------------------------------
 
@@ -231,7 +277,7 @@ class PerSample:
         rows = [np.arange(a, b) for a, b in zip(saved, stop, strict=True)]
         return place, np.concatenate([np.zeros(0, np.int64), *rows])
 
-    def _save(self, running: Ints, accepted: Bools, tried: _Attempt, counted: CountedField) -> None:
+    def _save(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
         """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
         place, rows = self._due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
         if not rows.size:
@@ -239,28 +285,45 @@ class PerSample:
         inside = self.times[rows] != tried.t1[place]
         if inside.any():
             p, r = place[inside], rows[inside]
-            self._out.append((r, running[p], self._dense(tried, p, self.times[r], counted)))
+            self._out.append((r, running[p], self._dense(running, tried, p, self.times[r])))
         if not inside.all():
             p, r = place[~inside], rows[~inside]
             y1 = tried.step.y1
             self._out.append((r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device))))
 
-    def _dense(self, tried: _Attempt, place: Ints, at: Floats, counted: CountedField) -> Tensor:
+    def _dense(self, running: Ints, tried: _Attempt, place: Ints, at: Floats) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
-        t, h, t1, step = tried.t, tried.h, tried.t1, tried.step
-        k = list(step.k)
-        for row, c in zip(self.tableau.extra_a, self.tableau.extra_c, strict=True):
-            k.append(counted(_column(np.where(c == 1.0, t1, t + c * h), step.y), shifted(step.y, k, row, step.h)))
-        weights = dense_weights(self.tableau, (at - t[place]) / h[place])
+        t, h, step = tried.t, tried.h, tried.step
         index = torch.as_tensor(place, device=step.y.device)
-        parts = (
-            _column(weights[:, j], step.y) * k_j.index_select(0, index)
-            for j, k_j in enumerate(k)
-            if weights[:, j].any()
-        )
+        k = [k_j.index_select(0, index) for k_j in step.k]
+        if self.tableau.extra_a:  # evaluated for the samples that need them
+            needed, of_pair = np.unique(place, return_inverse=True)
+            further = self._extra_stages(running, tried, needed)
+            k += [k_j.index_select(0, torch.as_tensor(of_pair, device=step.y.device)) for k_j in further]
+        weights = dense_weights(self.tableau, (at - t[place]) / h[place])
+        parts = (_column(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
         assert isinstance(step.h, Tensor)
         return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
+
+    def _extra_stages(self, running: Ints, tried: _Attempt, needed: Ints) -> list[Tensor]:
+        """The stages beyond the step's own at these places of the running samples."""
+        tableau, clocks = self.tableau, (tried.t[needed], tried.h[needed], tried.t1[needed])
+        counted, index = self._field(running[needed]), torch.as_tensor(needed, device=self.y0.device)
+
+        def run(outcome: Outcome) -> list[Tensor]:
+            y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
+            step = Step(y, _column(clocks[1], y), k, y, y, y)
+            return extra_stages(counted, tableau, step, _stage_columns(tableau.extra_c, *clocks, y))[len(k) :]
+
+        outcome = tried.step, tried.known
+        if self.checkpoint is None:
+            k = run(outcome)
+        else:
+            self.checkpoint.fields = (counted,)
+            k = self.checkpoint.further(run, outcome, ends=last_size)
+        self._count(counted, running[needed])
+        return k
 
     def _record(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
         """Remembers the records of the accepted samples."""
@@ -352,6 +415,11 @@ class PerSample:
             return Diagnosis(where, sample * size + component)
         stiffness = float(stiffness_estimate(step)[place])
         return Diagnosis(f"{where}, stiffness {stiffness:.3g}", sample * size + component, stiffness)
+
+
+def _stage_columns(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:
+    """Times of the stages, as `stage_times`."""
+    return [_column(np.where(ci == 1.0, t1, t + ci * h), like) for ci in c]
 
 
 def _column(values: Floats, like: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ __all__ = [
     "error_ratio",
     "estimates",
     "estimates_of_one",
+    "extra_stages",
     "larger",
     "rms",
     "sample_rms",
@@ -250,13 +251,18 @@ def stacked(steps: Sequence[Step]) -> Step:
     return Step(y, column([float(step.h) for step in steps], like), k, y1, last, previous)
 
 
-def dense_output(field: Field, tableau: Tableau, step: Step, t: float, t1: float, thetas: Sequence[float]) -> Tensor:
-    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); may evaluate further stages."""
-    assert not isinstance(step.h, Tensor)
-    y, h, k = step.y, step.h, list(step.k)
-    times = stage_times(tableau.extra_c, t, h, t1, y) if tableau.extra_c else ()
+def extra_stages(field: Field, tableau: Tableau, step: Step, times: Sequence[Tensor]) -> list[Tensor]:
+    """All stages that the dense output needs: the step's own and further ones."""
+    k = list(step.k)
     for row, time in zip(tableau.extra_a, times, strict=True):
-        k.append(field(time, shifted(y, k, row, h)))
+        k.append(field(time, shifted(step.y, k, row, step.h)))
+    return k
+
+
+def dense_output(tableau: Tableau, step: Step, thetas: Sequence[float]) -> Tensor:
+    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); its k are all `extra_stages`."""
+    assert not isinstance(step.h, Tensor)
+    y, h, k = step.y, step.h, step.k
     weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.dtype.to_real()).to(y.dtype)
     rows = torch.stack(k).reshape(len(k), y.numel())
     return y + product(weights, rows).reshape(len(weights), *y.shape)
