@@ -13,8 +13,9 @@ from torch import Tensor
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
+from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Failure, Path, integrate, uniform
+from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta

@@ -15,8 +15,9 @@ from torch import Tensor
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
+from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
+from regnde._engines.torch.loop import LocalStart, Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
@@ -205,23 +206,11 @@ class RungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """Where the last attempt's trouble sits."""
-        step = self.at[2][0]
-        tableau, y = self.tableau, step.y
-        for k in step.k:  # the first one tells; what it spoils is carried into the others
-            bad = int((~torch.isfinite(k)).sum())
-            if bad:
-                return Diagnosis(f"{bad} of {y.numel()} components")
-        if not tableau.adaptive:
-            bad = int((~torch.isfinite(step.y1)).sum())
-            largest = f"|y| up to {float(step.y1.abs().max()):.3g}"
-            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
-        component = int(error_ratio(tableau, step, self.rtol, self.atol).abs().reshape(-1).argmax())
-        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
-        if not tableau.stiffness_pair:
-            return Diagnosis(where, component)
-        stiffness = float(stiffness_estimate(step, whole_rms))
-        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", component, stiffness)
+        """What the last attempt shows."""
+        tableau, step = self.tableau, self.at[2][0]
+        ratio = error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
+        stiffness = stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
+        return diagnosed(step.y, step.y1, ((k, "") for k in step.k), ratio, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
-from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.ode import Outcome, first_step_sizes, last_size, step_ends
 from regnde._engines.torch.step import (
     Estimates,
@@ -377,20 +377,18 @@ class PerSample:
     ) -> None:
         """Sets the failure if some sample can not go on."""
         t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
-        if trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1) and not counted.is_pure(
-            _column(t, tried.step.y), tried.step.y
-        ):
-            self.t = float(t[trials.argmax()])
-            self.failure = Failure("steps", impure_reason(IMPURE_TRIALS), float(h_next[trials.argmax()]))
+        below = ~accepted & (np.abs(h_next) <= ulp(t))
+        asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
+        if asked and not counted.is_pure(_column(t, tried.step.y), tried.step.y):
+            worst = int(below.argmax() if below.any() else trials.argmax())
+            self.t = float(t[worst])
+            reason = impure_reason(int(trials[worst]))
+            self.failure = Failure("steps", reason, float(h_next[worst]), float(error[worst]))
             return
         for trouble, kind, text in (
             (non_finite >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
             (tried.t1 == t, "underflow", "the step size fell below the clock's resolution"),
-            (
-                ~accepted & (np.abs(h_next) <= ulp(t)),
-                "underflow",
-                "the error control asks for a step below the clock's resolution",
-            ),
+            (below, "underflow", "the error control asks for a step below the clock's resolution"),
             (trials >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
         ):
             if trouble.any():
@@ -405,16 +403,12 @@ class PerSample:
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
         tableau, solver, step = self.tableau, self.solver, tried.step
-        size = step.y[place].numel()
-        where = f"sample {sample} of {len(self.y0)}"
-        if bad := int((~torch.isfinite(step.k[-1][place])).sum()):
-            return Diagnosis(f"{where}, {bad} of its {size} components")
-        component = int(error_ratio(tableau, step, solver.rtol, solver.atol)[place].abs().reshape(-1).argmax())
-        where += f", worst component {component} of its {size}, |y| up to {float(step.y[place].abs().max()):.3g}"
-        if not tableau.stiffness_pair:
-            return Diagnosis(where, sample * size + component)
-        stiffness = float(stiffness_estimate(step)[place])
-        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", sample * size + component, stiffness)
+        ratio = error_ratio(tableau, step, solver.rtol, solver.atol)[place]
+        stiffness = stiffness_estimate(step)[place] if tableau.stiffness_pair else None
+        y, y1 = step.y[place], step.y1[place]
+        found = diagnosed(y, y1, ((k[place], "") for k in step.k), ratio, stiffness, of="of its")
+        component = None if found.component is None else sample * y.numel() + found.component
+        return found._replace(text=f"sample {sample} of {len(self.y0)}, {found.text}", component=component)
 
 
 def _stage_columns(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
+from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
+from regnde._engines.torch.loop import LocalStart, Trial
 from regnde._engines.torch.ode import NonFiniteStart, step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_step import (
@@ -37,6 +38,7 @@ from regnde._tableau import StochasticTableau
 __all__ = ["StochasticRungeKutta"]
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
+SLOPES = (" of the drift", " of the diffusion")
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
@@ -202,22 +204,13 @@ class StochasticRungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """What the last attempt shows: component, stiffness, values that are not finite."""
-        step = self.at[2]
-        y = step.y
-        for stages in zip_longest(step.k, step.g):  # the first stage that is not finite makes the later ones so
-            for name, stage in zip(("drift", "diffusion"), stages, strict=True):
-                bad = 0 if stage is None else int((~torch.isfinite(stage)).sum())
-                if bad:
-                    return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
-        if not self.tableau.adaptive:
-            bad = int((~torch.isfinite(step.y1)).sum())
-            largest = f"|y| up to {float(step.y1.abs().max()):.3g}"
-            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
-        component = int(sde_error_ratio(self.tableau, step, self.rtol, self.atol).abs().reshape(-1).argmax())
-        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
-        stiffness = float(sde_stiffness_estimate(step, whole_rms)) if self.tableau.stiffness_pair else None
-        return Diagnosis(where, component, stiffness)
+        """What the last attempt shows."""
+        tableau, step = self.tableau, self.at[2]
+        pairs = zip_longest(step.k, step.g)  # in the order of their evaluation
+        named = ((slope, name) for pair in pairs for slope, name in zip(pair, SLOPES, strict=True) if slope is not None)
+        ratio = sde_error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
+        stiffness = sde_stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
+        return diagnosed(step.y, step.y1, named, ratio, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
 
