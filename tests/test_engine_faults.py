@@ -365,3 +365,20 @@ def test_an_error_whose_square_overflows_is_large_and_no_failure(kind: str, reco
         solve(equation, torch.zeros(2, 3), [0.0, 1.0], solver, record=record)
     assert math.isfinite(caught.value.error_ratio)
     assert caught.value.rejected == 20 * (2 if batch == "per-sample" else 1)
+
+
+def test_a_change_is_named_with_the_function_that_reads_it() -> None:
+    """Drift and diffusion read tensors of one name."""
+
+    def made(scale: float) -> tuple[Tensor, object]:
+        w = f64([scale]).requires_grad_()
+        return w, lambda t, y: w * y
+
+    (_, drift), (w, diffusion) = made(-1.0), made(0.1)
+    noise = regnde.BrownianPath(0.0, 1.0, (2,), seed=0)
+    solver = Solver(method="em", dt0=0.1, gradient="checkpoint", engine="torch")
+    sol = solve(regnde.SDE(drift, diffusion), f64([1.0, 2.0]), [0.0, 1.0], solver, noise=noise)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match=r"Changed since the solve: diffusion\.w\."):
+        sol.y1.sum().backward()

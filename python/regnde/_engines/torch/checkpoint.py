@@ -45,7 +45,8 @@ class Checkpoint:
     def __init__(self, fields: Sequence[CountedField], device: torch.device) -> None:
         self.fields = fields
         functions = [field.function for field in fields]
-        self.captured, self.surroundings = Captured(functions), Surroundings(functions, device)
+        self.captured = Captured(functions, [field.name for field in fields])
+        self.surroundings = Surroundings(functions, device)
         self.latest = _Latest()
         self._whole, self._unsupported = True, False
         self._part: _Part | None = None  # of the last call
@@ -160,8 +161,10 @@ class _Part:
             ends = [*ends_of(value)]
             for function, ends_of in further:
                 ends += ends_of(function(value))
-            as_before = len(saved) == self.count and all(_agree(_mark(saved[i]), x) for i, x in self.constants.items())
-        if self.captured.parameters_changed() or not all(map(_agree, ends, self.ends)):
+            as_before = len(saved) == self.count and all(
+                _same_again(_content(saved[i]), x) for i, x in self.constants.items()
+            )
+        if self.captured.parameters_changed() or not all(map(_same_again, ends, self.ends)):
             problem = "a step that was taken again in the backward pass does not end where it ended in the solve"
         elif not as_before:
             problem = "a step that was taken again in the backward pass saved other tensors than in the solve"
@@ -176,14 +179,14 @@ class _Part:
 
 def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
     """Of saved tensors without a graph, by which a change shows even where the states do not tell: copies or sums."""
-    return {i: _mark(x) for i, x in saved.items() if not x.requires_grad}
+    return {i: _content(x) for i, x in saved.items() if not x.requires_grad}
 
 
-def _mark(x: Tensor) -> Tensor:
+def _content(x: Tensor) -> Tensor:
     return x.clone() if x.numel() <= SMALL else x.detach().sum()
 
 
-def _agree(again: Tensor, before: Tensor) -> bool:
+def _same_again(again: Tensor, before: Tensor) -> bool:
     """Bit for bit on the CPU; NaN equals NaN."""
     if again.shape != before.shape or again.dtype != before.dtype:
         return False

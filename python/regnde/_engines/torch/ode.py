@@ -101,7 +101,7 @@ class RungeKutta:
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.first: Tensor | None = None  # the FSAL stage of the step before
-        self.at: tuple[float, float, Outcome]  # t, t1 and the outcome of the last attempt
+        self.last_attempt: tuple[float, float, Outcome]  # t, t1 and outcome
         self.stages: list[Tensor] | None = None  # those of the last attempt that its dense output needs
 
     # --- the loop's side -------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class RungeKutta:
             if self.checkpoint is None
             else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
         )
-        self.at, self.stages = (t, t1, (step, known)), None
+        self.last_attempt, self.stages = (t, t1, (step, known)), None
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
@@ -169,7 +169,7 @@ class RungeKutta:
 
     def accepted(self) -> None:
         """Records the step, and passes its last stage on where the method is FSAL."""
-        step, known = self.at[2]
+        step, known = self.last_attempt[2]
         if self.carries:
             self.first = step.k[-1]
         if self.recorder is not None:
@@ -177,7 +177,7 @@ class RungeKutta:
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
-        t, t1, outcome = self.at
+        t, t1, outcome = self.last_attempt
         field, tableau, step = self.field, self.tableau, outcome[0]
 
         def run(outcome: Outcome) -> list[Tensor]:
@@ -197,7 +197,7 @@ class RungeKutta:
 
     def start_is_finite(self) -> bool:
         """Whether the first stage of the last attempt is finite."""
-        return all_finite(self.at[2][0].k[0])
+        return all_finite(self.last_attempt[2][0].k[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""
@@ -207,7 +207,7 @@ class RungeKutta:
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
         """What the last attempt shows."""
-        tableau, step = self.tableau, self.at[2][0]
+        tableau, step = self.tableau, self.last_attempt[2][0]
         ratio = error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
         stiffness = stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
         return diagnosed(step.y, step.y1, ((k, "") for k in step.k), ratio, stiffness)

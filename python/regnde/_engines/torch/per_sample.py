@@ -170,7 +170,7 @@ class PerSample:
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
-        first = counted(_column(t, y), y) if self.tableau.fsal else None
+        first = counted(_of_samples(t, y), y) if self.tableau.fsal else None
         h = self._first_sizes(counted, y, t_end, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -225,7 +225,7 @@ class PerSample:
             return np.full(len(y), self.sign * min(span if solver.dt0 is None else solver.dt0, span))
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_column(t, y), y)
+            return counted(_of_samples(t, y), y)
 
         order, rtol, atol = self.tableau.order, solver.rtol, solver.atol
         sizes, slope = first_step_sizes(field, order, y, t0, t_end, rtol, atol, samples=True)
@@ -242,8 +242,8 @@ class PerSample:
         rejected = _Rejected()
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
-            times = _stage_columns(tableau.c, t, h, t1, y)
-            step = take_step(rejected.guarded(counted), tableau, y, first, _column(h, y), times)
+            times = _stage_times(tableau.c, t, h, t1, y)
+            step = take_step(rejected.guarded(counted), tableau, y, first, _of_samples(h, y), times)
             return step, estimates(tableau, step, rtol, atol) if record else None
 
         if self.checkpoint is None:
@@ -291,7 +291,7 @@ class PerSample:
             y1 = tried.step.y1
             self._out.append((r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device))))
 
-    def _dense(self, running: Ints, tried: _Attempt, place: Ints, at: Floats) -> Tensor:
+    def _dense(self, running: Ints, tried: _Attempt, place: Ints, times: Floats) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
         t, h, step = tried.t, tried.h, tried.step
         index = torch.as_tensor(place, device=step.y.device)
@@ -300,8 +300,8 @@ class PerSample:
             needed, of_pair = np.unique(place, return_inverse=True)
             further = self._extra_stages(running, tried, needed)
             k += [k_j.index_select(0, torch.as_tensor(of_pair, device=step.y.device)) for k_j in further]
-        weights = dense_weights(self.tableau, (at - t[place]) / h[place])
-        parts = (_column(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
+        weights = dense_weights(self.tableau, (times - t[place]) / h[place])
+        parts = (_of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
         assert isinstance(step.h, Tensor)
         return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
@@ -313,8 +313,8 @@ class PerSample:
 
         def run(outcome: Outcome) -> list[Tensor]:
             y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
-            step = Step(y, _column(clocks[1], y), k, y, y, y)
-            return extra_stages(counted, tableau, step, _stage_columns(tableau.extra_c, *clocks, y))[len(k) :]
+            step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
+            return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y))[len(k) :]
 
         outcome = tried.step, tried.known
         if self.checkpoint is None:
@@ -365,7 +365,7 @@ class PerSample:
             return None if flat is None else flat.new_zeros(shape).index_put(place, flat)
 
         errors, stiffnesses = zip(*parts, strict=True)
-        return Estimates(*(laid_out([x for x in column if x is not None]) for column in (errors, stiffnesses)))
+        return Estimates(*(laid_out([x for x in values if x is not None]) for values in (errors, stiffnesses)))
 
     def _place(self, rows: Ints, samples: Ints) -> tuple[Tensor, Tensor]:
         return torch.as_tensor(rows, device=self.y0.device), torch.as_tensor(samples, device=self.y0.device)
@@ -379,7 +379,7 @@ class PerSample:
         t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
         below = ~accepted & (np.abs(h_next) <= ulp(t))
         asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
-        if asked and not counted.is_pure(_column(t, tried.step.y), tried.step.y):
+        if asked and not counted.is_pure(_of_samples(t, tried.step.y), tried.step.y):
             worst = int(below.argmax() if below.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
@@ -411,12 +411,12 @@ class PerSample:
         return found._replace(text=f"sample {sample} of {len(self.y0)}, {found.text}", component=component)
 
 
-def _stage_columns(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:
+def _stage_times(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:
     """Times of the stages, as `stage_times`."""
-    return [_column(np.where(ci == 1.0, t1, t + ci * h), like) for ci in c]
+    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like) for ci in c]
 
 
-def _column(values: Floats, like: Tensor) -> Tensor:
+def _of_samples(values: Floats, like: Tensor) -> Tensor:
     """One value a sample, as a column of the state's real dtype."""
-    column = torch.as_tensor(values).to(like.device, like.dtype.to_real())
-    return column.reshape(-1, *[1] * (like.ndim - 1))
+    rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
+    return rows.reshape(-1, *[1] * (like.ndim - 1))

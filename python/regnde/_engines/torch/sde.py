@@ -83,7 +83,7 @@ class StochasticRungeKutta:
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
-        self.at: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome of the last attempt
+        self.last_attempt: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class StochasticRungeKutta:
         self.known = (f0, g0)
         with torch.no_grad():
             allowed = tolerance(y.abs(), self.rtol, self.atol)
-            slope = _larger(f0, NOISE_SIZE * g0)
+            slope = _largest_sum(f0, NOISE_SIZE * g0)
             d0, d1 = (np.array(rms(x / allowed)) for x in (y, slope))
         if not (np.isfinite(d0) and np.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
@@ -117,7 +117,7 @@ class StochasticRungeKutta:
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
-            change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
+            change = _largest_sum(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
             d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed) / size)
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
@@ -141,7 +141,7 @@ class StochasticRungeKutta:
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
             self.known = None
-        self.at = (t, h, step, known)
+        self.last_attempt = (t, h, step, known)
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
@@ -169,7 +169,7 @@ class StochasticRungeKutta:
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
-        t, h, step, known = self.at
+        t, h, step, known = self.last_attempt
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
@@ -187,14 +187,14 @@ class StochasticRungeKutta:
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, by linear interpolation as in StochasticDiffEq.jl."""
-        step = self.at[2]
+        step = self.last_attempt[2]
         return torch.stack([torch.lerp(step.y, step.y1, theta) for theta in thetas])
 
     # --- diagnosis -------------------------------------------------------------------------------
 
     def start_is_finite(self) -> bool:
         """Whether drift and diffusion are finite where the last attempt started."""
-        step = self.at[2]
+        step = self.last_attempt[2]
         return all_finite(step.k[0]) and all_finite(step.g[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
@@ -205,7 +205,7 @@ class StochasticRungeKutta:
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
         """What the last attempt shows."""
-        tableau, step = self.tableau, self.at[2]
+        tableau, step = self.tableau, self.last_attempt[2]
         pairs = zip_longest(step.k, step.g)  # in the order of their evaluation
         named = ((slope, name) for pair in pairs for slope, name in zip(pair, SLOPES, strict=True) if slope is not None)
         ratio = sde_error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
@@ -234,6 +234,6 @@ class StochasticRungeKutta:
         return end, h, sde_estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
 
 
-def _larger(a: Tensor, b: Tensor) -> Tensor:
+def _largest_sum(a: Tensor, b: Tensor) -> Tensor:
     """max(|a + b|, |a - b|), entrywise."""
     return torch.maximum((a + b).abs(), (a - b).abs())
