@@ -152,8 +152,8 @@ def _solve_per_sample(request: Request) -> Solution:
     batch.run()
     steps = None
     if record:
-        error, stiffness = batch.records()
-        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in batch.clocks())
+        error, stiffness = batch.outputs.records()
+        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in batch.outputs.clocks())
         steps = Steps(
             t=t,
             dt=dt,
@@ -171,7 +171,7 @@ def _solve_per_sample(request: Request) -> Solution:
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
     )
-    return _finished(request, batch.outputs(), stats, steps, batch.failure, batch.t)
+    return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
 
 
 def _finished(

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
@@ -22,6 +21,7 @@ from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed,
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.ode import Outcome, first_step_sizes, last_size, step_ends
+from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -39,10 +39,6 @@ from regnde._solver import ResolvedSolver
 from regnde._tableau import Tableau
 
 __all__ = ["PerSample"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 class _Attempt(NamedTuple):
@@ -111,6 +107,7 @@ class PerSample:
         accepted, rejected, evaluations: counts of each sample, shape (B,).
         calls: evaluations of the field for the batch as a whole.
         dt_first: first step size of each sample, signed, shape (B,).
+        outputs: states at the save times, and records.
         failure: why the loop stopped early, at time `t` of the sample at fault.
     """
 
@@ -131,13 +128,12 @@ class PerSample:
         self.times = np.asarray(times)
         self.sign = math.copysign(1.0, times[-1] - times[0])
         batch = len(y0)
-        self.accepted, self.rejected, self.evaluations, self._saved = (np.zeros(batch, np.int64) for _ in range(4))
+        self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
         self.dt_first = np.zeros(batch)
         self.calls = 0
         self.t = times[0]
         self.failure: Failure | None = None
-        self._out: list[tuple[Ints, Ints, Tensor]] = []  # rows of `times`, samples, states
-        self._records: list[tuple[Ints, Ints, Floats, Floats, Estimates]] = []  # steps, samples, ends, sizes
+        self.outputs = SampleOutputs(y0, self.times)
 
     # --- evaluating ------------------------------------------------------------------------------
 
@@ -158,8 +154,8 @@ class PerSample:
         controller = Controller.of(self.tableau.order, self.tableau.beta1, self.tableau.beta2)
         batch, t_end, y = len(self.y0), float(self.times[-1]), self.y0
         running, t = np.arange(batch), np.full(batch, self.times[0])
-        place, rows = self._due(running, t)
-        self._out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
+        place, rows = self.outputs.due(running, t)
+        self.outputs.add_states(rows, place, y.index_select(0, torch.as_tensor(place, device=y.device)))
         if batch == 0 or self.times[0] == t_end:
             return
         if not all_finite(y):
@@ -198,7 +194,9 @@ class PerSample:
             if accepted.any():
                 if not accepted.all():
                     tried.rejected.rows = self._rows(~accepted)
-                self._record(running, accepted, tried)
+                if tried.known is not None:
+                    steps = self.accepted[running]
+                    self.outputs.add_records(steps, running, tried.t1, tried.h, tried.known, accepted)
                 self._save(running, accepted, tried)
                 self.accepted[running[accepted]] += 1
                 if first is not None:
@@ -266,30 +264,21 @@ class PerSample:
         """A mask of samples that broadcasts against their states."""
         return torch.as_tensor(mask, device=self.y0.device).reshape(-1, *[1] * (self.y0.ndim - 1))
 
-    # --- outputs and records ---------------------------------------------------------------------
-
-    def _due(self, running: Ints, t: Floats) -> tuple[Ints, Ints]:
-        """Save times that the samples `running` pass by reaching `t`: places in `running`, and rows of `times`."""
-        saved = self._saved[running]
-        stop = np.maximum(saved, np.searchsorted(self.sign * self.times, self.sign * t, side="right"))
-        self._saved[running] = stop
-        place = np.repeat(np.arange(len(running)), stop - saved)
-        rows = [np.arange(a, b) for a, b in zip(saved, stop, strict=True)]
-        return place, np.concatenate([np.zeros(0, np.int64), *rows])
+    # --- states at save times --------------------------------------------------------------------
 
     def _save(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
         """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
-        place, rows = self._due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
+        place, rows = self.outputs.due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
         if not rows.size:
             return
         inside = self.times[rows] != tried.t1[place]
         if inside.any():
             p, r = place[inside], rows[inside]
-            self._out.append((r, running[p], self._dense(running, tried, p, self.times[r])))
+            self.outputs.add_states(r, running[p], self._dense(running, tried, p, self.times[r]))
         if not inside.all():
             p, r = place[~inside], rows[~inside]
             y1 = tried.step.y1
-            self._out.append((r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device))))
+            self.outputs.add_states(r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device)))
 
     def _dense(self, running: Ints, tried: _Attempt, place: Ints, times: Floats) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
@@ -324,51 +313,6 @@ class PerSample:
             k = self.checkpoint.further(run, outcome, ends=last_size)
         self._count(counted, running[needed])
         return k
-
-    def _record(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
-        """Remembers the records of the accepted samples."""
-        if tried.known is None:
-            return
-        samples = running[accepted]
-        index = torch.as_tensor(np.flatnonzero(accepted), device=self.y0.device)
-        chosen = Estimates(*(None if x is None else x.index_select(0, index) for x in tried.known))
-        self._records.append((self.accepted[samples], samples, tried.t1[accepted], tried.h[accepted], chosen))
-
-    def outputs(self) -> Tensor:
-        """States at the save times that every sample has reached, shape (rows, B, ...)."""
-        rows = int(self._saved.min(initial=len(self.times)))
-        ys = self.y0.new_zeros((len(self.times), *self.y0.shape))
-        if self._out:
-            place = self._place(*(np.concatenate(x) for x in list(zip(*self._out, strict=True))[:2]))
-            ys = ys.index_put(place, torch.cat([values for _, _, values in self._out]))
-        return ys[:rows]
-
-    def clocks(self) -> tuple[Floats, Floats, Bools]:
-        """End and size of each step, and which entries are steps, shape (S, B)."""
-        shape = (int(self.accepted.max(initial=0)), len(self.y0))
-        ends, sizes, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
-        for rows, samples, t, h, _ in self._records:
-            ends[rows, samples], sizes[rows, samples], mask[rows, samples] = t, h, True
-        return ends, sizes, mask
-
-    def records(self) -> Estimates:
-        """Errors and stiffnesses, shape (S, B), 0 where a sample took fewer steps."""
-        shape = (int(self.accepted.max(initial=0)), len(self.y0))
-        if not self._records:  # an empty record with a graph, so that a penalty has a gradient (0)
-            empty = self.y0.reshape(-1)[:0].abs().reshape(0, 1).expand(0, shape[1])
-            return Estimates(empty, empty)
-        rows, samples, _, _, parts = zip(*self._records, strict=True)
-        place = self._place(np.concatenate(rows), np.concatenate(samples))
-
-        def laid_out(values: list[Tensor]) -> Tensor | None:
-            flat = torch.cat(values) if values else None
-            return None if flat is None else flat.new_zeros(shape).index_put(place, flat)
-
-        errors, stiffnesses = zip(*parts, strict=True)
-        return Estimates(*(laid_out([x for x in values if x is not None]) for values in (errors, stiffnesses)))
-
-    def _place(self, rows: Ints, samples: Ints) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(rows, device=self.y0.device), torch.as_tensor(samples, device=self.y0.device)
 
     # --- failures --------------------------------------------------------------------------------
 
