@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -58,6 +59,27 @@ def test_many_steps_with_everything(record: object, method: str) -> None:
     assert all(bool(x.any()) for x in outcomes[0])
     for a, b in zip(*outcomes, strict=True):
         close(a, b, CANCELLED)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_save_points_inside_steps_keep_no_stage(batch: str) -> None:
+    """vern7 evaluates six further stages for them; none is held until the backward pass."""
+    w, y0, ts = f64(3, 3).requires_grad_(), f64(4, 3, seed=1), torch.linspace(0, 6, 50, dtype=torch.float64)
+    outcomes = []
+    for gradient in GRADIENTS:
+        slopes: list[weakref.ref[Tensor]] = []
+
+        def field(t: Tensor, y: Tensor, slopes: list = slopes) -> Tensor:
+            slope = torch.tanh(y @ w) * torch.cos(t)
+            slopes.append(weakref.ref(slope))
+            return slope
+
+        solver = Solver(method="vern7", gradient=gradient, batch=batch, rtol=1e-6, atol=1e-6, engine="torch")
+        sol = regnde.solve(field, y0, ts, solver)
+        assert sum(slope() is not None for slope in slopes) < 5
+        assert sol.stats.nfe > 10 * sol.stats.accepted // len(y0)
+        outcomes.append(torch.autograd.grad((sol.ys * f64(*sol.ys.shape, seed=5)).sum(), w)[0])
+    close(*outcomes, CANCELLED)
 
 
 @pytest.mark.parametrize("method", ["tsit5", "bs3"])

@@ -60,6 +60,60 @@ def test_a_trial_that_is_not_finite_leaves_the_gradients_of_a_batch_alone(gradie
     assert float(of_w) == pytest.approx(-float((y0.detach() ** 2 * exact).sum()), rel=1e-4)
 
 
+@BOTH
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_rejected_trial_without_a_derivative_leaves_gradients_of_states_alone(inside: bool, gradient: str) -> None:
+    """The root's derivative is infinite where the second sample's first trials go; the first sample accepts them.
+
+    With a weight inside the root, its gradient is NaN: no row can be taken out of that; a warning says so.
+    """
+    y0, w = f64([[0.0], [4.0]]).requires_grad_(), f64(1.0).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        shifted = (w * y if inside else y) + 0.01
+        return -w * y * (8 + 0 * torch.sqrt(shifted.abs() + shifted))
+
+    solver = Solver(batch="per-sample", dt0=1.0, rtol=1e-6, atol=1e-6, gradient=gradient, engine="torch")
+    sol = solve(field, y0, [0.0, 1.0], solver, record="all")
+    assert [sample.rejected > 0 for sample in sol.stats.samples] == [False, True]
+    with pytest.warns(UserWarning, match="no finite derivative in a trial step"):
+        of_y0, of_w = torch.autograd.grad(sol.y1[1], (y0, w))
+    assert of_y0[1].item() == pytest.approx(math.exp(-8), rel=1e-3)
+    assert of_y0[0].item() == 0.0
+    assert math.isnan(of_w) if inside else of_w.item() == pytest.approx(-32 * math.exp(-8), rel=1e-3)
+
+
+def test_outputs_of_a_sample_do_not_evaluate_the_others() -> None:
+    """vern7's further stages: the second sample's trial, where the root has no derivative, is rejected."""
+    y0, w = f64([[1.0], [10.0]]).requires_grad_(), f64(1.0).requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return -w * y * (y + 0 * torch.sqrt((y + 0.2).abs() + y + 0.2))
+
+    solver = Solver(method="vern7", batch="per-sample", dt0=0.3, rtol=1e-6, atol=1e-6, engine="torch")
+    sol = solve(field, y0, [0.0, 0.05, 0.11, 1.0], solver)
+    of_y0, of_w = torch.autograd.grad(sol.y1.sum() + 0 * sol.ys.sum(), (y0, w))
+    exact = 1 / (1 + y0.detach()) ** 2
+    torch.testing.assert_close(of_y0, exact, rtol=1e-4, atol=0)
+    assert float(of_w) == pytest.approx(-float((y0.detach() ** 2 * exact).sum()), rel=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_save_point_and_a_local_start_in_one_step_share_its_further_stages(detach: bool, gradient: str) -> None:
+    """vern7: one step, ten stages; six further ones once; two evaluations and nine or ten of the local step."""
+    w = f64(-1.0).requires_grad_()
+    solver = Solver(method="vern7", dt0=1.0, rtol=1.0, atol=1.0, gradient=gradient, engine="torch")
+    counts = {}
+    for record in ("none", regnde.Local(seed=1, detach_state=detach)):
+        for ts in ([0.0, 1.0], [0.0, 0.5, 1.0]):
+            sol = solve(lambda t, y: w * y, f64([1.0]), ts, solver, record=record)
+            assert sol.stats.accepted == 1
+            counts[record == "none", len(ts)] = sol.stats.nfe
+    assert counts[True, 3] - counts[True, 2] == 6  # the save point's
+    assert counts[False, 3] == counts[False, 2]  # the local start's are the save point's
+
+
 class Counted(torch.nn.Module):
     """A field whose evaluations write to its buffers, from a time on."""
 
@@ -295,3 +349,36 @@ def test_torch_func_in_a_field_keeps_statistics_and_counts() -> None:
         counts.append((int(norm.num_batches_tracked), sol.stats.nfe, norm.running_mean.tolist()))
     assert counts[0][:2] == counts[1][:2]
     assert counts[0][2] == pytest.approx(counts[1][2], rel=ROUNDING)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+@pytest.mark.parametrize("record", ["none", "all"])
+@pytest.mark.parametrize("kind", ["ode", "sde"])
+def test_an_error_whose_square_overflows_is_large_and_no_failure(kind: str, record: str, batch: str) -> None:
+    """In float32: a drift of 1e28 that no step resolves; six trials that are not finite would end the solve."""
+    drift = lambda t, y: 1e28 * torch.sin(1e6 * t + y * 0)  # noqa: E731 - one line reads best
+    if kind == "sde" and batch == "per-sample":
+        pytest.skip("the samples of an SDE share one clock")
+    equation = drift if kind == "ode" else regnde.SDE(drift, lambda t, y: 0 * y + 1)
+    solver = Solver(batch=batch, dt0=1.0, rtol=0.0, atol=100.0, max_steps=20, engine="torch")
+    with pytest.raises(regnde.MaxStepsReached) as caught:
+        solve(equation, torch.zeros(2, 3), [0.0, 1.0], solver, record=record)
+    assert math.isfinite(caught.value.error_ratio)
+    assert caught.value.rejected == 20 * (2 if batch == "per-sample" else 1)
+
+
+def test_a_change_is_named_with_the_function_that_reads_it() -> None:
+    """Drift and diffusion read tensors of one name."""
+
+    def made(scale: float) -> tuple[Tensor, object]:
+        w = f64([scale]).requires_grad_()
+        return w, lambda t, y: w * y
+
+    (_, drift), (w, diffusion) = made(-1.0), made(0.1)
+    noise = regnde.BrownianPath(0.0, 1.0, (2,), seed=0)
+    solver = Solver(method="em", dt0=0.1, gradient="checkpoint", engine="torch")
+    sol = solve(regnde.SDE(drift, diffusion), f64([1.0, 2.0]), [0.0, 1.0], solver, noise=noise)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match=r"Changed since the solve: diffusion\.w\."):
+        sol.y1.sum().backward()

@@ -165,3 +165,31 @@ def test_case_9_per_sample() -> None:
     sol = regnde.solve(lambda t, y: w * y, f64([[1.0, 1.0], [0.0, 0.0]]), [0.0, 1.0], EACH, record="all")
     total = sol.y1.sum() + regnde.ErrorPenalty()(sol) + regnde.StiffnessPenalty()(sol)
     assert float(torch.autograd.grad(total, w)[0]) == pytest.approx(2.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
+def test_an_empty_state_that_fails_says_so(shape: tuple[int, ...]) -> None:
+    sde = SDE(exp_decay, exp_decay)
+    for equation, methods in ((exp_decay, ("tsit5", "vern7", "bs3", "rk4")), (sde, ("sosri2", "sriw1", "em"))):
+        for method in methods:
+            solver = Solver(method=method, dt0=1e-3, max_steps=1)
+            with pytest.raises(regnde.MaxStepsReached, match="the state is empty"):
+                regnde.solve(equation, torch.zeros(shape), [0.0, 1.0], solver)
+            sol = regnde.solve(equation, torch.zeros(shape), [0.0, 1.0], solver, throw=False)
+            assert (sol.status, sol.ys.shape) == ("max steps reached", (1, *shape))
+    if shape == (2, 0):
+        with pytest.raises(regnde.MaxStepsReached, match="sample 0 of 2, the state is empty"):
+            regnde.solve(exp_decay, torch.zeros(shape), [0.0, 1.0], Solver(batch="per-sample", dt0=1e-3, max_steps=1))
+
+
+def test_an_underflow_of_one_sample_asks_whether_the_field_is_a_function() -> None:
+    """As the joint solve does: noise whose size grows as the step shrinks."""
+    generator = torch.Generator().manual_seed(0)
+
+    def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.randn(y.shape, dtype=y.dtype, generator=generator) * 1e30
+
+    for batch in ("joint", "per-sample"):
+        solver = Solver(batch=batch, dt0=1e-3, rtol=1e-6, atol=1e-6, engine="torch")
+        with pytest.raises(regnde.MaxStepsReached, match="draws noise or dropout"):
+            regnde.solve(field, torch.zeros(2, 1, dtype=torch.float64), [1.0, 2.0], solver)

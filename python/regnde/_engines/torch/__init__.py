@@ -13,12 +13,13 @@ from torch import Tensor
 from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
-from regnde._engines.torch.field import CountedField, all_finite
-from regnde._engines.torch.loop import Failure, Path, integrate, uniform
+from regnde._engines.torch.failure import Failure
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import stage_times, take_step
+from regnde._engines.torch.step import all_finite, stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps
@@ -151,8 +152,8 @@ def _solve_per_sample(request: Request) -> Solution:
     batch.run()
     steps = None
     if record:
-        error, stiffness = batch.records()
-        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in batch.clocks())
+        error, stiffness = batch.outputs.records()
+        t, dt, mask = (torch.as_tensor(x).to(y0.device) for x in batch.outputs.clocks())
         steps = Steps(
             t=t,
             dt=dt,
@@ -170,7 +171,7 @@ def _solve_per_sample(request: Request) -> Solution:
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
     )
-    return _finished(request, batch.outputs(), stats, steps, batch.failure, batch.t)
+    return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
 
 
 def _finished(

@@ -82,46 +82,48 @@ class Captured:
 
     Args:
         functions: the user's functions.
+        names: of the functions, for the message if there are several.
     """
 
-    def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
-        self.functions = functions
-        self.before = _fingerprint(functions)
+    def __init__(self, functions: Sequence[Callable[..., object]], names: Sequence[str]) -> None:
+        self.functions, self.names = functions, names if len(names) > 1 else ("",)
+        self.before = _fingerprint(functions, self.names)
         tensors = (thing for _, thing in _captured(functions) if isinstance(thing, Tensor))
-        self._parameters = [(weakref.ref(x), _mark(x)) for x in tensors if x.is_leaf and x.requires_grad]
+        self._parameters = [(weakref.ref(x), _version_mark(x)) for x in tensors if x.is_leaf and x.requires_grad]
 
     def parameters_changed(self) -> bool:
         """Whether a tensor that requires a gradient was written to, or has other memory."""
         known = ((reference(), mark) for reference, mark in self._parameters)
-        return any(x is not None and _mark(x) != mark for x, mark in known)
+        return any(x is not None and _version_mark(x) != mark for x, mark in known)
 
     def changes(self) -> str:
         """A sentence that names what has changed since."""
-        now = _fingerprint(self.functions)
+        now = _fingerprint(self.functions, self.names)
         names = [name for name in self.before.keys() | now.keys() if self.before.get(name) != now.get(name)]
         if not names:
             return "Something that the field reads was changed, or it draws random numbers outside torch."
         return f"Changed since the solve: {', '.join(sorted(names)[:5])}{' and more' if len(names) > 5 else ''}."
 
 
-def _mark(x: Tensor) -> tuple[int, int, int]:
+def _version_mark(x: Tensor) -> tuple[int, int, int]:
     """By which a change of a tensor shows."""
     return id(x), x.data_ptr() if x.layout == torch.strided else 0, x._version
 
 
-def _fingerprint(functions: Sequence[Callable[..., object]]) -> dict[str, object]:
+def _fingerprint(functions: Sequence[Callable[..., object]], names: Sequence[str]) -> dict[str, object]:
     marks: dict[str, object] = {}
-    for name, thing in _captured(functions):
+    for name, thing in _captured(functions, names):
         if isinstance(thing, Tensor):
-            marks[name] = (*_mark(thing), thing.requires_grad)
+            marks[name] = (*_version_mark(thing), thing.requires_grad)
         elif isinstance(thing, SCALARS):
             marks[name] = thing
     return marks
 
 
-def _captured(functions: Sequence[Callable[..., object]]) -> Iterator[tuple[str, object]]:
-    """Everything within reach, each once, with a name, the nearest first."""
-    waiting: deque[tuple[str, object, int]] = deque(("", function, 0) for function in functions)
+def _captured(functions: Sequence[Callable[..., object]], names: Sequence[str] = ()) -> Iterator[tuple[str, object]]:
+    """Everything within reach, each once, with a name that begins with its function's, the nearest first."""
+    named = zip(names or [""] * len(functions), functions, strict=True)
+    waiting: deque[tuple[str, object, int]] = deque((name, function, 0) for name, function in named)
     seen: set[int] = set()
     while waiting:
         name, thing, depth = waiting.popleft()

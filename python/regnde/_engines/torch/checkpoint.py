@@ -23,6 +23,8 @@ from regnde._engines.torch.field import CountedField
 __all__ = ["Checkpoint", "transformed"]
 
 T = TypeVar("T")
+V = TypeVar("V")
+Ends = Callable[[T], Sequence[Tensor]]
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
 SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
 
@@ -43,11 +45,13 @@ class Checkpoint:
     def __init__(self, fields: Sequence[CountedField], device: torch.device) -> None:
         self.fields = fields
         functions = [field.function for field in fields]
-        self.captured, self.surroundings = Captured(functions), Surroundings(functions, device)
+        self.captured = Captured(functions, [field.name for field in fields])
+        self.surroundings = Surroundings(functions, device)
         self.latest = _Latest()
         self._whole, self._unsupported = True, False
+        self._part: _Part | None = None  # of the last call
 
-    def __call__(self, function: Callable[..., T], *inputs: Tensor | None, ends: Callable[[T], Sequence[Tensor]]) -> T:
+    def __call__(self, function: Callable[..., T], *inputs: Tensor | None, ends: Ends[T]) -> T:
         """The value function(*inputs); what its graph would save is dropped.
 
         Args:
@@ -56,20 +60,33 @@ class Checkpoint:
             inputs: tensors, kept until the backward pass, or None.
             ends: the outputs whose values must be the same again; they are kept, too.
         """
-        if self._whole:  # the first step: what a field makes at its first call belongs to all others
-            self._whole = False
-            return function(*inputs)
-        if self._unsupported:
-            return function(*inputs)
-        part = _Part(self, function, inputs, ends)
-        counts = [field.calls for field in self.fields]
+        self._part = None if self._whole or self._unsupported else _Part(self, inputs)
+        self._whole = False  # the first step is: what a field makes at its first call belongs to all others
+        return self._evaluated(function, *inputs, ends=ends)
+
+    def further(self, function: Callable[[T], V], value: T, *, ends: Ends[V]) -> V:
+        """The value function(value) for the value of the last call: what is evaluated again makes both.
+
+        Args:
+            function: as above.
+            value: of the last call, which is not kept.
+            ends: as above.
+        """
+        return self._evaluated(function, value, ends=ends)
+
+    def _evaluated(self, function: Callable[..., T], *arguments: Any, ends: Ends[T]) -> T:
+        part = self._part
+        if part is None or not torch.is_grad_enabled():
+            return function(*arguments)
+        counts, before = [field.calls for field in self.fields], self.surroundings.snapshot()
         try:
             with saved_tensors_hooks(part.pack, part.unpack):
-                outputs = function(*inputs)
+                outputs = function(*arguments)
+            part.close(function, ends, outputs)
         except RuntimeError as problem:
             if "saved tensor hooks" not in str(problem):
                 raise
-            self._unsupported = True
+            self._unsupported, self._part = True, None
             for field, calls in zip(self.fields, counts, strict=True):
                 field.calls = calls
             warnings.warn(
@@ -77,11 +94,10 @@ class Checkpoint:
                 "again. The solve keeps all that its gradient needs, as with gradient='discrete'.",
                 stacklevel=2,
             )
-            self.surroundings.restore(part.before)
-            return function(*inputs)
+            self.surroundings.restore(before)
+            return function(*arguments)
         finally:
-            part.saved, saved = {}, part.saved
-        part.close(outputs, saved)
+            part.saved = {}
         return outputs
 
 
@@ -92,40 +108,36 @@ class _Latest:
 
 
 class _Part:
-    """What is needed to evaluate one part again."""
+    """What is needed to evaluate one part again: a function of its inputs, and further ones of its value."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        function: Callable[..., Any],
-        inputs: Sequence[Tensor | None],
-        ends: Callable[[Any], Sequence[Tensor]],
-    ) -> None:
-        self.function, self.inputs, self.ends_of = function, inputs, ends
+    def __init__(self, checkpoint: Checkpoint, inputs: Sequence[Tensor | None]) -> None:
+        self.inputs = inputs
         self.captured, self.surroundings, self.latest = checkpoint.captured, checkpoint.surroundings, checkpoint.latest
         self.before = self.surroundings.snapshot()
+        self.functions: list[tuple[Callable[..., Any], Ends[Any]]] = []
         self.saved: dict[int, Tensor] = {}
-        self.count: int | None = None  # of saved tensors; None while the part is evaluated for the first time
+        self.count = 0  # of tensors that the functions so far saved
         self.ends: list[Tensor] = []
         self.constants: dict[int, Tensor] = {}
 
     def pack(self, tensor: Tensor) -> int:
         """Called by the forward pass for each tensor that a node wants to save."""
-        index = len(self.saved)
+        index = self.count + len(self.saved)
         self.saved[index] = tensor
         return index
 
     def unpack(self, index: int) -> Tensor:
         """Called by the backward pass; also by a field that asks for derivatives itself, within the part."""
-        if self.count is not None and not self.saved:
+        if index not in self.saved:
             self._evaluate_again()
         return self.saved[index]
 
-    def close(self, outputs: Any, saved: dict[int, Tensor]) -> None:
-        """Keeps what tells whether the part does the same again."""
-        self.count = len(saved)
-        self.ends = [x.detach() for x in self.ends_of(outputs)]
-        self.constants = _constants(saved)
+    def close(self, function: Callable[..., T], ends: Ends[T], outputs: T) -> None:
+        """Keeps what tells whether the function does the same again."""
+        self.functions.append((function, ends))
+        self.count += len(self.saved)
+        self.ends += [x.detach() for x in ends(outputs)]
+        self.constants |= _constants(self.saved)
 
     def _evaluate_again(self) -> None:
         if self.latest.part is not None and (before := self.latest.part()) is not None:
@@ -144,9 +156,15 @@ class _Part:
             torch.enable_grad(),
             saved_tensors_hooks(pack, saved.__getitem__),
         ):
-            ends = self.ends_of(self.function(*inputs))
-            as_before = len(saved) == self.count and all(_agree(_mark(saved[i]), x) for i, x in self.constants.items())
-        if self.captured.parameters_changed() or not all(map(_agree, ends, self.ends)):
+            (function, ends_of), *further = self.functions
+            value = function(*inputs)
+            ends = [*ends_of(value)]
+            for function, ends_of in further:
+                ends += ends_of(function(value))
+            as_before = len(saved) == self.count and all(
+                _same_again(_content(saved[i]), x) for i, x in self.constants.items()
+            )
+        if self.captured.parameters_changed() or not all(map(_same_again, ends, self.ends)):
             problem = "a step that was taken again in the backward pass does not end where it ended in the solve"
         elif not as_before:
             problem = "a step that was taken again in the backward pass saved other tensors than in the solve"
@@ -161,14 +179,14 @@ class _Part:
 
 def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
     """Of saved tensors without a graph, by which a change shows even where the states do not tell: copies or sums."""
-    return {i: _mark(x) for i, x in saved.items() if not x.requires_grad}
+    return {i: _content(x) for i, x in saved.items() if not x.requires_grad}
 
 
-def _mark(x: Tensor) -> Tensor:
+def _content(x: Tensor) -> Tensor:
     return x.clone() if x.numel() <= SMALL else x.detach().sum()
 
 
-def _agree(again: Tensor, before: Tensor) -> bool:
+def _same_again(again: Tensor, before: Tensor) -> bool:
     """Bit for bit on the CPU; NaN equals NaN."""
     if again.shape != before.shape or again.dtype != before.dtype:
         return False

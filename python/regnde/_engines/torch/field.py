@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["CountedField", "all_finite", "takes_samples"]
+__all__ = ["CountedField", "takes_samples"]
 
 PURITY_TOLERANCE = 1e-3
 EARLY = 3  # slopes that are compared with later ones
@@ -23,11 +23,6 @@ def _count_references() -> int:
 
 
 ONLY_REFERENCE = _count_references()  # what sys.getrefcount tells of a tensor that one variable refers to
-
-
-def all_finite(x: Tensor) -> bool:
-    """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
-    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 class CountedField:
@@ -123,11 +118,11 @@ class CountedField:
     def is_pure(self, t: Tensor, y: Tensor) -> bool:
         """Whether two evaluations at one point agree; they are not counted."""
         once, again = (self.function(t.clone(), y.clone()).detach() for _ in range(2))
-        return _agree(once, again)
+        return _close(once, again)
 
     def check_pure(self, once: Tensor, again: Tensor) -> None:
         """Warns if two values of the field at the same point differ."""
-        if not _agree(once.detach(), again.detach()):
+        if not _close(once.detach(), again.detach()):
             warnings.warn(
                 f"two calls of {self.name} at the same (t, y) differ: noise or dropout drawn inside a solve makes "
                 "the error estimate meaningless. Draw it once per solve, or call .eval() on the module.",
@@ -135,7 +130,7 @@ class CountedField:
             )
 
 
-def _agree(once: Tensor, again: Tensor) -> bool:
+def _close(once: Tensor, again: Tensor) -> bool:
     return torch.equal(once, again) or torch.allclose(once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True)
 
 

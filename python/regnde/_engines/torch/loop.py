@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Controller, landed, ulp
-from regnde._engines.torch.field import all_finite
+from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
+from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
 
-__all__ = ["Diagnosis", "Failure", "LocalStart", "Path", "Stepper", "Trial", "impure_reason", "integrate", "uniform"]
+__all__ = ["Diagnosis", "LocalStart", "Path", "Stepper", "Trial", "integrate", "uniform"]
 
 CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
-IMPURE_TRIALS = 1000  # after so many, a field is asked whether it is a function of (t, y) at all
 
 
 class Trial(NamedTuple):
@@ -58,23 +58,6 @@ class Stepper(Protocol):
         """What the last attempt shows: worst component, stiffness, non-finite components."""
 
 
-class Diagnosis(NamedTuple):
-    """What an attempt shows of the trouble.
-
-    Attributes:
-        text: for the message.
-        component: index of the entry with the largest error, in the flattened state; None if not told.
-        stiffness: the stiffness estimate, in units of 1/time; None if the method has none.
-    """
-
-    text: str
-    component: int | None = None
-    stiffness: float | None = None
-
-
-NO_DIAGNOSIS = Diagnosis("")
-
-
 @dataclass
 class LocalStart:
     """Where a local step starts: time, state, and the size of the solver's step there."""
@@ -82,17 +65,6 @@ class LocalStart:
     t: float
     h: float
     y: Tensor
-
-
-@dataclass
-class Failure:
-    """Why the loop stopped early."""
-
-    kind: str
-    reason: str
-    dt: float
-    error: float | None = None
-    diagnosis: Diagnosis = NO_DIAGNOSIS
 
 
 @dataclass
@@ -255,15 +227,6 @@ class _Place(NamedTuple):
     y: Tensor
     chunks: int
     saved: int
-
-
-def impure_reason(trials: int) -> str:
-    """The message for a field that is not a function."""
-    return (
-        f"after {trials} steps, two evaluations of the field at the same (t, y) differ: it draws noise or dropout, so "
-        "that smaller steps do not make the error estimate small. Draw the noise once per solve, call .eval() on the "
-        "module, or pass an SDE"
-    )
 
 
 def _fail_at_first_non_finite(path: Path, stepper: Stepper, times: Sequence[float], place: _Place) -> None:

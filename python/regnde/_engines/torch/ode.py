@@ -15,17 +15,20 @@ from torch import Tensor
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
-from regnde._engines.torch.field import CountedField, all_finite
-from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
+from regnde._engines.torch.failure import Diagnosis, diagnosed
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.loop import LocalStart, Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
     Step,
+    all_finite,
     dense_output,
-    error_estimate,
     error_ratio,
     estimates,
     estimates_of_one,
+    extra_stages,
+    rms,
     stacked,
     stage_times,
     stiffness_estimate,
@@ -36,7 +39,7 @@ from regnde._engines.torch.step import (
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import Tableau
 
-__all__ = ["NonFiniteStart", "RungeKutta", "first_step_sizes", "step_end", "step_ends"]
+__all__ = ["NonFiniteStart", "Outcome", "RungeKutta", "first_step_sizes", "last_size", "step_end", "step_ends"]
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +59,11 @@ def step_end(outcome: tuple[Any, Estimates | None]) -> Sequence[Tensor]:
 def step_ends(outcome: Outcome) -> Sequence[Tensor]:
     """The same where the last stage is the first one of the next step."""
     return outcome[0].y1, outcome[0].k[-1]
+
+
+def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same of stages that nothing else keeps: one number."""
+    return (torch.linalg.vector_norm(k[-1].detach()),)
 
 
 class RungeKutta:
@@ -93,7 +101,8 @@ class RungeKutta:
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.first: Tensor | None = None  # the FSAL stage of the step before
-        self.at: tuple[float, float, Step, Estimates | None]  # t, t1 and the outcome of the last attempt
+        self.last_attempt: tuple[float, float, Outcome]  # t, t1 and outcome
+        self.stages: list[Tensor] | None = None  # those of the last attempt that its dense output needs
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -138,13 +147,13 @@ class RungeKutta:
             if self.checkpoint is None
             else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
         )
-        self.at = (t, t1, step, known)
+        self.last_attempt, self.stages = (t, t1, (step, known)), None
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
-            return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol).item())
+            return Trial(step.y1, rms(error_ratio(self.tableau, step, self.rtol, self.atol)))
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
@@ -160,7 +169,7 @@ class RungeKutta:
 
     def accepted(self) -> None:
         """Records the step, and passes its last stage on where the method is FSAL."""
-        *_, step, known = self.at
+        step, known = self.last_attempt[2]
         if self.carries:
             self.first = step.k[-1]
         if self.recorder is not None:
@@ -168,21 +177,27 @@ class RungeKutta:
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
-        t, t1, step, _ = self.at
-        field, tableau, h = self.field, self.tableau, step.h
+        t, t1, outcome = self.last_attempt
+        field, tableau, step = self.field, self.tableau, outcome[0]
 
-        def run(y: Tensor, *k: Tensor) -> tuple[Tensor]:
-            return (dense_output(field, tableau, Step(y, h, list(k), y, y, y), t, t1, thetas),)
+        def run(outcome: Outcome) -> list[Tensor]:
+            step = outcome[0]
+            assert not isinstance(step.h, Tensor)
+            times = stage_times(tableau.extra_c, t, step.h, t1, step.y) if tableau.extra_c else ()
+            return extra_stages(field, tableau, step, times)
 
-        if self.checkpoint is not None and torch.is_grad_enabled() and tableau.extra_a:
-            return self.checkpoint(run, step.y, *step.k, ends=tuple)[0]
-        return run(step.y, *step.k)[0]
+        if self.stages is None:
+            if self.checkpoint is None or not tableau.extra_a:
+                self.stages = run(outcome)
+            else:
+                self.stages = self.checkpoint.further(run, outcome, ends=last_size)
+        return dense_output(tableau, step._replace(k=self.stages), thetas)
 
     # --- diagnosis -------------------------------------------------------------------------------
 
     def start_is_finite(self) -> bool:
         """Whether the first stage of the last attempt is finite."""
-        return all_finite(self.at[2].k[0])
+        return all_finite(self.last_attempt[2][0].k[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""
@@ -191,23 +206,11 @@ class RungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """Where the last attempt's trouble sits."""
-        step = self.at[2]
-        tableau, y = self.tableau, step.y
-        for k in step.k:  # the first one tells; what it spoils is carried into the others
-            bad = int((~torch.isfinite(k)).sum())
-            if bad:
-                return Diagnosis(f"{bad} of {y.numel()} components")
-        if not tableau.adaptive:
-            bad = int((~torch.isfinite(step.y1)).sum())
-            largest = f"|y| up to {float(step.y1.abs().max()):.3g}"
-            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
-        component = int(error_ratio(tableau, step, self.rtol, self.atol).abs().reshape(-1).argmax())
-        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
-        if not tableau.stiffness_pair:
-            return Diagnosis(where, component)
-        stiffness = float(stiffness_estimate(step, whole_rms))
-        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", component, stiffness)
+        """What the last attempt shows."""
+        tableau, step = self.tableau, self.last_attempt[2][0]
+        ratio = error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
+        stiffness = stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
+        return diagnosed(step.y, step.y1, ((k, "") for k in step.k), ratio, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
 

@@ -8,28 +8,30 @@ norm for each sample; clocks and control are those of `control.py` on float64 ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
-from regnde._engines.torch.field import CountedField, all_finite, takes_samples
-from regnde._engines.torch.loop import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
-from regnde._engines.torch.ode import first_step_sizes, step_ends
+from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
+from regnde._engines.torch.field import CountedField, takes_samples
+from regnde._engines.torch.ode import Outcome, first_step_sizes, last_size, step_ends
+from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.step import (
     Estimates,
+    Field,
     Step,
+    all_finite,
     dense_weights,
     error_estimate,
     error_ratio,
     estimates,
-    sample_rms,
-    shifted,
+    extra_stages,
     stiffness_estimate,
     take_step,
 )
@@ -37,10 +39,6 @@ from regnde._solver import ResolvedSolver
 from regnde._tableau import Tableau
 
 __all__ = ["PerSample"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 class _Attempt(NamedTuple):
@@ -52,6 +50,44 @@ class _Attempt(NamedTuple):
     step: Step
     error: Floats
     known: Estimates | None
+    rejected: _Rejected
+
+
+class _Rejected:
+    """Samples that one attempt rejected: no gradient passes through their rows.
+
+    Their gradient is 0, but 0 times an infinite derivative is NaN, which earlier stages and the step before would
+    carry on. It is stopped where it leaves the field. A tensor that the field reads has a gradient for all
+    rows together: of that, no row can be taken out.
+    """
+
+    rows: Tensor | None = None  # None while all are accepted
+
+    def guarded(self, field: Field) -> Field:
+        """The field, through whose argument nothing passes back in these rows."""
+        if not torch.is_grad_enabled() or transformed():
+            return field
+
+        def guarded(t: Tensor, y: Tensor) -> Tensor:
+            if y.requires_grad:
+                y = y.view_as(y)  # the state itself has a gradient by other ways, too
+                y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
+            return field(t, y)
+
+        return guarded
+
+    def _without(self, gradient: Tensor) -> Tensor:
+        if self.rows is None:
+            return gradient
+        stopped = gradient.masked_fill(self.rows, 0.0)
+        if not all_finite(gradient) and all_finite(stopped):
+            warnings.warn(
+                "batch='per-sample': the field has a value but no finite derivative in a trial step that a sample "
+                "rejected. The gradients of states do not see it; those of tensors that the field reads may be NaN: "
+                "use batch='joint', or a field whose derivative is finite there.",
+                stacklevel=2,
+            )
+        return stopped
 
 
 class PerSample:
@@ -71,6 +107,7 @@ class PerSample:
         accepted, rejected, evaluations: counts of each sample, shape (B,).
         calls: evaluations of the field for the batch as a whole.
         dt_first: first step size of each sample, signed, shape (B,).
+        outputs: states at the save times, and records.
         failure: why the loop stopped early, at time `t` of the sample at fault.
     """
 
@@ -91,23 +128,19 @@ class PerSample:
         self.times = np.asarray(times)
         self.sign = math.copysign(1.0, times[-1] - times[0])
         batch = len(y0)
-        self.accepted, self.rejected, self.evaluations, self._saved = (np.zeros(batch, np.int64) for _ in range(4))
+        self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
         self.dt_first = np.zeros(batch)
         self.calls = 0
         self.t = times[0]
         self.failure: Failure | None = None
-        self._out: list[tuple[Ints, Ints, Tensor]] = []  # rows of `times`, samples, states
-        self._records: list[tuple[Ints, Ints, Floats, Floats, Estimates]] = []  # steps, samples, ends, sizes
+        self.outputs = SampleOutputs(y0, self.times)
 
     # --- evaluating ------------------------------------------------------------------------------
 
     def _field(self, samples: Ints) -> CountedField:
         """The field at these samples."""
         function, index = self.function, torch.as_tensor(samples, device=self.y0.device)
-        counted = CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
-        if self.checkpoint is not None:
-            self.checkpoint.fields = (counted,)
-        return counted
+        return CountedField((lambda t, y: function(t, y, index)) if self.with_samples else function)
 
     def _count(self, counted: CountedField, samples: Ints) -> None:
         self.calls += counted.calls
@@ -121,8 +154,8 @@ class PerSample:
         controller = Controller.of(self.tableau.order, self.tableau.beta1, self.tableau.beta2)
         batch, t_end, y = len(self.y0), float(self.times[-1]), self.y0
         running, t = np.arange(batch), np.full(batch, self.times[0])
-        place, rows = self._due(running, t)
-        self._out.append((rows, place, y.index_select(0, torch.as_tensor(place, device=y.device))))
+        place, rows = self.outputs.due(running, t)
+        self.outputs.add_states(rows, place, y.index_select(0, torch.as_tensor(place, device=y.device)))
         if batch == 0 or self.times[0] == t_end:
             return
         if not all_finite(y):
@@ -133,7 +166,7 @@ class PerSample:
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
-        first = counted(_column(t, y), y) if self.tableau.fsal else None
+        first = counted(_of_samples(t, y), y) if self.tableau.fsal else None
         h = self._first_sizes(counted, y, t_end, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -159,9 +192,12 @@ class PerSample:
                 break
 
             if accepted.any():
-                self._record(running, accepted, tried)
-                self._save(running, accepted, tried, counted)
-                self._count(counted, running)
+                if not accepted.all():
+                    tried.rejected.rows = self._rows(~accepted)
+                if tried.known is not None:
+                    steps = self.accepted[running]
+                    self.outputs.add_records(steps, running, tried.t1, tried.h, tried.known, accepted)
+                self._save(running, accepted, tried)
                 self.accepted[running[accepted]] += 1
                 if first is not None:
                     first = self._chosen(accepted, tried.step.k[-1], first)
@@ -187,7 +223,7 @@ class PerSample:
             return np.full(len(y), self.sign * min(span if solver.dt0 is None else solver.dt0, span))
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_column(t, y), y)
+            return counted(_of_samples(t, y), y)
 
         order, rtol, atol = self.tableau.order, solver.rtol, solver.atol
         sizes, slope = first_step_sizes(field, order, y, t0, t_end, rtol, atol, samples=True)
@@ -201,111 +237,82 @@ class PerSample:
         self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t1: Floats
     ) -> _Attempt:
         tableau, rtol, atol, record = self.tableau, self.solver.rtol, self.solver.atol, self.record
-        stage_clocks = [np.where(c == 1.0, t1, t + c * h) for c in tableau.c]
+        rejected = _Rejected()
 
-        def run(y: Tensor, first: Tensor | None) -> tuple[Step, Estimates | None]:  # without self: see `Checkpoint`
-            step = take_step(counted, tableau, y, first, _column(h, y), [_column(s, y) for s in stage_clocks])
+        def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
+            times = _stage_times(tableau.c, t, h, t1, y)
+            step = take_step(rejected.guarded(counted), tableau, y, first, _of_samples(h, y), times)
             return step, estimates(tableau, step, rtol, atol) if record else None
 
-        step, known = run(y, first) if self.checkpoint is None else self.checkpoint(run, y, first, ends=step_ends)
+        if self.checkpoint is None:
+            step, known = run(y, first)
+        else:
+            self.checkpoint.fields = (counted,)
+            step, known = self.checkpoint(run, y, first, ends=step_ends)
         with torch.no_grad():
-            error = known.error if known else error_estimate(tableau, step, rtol, atol, sample_rms)
+            error = known.error if known else error_estimate(tableau, step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known)
+        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
         if accepted.all():
             return new
-        mask = torch.as_tensor(accepted, device=old.device).reshape(-1, *[1] * (old.ndim - 1))
-        return torch.where(mask, new, old)
+        return torch.where(self._rows(accepted), new, old)
 
-    # --- outputs and records ---------------------------------------------------------------------
+    def _rows(self, mask: Bools) -> Tensor:
+        """A mask of samples that broadcasts against their states."""
+        return torch.as_tensor(mask, device=self.y0.device).reshape(-1, *[1] * (self.y0.ndim - 1))
 
-    def _due(self, running: Ints, t: Floats) -> tuple[Ints, Ints]:
-        """Save times that the samples `running` pass by reaching `t`: places in `running`, and rows of `times`."""
-        saved = self._saved[running]
-        stop = np.maximum(saved, np.searchsorted(self.sign * self.times, self.sign * t, side="right"))
-        self._saved[running] = stop
-        place = np.repeat(np.arange(len(running)), stop - saved)
-        rows = [np.arange(a, b) for a, b in zip(saved, stop, strict=True)]
-        return place, np.concatenate([np.zeros(0, np.int64), *rows])
+    # --- states at save times --------------------------------------------------------------------
 
-    def _save(self, running: Ints, accepted: Bools, tried: _Attempt, counted: CountedField) -> None:
+    def _save(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
         """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
-        place, rows = self._due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
+        place, rows = self.outputs.due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
         if not rows.size:
             return
         inside = self.times[rows] != tried.t1[place]
         if inside.any():
             p, r = place[inside], rows[inside]
-            self._out.append((r, running[p], self._dense(tried, p, self.times[r], counted)))
+            self.outputs.add_states(r, running[p], self._dense(running, tried, p, self.times[r]))
         if not inside.all():
             p, r = place[~inside], rows[~inside]
             y1 = tried.step.y1
-            self._out.append((r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device))))
+            self.outputs.add_states(r, running[p], y1.index_select(0, torch.as_tensor(p, device=y1.device)))
 
-    def _dense(self, tried: _Attempt, place: Ints, at: Floats, counted: CountedField) -> Tensor:
+    def _dense(self, running: Ints, tried: _Attempt, place: Ints, times: Floats) -> Tensor:
         """The interpolant at pairs of sample and time, shape (pairs, ...)."""
-        t, h, t1, step = tried.t, tried.h, tried.t1, tried.step
-        k = list(step.k)
-        for row, c in zip(self.tableau.extra_a, self.tableau.extra_c, strict=True):
-            k.append(counted(_column(np.where(c == 1.0, t1, t + c * h), step.y), shifted(step.y, k, row, step.h)))
-        weights = dense_weights(self.tableau, (at - t[place]) / h[place])
+        t, h, step = tried.t, tried.h, tried.step
         index = torch.as_tensor(place, device=step.y.device)
-        parts = (
-            _column(weights[:, j], step.y) * k_j.index_select(0, index)
-            for j, k_j in enumerate(k)
-            if weights[:, j].any()
-        )
+        k = [k_j.index_select(0, index) for k_j in step.k]
+        if self.tableau.extra_a:  # evaluated for the samples that need them
+            needed, of_pair = np.unique(place, return_inverse=True)
+            further = self._extra_stages(running, tried, needed)
+            k += [k_j.index_select(0, torch.as_tensor(of_pair, device=step.y.device)) for k_j in further]
+        weights = dense_weights(self.tableau, (times - t[place]) / h[place])
+        parts = (_of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
         assert isinstance(step.h, Tensor)
         return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
 
-    def _record(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
-        """Remembers the records of the accepted samples."""
-        if tried.known is None:
-            return
-        samples = running[accepted]
-        index = torch.as_tensor(np.flatnonzero(accepted), device=self.y0.device)
-        chosen = Estimates(*(None if x is None else x.index_select(0, index) for x in tried.known))
-        self._records.append((self.accepted[samples], samples, tried.t1[accepted], tried.h[accepted], chosen))
+    def _extra_stages(self, running: Ints, tried: _Attempt, needed: Ints) -> list[Tensor]:
+        """The stages beyond the step's own at these places of the running samples."""
+        tableau, clocks = self.tableau, (tried.t[needed], tried.h[needed], tried.t1[needed])
+        counted, index = self._field(running[needed]), torch.as_tensor(needed, device=self.y0.device)
 
-    def outputs(self) -> Tensor:
-        """States at the save times that every sample has reached, shape (rows, B, ...)."""
-        rows = int(self._saved.min(initial=len(self.times)))
-        ys = self.y0.new_zeros((len(self.times), *self.y0.shape))
-        if self._out:
-            place = self._place(*(np.concatenate(x) for x in list(zip(*self._out, strict=True))[:2]))
-            ys = ys.index_put(place, torch.cat([values for _, _, values in self._out]))
-        return ys[:rows]
+        def run(outcome: Outcome) -> list[Tensor]:
+            y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
+            step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
+            return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y))[len(k) :]
 
-    def clocks(self) -> tuple[Floats, Floats, Bools]:
-        """End and size of each step, and which entries are steps, shape (S, B)."""
-        shape = (int(self.accepted.max(initial=0)), len(self.y0))
-        ends, sizes, mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, bool)
-        for rows, samples, t, h, _ in self._records:
-            ends[rows, samples], sizes[rows, samples], mask[rows, samples] = t, h, True
-        return ends, sizes, mask
-
-    def records(self) -> Estimates:
-        """Errors and stiffnesses, shape (S, B), 0 where a sample took fewer steps."""
-        shape = (int(self.accepted.max(initial=0)), len(self.y0))
-        if not self._records:  # an empty record with a graph, so that a penalty has a gradient (0)
-            empty = self.y0.reshape(-1)[:0].abs().reshape(0, 1).expand(0, shape[1])
-            return Estimates(empty, empty)
-        rows, samples, _, _, parts = zip(*self._records, strict=True)
-        place = self._place(np.concatenate(rows), np.concatenate(samples))
-
-        def laid_out(values: list[Tensor]) -> Tensor | None:
-            flat = torch.cat(values) if values else None
-            return None if flat is None else flat.new_zeros(shape).index_put(place, flat)
-
-        errors, stiffnesses = zip(*parts, strict=True)
-        return Estimates(*(laid_out([x for x in column if x is not None]) for column in (errors, stiffnesses)))
-
-    def _place(self, rows: Ints, samples: Ints) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(rows, device=self.y0.device), torch.as_tensor(samples, device=self.y0.device)
+        outcome = tried.step, tried.known
+        if self.checkpoint is None:
+            k = run(outcome)
+        else:
+            self.checkpoint.fields = (counted,)
+            k = self.checkpoint.further(run, outcome, ends=last_size)
+        self._count(counted, running[needed])
+        return k
 
     # --- failures --------------------------------------------------------------------------------
 
@@ -314,20 +321,18 @@ class PerSample:
     ) -> None:
         """Sets the failure if some sample can not go on."""
         t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
-        if trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1) and not counted.is_pure(
-            _column(t, tried.step.y), tried.step.y
-        ):
-            self.t = float(t[trials.argmax()])
-            self.failure = Failure("steps", impure_reason(IMPURE_TRIALS), float(h_next[trials.argmax()]))
+        below = ~accepted & (np.abs(h_next) <= ulp(t))
+        asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
+        if asked and not counted.is_pure(_of_samples(t, tried.step.y), tried.step.y):
+            worst = int(below.argmax() if below.any() else trials.argmax())
+            self.t = float(t[worst])
+            reason = impure_reason(int(trials[worst]))
+            self.failure = Failure("steps", reason, float(h_next[worst]), float(error[worst]))
             return
         for trouble, kind, text in (
             (non_finite >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
             (tried.t1 == t, "underflow", "the step size fell below the clock's resolution"),
-            (
-                ~accepted & (np.abs(h_next) <= ulp(t)),
-                "underflow",
-                "the error control asks for a step below the clock's resolution",
-            ),
+            (below, "underflow", "the error control asks for a step below the clock's resolution"),
             (trials >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
         ):
             if trouble.any():
@@ -342,19 +347,20 @@ class PerSample:
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
         tableau, solver, step = self.tableau, self.solver, tried.step
-        size = step.y[place].numel()
-        where = f"sample {sample} of {len(self.y0)}"
-        if bad := int((~torch.isfinite(step.k[-1][place])).sum()):
-            return Diagnosis(f"{where}, {bad} of its {size} components")
-        component = int(error_ratio(tableau, step, solver.rtol, solver.atol)[place].abs().reshape(-1).argmax())
-        where += f", worst component {component} of its {size}, |y| up to {float(step.y[place].abs().max()):.3g}"
-        if not tableau.stiffness_pair:
-            return Diagnosis(where, sample * size + component)
-        stiffness = float(stiffness_estimate(step)[place])
-        return Diagnosis(f"{where}, stiffness {stiffness:.3g}", sample * size + component, stiffness)
+        ratio = error_ratio(tableau, step, solver.rtol, solver.atol)[place]
+        stiffness = stiffness_estimate(step)[place] if tableau.stiffness_pair else None
+        y, y1 = step.y[place], step.y1[place]
+        found = diagnosed(y, y1, ((k[place], "") for k in step.k), ratio, stiffness, of="of its")
+        component = None if found.component is None else sample * y.numel() + found.component
+        return found._replace(text=f"sample {sample} of {len(self.y0)}, {found.text}", component=component)
 
 
-def _column(values: Floats, like: Tensor) -> Tensor:
+def _stage_times(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:
+    """Times of the stages, as `stage_times`."""
+    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like) for ci in c]
+
+
+def _of_samples(values: Floats, like: Tensor) -> Tensor:
     """One value a sample, as a column of the state's real dtype."""
-    column = torch.as_tensor(values).to(like.device, like.dtype.to_real())
-    return column.reshape(-1, *[1] * (like.ndim - 1))
+    rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
+    return rows.reshape(-1, *[1] * (like.ndim - 1))

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Controller, probe_size, size_from_probe
-from regnde._engines.torch.field import CountedField, all_finite
-from regnde._engines.torch.loop import Diagnosis, LocalStart, Trial
+from regnde._engines.torch.failure import Diagnosis, diagnosed
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.loop import LocalStart, Trial
 from regnde._engines.torch.ode import NonFiniteStart, step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_step import (
     SDEStep,
     StepNoise,
     noise_weights,
-    sde_error_estimate,
     sde_error_ratio,
     sde_estimates,
     sde_stacked,
@@ -30,7 +30,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, all_finite, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import StochasticTableau
@@ -38,6 +38,7 @@ from regnde._tableau import StochasticTableau
 __all__ = ["StochasticRungeKutta"]
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
+SLOPES = (" of the drift", " of the diffusion")
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
@@ -82,7 +83,7 @@ class StochasticRungeKutta:
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
-        self.at: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome of the last attempt
+        self.last_attempt: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -103,8 +104,8 @@ class StochasticRungeKutta:
         self.known = (f0, g0)
         with torch.no_grad():
             allowed = tolerance(y.abs(), self.rtol, self.atol)
-            slope = _larger(f0, NOISE_SIZE * g0)
-            d0, d1 = (np.array(rms(x / allowed).item()) for x in (y, slope))
+            slope = _largest_sum(f0, NOISE_SIZE * g0)
+            d0, d1 = (np.array(rms(x / allowed)) for x in (y, slope))
         if not (np.isfinite(d0) and np.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
@@ -116,8 +117,8 @@ class StochasticRungeKutta:
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
-            change = _larger(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed).item() / size)
+            change = _largest_sum(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
+            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed) / size)
         return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
@@ -140,13 +141,13 @@ class StochasticRungeKutta:
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
             self.known = None
-        self.at = (t, h, step, known)
+        self.last_attempt = (t, h, step, known)
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
-            return Trial(step.y1, sde_error_estimate(self.tableau, step, self.rtol, self.atol).item())
+            return Trial(step.y1, rms(sde_error_ratio(self.tableau, step, self.rtol, self.atol)))
 
     def _run(
         self, t: float, h: float, t1: float, noise: StepNoise
@@ -168,7 +169,7 @@ class StochasticRungeKutta:
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
-        t, h, step, known = self.at
+        t, h, step, known = self.last_attempt
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
@@ -186,14 +187,14 @@ class StochasticRungeKutta:
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, by linear interpolation as in StochasticDiffEq.jl."""
-        step = self.at[2]
+        step = self.last_attempt[2]
         return torch.stack([torch.lerp(step.y, step.y1, theta) for theta in thetas])
 
     # --- diagnosis -------------------------------------------------------------------------------
 
     def start_is_finite(self) -> bool:
         """Whether drift and diffusion are finite where the last attempt started."""
-        step = self.at[2]
+        step = self.last_attempt[2]
         return all_finite(step.k[0]) and all_finite(step.g[0])
 
     def is_pure(self, t: float, y: Tensor) -> bool:
@@ -203,22 +204,13 @@ class StochasticRungeKutta:
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
-        """What the last attempt shows: component, stiffness, values that are not finite."""
-        step = self.at[2]
-        y = step.y
-        for stages in zip_longest(step.k, step.g):  # the first stage that is not finite makes the later ones so
-            for name, stage in zip(("drift", "diffusion"), stages, strict=True):
-                bad = 0 if stage is None else int((~torch.isfinite(stage)).sum())
-                if bad:
-                    return Diagnosis(f"{bad} of {y.numel()} components of the {name}")
-        if not self.tableau.adaptive:
-            bad = int((~torch.isfinite(step.y1)).sum())
-            largest = f"|y| up to {float(step.y1.abs().max()):.3g}"
-            return Diagnosis(f"{bad} of {y.numel()} components of the state" if bad else largest)
-        component = int(sde_error_ratio(self.tableau, step, self.rtol, self.atol).abs().reshape(-1).argmax())
-        where = f"worst component {component} of {y.numel()}, |y| up to {float(y.abs().max()):.3g}"
-        stiffness = float(sde_stiffness_estimate(step, whole_rms)) if self.tableau.stiffness_pair else None
-        return Diagnosis(where, component, stiffness)
+        """What the last attempt shows."""
+        tableau, step = self.tableau, self.last_attempt[2]
+        pairs = zip_longest(step.k, step.g)  # in the order of their evaluation
+        named = ((slope, name) for pair in pairs for slope, name in zip(pair, SLOPES, strict=True) if slope is not None)
+        ratio = sde_error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
+        stiffness = sde_stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
+        return diagnosed(step.y, step.y1, named, ratio, stiffness)
 
     # --- the local record ------------------------------------------------------------------------
 
@@ -242,6 +234,6 @@ class StochasticRungeKutta:
         return end, h, sde_estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
 
 
-def _larger(a: Tensor, b: Tensor) -> Tensor:
+def _largest_sum(a: Tensor, b: Tensor) -> Tensor:
     """max(|a + b|, |a - b|), entrywise."""
     return torch.maximum((a + b).abs(), (a - b).abs())

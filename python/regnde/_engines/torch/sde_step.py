@@ -24,7 +24,6 @@ from regnde._engines.torch.step import (
     divided,
     larger,
     product,
-    rms,
     sample_rms,
     shifted,
     stage_times,
@@ -157,7 +156,9 @@ def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
 
-def sde_error_estimate(tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
+def sde_error_estimate(
+    tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = sample_rms
+) -> Tensor:
     """Local error estimate E = rms of `sde_error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(sde_error_ratio(tableau, step, rtol, atol))
 

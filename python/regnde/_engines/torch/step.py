@@ -27,6 +27,7 @@ __all__ = [
     "Norm",
     "Step",
     "StepSize",
+    "all_finite",
     "column",
     "columns",
     "dense_output",
@@ -36,6 +37,7 @@ __all__ = [
     "error_ratio",
     "estimates",
     "estimates_of_one",
+    "extra_stages",
     "larger",
     "rms",
     "sample_rms",
@@ -155,10 +157,16 @@ def divided(x: Tensor, by: Tensor) -> Tensor:
     return x / by if torch.is_grad_enabled() else x.div_(by)
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square over all entries, shape (1,). For the step size control."""
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
+    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square over all entries. For the step size control; it overflows only where the entries do."""
     norm: Tensor = torch.linalg.vector_norm(x.reshape(1, -1), dim=1)
-    return norm / math.sqrt(max(x.numel(), 1))
+    value = (norm / math.sqrt(max(x.numel(), 1))).item()
+    return value if math.isfinite(value) else whole_rms(x).item()
 
 
 def sample_rms(x: Tensor) -> Tensor:
@@ -186,7 +194,7 @@ def whole_rms(x: Tensor) -> Tensor:
     return sample_rms(x.unsqueeze(0))
 
 
-def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = rms) -> Tensor:
+def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = sample_rms) -> Tensor:
     """Local error estimate E = rms(r), r as in `error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(error_ratio(tableau, step, rtol, atol))
 
@@ -243,13 +251,18 @@ def stacked(steps: Sequence[Step]) -> Step:
     return Step(y, column([float(step.h) for step in steps], like), k, y1, last, previous)
 
 
-def dense_output(field: Field, tableau: Tableau, step: Step, t: float, t1: float, thetas: Sequence[float]) -> Tensor:
-    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); may evaluate further stages."""
-    assert not isinstance(step.h, Tensor)
-    y, h, k = step.y, step.h, list(step.k)
-    times = stage_times(tableau.extra_c, t, h, t1, y) if tableau.extra_c else ()
+def extra_stages(field: Field, tableau: Tableau, step: Step, times: Sequence[Tensor]) -> list[Tensor]:
+    """All stages that the dense output needs: the step's own and further ones."""
+    k = list(step.k)
     for row, time in zip(tableau.extra_a, times, strict=True):
-        k.append(field(time, shifted(y, k, row, h)))
+        k.append(field(time, shifted(step.y, k, row, step.h)))
+    return k
+
+
+def dense_output(tableau: Tableau, step: Step, thetas: Sequence[float]) -> Tensor:
+    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); its k are all `extra_stages`."""
+    assert not isinstance(step.h, Tensor)
+    y, h, k = step.y, step.h, step.k
     weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.dtype.to_real()).to(y.dtype)
     rows = torch.stack(k).reshape(len(k), y.numel())
     return y + product(weights, rows).reshape(len(weights), *y.shape)
