@@ -80,6 +80,8 @@ class Client:
         learning_rate: of Adam.
         model: makes the model, from torch's generator.
         measure: what the quality is: "accuracy", "NLL", "OT", "MSE".
+        span: length of the solve, in units of time.
+        weight: of the mean error penalty, set by hand.
         cooldown: last part of the iterations over which the learning rate falls to 0 on a line.
     """
 
@@ -90,6 +92,8 @@ class Client:
     learning_rate: float
     model: Callable[[], Model[Any]]
     measure: str
+    span: float = 1.0
+    weight: float = 10.0
     cooldown: float = 0.5
 
     def build(self, seed: int) -> Model[Any]:
@@ -103,11 +107,12 @@ class Client:
         rtol, atol = (max(tolerance, min(0.1, factor * tolerance)) for tolerance in (self.rtol, self.atol))
         return Solver(method=method, rtol=rtol, atol=atol, dt0=dt0, engine="torch")
 
-    def optimizer(self, model: nn.Module) -> tuple[Optimizer, LambdaLR]:
-        """Adam and its schedule."""
+    def optimizer(self, model: nn.Module, iterations: int | None = None) -> tuple[Optimizer, LambdaLR]:
+        """Adam and its schedule, for the client's iterations or for another number."""
+        total = iterations or self.iterations
         adam = Adam(model.parameters(), self.learning_rate)
-        length = max(1.0, self.cooldown * self.iterations)
-        return adam, LambdaLR(adam, lambda i: min(1.0, (self.iterations - i) / length))
+        length = max(1.0, self.cooldown * total)
+        return adam, LambdaLR(adam, lambda i: min(1.0, (total - i) / length))
 
 
 class Field(nn.Module):

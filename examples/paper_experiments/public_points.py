@@ -238,7 +238,7 @@ class Graph(Model[Tensor]):
 
 CLIENTS = (
     Client("two-moons", 1e-6, 1e-6, 300, 1e-2, TwoMoons, "accuracy"),
-    Client("grand", 1e-6, 1e-4, 150, 1e-2, Graph, "accuracy"),
+    Client("grand", 1e-6, 1e-4, 150, 1e-2, Graph, "accuracy", 8.0),
     Client("augmented-spheres", 1e-3, 1e-3, 400, 3e-3, AugmentedSpheres, "accuracy"),
     Client("ffjord", 1e-5, 1e-5, 250, 1e-2, Density, "NLL"),
 )
