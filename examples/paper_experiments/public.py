@@ -67,6 +67,7 @@ class PublicRun:
         client = CLIENTS[self.client]
         settings = {
             "iterations": self.iterations,
+            "learning_rate": client.learning_rate,
             "rtol": client.solver(self.factor).rtol,
             "atol": client.solver(self.factor).atol,
             "weight": client.weight if self.method == "fixed" else None,

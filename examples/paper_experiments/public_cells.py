@@ -120,5 +120,5 @@ class SingleCells(Model[Cells]):
 
 CLIENTS = (
     Client("mioflow", 1e-7, 1e-9, 200, 1e-2, Transport, "OT", 4.0),
-    Client("scnode", 1e-5, 1e-5, 250, 5e-3, SingleCells, "OT", 4.0),
+    Client("scnode", 1e-5, 1e-5, 400, 1e-2, SingleCells, "OT", 4.0),
 )

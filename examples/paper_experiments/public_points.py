@@ -164,7 +164,7 @@ class Citations:
         test: the others.
     """
 
-    def __init__(self, nodes: int = 160, classes: int = 4, features: int = 40, labelled: int = 6) -> None:
+    def __init__(self, nodes: int = 160, classes: int = 4, features: int = 40, labelled: int = 10) -> None:
         draws = generator(3)
         self.label = torch.arange(nodes) % classes
         same = self.label[:, None] == self.label
@@ -238,7 +238,7 @@ class Graph(Model[Tensor]):
 
 CLIENTS = (
     Client("two-moons", 1e-6, 1e-6, 300, 1e-2, TwoMoons, "accuracy"),
-    Client("grand", 1e-6, 1e-4, 150, 1e-2, Graph, "accuracy", 8.0),
+    Client("grand", 1e-6, 1e-4, 200, 5e-3, Graph, "accuracy", 8.0),
     Client("augmented-spheres", 1e-3, 1e-3, 400, 3e-3, AugmentedSpheres, "accuracy"),
     Client("ffjord", 1e-5, 1e-5, 250, 1e-2, Density, "NLL"),
 )

@@ -236,7 +236,7 @@ class PointProcess(Model[Tensor]):
 
 
 CLIENTS = (
-    Client("latent-ode", 1e-3, 1e-4, 300, 1e-2, LatentSpirals, "MSE", 3.0),
+    Client("latent-ode", 1e-3, 1e-4, 450, 2e-2, LatentSpirals, "MSE", 3.0),
     Client("neural-cde", 1e-4, 1e-6, 150, 5e-3, ControlledSpirals, "accuracy"),
     Client("neural-stpp", 1e-4, 1e-4, 250, 1e-2, PointProcess, "NLL"),
 )
