@@ -105,10 +105,11 @@ def summary(lines: list[Line]) -> str:
                 ratios = _free(rows, base, margin)
                 cells.append(f"{_ratio(ratios)} ({len(ratios)}/{len(rows)})")
                 if rows:
-                    over.setdefault(method, []).append(statistics.mean(ratios) if ratios else 1.0)
+                    lost = [1.0] * (len(rows) - len(ratios))
+                    over.setdefault(method, []).append(statistics.mean(ratios + lost))
         text.append(f"| {name} | {' | '.join(cells)} |")
     means = [_ratio(over.get(method, [])) for method in ["free", *(m for m in methods if m != "vanilla")]]
-    text.append(f"| mean, 1 where the quality is lost | {' | '.join(means)} |")
+    text.append(f"| mean, 1 for a seed whose quality is lost | {' | '.join(means)} |")
     return "\n".join(text)
 
 
