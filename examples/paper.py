@@ -2,10 +2,12 @@
 
 Pal et al. (ICML 2021) is source A, Pal, Edelman, Rackauckas (ICML 2023) source B; they differ in optimisers, lengths
 and weights. `--scale small` is sized for two cores; `--scale paper` has the papers' shapes and wants a GPU or a night.
+`public` trains nine kinds of public models instead, each beside what costs nothing; `all` is the papers' alone.
 A run that was killed goes on from its checkpoint, and what is in DIR/results.jsonl is not run again.
 
 Run: python examples/paper.py mnist-ode --methods vanilla,ernode,local-time --seeds 3 --out results
      python examples/paper.py all --jobs 2 --out results
+     python examples/paper.py public --seeds 3 --jobs 2 --out results
      python examples/paper.py mnist-ode --scale paper --source A --mnist FOLDER --device cuda --out results
 """
 
@@ -16,15 +18,16 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import regnde
-from paper_experiments import report, study
+from paper_experiments import public, public_report, report, study
 from paper_experiments.base import Options, Place, Settings
 from paper_experiments.methods import NAMES, STUDY, WEIGHTLESS
 from paper_experiments.report import Line
@@ -36,8 +39,14 @@ NO_SDE = ("rnode", "taynode")  # penalise derivatives along a smooth solution
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
-    parser.add_argument("--methods", default="", help=f"some of {','.join(NAMES + STUDY)}; default: all of the papers'")
+    papers, clients = ",".join(NAMES + STUDY), ",".join(public.ROWS)
+    help_methods = f"some of {papers}; default: all of the papers'. Of public: some of {clients}; default: all"
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all", "public"])
+    parser.add_argument("--methods", default="", help=help_methods)
+    parser.add_argument("--clients", default="", help=f"of public: some of {','.join(public.CLIENTS)}; default: all")
+    parser.add_argument(
+        "--free", default=",".join(public.FREE), help="of public: methods, or method:share of the span of a first step"
+    )
     parser.add_argument("--scale", choices=["small", "paper"], default="small")
     parser.add_argument("--source", choices=["A", "B"], default="A", help="whose settings, where they differ")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
@@ -68,11 +77,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         except ValueError:
             parser.error(f"--weights {options.weights}: give two numbers with a comma between them")
         options.weights = start, end
-    options.methods = [name for name in options.methods.split(",") if name] or list(NAMES)
-    unknown = [name for name in options.methods if name not in NAMES + STUDY]
-    if unknown:
-        parser.error(f"unknown methods {', '.join(unknown)}: choose from {', '.join(NAMES + STUDY)}")
+    known, usual = (public.ROWS, public.ROWS) if options.experiment == "public" else (NAMES + STUDY, NAMES)
+    options.methods = _listed(parser, "methods", options.methods, known, usual)
+    options.clients = _listed(parser, "clients", options.clients, tuple(public.CLIENTS), tuple(public.CLIENTS))
+    options.free = tuple(options.free.split(","))
     return options
+
+
+def _listed(
+    parser: argparse.ArgumentParser, what: str, text: str, known: tuple[str, ...], usual: tuple[str, ...]
+) -> list[str]:
+    """The names of a list with commas, or the usual ones."""
+    names = [name for name in text.split(",") if name] or list(usual)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        parser.error(f"unknown {what} {', '.join(unknown)}: choose from {', '.join(known)}")
+    return names
 
 
 def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
@@ -123,13 +143,23 @@ def carry_out(run: Run, arguments: argparse.Namespace) -> Line:
         return train(run, checkpoint, every=arguments.every, watch=watch)
 
 
-def completed(todo: list[Run], arguments: argparse.Namespace) -> Iterator[Line]:
+def carry_out_public(run: public.PublicRun, arguments: argparse.Namespace) -> Line:
+    """Trains and measures one run of the public models, likewise."""
+    torch.set_num_threads(arguments.threads)
+    title = f"{run.client} {run.method} {run.seed}"
+    with tqdm(desc=title, leave=False, mininterval=1.0, disable=arguments.jobs > 1) as bar:
+        return public.train(run, lambda _: bar.update() and None)
+
+
+def completed(
+    todo: list[Any], arguments: argparse.Namespace, work: Callable[[Any, argparse.Namespace], Line]
+) -> Iterator[Line]:
     """The results of runs as they end, from this process or from several."""
     if arguments.jobs == 1:
-        yield from (carry_out(run, arguments) for run in todo)
+        yield from (work(run, arguments) for run in todo)
         return
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(carry_out, run, arguments) for run in todo]
+        futures = [pool.submit(work, run, arguments) for run in todo]
         with tqdm(total=len(futures), desc="runs", leave=False) as bar:
             for future in as_completed(futures):
                 bar.update()
@@ -169,7 +199,7 @@ def perform(names: list[str], arguments: argparse.Namespace) -> None:
 
     look()
     for line in completed(
-        [run for part in waiting.values() for run in part if not find(done(results), run)], arguments
+        [run for part in waiting.values() for run in part if not find(done(results), run)], arguments, carry_out
     ):
         append(line, results)
         quality = EXPERIMENTS[line["experiment"]].quality
@@ -181,11 +211,49 @@ def perform(names: list[str], arguments: argparse.Namespace) -> None:
         look()
 
 
+def perform_public(arguments: argparse.Namespace) -> None:
+    """Trains the public models that are not done yet, each seed's vanilla one first; writes the tables."""
+    results: Path = arguments.out / "results.jsonl"
+    methods = []
+    for method in arguments.methods:
+        if reason := public.why_left_out(method):
+            print(reason, flush=True)
+        else:
+            methods.append(method)
+    places = [(client, seed) for seed in range(arguments.seeds) for client in arguments.clients]
+    firsts = [public.first(client, seed, arguments.iterations, arguments.free) for client, seed in places]
+    vanilla = _done_public(firsts, arguments, results)
+    rest = [run for line in vanilla for run in public.others(line, methods)]
+    lines = vanilla + _done_public(rest, arguments, results)
+    text = public_report.sections(lines)
+    print(f"\n{text}\n", flush=True)
+    (arguments.out / "public.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _done_public(todo: list[public.PublicRun], arguments: argparse.Namespace, results: Path) -> list[Line]:
+    """The lines of the runs, trained where the results do not have them."""
+    ended = done(results)
+    missing = [run for run in todo if not find(ended, run)]
+    for line in completed(missing, arguments, carry_out_public):
+        append(line, results)  # at once, so that a kill loses one run
+        print(
+            f"{line['client']}, {line['method']}, seed {line['seed']}: test loss {line['test_loss']:.4g}, "
+            f"{line['measure']} {line['quality']:.4g}, test NFE {line['test_nfe']}, training NFE "
+            f"{line['train_nfe']:.1f} in {line['train_seconds']:.1f} s{', failed' if line['failed'] else ''}",
+            flush=True,
+        )
+    ended = done(results)
+    return [found for run in todo if (found := find(ended, run))]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Performs one experiment, or all of them."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.experiment == "public":
+        perform_public(options)
+        return
     perform(list(EXPERIMENTS) if options.experiment == "all" else [options.experiment], options)
 
 

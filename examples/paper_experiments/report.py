@@ -35,10 +35,6 @@ def table(lines: list[Line], quality: str) -> str:
     groups = grouped(lines)
     base = {line["seed"]: line for line in groups.get("vanilla", [])}
 
-    def cell(values: list[float], digits: int) -> str:
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
-
     def ratio(rows: list[Line], key: str) -> str:
         pairs = [line[key] / base[line["seed"]][key] for line in rows if line["seed"] in base]
         return f"{statistics.mean(pairs):.2f}" if pairs else "-"
@@ -63,6 +59,12 @@ def table(lines: list[Line], quality: str) -> str:
         ]
         text.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean and spread with so many digits behind the point."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def _loss(values: list[float]) -> str:

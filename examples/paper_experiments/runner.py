@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -79,7 +79,14 @@ def done(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def find(results: list[dict[str, Any]], run: Run) -> dict[str, Any] | None:
+class Described(Protocol):
+    """What can be looked for in the results."""
+
+    def described(self) -> dict[str, Any]:
+        """The entries of its line that tell it from others."""
+
+
+def find(results: list[dict[str, Any]], run: Described) -> dict[str, Any] | None:
     """The line of a run that has ended."""
     wanted = run.described()
     return next((line for line in results if all(line.get(key) == value for key, value in wanted.items())), None)

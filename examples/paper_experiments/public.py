@@ -1,0 +1,208 @@
+"""Nine kinds of public models, written anew and small, each trained as its code trains it: what does a penalty gain?
+
+Every trained model is solved with every free alternative: looser tolerances, other methods, a given first step. A
+penalty has to be compared with the best of them. Rows of one client and seed begin with `vanilla`; the others need its
+loss and its recommended tolerance.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import regnde
+from paper_experiments import public_cells, public_points, public_series
+from paper_experiments.public_model import Client, Model, Score
+from paper_experiments.report import Line
+from regnde import Solver
+
+CLIENTS: dict[str, Client] = {
+    client.name: client for group in (public_series, public_points, public_cells) for client in group.CLIENTS
+}
+ROWS = ("vanilla", "loose", "fixed", "balance", "balance+loose", "budget", "budget+loose")
+"""`loose`: trained at the recommended tolerance. `fixed`: a weight set by hand. `balance`: `Balance(FRACTION)`.
+`budget`: `LossBudget` allowed vanilla's training loss and a share more."""
+
+FREE = ("tsit5", "bs3", "heun21", "tsit5:0.5", "bs3:0.5")
+"""Free alternatives, each at all tolerances: a method, or method:share, whose first step is that share of the span.
+Those that this version of regnde has are taken."""
+
+FRACTION = 0.3
+ALLOWED = 0.02  # of a loss, as a share of its size: what counts as equal
+SAME = 0.002  # likewise: what the loss may change by at the recommended tolerance
+LOOSEST = 0.1  # tolerance
+
+
+@dataclass(frozen=True)
+class PublicRun:
+    """One row of one client and seed.
+
+    Attributes:
+        client: a name out of `CLIENTS`.
+        method: a name out of `ROWS`.
+        seed: of parameters and batches.
+        iterations: of training.
+        factor: times the client's tolerances in training.
+        allowed: training loss that a budget allows.
+        free: alternatives that the model is solved with.
+    """
+
+    client: str
+    method: str
+    seed: int
+    iterations: int
+    factor: float = 1.0
+    allowed: float | None = None
+    free: tuple[str, ...] = FREE
+
+    def described(self) -> dict[str, Any]:
+        """Everything that tells this run from others, as it stands in the results."""
+        client = CLIENTS[self.client]
+        settings = {
+            "iterations": self.iterations,
+            "learning_rate": client.learning_rate,
+            "rtol": client.solver(self.factor).rtol,
+            "atol": client.solver(self.factor).atol,
+            "weight": client.weight if self.method == "fixed" else None,
+            "fraction": FRACTION if self.method.startswith("balance") else None,
+            "allowed": self.allowed,
+            "free": self.free,
+        }
+        described = {"experiment": "public", "client": self.client, "method": self.method, "seed": self.seed}
+        return json.loads(json.dumps(described | {"settings": settings}))  # type: ignore[no-any-return]  # a dict
+
+
+def first(client: str, seed: int, iterations: int | None, free: tuple[str, ...] = FREE) -> PublicRun:
+    """The run that the others of a client and a seed need; what this version of regnde lacks of `free` is dropped."""
+    known = tuple(by for by in free if exists(by.partition(":")[0]))
+    return PublicRun(client, "vanilla", seed, iterations or CLIENTS[client].iterations, free=known)
+
+
+def others(vanilla: Line, methods: list[str]) -> list[PublicRun]:
+    """The runs that follow a vanilla one."""
+    made = []
+    for method in methods:
+        if method != "vanilla":
+            factor = recommended(vanilla) if method.endswith("loose") else 1.0
+            loss = vanilla["train_loss"]
+            allowed = loss + ALLOWED * abs(loss) if method.startswith("budget") else None
+            iterations, free = vanilla["settings"]["iterations"], tuple(vanilla["settings"]["free"])
+            made.append(PublicRun(vanilla["client"], method, vanilla["seed"], iterations, factor, allowed, free))
+    return made
+
+
+def recommended(vanilla: Line) -> float:
+    """The largest factor of the tolerances, in powers of ten, up to which the trained model's loss stays the same."""
+    factor = 1.0
+    for entry in vanilla["solved"]:
+        if entry["by"] == "tsit5":
+            if abs(entry["loss"] - vanilla["test_loss"]) > SAME * abs(vanilla["test_loss"]):
+                break
+            factor = entry["factor"]
+    return factor
+
+
+def _budget() -> Any:
+    """The class `LossBudget`, or None in a version of regnde without it."""
+    return getattr(regnde, "LossBudget", None)
+
+
+def why_left_out(method: str) -> str:
+    """Why a row can not be trained by this version of regnde, or ""."""
+    missing = method.startswith("budget") and _budget() is None
+    return f"{method} is left out: this regnde has no LossBudget" if missing else ""
+
+
+def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: None) -> Line:
+    """Trains one run and solves its model with every alternative; returns its line of the results.
+
+    A training that fails ends there, and its model is measured as it was; the line says so under "failed".
+    """
+    client = CLIENTS[run.client]
+    model = client.build(run.seed)
+    optimizer, scheduler = client.optimizer(model, run.iterations)
+    solver = client.solver(run.factor)
+    penalised = run.method not in ("vanilla", "loose")
+    progress: list[regnde.Progress] = []
+    failed = None
+    began = time.process_time()
+    try:
+        for step in regnde.fit(
+            lambda batch: model.compute(batch, solver, "all" if penalised else "none"),
+            model.batches(run.seed, run.iterations),
+            optimizer,
+            penalty=regnde.ErrorPenalty("mean") if penalised else None,
+            weight=_weight(run),
+            scheduler=scheduler,
+        ):
+            progress.append(step)
+            watch(step)
+    except (FloatingPointError, regnde.SolveError) as error:
+        failed = str(error).splitlines()[0]
+    seconds = time.process_time() - began
+    score = model.evaluate(solver)
+    last = progress[-max(1, run.iterations // 10) :]
+    return run.described() | {
+        "factor": run.factor,
+        "measure": client.measure,
+        "test_loss": score.loss,
+        "quality": score.quality,
+        "test_nfe": score.nfe,
+        "train_loss": statistics.mean(p.task for p in last) if last else score.loss,
+        "train_nfe": statistics.mean(p.nfe for p in progress) if progress else 0.0,
+        "train_seconds": seconds,
+        "weight": progress[-1].weight if progress else 0.0,
+        "failed": failed,
+        "solved": solved(client, model, run.free),
+    }
+
+
+def _weight(run: PublicRun) -> Any:
+    """What `fit` takes as the penalty's weight."""
+    if run.method.startswith("balance"):
+        return regnde.Balance(FRACTION)
+    if run.method.startswith("budget"):
+        return _budget()(run.allowed)
+    return CLIENTS[run.client].weight
+
+
+def solved(client: Client, model: Model[Any], free: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Scores of the test batch by every alternative, each from the client's tolerances to the loosest."""
+    found = []
+    for by in free:
+        method, _, share = by.partition(":")
+        dt0 = float(share) * client.span if share else None
+        factor = 1.0
+        while True:
+            score = _score(model, client.solver(factor, method, dt0))
+            if score is not None:
+                found.append({"by": by, "factor": factor} | score._asdict())
+            if factor * min(client.rtol, client.atol) >= LOOSEST * (1 - 1e-9):
+                break
+            factor *= 10
+    return found
+
+
+def _score(model: Model[Any], solver: Solver) -> Score | None:
+    """The score, or None where this solver fails."""
+    try:
+        return model.evaluate(solver)
+    except regnde.SolveError:
+        return None
+
+
+@functools.cache
+def exists(method: str) -> bool:
+    """Whether this version of regnde has the method."""
+    try:
+        regnde.solve(lambda t, y: -y, torch.ones(1), (0.0, 1.0), Solver(method=method, rtol=0.1, atol=0.1))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,128 @@
+"""Tables of the experiment `public`: each client's rows, and one line a client and a row."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from paper_experiments.public import ALLOWED, CLIENTS, ROWS
+from paper_experiments.report import Line, cell
+
+
+def slack(vanilla: list[Line]) -> float:
+    """What a loss may differ by and count as equal: a share of vanilla's, or what its seeds scatter if that is more."""
+    losses: list[float] = [line["test_loss"] for line in vanilla]
+    scatter = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return max(ALLOWED * abs(statistics.mean(losses)), scatter)
+
+
+def cheapest(line: Line, vanilla: Line, margin: float) -> dict[str, Any] | None:
+    """The alternative of fewest evaluations that solves a model at equal quality, or None if its quality is lost.
+
+    The loss may be above vanilla's by the margin, and may differ from the model's own by the margin to either side: a
+    loose tolerance that makes a likelihood better makes it wrong.
+    """
+    equal = [
+        entry
+        for entry in line["solved"]
+        if entry["loss"] <= vanilla["test_loss"] + margin and abs(entry["loss"] - line["test_loss"]) <= margin
+    ]
+    if line["test_loss"] > vanilla["test_loss"] + margin or not equal:
+        return None
+    return min(equal, key=lambda entry: (entry["nfe"], entry["factor"]))  # type: ignore[no-any-return]  # a dict
+
+
+def sections(lines: list[Line]) -> str:
+    """A table of each client, and the summary before them."""
+    parts = [summary(lines)]
+    for name, client in CLIENTS.items():
+        rows = [line for line in lines if line["client"] == name]
+        if any(line["method"] == "vanilla" for line in rows):
+            title = (
+                f"## {name}: rtol {client.rtol:g}, atol {client.atol:g}, {rows[0]['settings']['iterations']} iterations"
+            )
+            parts.append(f"{title}\n\n{table(rows)}")
+    return "\n\n".join(parts)
+
+
+def table(lines: list[Line]) -> str:
+    """The rows of one client: means and sample standard deviations over the seeds, ratios seed by seed."""
+    base = {line["seed"]: line for line in lines if line["method"] == "vanilla"}
+    margin = slack(list(base.values()))
+    text = [
+        f"| row | seeds | trained at | train NFE | train s | test loss | {lines[0]['measure']} | test NFE | ratio "
+        "| equal | NFE at equal quality | by | ratio to best free |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    for method in ROWS:
+        rows = [line for line in lines if line["method"] == method and line["seed"] in base]
+        if not rows:
+            continue
+        best = [cheapest(row, base[row["seed"]], margin) for row in rows]
+        found = [entry for entry in best if entry]
+        cells = [
+            str(len(rows)),
+            ", ".join(dict.fromkeys(f"x{row['factor']:g}" for row in rows)),
+            cell([row["train_nfe"] for row in rows], 1),
+            cell([row["train_seconds"] for row in rows], 1),
+            cell([row["test_loss"] for row in rows], 4),
+            cell([row["quality"] for row in rows], 4),
+            cell([row["test_nfe"] for row in rows], 1),
+            f"{statistics.mean(row['test_nfe'] / base[row['seed']]['test_nfe'] for row in rows):.2f}",
+            f"{len(found)}/{len(rows)}",
+            cell([entry["nfe"] for entry in found], 1) if found else "-",
+            ", ".join(dict.fromkeys(f"{entry['by']} x{entry['factor']:g}" for entry in found)) or "-",
+            _ratio(_free(rows, base, margin)),
+        ]
+        text.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def summary(lines: list[Line]) -> str:
+    """A line a client: each row's evaluations at equal quality over vanilla's, and seeds whose quality is kept."""
+    methods = [method for method in ROWS if any(line["method"] == method for line in lines)]
+    text = [
+        "Evaluations at equal quality over those of vanilla with its best free alternative; in brackets the seeds that "
+        f"keep the quality. Equal: a test loss within {100 * ALLOWED:g} % or what vanilla's seeds scatter. "
+        "First column: what the free alternatives save of vanilla's own evaluations.",
+        "",
+        f"| client | free | {' | '.join(m for m in methods if m != 'vanilla')} |",
+        "|---|--:|" + "--:|" * (len(methods) - 1),
+    ]
+    over: dict[str, list[float]] = {}
+    for name in CLIENTS:
+        mine = [line for line in lines if line["client"] == name]
+        base = {line["seed"]: line for line in mine if line["method"] == "vanilla"}
+        if not base:
+            continue
+        margin = slack(list(base.values()))
+        free = [(cheapest(line, line, margin) or line)["nfe"] / line["test_nfe"] for line in base.values()]
+        cells = [_ratio(free)]
+        over.setdefault("free", []).append(statistics.mean(free))
+        for method in methods:
+            rows = [line for line in mine if line["method"] == method and line["seed"] in base]
+            if method != "vanilla":
+                ratios = _free(rows, base, margin)
+                cells.append(f"{_ratio(ratios)} ({len(ratios)}/{len(rows)})")
+                if rows:
+                    lost = [1.0] * (len(rows) - len(ratios))
+                    over.setdefault(method, []).append(statistics.mean(ratios + lost))
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    means = [_ratio(over.get(method, [])) for method in ["free", *(m for m in methods if m != "vanilla")]]
+    text.append(f"| mean, 1 for a seed whose quality is lost | {' | '.join(means)} |")
+    return "\n".join(text)
+
+
+def _free(rows: list[Line], base: dict[int, Line], margin: float) -> list[float]:
+    """Evaluations at equal quality over vanilla's, of the seeds that keep the quality."""
+    found = []
+    for row in rows:
+        vanilla = base[row["seed"]]
+        mine, free = cheapest(row, vanilla, margin), cheapest(vanilla, vanilla, margin)
+        if mine and free:
+            found.append(mine["nfe"] / free["nfe"])
+    return found
+
+
+def _ratio(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}" if values else "-"
