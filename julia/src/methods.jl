@@ -27,6 +27,7 @@ const METHODS = Dict{Symbol, Method}(
     :tsit5 => RungeKutta(Tsit5(), TSIT5),
     :dp5 => RungeKutta(DP5(), Tableau(:dp5)),
     :bs3 => RungeKutta(BS3(), Tableau(:bs3)),
+    :heun => RungeKutta(Heun(), Tableau(:heun)),
     :vern6 => RungeKutta(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
     :vern7 => RungeKutta(Vern7(), Tableau(:vern7)),
     :vern8 => RungeKutta(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),

@@ -70,7 +70,7 @@ end
         for T in (Float64, Float32)
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
             layer = Dynamics(value!, vjp!, p, memory.buffers(y0, 2))
-            for name in ("tsit5", "bs3", "dp5", "vern7")
+            for name in ("tsit5", "bs3", "dp5", "heun", "vern7")
                 CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end

@@ -35,7 +35,9 @@ OTHER_NAMES = {
     "explicit_euler": "euler",
     "forward_euler": "euler",
     "explicit_midpoint": "midpoint",
-    "heun": "heun2",
+    "adaptive_heun": "heun",
+    "heun_euler": "heun",
+    "heun21": "heun",
     "euler_maruyama": "em",
     "eulermaruyama": "em",
 }
@@ -45,7 +47,6 @@ NEAREST = {
     "dopri8": "vern7",
     "dop853": "vern7",
     "fehlberg2": "bs3",
-    "adaptive_heun": "bs3",
     "srk": "sriw1",
     "lsoda": "autotsit5",
     "radau": "rodas5p",
@@ -89,8 +90,8 @@ class Solver:
     """Method, tolerances and gradient of a solve. Immutable; vary it with `dataclasses.replace`.
 
     Args:
-        method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"dp5"`, `"vern7"` adapt their
-            step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
+        method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"heun"`, `"dp5"`, `"vern7"` adapt
+            their step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
             (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
             `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
             `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of

@@ -25,7 +25,7 @@ __all__ = ["JuliaEngine"]
 _VERNER = {"vern6": 4.8553, "vern8": 5.8641, "vern9": 4.4762}
 EXPLICIT: dict[str, float | None] = {
     name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
-    for name in ("tsit5", "bs3", "dp5", "vern6", "vern7", "vern8", "vern9")
+    for name in ("tsit5", "bs3", "dp5", "heun", "vern6", "vern7", "vern8", "vern9")
 }
 IMPLICIT: dict[str, float | None] = {
     **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
