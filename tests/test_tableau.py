@@ -25,7 +25,18 @@ ODE_RUNS = json.loads((FOLDER / "ode_steps.json").read_text())
 SDE_RUNS = json.loads((FOLDER / "sde_steps.json").read_text())["runs"]
 
 EMBEDDED = {"tsit5": 4, "dp5": 4, "bs3": 2, "heun": 1, "vern7": 6}
-DENSE = {"tsit5": 4, "dp5": 4, "bs3": 3, "heun": 2, "vern7": 6, "heun3": 3, "rk4": 3, "rk38": 3, "midpoint": 2, "heun2": 2}
+DENSE = {
+    "tsit5": 4,
+    "dp5": 4,
+    "bs3": 3,
+    "heun": 2,
+    "vern7": 6,
+    "heun3": 3,
+    "rk4": 3,
+    "rk38": 3,
+    "midpoint": 2,
+    "heun2": 2,
+}
 
 
 def fehlberg(**changes: object) -> Tableau:

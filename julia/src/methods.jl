@@ -56,6 +56,10 @@ function method(name::Symbol)
     throw(ArgumentError("no method $name; there are $known"))
 end
 
+"Whether the method has an error estimate and thus adapts its step."
+adapts(m::StochasticRungeKutta) = m.tableau.adaptive
+adapts(::Method) = true
+
 tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau
 # An implicit method's local record is a tsit5 step, as in the code of Pal et al. (ICML 2023).
 tableau_of(::Implicit) = TSIT5
