@@ -34,7 +34,9 @@ def test_exact_solutions_both_directions(engine: str, problem: Smooth, method: s
     torch.testing.assert_close(back.y1, f64(problem.y0), rtol=0, atol=growth * SOLVER * tolerance)
 
 
-@pytest.mark.parametrize(("method", "order"), [*FIXED.items(), ("tsit5", 5), ("dp5", 5), ("bs3", 3), ("heun", 2), ("vern7", 7)])
+@pytest.mark.parametrize(
+    ("method", "order"), [*FIXED.items(), ("tsit5", 5), ("dp5", 5), ("bs3", 3), ("heun", 2), ("vern7", 7)]
+)
 def test_order_of_one_step(method: str, order: int) -> None:
     """The local error of single steps has slope order + 1; adaptive methods accept anything at this tolerance."""
     problem = SMOOTH[2]
