@@ -14,12 +14,15 @@ using Test: @test, @test_throws, @testset
     @test again.error[believable] ≈ sol.error[believable] rtol = 1.0e-7
     @test again.stiffness ≈ sol.stiffness rtol = 1.0e-7
     @test all(<=(1), sol.error)
+    @test sol.recording.first_error == sol.error[1]
     @test sol.t[end] == 5.0
     @test cumsum(sol.dt) ≈ sol.t rtol = 1.0e-12
     for keep in (:states, :nothing)
         same = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5, keep)
         @test (same.t, same.error, same.stiffness) == (sol.t, sol.error, sol.stiffness)
     end
+    bare = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5, record = false)
+    @test bare.recording.first_error == sol.error[1]
 end
 
 @testset "counts: $method" for (method, start, each) in ((:tsit5, 3, 6), (:bs3, 3, 3), (:heun, 3, 2), (:vern7, 2, 10))
