@@ -255,9 +255,9 @@ def _images(options: Options, place: Place) -> Images:
 
 def _standard_settings(options: Options) -> Settings:
     if options.scale == "small":
-        weights = Weights(error=(10.0, 10.0), stiffness=(0.1, 0.1), both=(10.0, 10.0), local=(10.0, 10.0))
+        weights = Weights(error=(300.0, 100.0), stiffness=(0.1, 0.1), both=(300.0, 100.0), local=(300.0, 100.0))
         return Settings(
-            iterations=150,
+            iterations=300,
             batch=50,
             tolerance=1e-4,
             learning_rate=1e-2,
