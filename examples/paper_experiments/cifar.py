@@ -283,7 +283,7 @@ def _multi_scale_settings(options: Options) -> Settings:
     small = options.scale == "small"
     weights = Weights(error=(0.1, 5.0), stiffness=(0.1, 0.1), both=(0.1, 5.0), local=(0.1, 5.0))
     return Settings(
-        iterations=100 if small else 20_000,
+        iterations=150 if small else 20_000,
         batch=50 if small else 128,
         tolerance=0.05,  # of tsit5: paper B solves by VCAB3 and takes the local step by tsit5
         learning_rate=1e-2 if small else 1e-3,
