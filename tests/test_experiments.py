@@ -21,6 +21,7 @@ import paper
 import regnde
 import spiral_sde
 from paper_experiments import (
+    cifar,
     data,
     ffjord,
     latent,
@@ -49,6 +50,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     images = data.load_mnist(None, 14)
     few = data.Images(images.train_x[:60], images.train_y[:60], images.test_x[:30], images.test_y[:30])
     monkeypatch.setattr(mnist, "load_mnist", lambda folder, side: few)
+    monkeypatch.setattr(cifar, "load_mnist", lambda folder, side: few)
     series = physionet.synthetic(20)
     monkeypatch.setattr(latent, "synthetic", lambda stays: series)
     points = ffjord.ring(40)
@@ -295,6 +297,72 @@ STAY = """Time,Parameter,Value
 01:31,HR,60
 48:00,HR,100
 """
+
+
+def cifar_file(path: Path, images: int, seed: int) -> torch.Tensor:
+    """Writes images of CIFAR-10's binary format; returns their bytes."""
+    rows = torch.randint(256, (images, 3073), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    rows[:, 0] = torch.arange(images) % 10
+    path.write_bytes(rows.numpy().tobytes())
+    return rows
+
+
+def test_cifar_files(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rows = [cifar_file(folder / name, 12, i) for i, name in enumerate(data.BATCHES)]
+    pixels, labels = data.read_cifar(folder / "data_batch_2.bin")
+    assert (pixels.shape, pixels.dtype) == ((12, 3, 32, 32), torch.uint8)
+    assert labels.tolist() == [*range(10), 0, 1]
+    assert pixels[3, 1, 0, 5] == rows[1][3, 1 + 1024 + 5]  # a plane for each colour, row by row
+    for given in (folder, tmp_path):
+        images = data.load_cifar(given)
+        assert (len(images.train_x), len(images.train_y), len(images.test_x)) == (60, 60, 12)
+        torch.testing.assert_close(images.train_x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(images.train_x.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_cifar_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "data_batch_1.bin"
+    with pytest.raises(FileNotFoundError, match=r"give --cifar FOLDER"):
+        data.load_cifar(None)
+    with pytest.raises(FileNotFoundError, match=r"data_batch_1\.bin does not exist: give the folder"):
+        data.load_cifar(tmp_path)
+    path.with_suffix("").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="belongs to the Python version"):
+        data.load_cifar(tmp_path)
+    rows = cifar_file(path, 3, 0)
+    path.write_bytes(rows.numpy().tobytes()[:-1])
+    with pytest.raises(ValueError, match="holds 9218 bytes, which is no whole number of images of 3073"):
+        data.read_cifar(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="holds 0 bytes"):
+        data.read_cifar(path)
+    rows[2, 0] = 17
+    path.write_bytes(rows.numpy().tobytes())
+    with pytest.raises(ValueError, match="image 2 has class 17, not one of 0 to 9"):
+        data.read_cifar(path)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-multiscale"])
+def test_cifar_in_the_papers_shapes(name: str, tmp_path: Path) -> None:
+    """An iteration of each on files of the real format, a batch of four."""
+    for i, file in enumerate(data.BATCHES):
+        cifar_file(tmp_path / file, 4, i)
+    options = Options("paper", "B", cifar=tmp_path)
+    experiment = runner.EXPERIMENTS[name]
+    settings = dataclasses.replace(experiment.settings(options), iterations=1, timing=1, batch=4, tolerance=0.5)
+    place = Place(torch.device("cpu"), torch.float32, "torch")
+    line = runner.train(runner.Run(name, "local-time", 0, options, place, settings), tmp_path / "state.pt")
+    assert line["settings"]["data"] == str(tmp_path)
+    chosen = methods.method("vanilla", settings.weights, sde=False, official_local=False)
+    model = experiment.build(settings, chosen, place, options)
+    count = sum(p.numel() for p in model.field.parameters())
+    if name == "cifar10":
+        assert count == 9 * (9 * 64 + 65 * 64 + 65 * 8) + 2 * 2 * 64
+    else:
+        assert model.field.shapes == ((24, 32, 32), (24, 16, 16))
+        assert [block.first.out_channels for block in model.field.blocks] == [120, 120]
 
 
 def test_physionet_by_the_recipe(tmp_path: Path) -> None:

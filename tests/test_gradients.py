@@ -38,7 +38,7 @@ def applied(penalty: regnde.Penalty, base: regnde.Solution, pieces: torch.Tensor
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
-@pytest.mark.parametrize("method", ["tsit5", "dp5", "vern7", "bs3"])
+@pytest.mark.parametrize("method", ["tsit5", "dp5", "vern7", "bs3", "heun"])
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_penalty_of_all_steps(penalty: str, method: str, gradient: str) -> None:
     p = SMALL_P.clone().requires_grad_()
@@ -112,7 +112,7 @@ def test_frozen_first_stage_gives_a_huge_misdirected_gradient() -> None:
     assert abs(cosine) < 0.9
 
 
-@pytest.mark.parametrize("method", ["tsit5", "dp5", "bs3", "vern7"])
+@pytest.mark.parametrize("method", ["tsit5", "dp5", "bs3", "heun", "vern7"])
 def test_a_frozen_first_stage_keeps_its_value(method: str) -> None:
     """Only the gradient changes, also where the field hands out a buffer of its own."""
     buffer = torch.empty(1, dtype=torch.float64)

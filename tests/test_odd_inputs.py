@@ -16,7 +16,7 @@ from problems import exp_decay
 from regnde import SDE, ErrorPenalty, Solver
 from tolerances import GRADIENT, ROUNDING, SOLVER
 
-ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
+ADAPTIVE = ("tsit5", "dp5", "bs3", "heun", "vern7")
 Field = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 

@@ -15,7 +15,7 @@ from regnde import SDE, Local, Solver
 from tolerances import ROUNDING
 
 BATCHES = ("joint", "per-sample")
-ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
+ADAPTIVE = ("tsit5", "dp5", "bs3", "heun", "vern7")
 Field = Callable[[Tensor, Tensor], Tensor]
 
 

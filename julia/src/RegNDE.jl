@@ -17,7 +17,7 @@ using NaNMath: NaNMath
 using NNlib: NNlib
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
     ode_interpolant!, perform_step!
-using OrdinaryDiffEqLowOrderRK: BS3, DP5
+using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5

@@ -91,7 +91,7 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
 or where to write the first slope, then the number of fields and for each its code and parameters.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
-t_last, dt_last. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
+t_last, dt_last, first_error. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
@@ -111,6 +111,7 @@ function bridge_solve(
     results .= (
         findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
         calls_of(fields)..., recording.dt_first, recording.t_last, recording.dt_last,
+        recording.first_error,
     )
     synchronize(state)
     return save!(recording, codes, parameters, size(state))

@@ -30,7 +30,8 @@ end
 
 What a solve gathered. `t`, `dt`, `error`, `stiffness`: one entry an accepted step; `implicit`: whether
 an implicit method made it. `ys`: the saved states as columns. `status`: `:success`, `:nonfinite`,
-`:underflow` or `:steps`, with `reason`. `tape`: what the reverse sweep needs.
+`:underflow` or `:steps`, with `reason`. `first_error`: estimate of the first accepted step, whether or not
+the others are recorded; NaN without one. `tape`: what the reverse sweep needs.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K}
     const method::M
@@ -50,6 +51,7 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     dt_first::Float64
     t_last::Float64
     dt_last::Float64
+    first_error::Float64
     status::Symbol
     reason::String
 end
@@ -57,7 +59,7 @@ end
 function Recording(method, settings, times, y0, ys)
     return Recording(
         method, settings, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, :success, ""
+        tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -131,6 +133,7 @@ function run!(rec::Recording, integrator, recorder, field)
             t1 = integrator.t
             # after a step cut at the end time the integrator may hold the next size already
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
+            accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
             handle_tstop!(integrator)
             failures > 0 && abs(t1 - rec.times[1]) >= abs(earliest - rec.times[1]) && (failures = 0)

@@ -27,6 +27,7 @@ const METHODS = Dict{Symbol, Method}(
     :tsit5 => RungeKutta(Tsit5(), TSIT5),
     :dp5 => RungeKutta(DP5(), Tableau(:dp5)),
     :bs3 => RungeKutta(BS3(), Tableau(:bs3)),
+    :heun => RungeKutta(Heun(), Tableau(:heun)),
     :vern6 => RungeKutta(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
     :vern7 => RungeKutta(Vern7(), Tableau(:vern7)),
     :vern8 => RungeKutta(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
@@ -54,6 +55,10 @@ function method(name::Symbol)
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
     throw(ArgumentError("no method $name; there are $known"))
 end
+
+"Whether the method has an error estimate and thus adapts its step."
+adapts(m::StochasticRungeKutta) = m.tableau.adaptive
+adapts(::Method) = true
 
 tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau
 # An implicit method's local record is a tsit5 step, as in the code of Pal et al. (ICML 2023).

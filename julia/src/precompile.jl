@@ -22,7 +22,7 @@ end
 
 "A solve and its reverse the way Python asks for them."
 function rehearse(code::Int, p::Tuple, y0, name::String)
-    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(9)
+    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(10)
     ys, y0bar, pbar = zeros(T, size(y0)..., 3), zero(y0), map(zero, p)
     ysbar = ones(T, size(ys))
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
@@ -70,7 +70,7 @@ end
         for T in (Float64, Float32)
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
             layer = Dynamics(value!, vjp!, p, memory.buffers(y0, 2))
-            for name in ("tsit5", "bs3", "dp5", "vern7")
+            for name in ("tsit5", "bs3", "dp5", "heun", "vern7")
                 CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end

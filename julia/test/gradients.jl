@@ -5,7 +5,7 @@ using Test: @test, @test_throws, @testset
 const SAVE_AT = [0.0, 0.13, 0.5, 0.5, 0.77, 1.0]
 
 @testset "discrete gradient of $method, keep = $keep" for method in
-        (:tsit5, :dp5, :bs3, :vern6, :vern7, :vern8, :vern9), keep in (:stages, :states)
+        (:tsit5, :dp5, :bs3, :heun, :vern6, :vern7, :vern8, :vern9), keep in (:stages, :states)
     rng = Xoshiro(1)
     p, u0 = Net.parameters(rng, 3, 5), randn(rng, 3, 4)
     sol = solve_recorded(Net.dynamics(p), u0, SAVE_AT; method, rtol = 1.0e-5, atol = 1.0e-5, keep)

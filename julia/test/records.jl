@@ -4,7 +4,7 @@ using RegNDE: RegNDE, Dynamics, Field, evaluate!, solve_recorded, stiffness_esti
 using Test: @test, @test_throws, @testset
 
 @testset "the integrator's estimates are ours: $method" for method in
-        (:tsit5, :dp5, :bs3, :vern6, :vern7, :vern8, :vern9)
+        (:tsit5, :dp5, :bs3, :heun, :vern6, :vern7, :vern8, :vern9)
     rng = Xoshiro(4)
     p, u0 = Net.parameters(rng, 3, 6), randn(rng, 3, 2)
     sol = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5)
@@ -14,15 +14,18 @@ using Test: @test, @test_throws, @testset
     @test again.error[believable] ≈ sol.error[believable] rtol = 1.0e-7
     @test again.stiffness ≈ sol.stiffness rtol = 1.0e-7
     @test all(<=(1), sol.error)
+    @test sol.recording.first_error == sol.error[1]
     @test sol.t[end] == 5.0
     @test cumsum(sol.dt) ≈ sol.t rtol = 1.0e-12
     for keep in (:states, :nothing)
         same = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5, keep)
         @test (same.t, same.error, same.stiffness) == (sol.t, sol.error, sol.stiffness)
     end
+    bare = solve_recorded(Net.dynamics(p), u0, [0.0, 5.0]; method, rtol = 1.0e-5, atol = 1.0e-5, record = false)
+    @test bare.recording.first_error == sol.error[1]
 end
 
-@testset "counts: $method" for (method, start, each) in ((:tsit5, 3, 6), (:bs3, 3, 3), (:vern7, 2, 10))
+@testset "counts: $method" for (method, start, each) in ((:tsit5, 3, 6), (:bs3, 3, 3), (:heun, 3, 2), (:vern7, 2, 10))
     sol = solve_recorded(Net.dynamics(Net.parameters(Xoshiro(5), 2, 4)), ones(2, 3), [0.0, 4.0]; method)
     @test sol.nfe == start + each * (length(sol.t) + sol.rejected)
 end

@@ -61,6 +61,11 @@ rows_of(a, first, last) = filter(!iszero, [a[i, j] for i in first:last for j in 
     @test !haskey(COEFFICIENTS["ode"]["bs3"], "stability_size")
     @test !BS3_TABLEAU.pair
     @test [t.fsal for t in (TSIT5, DP5_TABLEAU, BS3_TABLEAU, VERN7)] == [true, true, true, false]
+
+    heun = Tableau(:heun) # OrdinaryDiffEq has its numbers in the code of the step
+    @test (heun.stages, heun.extra, heun.fsal, heun.pair) == (3, 0, true, true)
+    @test heun.a == [0 0 0; 1 0 0; 0.5 0.5 0]
+    @test (heun.b, heun.c, heun.btilde) == ([0.5, 0.5, 0], [0, 1, 1], [0.5, -0.5, 0])
 end
 
 @testset "tableaux.toml has StochasticDiffEq's numbers" begin

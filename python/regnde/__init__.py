@@ -18,6 +18,7 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
@@ -36,6 +37,7 @@ __all__ = [
     "ErrorPenalty",
     "Increment",
     "JuliaField",
+    "LastStep",
     "Local",
     "LossBudget",
     "MaxStepsReached",

@@ -22,7 +22,7 @@ __all__ = ["odeint", "odeint_adjoint"]
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 Tolerance = float | Tensor
 
-ADAPTIVE = {"dopri5": "dp5", "tsit5": "tsit5", "bosh3": "bs3"}
+ADAPTIVE = {"dopri5": "dp5", "tsit5": "tsit5", "bosh3": "bs3", "adaptive_heun": "heun"}
 FIXED = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
@@ -47,9 +47,9 @@ def odeint(
         t: times, shape (T,), increasing or decreasing; may require a gradient.
         rtol: relative tolerance, at least the resolution of the state's dtype.
         atol: absolute tolerance, in units of the state.
-        method: adaptive `"dopri5"` (default), `"tsit5"`, `"bosh3"`; or `"euler"`, `"midpoint"`,
-            `"heun2"`, `"heun3"`, `"rk4"` (as in torchdiffeq, the 3/8 rule), which step from each
-            time in `t` to the next.
+        method: adaptive `"dopri5"` (default), `"tsit5"`, `"bosh3"`, `"adaptive_heun"`; or `"euler"`,
+            `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (as in torchdiffeq, the 3/8 rule), which step
+            from each time in `t` to the next.
         options: adaptive: `first_step`, `max_num_steps`, `dtype` (ignored: the clock has double
             precision). Fixed: `step_size` or `grid_constructor`, and `interp`, `"linear"` or `"cubic"`.
         event_fn: not covered.

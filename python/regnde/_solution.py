@@ -48,6 +48,9 @@ class Stats:
         accepted: accepted steps.
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).
+        dt_next: size (> 0) that a `LastStep` would give the next solve's first step: where the error estimate of
+            this solve's first step would have been 0.1, or the size of that step if it was the only one. 0 where no
+            step was made, or the method estimates no error. With `batch="per-sample"` the smallest of the samples'.
         nfe_diffusion: evaluations of the diffusion (0 for an ODE).
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
             batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
@@ -59,6 +62,7 @@ class Stats:
     dt_first: float
     nfe_diffusion: int = 0
     samples: tuple[SampleStats, ...] = ()
+    dt_next: float = 0.0
 
 
 class Steps:

@@ -17,7 +17,7 @@ from regnde._engines.base import Request
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError
 from regnde._noise import BrownianPath
-from regnde._solution import Solution
+from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, ResolvedSolver, Solver
 
 __all__ = ["checked_state", "checked_times", "solve"]
@@ -134,11 +134,15 @@ def _run(request: Request) -> Solution:
 def _run_uncompiled(request: Request) -> Solution:
     _warn_of_rounding(request.solver, request.y0, request.times)
     try:
-        return choose(request).solve(request)
+        solution = choose(request).solve(request)
     except RuntimeError as problem:
         if not isinstance(problem, (SolveError, EngineUnavailable)):
             _note_dtypes(problem, request.equation, request.y0)
         raise
+    last = request.solver.last_step
+    if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
+        last.size = solution.stats.dt_next
+    return solution
 
 
 def _as_solver(given: object) -> str:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from regnde._last_step import LastStep
 from regnde._tableau import Tableau
 
 __all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
@@ -35,7 +36,9 @@ OTHER_NAMES = {
     "explicit_euler": "euler",
     "forward_euler": "euler",
     "explicit_midpoint": "midpoint",
-    "heun": "heun2",
+    "adaptive_heun": "heun",
+    "heun_euler": "heun",
+    "heun21": "heun",
     "euler_maruyama": "em",
     "eulermaruyama": "em",
 }
@@ -45,7 +48,6 @@ NEAREST = {
     "dopri8": "vern7",
     "dop853": "vern7",
     "fehlberg2": "bs3",
-    "adaptive_heun": "bs3",
     "srk": "sriw1",
     "lsoda": "autotsit5",
     "radau": "rodas5p",
@@ -89,8 +91,8 @@ class Solver:
     """Method, tolerances and gradient of a solve. Immutable; vary it with `dataclasses.replace`.
 
     Args:
-        method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"dp5"`, `"vern7"` adapt their
-            step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
+        method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"heun"`, `"dp5"`, `"vern7"` adapt
+            their step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
             (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
             `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
             `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of
@@ -98,7 +100,8 @@ class Solver:
         rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE.
         atol: absolute tolerance, in units of the state. Same defaults.
         dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
-            method. Default: chosen from the field at the start, which costs two evaluations.
+            method. Default: chosen from the field at the start, which costs two evaluations. A `LastStep`
+            takes it from the solve before (adaptive methods).
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
             `"checkpoint"`: the same numbers with less memory; the backward pass evaluates one step at a
@@ -125,7 +128,7 @@ class Solver:
     method: str | Tableau | None = None
     rtol: float | None = None
     atol: float | None = None
-    dt0: float | None = None
+    dt0: float | LastStep | None = None
     max_steps: int = 100_000
     gradient: Gradient = "discrete"
     engine: Literal["auto", "torch", "julia"] = "auto"
@@ -139,14 +142,15 @@ class Solver:
             raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
         for name in ("rtol", "atol", "dt0"):
             value = getattr(self, name)
-            if value is None:
+            if value is None or (name == "dt0" and isinstance(value, LastStep)):
                 continue
             try:
                 usable = not isinstance(value, str) and math.isfinite(value) and value >= 0
             except (TypeError, ValueError, RuntimeError):
                 raise TypeError(f"Solver({name}={value!r}): give one number.") from None
             if not usable or (name == "dt0" and value == 0):
-                raise ValueError(f"Solver({name}={value!r}): give a finite number above zero.")
+                other = ", or a regnde.LastStep()" if name == "dt0" else ""
+                raise ValueError(f"Solver({name}={value!r}): give a finite number above zero{other}.")
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("Solver(rtol=0, atol=0): one of the two tolerances must be above zero.")
         if self.max_steps < 1:
@@ -175,17 +179,20 @@ class Solver:
         """The same choices with every default filled in for an ODE or an SDE."""
         method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
         tableau = self.method if isinstance(self.method, Tableau) else None
+        last = self.dt0 if isinstance(self.dt0, LastStep) else None
+        dt0 = self.dt0 if last is None else last.size
         return ResolvedSolver(
             method=self.method if isinstance(self.method, str) else method if tableau is None else tableau.name,
             tableau=tableau,
             rtol=tolerance if self.rtol is None else float(self.rtol),
             atol=tolerance if self.atol is None else float(self.atol),
-            dt0=None if self.dt0 is None else float(self.dt0),
+            dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
             max_steps=self.max_steps,
             gradient=self.gradient,
             engine=self.engine,
             batch=self.batch,
             compile=self.compile,
+            last_step=last,
         )
 
 
@@ -193,7 +200,8 @@ class Solver:
 class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
 
-    `method` is the name, of a named method or of the user's own `tableau` (else None).
+    `method` is the name, of a named method or of the user's own `tableau` (else None). `dt0` is the size that a
+    `LastStep` had for this solve; `last_step` is that object (else None).
     """
 
     method: str
@@ -206,6 +214,7 @@ class ResolvedSolver:
     batch: str = "joint"
     compile: bool = False
     tableau: Tableau | None = None
+    last_step: LastStep | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
 @_keyword_only

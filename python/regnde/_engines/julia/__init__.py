@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
@@ -25,13 +25,19 @@ __all__ = ["JuliaEngine"]
 _VERNER = {"vern6": 4.8553, "vern8": 5.8641, "vern9": 4.4762}
 EXPLICIT: dict[str, float | None] = {
     name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
-    for name in ("tsit5", "bs3", "dp5", "vern6", "vern7", "vern8", "vern9")
+    for name in ("tsit5", "bs3", "dp5", "heun", "vern6", "vern7", "vern8", "vern9")
 }
 IMPLICIT: dict[str, float | None] = {
     **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
     "autotsit5": EXPLICIT["tsit5"],
 }
 STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
+# as the step control has them, for what the next solve's first step may be
+ORDERS = {
+    **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
+    **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
+    **{name: SDE_TABLEAUX[name].order + 0.5 for name in STOCHASTIC},
+}
 SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
@@ -283,6 +289,12 @@ class _Run:
 
     # --- the outcome -----------------------------------------------------------------------------
 
+    def _dt_next(self, job: SolveJob) -> float:
+        method = self.request.solver.method
+        if method == "em" or not job.accepted:
+            return 0.0
+        return next_first_step(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
+
     def _assemble(self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
         request = self.request
         saved = ys.shape[0]
@@ -295,6 +307,7 @@ class _Run:
                 rejected=job.rejected,
                 dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
+                dt_next=self._dt_next(job),
             ),
             steps=steps,
             engine="julia",

@@ -40,6 +40,7 @@ class SolveJob:
         status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
+        first_error: estimate of the first accepted step; NaN without one.
         table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
         handle: of the saved solve.
     """
@@ -63,6 +64,7 @@ class SolveJob:
     dt_first: float = 0.0
     t: float = 0.0
     dt: float = 0.0
+    first_error: float = math.nan
     table: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
@@ -70,7 +72,7 @@ class SolveJob:
         """States at the save times, and error and stiffness records in the state's dtype."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros(9, dtype=torch.float64)
+        results = torch.zeros(10, dtype=torch.float64)
         arguments = ArgumentBuffer()
         for tensor in (y0, ys, times, results, self.first_slope):
             arguments.tensor(tensor)
@@ -91,7 +93,7 @@ class SolveJob:
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
-        self.dt_first, self.t, self.dt = results[6:].tolist()
+        self.dt_first, self.t, self.dt, self.first_error = results[6:].tolist()
         return ys, self.table[2].to(y0), self.table[3].to(y0)
 
     def save_local_start(self, step: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
@@ -103,12 +103,16 @@ class TorchEngine(Engine):
             rows = zip(ys, times, request.ts, strict=True)
             ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
         steps = _steps(request, stepper, path, local)
+        first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
+        if isinstance(stepper, StochasticRungeKutta):
+            order += 0.5
         stats = Stats(
             nfe=stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
+            dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
         )
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
@@ -170,6 +174,7 @@ def _solve_per_sample(request: Request) -> Solution:
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
+        dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
 

@@ -76,6 +76,7 @@ class Path:
         saved: their number.
         t: time reached.
         ends, sizes: of the accepted steps.
+        first_error: estimate of the first of them; NaN without one.
     """
 
     chunks: list[Tensor] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Path:
     sizes: list[float] = field(default_factory=list)
     rejected: int = 0
     dt_first: float = 0.0
+    first_error: float = math.nan
     local_start: LocalStart | None = None
     failure: Failure | None = None
 
@@ -203,6 +205,8 @@ def integrate(
             draw.visit(path, stepper, t, h, t1, y)
         stepper.accepted()
         if controller and error is not None:
+            if path.accepted == 1:
+                path.first_error = error
             h *= controller.factor(error, previous, path.accepted == 1)
             previous = max(error, controller.error_floor)
             h = math.copysign(max(abs(h), ulp(t1)), h)

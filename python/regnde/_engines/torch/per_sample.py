@@ -107,6 +107,7 @@ class PerSample:
         accepted, rejected, evaluations: counts of each sample, shape (B,).
         calls: evaluations of the field for the batch as a whole.
         dt_first: first step size of each sample, signed, shape (B,).
+        first_sizes, first_errors: of the first accepted step of each sample, shape (B,); NaN without one.
         outputs: states at the save times, and records.
         failure: why the loop stopped early, at time `t` of the sample at fault.
     """
@@ -130,6 +131,7 @@ class PerSample:
         batch = len(y0)
         self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
         self.dt_first = np.zeros(batch)
+        self.first_sizes, self.first_errors = np.full(batch, math.nan), np.full(batch, math.nan)
         self.calls = 0
         self.t = times[0]
         self.failure: Failure | None = None
@@ -198,6 +200,8 @@ class PerSample:
                     steps = self.accepted[running]
                     self.outputs.add_records(steps, running, tried.t1, tried.h, tried.known, accepted)
                 self._save(running, accepted, tried)
+                start = accepted & (self.accepted[running] == 0)
+                self.first_sizes[running[start]], self.first_errors[running[start]] = h[start], tried.error[start]
                 self.accepted[running[accepted]] += 1
                 if first is not None:
                     first = self._chosen(accepted, tried.step.k[-1], first)

@@ -1,0 +1,69 @@
+"""A first step that is known from the last solve."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["LastStep"]
+
+
+class LastStep:
+    """The size of the first step, passed from one solve to the next: `Solver(dt0=LastStep())`.
+
+    A solve spends two evaluations on the size of its first step, and then makes a step that is shorter than
+    the tolerance asks for. Where similar problems are solved again and again, as in training, the last solve
+    knows better. The first solve chooses its step as always. Every later one begins with the size for which the
+    error estimate of the last solve's first step would have been 0.1, or with the size of that step if it was the
+    only one; the span bounds it. A first step that is too long is rejected and counted, as any other.
+
+    **Results then depend on the solves before**, by as much as the tolerance allows, and so do `nfe`, records and
+    penalties. For numbers that can be reproduced, such as an evaluation's, give another `Solver`, or set `size`.
+
+    The state is this object's alone: a `Solver` made by `dataclasses.replace` shares it, a copy or a pickle of
+    either has its own from then on. A solve that fails, or makes no step, leaves it as it is. Threads that share one
+    object pass sizes to each other: give each thread its own. With `batch="per-sample"` all samples begin with the
+    smallest of their sizes.
+
+    Args:
+        size: of the first solve's first step (> 0, in units of time). Default: chosen from the field at the start.
+
+    Attributes:
+        size: of the next solve's first step, or None to have it chosen; may be set.
+
+    Raises:
+        ValueError: for a size that is not a finite number above zero.
+
+    Example:
+        >>> import regnde
+        >>> solver = regnde.Solver(rtol=1e-3, atol=1e-3, dt0=LastStep(), engine="torch")
+        >>> [regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], solver).stats.nfe for _ in range(3)]
+        [27, 13, 13]
+    """
+
+    def __init__(self, size: float | None = None) -> None:
+        self.size = size
+
+    def __repr__(self) -> str:
+        return "LastStep()" if self.size is None else f"LastStep({self.size:.6g})"
+
+    @property
+    def size(self) -> float | None:
+        """Of the next solve's first step, or None to have it chosen."""
+        return self._size
+
+    @size.setter
+    def size(self, size: float | None) -> None:
+        if size is not None:
+            size = float(size)
+            if not (math.isfinite(size) and size > 0):
+                raise ValueError(f"LastStep(size={size!r}): give a finite number above zero, or None.")
+        self._size = size
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, for a run that goes on as if it had not stopped."""
+        return {"size": self.size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from such a state."""
+        self.size = state["size"]
