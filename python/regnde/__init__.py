@@ -4,7 +4,9 @@ import importlib
 from types import ModuleType
 
 from regnde import nn
+from regnde._advice import Advice, Diagnosis
 from regnde._balance import Balance
+from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
@@ -28,8 +30,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
+    "Advice",
     "Balance",
     "BrownianPath",
+    "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
     "Increment",
@@ -53,6 +57,7 @@ __all__ = [
     "Tableau",
     "UnsupportedField",
     "anneal",
+    "diagnose",
     "fit",
     "nn",
     "odeint",
