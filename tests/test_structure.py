@@ -39,7 +39,9 @@ ALLOWED = {
     "_penalty": {"_solution"},
     "_balance": set(),
     "_fit": {"_balance", "_penalty", "_solution"},
-    "plot": {"_solution"},
+    "_advice": {"_solution", "_solver", "plot"},
+    "_diagnose": BASE | {"_advice", "_penalty", "_solve"},
+    "plot": {"_advice", "_solution"},
 }
 
 

@@ -35,6 +35,9 @@ ALIGNED = 0.9
 STIFF = 0.3
 """Share of steps at the stability limit from which stability sets the cost. A non-stiff field has less than 0.1."""
 
+REJECTED = 0.1
+"""Share of rejected steps from which they are named. A smooth field has less than 0.05."""
+
 ROUNDED = 0.1
 """Share of the evaluations that float64 saves, from which rounding is worth a change of the dtype."""
 
@@ -44,9 +47,9 @@ SAMPLES = 0.6
 SAFE = 0.1
 """Share of the error allowed that a method of fixed step size may have: nothing holds its error on other data."""
 
-PENALTY = 0.7
-"""Share of the evaluations that `ErrorPenalty("mean")` left at +10 % of the task's loss, mean of eight runs of
-five small tasks."""
+PENALTY = 0.8
+"""Share of the evaluations that `ErrorPenalty("mean")` left in nine small models of public kinds, trained at the
+loosest tolerance that their loss allows: the geometric mean, between 0.45 and 1."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ class Diagnosis:
     Attributes:
         now: the solve with the given solver.
         runs: all measured solves of adaptive methods, `now` among them.
+        starts: the best run of each method, with a first step that is given.
         fixed: solves of fixed step size; measured only where a solve is at the floor.
         reference: the solve that errors are measured against; None if none succeeded.
         floors: evaluations of two steps, by method.
@@ -167,6 +171,7 @@ class Diagnosis:
         method_order: order of the given method.
         smoothness: reproducibility of the penalty's gradient with the given solver; None if it has none.
         smoothness_then: the same with the recommended solver.
+        smoothness_without: the same with SiLU in the place of kinks and the given solver.
         stiff: share of steps that stability limits; None if no estimate is there.
         rounding: share of evaluations that float64 saves; None in float64, or if it can not be told.
         samples: step sizes for each sample; None without a batch.
@@ -181,6 +186,7 @@ class Diagnosis:
     problem: str
     error_allowed: float
     metric_slack: float
+    starts: tuple[Run, ...] = ()
     fixed: tuple[Run, ...] = ()
     trainable: bool = False
     kinks: tuple[str, ...] = ()
@@ -189,6 +195,7 @@ class Diagnosis:
     method_order: int | None = None
     smoothness: Smoothness | None = None
     smoothness_then: Smoothness | None = None
+    smoothness_without: Smoothness | None = None
     stiff: float | None = None
     rounding: float | None = None
     samples: Samples | None = None
@@ -238,7 +245,7 @@ class Diagnosis:
 
     @cached_property
     def best(self) -> Run:
-        """The run that is recommended; of two that cost the same, the one with the given method."""
+        """The cheapest run that is good enough; of two that cost the same, the one with the given method."""
         best = self.best_of(self.now.method)
         for method in dict.fromkeys(run.method for run in self.runs):
             other = self.best_of(method)
@@ -246,24 +253,40 @@ class Diagnosis:
                 best = other
         return self.now if best is None else best
 
+    @cached_property
+    def chosen(self) -> Run:
+        """The best run, with a given first step if that is worth it: what is recommended."""
+        start = min(filter(self.good, self.starts), key=lambda r: (r.evaluations, r.error or 0.0), default=self.best)
+        return start if start.evaluations <= WORTH * self.best.evaluations else self.best
+
     @property
     def recommended(self) -> Solver:
         """The cheapest solver that is good enough."""
-        return self.best.solver
+        return self.chosen.solver
+
+    @property
+    def rejected(self) -> float:
+        """Share of the steps of the given solver that are rejected."""
+        return self.now.rejected / max(self.now.accepted + self.now.rejected, 1)
 
     @property
     def floor(self) -> int | None:
         """Evaluations of two steps of the given method."""
-        return self.floors.get(self.now.method)
+        return self.floor_of(self.now)
 
     @property
     def headroom(self) -> float | None:
         """Evaluations of the given solver, over the floor."""
         return None if self.floor is None else self.now.evaluations / self.floor
 
+    def floor_of(self, run: Run) -> int | None:
+        """Evaluations of two steps of a run's method; a given first step saves the two that choose it."""
+        floor, given = self.floors.get(run.method), run.solver.dt0 is not None and self.now.solver.dt0 is None
+        return None if floor is None else floor - 2 * given
+
     def at_floor(self, run: Run) -> bool:
         """Whether a run is at the floor of its method."""
-        floor = self.floors.get(run.method)
+        floor = self.floor_of(run)
         return run.succeeded and floor is not None and run.evaluations <= FLOOR * floor
 
     @cached_property
@@ -309,6 +332,8 @@ class Diagnosis:
             row = [cells.get((method, tolerance), "-").ljust(width) for method in methods]
             label = f"{tolerance:.1g}" if tolerance else "fixed"
             lines.append((f"{label:<9}  " + "  ".join(row)).rstrip())
+        if self.chosen is not self.best:
+            lines.append(f"recommended: {self.recommended!r}: {self._cell(self.chosen).strip()}")
         if self.reference is None:
             lines.append("no reference solution: errors are not known")
         else:
@@ -329,9 +354,8 @@ class Diagnosis:
 
     def _facts(self) -> list[str]:
         lines = []
-        rejected = self.now.rejected / max(self.now.accepted + self.now.rejected, 1)
         shares = [] if self.stiff is None else [f"{self.stiff:.0%} limited by stability"]
-        shares += [f"{rejected:.0%} rejected"]
+        shares += [f"{self.rejected:.0%} rejected"]
         shares += [] if self.rounding is None else [f"{self.rounding:.0%} of the evaluations due to rounding"]
         lines.append(f"steps: {', '.join(shares)}")
         if self.order is not None and self.method_order is not None:
@@ -371,6 +395,9 @@ def _sizes(solver: Solver) -> str:
 
 # --- the rules -----------------------------------------------------------------------------------
 
+TRAIN = "Try it in training too, and compare"
+"""Of the nine models eight learnt as well at the loose tolerance; a diffusion on a graph did not."""
+
 Rule = Callable[[Diagnosis], Advice | None]
 
 
@@ -406,7 +433,7 @@ def looser_tolerance(d: Diagnosis) -> Advice | None:
     best = d.best_of(d.now.method)
     if best is None or best is d.now or not d.good(d.now) or best.evaluations > WORTH * d.now.evaluations:
         return None
-    text = f"tolerance {best.tolerance:.1g}, in training too: {best.solver!r}, {_quality(d, best)}"
+    text = f"a looser tolerance: {best.solver!r}, {_quality(d, best)}. {TRAIN}"
     return Advice(text, d.now.evaluations, best.evaluations, "looser_tolerance")
 
 
@@ -415,8 +442,16 @@ def other_method(d: Diagnosis) -> Advice | None:
     best = d.best
     if best.method == d.now.method or not d.good(d.now) or best.evaluations > WORTH * d.now.evaluations:
         return None
-    text = f"method {best.method} at {best.tolerance:.1g}: {best.solver!r}, {_quality(d, best)}"
+    text = f"another method: {best.solver!r}, {_quality(d, best)}. {TRAIN}"
     return Advice(text, d.now.evaluations, best.evaluations, "other_method")
+
+
+def first_step(d: Diagnosis) -> Advice | None:
+    """A first step that is given saves its choice, and the small steps at the start."""
+    if d.chosen is d.best:
+        return None
+    text = f"a first step that is given: {d.chosen.solver!r}, {_quality(d, d.chosen)}"
+    return Advice(text, d.best.evaluations, d.chosen.evaluations, "first_step")
 
 
 def fewer_steps(d: Diagnosis) -> Advice | None:
@@ -425,10 +460,10 @@ def fewer_steps(d: Diagnosis) -> Advice | None:
     if not good:
         return None
     run = min(good, key=lambda r: (r.evaluations, r.error or 0.0))
-    if run.evaluations > WORTH * d.best.evaluations:
+    if run.evaluations > WORTH * d.chosen.evaluations:
         return None
     text = f"{run.solver!r} at prediction, {_quality(d, run)}; it controls no error: measure again after each training"
-    return Advice(text, d.best.evaluations, run.evaluations, "fewer_steps")
+    return Advice(text, d.chosen.evaluations, run.evaluations, "fewer_steps")
 
 
 def rounding(d: Diagnosis) -> Advice | None:
@@ -447,8 +482,8 @@ def smooth_activations(d: Diagnosis) -> Advice | None:
     if not d.kinks or not (noisy or cheaper):
         return None
     text = f"a smooth activation (SiLU, tanh, softplus) in the place of {', '.join(d.kinks)}, and a new training"
-    if noisy:
-        text += "; the penalty's gradient is then reproducible"
+    if noisy and d.smoothness_without is not None:
+        text += f"; with SiLU the gradient of the penalty {d.smoothness_without}"
     return Advice(text, d.now.evaluations, d.without_kinks if cheaper else None, "smooth_activations")
 
 
@@ -473,18 +508,30 @@ def stiffness(d: Diagnosis) -> Advice | None:
     return Advice(text, d.now.evaluations, None, "stiffness")
 
 
+def rejections(d: Diagnosis) -> Advice | None:
+    """Many steps are rejected: the field changes abruptly."""
+    if d.rejected < REJECTED or not d.now.succeeded:
+        return None
+    left = round(d.now.evaluations * (1 - d.rejected))
+    text = (
+        f"{d.rejected:.0%} of the steps are rejected: the field jumps or bends abruptly. If it does so at times that "
+        "you know (the knots of a path), let steps end there; if it does so in the state, see the kinks"
+    )
+    return Advice(text, d.now.evaluations, left, "rejections")
+
+
 def error_penalty(d: Diagnosis) -> Advice | None:
     """The dynamics have room to become cheaper, and the penalty's gradient can tell how."""
-    best, floor = d.best, d.floors.get(d.best.method)
-    gradient = d.smoothness if best is d.now else d.smoothness_then
-    if not d.trainable or floor is None or d.at_floor(best) or gradient is None or not gradient.reproducible:
+    run, floor = d.chosen, d.floor_of(d.chosen)
+    gradient = d.smoothness if run is d.now else d.smoothness_then
+    if not d.trainable or floor is None or d.at_floor(run) or gradient is None or not gradient.reproducible:
         return None
-    expected = max(floor, round(PENALTY * best.evaluations))
+    expected = max(floor, round(PENALTY * run.evaluations))
     text = (
         "train with ErrorPenalty('mean') and a LossBudget, at the recommended solver (expected: "
-        f"{PENALTY}x at 10 % of loss allowed, not below {floor})"
+        f"{PENALTY}x, not below {floor})"
     )
-    return Advice(text, best.evaluations, expected, "error_penalty")
+    return Advice(text, run.evaluations, expected, "error_penalty")
 
 
 def at_floor(d: Diagnosis) -> Advice | None:
@@ -501,11 +548,13 @@ RULES: Sequence[Rule] = (
     inaccurate,
     looser_tolerance,
     other_method,
+    first_step,
     fewer_steps,
     rounding,
     smooth_activations,
     per_sample,
     stiffness,
+    rejections,
     error_penalty,
     at_floor,
 )

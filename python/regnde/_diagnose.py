@@ -37,6 +37,7 @@ LOOSEST = 0.1
 IN_TURN = 3  # good runs at neighbouring tolerances after which a method needs no tighter one
 TIGHTER = 2  # tolerances below the given one
 PERTURBATION = 1e-6  # relative change of y0
+FIRST = 0.5  # first step, as a share of the span: what is too large is rejected
 FIXED = (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2))  # methods and their numbers of steps
 INDEPENDENT = 1e-3  # relative difference of the field on half of a batch; float32 has 1e-6, a coupled batch 0.1
 
@@ -148,6 +149,7 @@ class _Bench:
         self.needs_graph = False
         if not isinstance(f, JuliaField):
             self.kinks, self.needs_graph = _first_call(f, ts[0], y0, modules)
+        self.span = abs(float(ts[-1]) - float(ts[0]))
         self.truth: Tensor | None = None  # states of the reference
         self.solves = 0
 
@@ -186,7 +188,7 @@ class _Bench:
         """Largest rms over the save times of the difference from the reference, over the rms of the reference."""
         if self.truth is None:
             return None
-        difference = (ys.to(self.truth.dtype) - self.truth).abs().flatten(1)
+        difference = (ys.to(self.truth.dtype) - self.truth).abs().reshape(len(ys), -1)
         size = float(self.truth.abs().square().mean().sqrt())
         error = float(difference.square().mean(1).sqrt().max()) / (size or 1.0)
         return error if math.isfinite(error) else math.inf
@@ -254,7 +256,7 @@ def _diagnosis(
     if not fixed:
         smallest = max(10 * torch.finfo(bench.y0.dtype).eps, 1e-13)
         for factor in _factors(base, bench):
-            changed = _times(base, factor, LOOSEST * _size(bench.y0))
+            changed = _times(base, factor, bench)
             if factor != 1 and (factor > 1 or (changed.rtol or changed.atol or 0.0) >= smallest):
                 runs.append(bench.run(changed))
     tables = {name: TABLEAUX[name] for name in methods} | ({} if tableau is None else {now.method: tableau})
@@ -276,7 +278,8 @@ def _diagnosis(
         if method != now.method and report.floors[method] <= limit:
             runs += _cheaper(bench, dataclasses.replace(base, method=method), limit, report.good)
     report = dataclasses.replace(report, runs=tuple(runs))
-    if report.at_floor(report.best):
+    report = dataclasses.replace(report, starts=tuple(_given_starts(bench, report)))
+    if report.at_floor(report.chosen):
         report = dataclasses.replace(report, fixed=tuple(_few_steps(bench, solver)))
 
     probe = base if base.gradient in ("discrete", "checkpoint") else dataclasses.replace(base, gradient="discrete")
@@ -285,8 +288,8 @@ def _diagnosis(
         report,
         order=None if fixed else observed_order([r.tolerance for r in tight], [r.accepted + r.rejected for r in tight]),
         smoothness=bench.smoothness(probe),
-        smoothness_then=None if report.best is now else bench.smoothness(report.best.solver),
-        without_kinks=_without_kinks(bench, solver) if bench.kinks else None,
+        smoothness_then=None if report.chosen is now else bench.smoothness(report.recommended),
+        **(_without_kinks(bench, solver, probe) if bench.kinks else {}),
         stiff=_stiff_share(bench, solution, base),
         rounding=_rounding_share(bench, solver, now) if single else None,
         **_samples(bench, solver),
@@ -331,8 +334,9 @@ def _factors(solver: Solver, bench: _Bench) -> Iterator[float]:
     return (10.0**i for i in range(-TIGHTER, count + 1))
 
 
-def _times(solver: Solver, factor: float, largest: float) -> Solver:
-    """The solver with its tolerances multiplied, the absolute one up to a limit; 1e-6 times 10 is 1e-5 exactly."""
+def _times(solver: Solver, factor: float, bench: _Bench) -> Solver:
+    """The solver with its tolerances multiplied, the absolute one up to 0.1 of the state; 10 times 1e-6 is 1e-5."""
+    largest = float(f"{LOOSEST * _size(bench.y0):.0e}")
     rtol, atol = (float(f"{(x or 0.0) * factor:.12g}") for x in (solver.rtol, solver.atol))
     return dataclasses.replace(solver, rtol=rtol, atol=min(atol, max(largest, solver.atol or 0.0)))
 
@@ -344,7 +348,7 @@ def _cheaper(bench: _Bench, base: Solver, limit: float, good: Callable[[Run], bo
         if in_turn == IN_TURN or (factor < 1 and limit < math.inf):
             return
         try:
-            run = bench.run(_times(base, factor, LOOSEST * _size(bench.y0)))
+            run = bench.run(_times(base, factor, bench))
         except ValueError:  # the engine that was asked for lacks the method
             return
         if run.evaluations > limit:
@@ -353,12 +357,21 @@ def _cheaper(bench: _Bench, base: Solver, limit: float, good: Callable[[Run], bo
         yield run
 
 
+def _given_starts(bench: _Bench, report: Diagnosis) -> Iterator[Run]:
+    """The best run of each method, with a first step that is given if the method chose it."""
+    for method in dict.fromkeys(run.method for run in report.runs):
+        best = report.best_of(method)
+        if best is not None and best.solver.dt0 is None and best.evaluations <= 2 * report.best.evaluations:
+            yield bench.run(dataclasses.replace(best.solver, dt0=FIRST * bench.span))
+
+
 def _few_steps(bench: _Bench, solver: Solver) -> Iterator[Run]:
     """Two methods of fixed step size with one step and two."""
-    span = abs(float(bench.ts[-1]) - float(bench.ts[0]))
     for method, count in FIXED if solver.batch == "joint" else ():
         with contextlib.suppress(ValueError):
-            yield bench.run(Solver(method=method, dt0=span / count, engine=solver.engine, gradient=solver.gradient))
+            yield bench.run(
+                Solver(method=method, dt0=bench.span / count, engine=solver.engine, gradient=solver.gradient)
+            )
 
 
 def _two_steps(tableau: Tableau, solver: Solver) -> int:
@@ -393,14 +406,13 @@ def _rounding_share(bench: _Bench, solver: Solver, now: Run) -> float | None:
     return max(1 - found[0].stats.nfe / max(now.evaluations, 1), 0.0)
 
 
-def _without_kinks(bench: _Bench, solver: Solver) -> int | None:
-    """Evaluations with smooth activations and the same weights."""
-    with _Activations(replace=True):
-        try:
-            solution = bench.solve(solver)
-        except (RuntimeError, ValueError, TypeError):
-            return None
-    return solution.stats.nfe if len(solution.ys) == len(bench.ts) else None
+def _without_kinks(bench: _Bench, solver: Solver, probe: Solver) -> dict[str, Any]:
+    """Evaluations and the reproducibility of the gradient with smooth activations and the same weights."""
+    with contextlib.suppress(RuntimeError, ValueError, TypeError), _Activations(replace=True):
+        solution = bench.solve(solver)
+        if len(solution.ys) == len(bench.ts):
+            return {"without_kinks": solution.stats.nfe, "smoothness_without": bench.smoothness(probe)}
+    return {}
 
 
 def _samples(bench: _Bench, solver: Solver) -> dict[str, Any]:

@@ -173,8 +173,8 @@ def diagnosis(report: Diagnosis, *, axes: Axes | None = None) -> Axes:
             markersize=4,
             linewidth=1.4,
         )
-    for run, marker, label in ((report.now, "s", "now"), (report.best, "D", "recommended")):
-        if run in known:
+    for run, marker, label in ((report.now, "s", "now"), (report.chosen, "D", "recommended")):
+        if run.succeeded and run.error is not None:
             point = run.evaluations, max(run.error or 0.0, 1e-16)
             axes.plot(*point, marker, color="none", markeredgecolor="#D55E00", markeredgewidth=1.8, markersize=11)
             text = label if run.tolerance == 0 else f"{label}: {run.method} at {run.tolerance:.1g}"
