@@ -29,10 +29,10 @@ __all__ = ["diagnose"]
 
 Metric = Callable[[Solution], float]
 
-FINER = 1e4  # the given tolerance over that of the reference
+FINER = 1e3  # the given tolerance over that of the reference
 COARSER = (1e-8, 1e-6)  # tolerances of the reference if it does not succeed
 REFERENCE_METHOD = "vern7"
-REFERENCE_COST = 30  # steps of the reference, as a multiple of those of the given solver, before it gives up
+REFERENCE_COST = 10  # steps of the reference, as a multiple of those of the given solver, before it gives up
 LOOSEST = 0.1
 IN_TURN = 3  # good runs at neighbouring tolerances after which a method needs no tighter one
 TIGHTER = 2  # tolerances below the given one
