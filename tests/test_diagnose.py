@@ -193,6 +193,28 @@ def test_a_state_that_is_no_batch() -> None:
     assert regnde.diagnose(problems.spiral, problems.SPIRAL[0], [0.0, 1.0]).samples_why_not == ""
 
 
+def test_a_solver_that_steps_each_sample_alone() -> None:
+    rates = torch.tensor([[1.0], [1.0], [50.0]], dtype=torch.float64)
+
+    def field(t: Tensor, y: Tensor, samples: Tensor) -> Tensor:
+        return -rates[samples] * (y - torch.cos(t))
+
+    solver = dataclasses.replace(tight(1e-5), batch="per-sample")
+    report = regnde.diagnose(field, torch.ones(3, 1, dtype=torch.float64), [0.0, 1.0], solver)
+    assert report.samples is None
+    assert report.recommended.batch == "per-sample"
+    assert report.best.evaluations < report.now.evaluations
+
+
+def test_noise_in_the_field_is_a_failed_solve() -> None:
+    def noisy(t: Tensor, y: Tensor) -> Tensor:
+        return -y + 0.3 * torch.rand_like(y)
+
+    report = regnde.diagnose(noisy, torch.ones(4), [0.0, 1.0], dataclasses.replace(tight(), max_steps=100))
+    assert report.now.status == regnde.Status.MAX_STEPS
+    assert report.best is report.now
+
+
 def test_a_field_that_needs_a_graph() -> None:
     def hamiltonian(t: Tensor, y: Tensor) -> Tensor:
         y = y if y.requires_grad else y.detach().requires_grad_()
@@ -451,6 +473,8 @@ def test_what_is_refused() -> None:
         regnde.diagnose(problems.exp_decay, [1.0], [0.0, 1.0], methods=["rk4"])
     with pytest.raises(ValueError, match="needs a span of time"):
         regnde.diagnose(problems.exp_decay, [1.0], [0.0, 0.0])
+    with pytest.raises(ValueError, match="a state with entries"):
+        regnde.diagnose(problems.exp_decay, torch.ones(0, 2), [0.0, 1.0])
     with pytest.raises(ValueError, match="error_allowed=-1"):
         regnde.diagnose(problems.exp_decay, [1.0], [0.0, 1.0], error_allowed=-1)
     with pytest.raises(ValueError, match="shape"):  # the field's own mistake is not swallowed

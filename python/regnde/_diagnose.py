@@ -107,7 +107,7 @@ def diagnose(
 
     Raises:
         TypeError: for an SDE, and for arguments of the wrong type.
-        ValueError: for a span of length 0, or a method that is not adaptive in `methods`.
+        ValueError: for a span of length 0, an empty state, or a method that is not adaptive in `methods`.
 
     Example:
         >>> import regnde
@@ -122,6 +122,8 @@ def diagnose(
         )
     state = checked_state(y0).detach()
     times = checked_times(ts)[0].detach()
+    if state.numel() == 0:
+        raise ValueError(f"diagnose needs a state with entries, but y0 has the shape {tuple(state.shape)}.")
     if times[0] == times[-1]:
         raise ValueError(f"diagnose needs a span of time, but ts goes from {float(times[0]):g} to itself.")
     for name, value in (("error_allowed", error_allowed), ("metric_slack", metric_slack)):
@@ -358,10 +360,11 @@ def _cheaper(bench: _Bench, base: Solver, limit: float, good: Callable[[Run], bo
 
 
 def _given_starts(bench: _Bench, report: Diagnosis) -> Iterator[Run]:
-    """The best run of each method, with a first step that is given if the method chose it."""
+    """The best run of each method, with a long first step that is given."""
     for method in dict.fromkeys(run.method for run in report.runs):
         best = report.best_of(method)
-        if best is not None and best.solver.dt0 is None and best.evaluations <= 2 * report.best.evaluations:
+        longer = best is not None and (best.solver.dt0 or 0.0) < FIRST * bench.span
+        if best is not None and longer and best.evaluations <= 2 * report.best.evaluations:
             yield bench.run(dataclasses.replace(best.solver, dt0=FIRST * bench.span))
 
 
