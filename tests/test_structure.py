@@ -41,7 +41,9 @@ ALLOWED = {
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_solution"},
     "_cheapen": {"_budget", "_fit", "_penalty", "_solution"},
-    "plot": {"_solution"},
+    "_advice": {"_solution", "_solver", "plot"},
+    "_diagnose": BASE | {"_advice", "_penalty", "_solve"},
+    "plot": {"_advice", "_solution"},
 }
 
 

@@ -4,8 +4,10 @@ import importlib
 from types import ModuleType
 
 from regnde import nn
+from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
+from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
@@ -30,9 +32,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SDE",
+    "Advice",
     "Balance",
     "BrownianPath",
     "Cheapening",
+    "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
     "Increment",
@@ -60,6 +64,7 @@ __all__ = [
     "UnsupportedField",
     "anneal",
     "cheapen",
+    "diagnose",
     "fit",
     "nn",
     "odeint",

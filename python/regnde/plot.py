@@ -10,7 +10,9 @@ from regnde._solution import Solution
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "pareto", "progress", "steps"]
+    from regnde._advice import Diagnosis
+
+__all__ = ["COLOURS", "diagnosis", "pareto", "progress", "steps"]
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -139,6 +141,54 @@ def pareto(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.margins(x=0.15, y=0.1)
+    return axes
+
+
+def diagnosis(report: Diagnosis, *, axes: Axes | None = None) -> Axes:
+    """Evaluations against the true error, a line a method and a dot a tolerance; both scales are logarithmic.
+
+    Args:
+        report: from `regnde.diagnose`.
+        axes: where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if no reference solution was found, so that no error is known.
+    """
+    known = [run for run in report.runs if run.succeeded and run.error is not None]
+    if not known:
+        raise ValueError("plot.diagnosis draws true errors, but the report has none: no reference solution was found.")
+    axes = _axes(axes)
+    methods = list(dict.fromkeys(run.method for run in known))
+    for method, colour in zip(methods, _cycle(len(methods)), strict=True):
+        runs = sorted((run for run in known if run.method == method), key=lambda run: run.tolerance)
+        axes.plot(
+            [run.evaluations for run in runs],
+            [max(run.error or 0.0, 1e-16) for run in runs],
+            "o-",
+            color=colour,
+            label=method,
+            markersize=4,
+            linewidth=1.4,
+        )
+    for run, marker, label in ((report.now, "s", "now"), (report.chosen, "D", "recommended")):
+        if run.succeeded and run.error is not None:
+            point = run.evaluations, max(run.error or 0.0, 1e-16)
+            axes.plot(*point, marker, color="none", markeredgecolor=COLOURS[5], markeredgewidth=1.8, markersize=11)
+            size = f"{run.tolerance:.1g}" + (f", dt0={run.solver.dt0:g}" if run.solver.dt0 else "")
+            text = label if run.tolerance == 0 else f"{label}: {run.method} at {size}"
+            axes.annotate(text, point, (10, 8), textcoords="offset points", size=9)
+    if not report.has_metric:
+        axes.axhline(report.error_allowed, color="#999999", linewidth=1, linestyle="--", label="error allowed")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("evaluations of a solve")
+    axes.set_ylabel("true error, relative to the state")
+    axes.margins(x=0.2, y=0.1)
+    axes.legend(frameon=False)
     return axes
 
 
