@@ -29,7 +29,7 @@ def cheapest(line: Line, vanilla: Line, margin: float, *, given: bool = True) ->
         for entry in line["solved"]
         if (given or ":" not in entry["by"])
         and entry["loss"] <= vanilla["test_loss"] + margin
-        and abs(entry["loss"] - line["test_loss"]) <= margin
+        and (entry["by"] == "own" or abs(entry["loss"] - line["test_loss"]) <= margin)
     ]
     if line["test_loss"] > vanilla["test_loss"] + margin or not equal:
         return None
