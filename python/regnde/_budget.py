@@ -107,6 +107,8 @@ class Balance:
         self._seen += 1
         if due and task.requires_grad:
             self._level = level
+            if any(i >= len(parameters) or m[0].shape != parameters[i].shape for i, m in self._means.items()):
+                self._means = {}  # others are trained now
             slopes = [_slopes(loss, parameters) for loss in (task, penalty)]
             shared = {i: (a, b) for i, (a, b) in enumerate(zip(*slopes, strict=True)) if not (a is None or b is None)}
             if not shared:
@@ -120,7 +122,7 @@ class Balance:
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
-        return _shared(self.value) if self.distributed else self.value
+        return averaged(self.value) if self.distributed else self.value
 
     def _warn(self, penalty: Tensor, count: int) -> None:
         """Says once why the weight stays 0."""
@@ -237,11 +239,13 @@ class LossBudget:
         """
         self._balance.update(task, penalty, parameters)
         loss = float(task.detach())
+        if self.distributed:
+            loss = averaged(loss)  # in every process, so that they stay in step: one that is not finite is so in all
         if math.isfinite(loss):
-            self._smooth(_shared(loss) if self.distributed else loss)
+            self._smooth(loss)
             if self._seen > SETTLED:
                 self._follow()
-        return _shared(self.value) if self.distributed else self.value
+        return averaged(self.value) if self.distributed else self.value
 
     def _smooth(self, loss: float) -> None:
         """Takes a loss into the means; the first ones are plain means."""
@@ -281,7 +285,7 @@ class LossBudget:
         self._balance.load_state_dict(state["balance"])
 
 
-def _shared(value: float) -> float:
+def averaged(value: float) -> float:
     """The mean over the processes of torch.distributed's default group."""
     total = torch.tensor(value, dtype=torch.float64)
     if torch.distributed.get_backend() == "nccl":
