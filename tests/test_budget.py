@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -272,6 +275,66 @@ def test_balance_measures_at_once_where_the_penalty_has_grown() -> None:
     assert balance.update(8 * p, 2 * p, [p]) == pytest.approx(4.0)
 
 
+def test_a_budget_sees_all_batches_that_are_accumulated() -> None:
+    """One batch of four has a loss of 0.1, the others 10: the budget must not take the first for all."""
+    p = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+    budget = LossBudget(5.0)
+
+    def compute(loss: float) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(lambda t, y: -p * y, torch.ones(1, dtype=torch.float64), [0.0, 1.0], record="all")
+        return loss + 0 * solution.y1.sum(), solution
+
+    sgd = torch.optim.SGD([p], 1e-9)
+    run = fit(compute, [0.1, 10.0, 10.0, 10.0] * 40, sgd, penalty=ErrorPenalty(), weight=budget, accumulate=4)
+    assert [progress.task for progress in run] == pytest.approx([7.525] * 40)
+    assert budget.loss == pytest.approx(7.525, rel=0.2)
+    assert not budget.within
+
+
+def test_balance_begins_anew_where_other_parameters_are_trained() -> None:
+    """A layer is frozen: means of its gradient must not be taken for those of the layer that follows it."""
+    first, second = (torch.ones((2, 2)[:n], dtype=torch.float64, requires_grad=True) for n in (2, 1))
+    balance = Balance(1.0, every=1, smoothing=0.9)
+    balance.update(100 * first.sum() + second.sum(), first.sum() + second.sum(), [first, second])
+    assert balance.update(3 * second.sum(), second.sum(), [second]) < 3.1
+
+
+def _in_a_process(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    budget = LossBudget(1.0, distributed=True)
+    for i in range(4):  # one loss of one process is not finite: nothing is averaged with what it does not belong to
+        loss = math.nan if (i, rank) == (1, 1) else 2.0 + 2 * rank
+        weight = budget.update(loss + (p - 1) * (1 + rank), 2 * p, [p])
+    assert budget.loss == pytest.approx(3.0)
+    assert weight == pytest.approx(0.1 * 1.5 / 2)
+    balance = Balance(1.0, distributed=True)
+    assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == pytest.approx((4 + 8) / 2)
+
+    trained = Trained()
+    torch.manual_seed(rank)
+    data = [torch.randn(16, 3, dtype=torch.float64) for _ in range(2)]
+    alone = regnde.cheapen(trained.compute, data, trained.adam).before
+    run = regnde.cheapen(trained.compute, data, trained.adam, distributed=True)
+    both: list[object] = [None, None]
+    torch.distributed.all_gather_object(both, (alone, run.before))
+    (a, together), (b, also) = both  # type: ignore[misc]
+    assert together == also
+    assert a.loss != b.loss
+    assert together.loss == pytest.approx((a.loss + b.loss) / 2)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_follow_one_loss() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_in_a_process, (port,), nprocs=2)
+
+
 # --- cheapen ----------------------------------------------------------------------------------------------
 
 
@@ -321,9 +384,59 @@ def test_cheapen_leaves_the_best_state_where_it_is_left_early_or_finds_none() ->
     for progress in run:
         if progress.iteration == 5:
             break
-    iter(run).close()  # type: ignore[attr-defined]  # a generator
     assert run.best == run.before
     assert all(torch.equal(p, old) for p, old in zip(trained.field.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("where", ["loop", "compute"])
+def test_cheapen_leaves_the_best_state_after_an_exception(where: str) -> None:
+    trained, calls = Trained(), itertools.count()
+    before = [p.detach().clone() for p in trained.field.parameters()]
+
+    def compute(x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        if where == "compute" and next(calls) == 10:  # four measured, six trained
+            raise KeyError(where)
+        return trained.compute(x)
+
+    run = regnde.cheapen(compute, trained.data, trained.adam)
+    with contextlib.suppress(KeyError):
+        for progress in run:
+            if where == "loop" and progress.iteration == 5:
+                raise KeyError(where)
+    assert progress.iteration == 5
+    assert all(torch.equal(p, old) for p, old in zip(trained.field.parameters(), before, strict=True))
+    assert trained.adam.param_groups[0]["lr"] == 1e-2
+
+
+def test_cheapen_that_saves_nothing_leaves_the_buffers_of_the_model() -> None:
+    """Measuring in training mode must not count as training for batch norm."""
+    trained = Trained()
+    model = torch.nn.ModuleList([trained.field, torch.nn.BatchNorm1d(3).double()])
+
+    def compute(x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        loss, solution = trained.compute(x)
+        return loss + model[1](solution.y1).mean(), solution
+
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    assert len(list(regnde.cheapen(compute, trained.data, trained.adam, budget=0, model=model, iterations=2))) == 2
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_cheapen_takes_a_field_that_differentiates() -> None:
+    """The gradient of a learnt energy: it can not be evaluated under `no_grad`."""
+    torch.manual_seed(0)
+    energy = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+    def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        y = y if y.requires_grad else y.detach().requires_grad_()
+        return torch.autograd.grad(energy(y).sum(), y, create_graph=True)[0]
+
+    def compute(y0: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        return solution.y1.square().mean(), solution
+
+    adam = torch.optim.Adam(energy.parameters(), 1e-3)
+    assert len(list(regnde.cheapen(compute, [torch.ones(3, 2)], adam, iterations=2))) == 2
 
 
 def test_cheapen_draws_noise_alike_in_all_measurements_and_leaves_the_generator() -> None:
@@ -362,3 +475,10 @@ def test_cheapen_prefers_a_state_within_a_given_bound_to_a_cheaper_one_above_it(
     assert trained.measured() == pytest.approx((run.best.loss, run.best.nfe))
     with pytest.raises(ValueError, match="allowed is nan"):
         regnde.cheapen(trained.compute, trained.data, trained.adam, allowed=math.nan)
+
+
+def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        losses = [1.0 + 0.2 * float(torch.randn((), generator=generator)) for _ in range(600)]
+        assert max(follow(LossBudget(None), losses)) > 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import warnings
@@ -495,3 +496,50 @@ def test_the_report_prints_and_draws() -> None:
     matplotlib.pyplot.close(axes.figure)
     with pytest.raises(ValueError, match="no reference"):
         regnde.plot.diagnosis(report(run("tsit5", 1e-6, 81, None)))
+
+
+# --- what a newcomer gave it ---------------------------------------------------------------------
+
+
+def test_the_reference_is_finer_than_a_tight_solve_with_a_given_first_step() -> None:
+    found = [
+        regnde.diagnose(problems.exp_decay, [1.0], [0.0, 1.0], dataclasses.replace(tight(1e-10), dt0=dt0)).reference
+        for dt0 in (None, 0.1)
+    ]
+    assert [run.tolerance for run in found if run is not None] == [1e-12, 1e-12]
+
+
+def test_a_last_step_is_left_alone_and_no_run_depends_on_those_before() -> None:
+    last = regnde.LastStep()
+    solver = dataclasses.replace(tight(), dt0=last)
+    reports = [regnde.diagnose(perceptron(nn.Tanh), states(), [0.0, 1.0], solver) for _ in range(2)]
+    assert last.size is None
+    assert [r.evaluations for r in reports[0].runs] == [r.evaluations for r in reports[1].runs]
+    assert reports[0].smoothness is not None
+    assert reports[0].smoothness.change < 1e-2
+    for _ in range(2):  # what a solve costs once the step is known
+        solution = regnde.solve(perceptron(nn.Tanh), states(), [0.0, 1.0], solver)
+    assert reports[0].now.evaluations == solution.stats.nfe
+
+
+def test_the_metrics_modules_run_in_evaluation_mode() -> None:
+    """Dropout would make noise of the metric, and batch norm would learn from the states of loose solves."""
+    readout = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).double()
+    before = {name: x.clone() for name, x in readout.state_dict().items()}
+    report = regnde.diagnose(
+        perceptron(nn.Tanh), states(), [0.0, 1.0], tight(), metric=lambda sol: readout(sol.y1).square().mean()
+    )
+    assert report.reference is not None
+    assert report.now.metric == pytest.approx(report.reference.metric)
+    assert all(torch.equal(x, before[name]) for name, x in readout.state_dict().items())
+    assert all(module.training for module in readout.modules())
+
+
+def test_modules_in_a_partial_are_found() -> None:
+    def field(network: nn.Module, t: Tensor, y: Tensor) -> Tensor:
+        return network(t, y)
+
+    network = perceptron(nn.ReLU)
+    report = regnde.diagnose(functools.partial(field, network), states(), [0.0, 1.0], methods=["tsit5"])
+    assert report.trainable
+    assert report.kinks == ("nn.ReLU (2)",)

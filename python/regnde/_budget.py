@@ -19,6 +19,7 @@ GROWN = 2.0  # a penalty that grew by this factor is measured at once
 FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
 TOLERANCE = 0.02  # of a loss, as a share of its size: the distance that counts as one, unless noise is larger
 STALLED = 0.5  # in that distance: a mean that falls by less is not learning
+LOWEST = 4.0  # standard errors of a mean: what the lowest of many lies below their mean, and as much above it
 SETTLED = 5  # iterations before which the means are not trusted
 RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
 LEAST, LARGEST = 0.02, 3.0  # share
@@ -107,6 +108,8 @@ class Balance:
         self._seen += 1
         if due and task.requires_grad:
             self._level = level
+            if any(i >= len(parameters) or m[0].shape != parameters[i].shape for i, m in self._means.items()):
+                self._means = {}  # others are trained now
             slopes = [_slopes(loss, parameters) for loss in (task, penalty)]
             shared = {i: (a, b) for i, (a, b) in enumerate(zip(*slopes, strict=True)) if not (a is None or b is None)}
             if not shared:
@@ -120,7 +123,7 @@ class Balance:
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
-        return _shared(self.value) if self.distributed else self.value
+        return averaged(self.value) if self.distributed else self.value
 
     def _warn(self, penalty: Tensor, count: int) -> None:
         """Says once why the weight stays 0."""
@@ -217,7 +220,8 @@ class LossBudget:
         """The loss that is allowed now; infinite where none is known yet."""
         if self.allowed is not None:
             return self.allowed
-        return self._lowest + TOLERANCE * abs(self._lowest)
+        noise = math.sqrt(self._variance * SLOW / (2 - SLOW))  # of the slow mean, whose lowest value is below the mean
+        return self._lowest + max(TOLERANCE * abs(self._lowest), LOWEST * noise)
 
     @property
     def within(self) -> bool:
@@ -237,11 +241,13 @@ class LossBudget:
         """
         self._balance.update(task, penalty, parameters)
         loss = float(task.detach())
+        if self.distributed:
+            loss = averaged(loss)  # in every process, so that they stay in step: one that is not finite is so in all
         if math.isfinite(loss):
-            self._smooth(_shared(loss) if self.distributed else loss)
+            self._smooth(loss)
             if self._seen > SETTLED:
                 self._follow()
-        return _shared(self.value) if self.distributed else self.value
+        return averaged(self.value) if self.distributed else self.value
 
     def _smooth(self, loss: float) -> None:
         """Takes a loss into the means; the first ones are plain means."""
@@ -253,7 +259,8 @@ class LossBudget:
         if not first:  # half the squared difference of neighbours: no trend counts as noise
             self._variance += spread * (0.5 * (loss - self._last) ** 2 - self._variance)
         self._last = loss
-        self._lowest = min(self._lowest, self._slow)
+        if self._seen >= 1 / SLOW:
+            self._lowest = min(self._lowest, self._slow)
 
     def _follow(self) -> None:
         """Moves the share."""
@@ -281,7 +288,7 @@ class LossBudget:
         self._balance.load_state_dict(state["balance"])
 
 
-def _shared(value: float) -> float:
+def averaged(value: float) -> float:
     """The mean over the processes of torch.distributed's default group."""
     total = torch.tensor(value, dtype=torch.float64)
     if torch.distributed.get_backend() == "nccl":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regnde._budget import LossBudget
-from regnde._fit import Computed, Progress, fit
+from regnde._budget import LossBudget, averaged
+from regnde._fit import Computed, Progress, fit, unpacked
 from regnde._penalty import ErrorPenalty, Penalty
 from regnde._solution import Solution
 
@@ -55,7 +56,7 @@ class Cheapening(Generic[Batch]):
     _steps: Iterator[Progress]
 
     def __iter__(self) -> Iterator[Progress]:
-        return self._steps
+        yield from self._steps  # a loop that ends early closes this generator, and with it the run
 
     def __repr__(self) -> str:
         share = self.best.nfe / self.before.nfe if self.before.nfe else 1.0
@@ -78,6 +79,7 @@ def cheapen(
     patience: int = 5,
     iterations: int = 1000,
     model: nn.Module | None = None,
+    distributed: bool = False,
 ) -> Cheapening[Batch]:
     """Trains a finished model on until its solves are as cheap as a budget of its loss allows.
 
@@ -85,7 +87,8 @@ def cheapen(
     with a `LossBudget`. Every so often the model is measured again, and the cheapest state within the bound is kept.
     Where nothing was saved for a while the training goes on from that state with a third of the learning rate; after
     the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state within the bound,
-    or what they held at the start. Leaving the iteration early leaves that state too.
+    or what they held at the start. Leaving the iteration early leaves that state too. The optimiser's own state is
+    cleared.
 
     Args:
         compute: maps a batch to its task loss and the solution it came from, with `record="all"`, as `fit` takes it.
@@ -103,6 +106,8 @@ def cheapen(
         iterations: at most so many.
         model: the module whose buffers (batch norm's statistics) belong to the state that is kept. Without one
             only the optimiser's parameters are.
+        distributed: average what is measured over the processes of `torch.distributed`'s default group, so that all
+            keep the same state. Without it each process decides for itself.
 
     Returns:
         An iterable of `Progress`, one for each iteration, that knows what was saved.
@@ -134,27 +139,32 @@ def cheapen(
     samples = list(itertools.islice(batches, 50)) if measure is None else list(measure)
     if not samples:
         raise ValueError("cheapen: there are no batches.")
-    before = _measured(compute, samples)
+    state = _State(optimizer, model)
+
+    def measured() -> Measured:
+        with state.buffers_left():
+            return _measured(compute, samples, distributed)
+
+    before = measured()
     if not math.isfinite(before.loss if allowed is None else allowed):
         raise ValueError(f"cheapen: the loss is {before.loss} before anything was trained, allowed is {allowed}.")
     bound = before.loss + budget * abs(before.loss) if allowed is None else allowed
     run: Cheapening[Batch] = Cheapening(before, before, bound, iter(()))
     stage = ErrorPenalty("mean") if penalty is None else penalty
-    state = _State(optimizer, model)
     endless = _again_and_again(batches)
 
     def steps() -> Iterator[Progress]:
         done = 0
         try:
             for shrinking in range(STAGES):
-                weight = LossBudget(bound)
+                weight = LossBudget(bound, distributed=distributed)
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
                     for progress in fit(compute, part, optimizer, penalty=stage, weight=weight, start=done):
                         done = progress.iteration + 1
                         yield progress
-                    found = _measured(compute, samples)
+                    found = measured()
                     waited += 1
                     cheaper = found.nfe < run.best.nfe * (1 - MIN_GAIN)
                     if found.loss <= bound and (cheaper or not run.best.loss <= bound):
@@ -166,6 +176,7 @@ def cheapen(
         finally:
             state.restore()
             state.full_speed()
+            optimizer.state.clear()  # its means belong to other parameters
 
     run._steps = steps()
     return run
@@ -182,19 +193,30 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise ValueError("cheapen: the batches are used up: give a list or a DataLoader, not an iterator.")
 
 
-@torch.no_grad()
-def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch]) -> Measured:
+def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], distributed: bool) -> Measured:
     """The means over the batches, with the same random numbers at every call."""
     losses, evaluations = [], []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
-            computed = compute(batch)
-            if not (isinstance(computed, tuple) and isinstance(computed[1], Solution)):
+            task, solution = unpacked(_computed(compute, batch))
+            if not isinstance(solution, Solution):
                 raise TypeError("cheapen: compute must return (loss, solution): its evaluations are what is lowered.")
-            losses.append(float(computed[0]))
-            evaluations.append(computed[1].stats.nfe)
-    return Measured(sum(losses) / len(losses), sum(evaluations) / len(evaluations))
+            losses.append(float(task.detach()))
+            evaluations.append(solution.stats.nfe)
+    loss, nfe = sum(losses) / len(losses), sum(evaluations) / len(evaluations)
+    return Measured(averaged(loss), averaged(nfe)) if distributed else Measured(loss, nfe)
+
+
+def _computed(compute: Callable[[Batch], Computed], batch: Batch) -> Computed:
+    """What `compute` returns without a graph, or with one if its field differentiates something itself."""
+    try:
+        with torch.no_grad():
+            return compute(batch)
+    except RuntimeError as problem:
+        if "does not require grad" not in str(problem):
+            raise
+    return compute(batch)
 
 
 class _State:
@@ -205,6 +227,7 @@ class _State:
         self.tensors: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         if model is not None:
             self.tensors += [*model.parameters(), *model.buffers()]
+        self.buffers: list[Tensor] = [] if model is None else list(model.buffers())
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.keep()
 
@@ -217,6 +240,17 @@ class _State:
         """Goes back to the copy."""
         for x, old in zip(self.tensors, self.kept, strict=True):
             x.copy_(old)
+
+    @contextlib.contextmanager
+    def buffers_left(self) -> Iterator[None]:
+        """Puts the buffers back: measuring is no training."""
+        before = [x.detach().clone() for x in self.buffers]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for x, old in zip(self.buffers, before, strict=True):
+                    x.copy_(old)
 
     def slow_down(self) -> None:
         """Lowers the learning rates, and forgets the optimiser's means: they belong to other parameters."""

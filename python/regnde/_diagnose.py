@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import math
 import warnings
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from regnde._advice import Diagnosis, Run, Samples, Smoothness, observed_order
 from regnde._equation import SDE, Equation, JuliaField
+from regnde._last_step import LastStep
 from regnde._penalty import ErrorPenalty
 from regnde._solution import Solution
 from regnde._solve import checked_state, checked_times, solve
@@ -86,8 +88,8 @@ def diagnose(
 
     It solves the problem about 30 times: with the given method at tighter and looser tolerances, with the other
     adaptive methods, and once very accurately. A run counts as good if its metric is that of the given solver, or
-    without a metric if its true error is at most `error_allowed`. The field is called in evaluation mode and without
-    a graph; its modes, parameters, gradients and torch's random numbers are left as they were.
+    without a metric if its true error is at most `error_allowed`. The modules of field and metric run in evaluation
+    mode, without a graph; modes, parameters, gradients and torch's random numbers are left as they were.
 
     Args:
         f: function of a 0-dim time tensor and a state, or a `JuliaField`; best a module, or a function that refers to
@@ -134,7 +136,7 @@ def diagnose(
         if name not in adaptive:
             raise ValueError(f"methods: {name!r} is not one of the adaptive methods {', '.join(adaptive)}.")
     modules = _modules(f)
-    with _undisturbed(modules, state):
+    with _undisturbed((*modules, *_modules(metric)), state):
         bench = _Bench(f, state, times, metric, modules)
         return _diagnosis(bench, solver or Solver(), tuple(methods or adaptive), error_allowed, metric_slack)
 
@@ -158,10 +160,20 @@ class _Bench:
     def solve(self, solver: Solver, y0: Tensor | None = None, *, record: bool = False, throw: bool = False) -> Solution:
         """A solve without a graph, unless the field needs one."""
         self.solves += 1
+        solver = self._settled(solver, self.y0 if y0 is None else y0)
         with torch.set_grad_enabled(self.needs_graph):
             return solve(
                 self.f, self.y0 if y0 is None else y0, self.ts, solver, record="all" if record else "none", throw=throw
             )
+
+    def _settled(self, solver: Solver, y0: Tensor) -> Solver:
+        """With a `LastStep`: one like it that has seen this solve, so that no run depends on those before it."""
+        if not isinstance(solver.dt0, LastStep):
+            return solver
+        solver = dataclasses.replace(solver, dt0=LastStep(solver.dt0.size))
+        with torch.set_grad_enabled(self.needs_graph):
+            solve(self.f, y0, self.ts, solver, throw=False)
+        return solver
 
     def run(self, solver: Solver, solution: Solution | None = None) -> Run:
         """One row of the table."""
@@ -201,7 +213,8 @@ class _Bench:
         try:
             with torch.enable_grad():
                 start = y0 if self.parameters else y0.clone().requires_grad_()
-                solution = solve(self.f, start, self.ts, solver, record="all")
+                settled = self._settled(solver, start.detach())
+                solution = solve(self.f, start, self.ts, settled, record="all")
                 penalty = ErrorPenalty("mean")(solution)
                 slopes = torch.autograd.grad(penalty, self.parameters or [start], allow_unused=True)
         except (RuntimeError, ValueError, TypeError):
@@ -307,7 +320,7 @@ def _reference(bench: _Bench, solver: Solver, steps: int) -> Run | None:
     limit = REFERENCE_COST * steps + 1000
     unknown = isinstance(solver.method, str) and solver.method not in TABLEAUX
     size = min(_size(bench.y0), 1.0)
-    given = (solver.rtol or solver.atol or 1.0) if solver.dt0 is None else 1.0
+    given = solver.rtol or solver.atol or 1.0
     tries = [
         Solver(
             method=solver.method if unknown else REFERENCE_METHOD,
@@ -515,6 +528,9 @@ def _modules(f: Any) -> tuple[nn.Module, ...]:
     if isinstance(f, nn.Module):
         return (f,)
     f = inspect.unwrap(f) if callable(f) else f
+    if isinstance(f, functools.partial):
+        parts = (*_modules(f.func), *(x for x in (*f.args, *f.keywords.values()) if isinstance(x, nn.Module)))
+        return tuple({id(module): module for module in parts}.values())
     found = [getattr(f, "__self__", None), *getattr(f, "__dict__", {}).values()]
     with contextlib.suppress(TypeError, ValueError):  # not a Python function
         names = inspect.getclosurevars(f)

@@ -22,6 +22,8 @@ from regnde._solution import Solution
 
 __all__ = ["Progress", "anneal", "fit"]
 
+GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, and so do those of every tenth
+
 Batch = TypeVar("Batch")
 Weight = Callable[[int], float]
 Computed = tuple[Tensor, Solution | None] | Tensor
@@ -115,6 +117,9 @@ def fit(
     groups = iter(lambda: tuple(itertools.islice(remaining, accumulate)), ())
     for iteration, group in enumerate(groups, start):
         began = time.perf_counter()
+        if isinstance(weight, MeasuredWeight):  # it sees the first batch alone: let each of them be that in turn
+            first = int(iteration * GOLDEN % 1 * len(group))
+            group = (*group[first:], *group[:first])
         step = _Iteration(iteration, group, compute, optimizer, penalty, weight, clip, scaler)
         updated = step.with_closure() if closure else step.update()
         loss, task, value, nfe = (sum(column) / len(group) for column in zip(*step.measured, strict=True))
@@ -204,7 +209,7 @@ class _Iteration(Generic[Batch]):
 
     def _backward(self, batch: Batch) -> tuple[float, float, float, int]:
         """Adds the gradient of one batch; returns its loss, task loss, penalty and evaluations."""
-        task, solution = _unpacked(self.compute(batch))
+        task, solution = unpacked(self.compute(batch))
         loss, value = task, 0.0
         if self.penalty is not None:
             if solution is None:
@@ -251,7 +256,7 @@ class _Iteration(Generic[Batch]):
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
 
 
-def _unpacked(computed: Computed) -> tuple[Tensor, Solution | None]:
+def unpacked(computed: Computed) -> tuple[Tensor, Solution | None]:
     """The task's loss, 0-dim, and the solution, of what `compute` returned."""
     task, solution = computed if isinstance(computed, tuple) and len(computed) == 2 else (computed, None)
     if not isinstance(task, Tensor) or task.is_complex():
