@@ -38,6 +38,8 @@ REFERENCE_COST = 10  # steps of the reference, as a multiple of those of the giv
 LOOSEST = 0.1
 IN_TURN = 3  # good runs at neighbouring tolerances after which a method needs no tighter one
 TIGHTER = 2  # tolerances below the given one
+MANY = 3000  # trial steps of a solve that is not repeated at each tolerance without hope of a saving
+LEFT = 0.9  # share of the evaluations: a looser tolerance that leaves more saves nothing
 PERTURBATION = 1e-6  # relative change of y0
 FIRST = 0.5  # first step, as a share of the span: what is too large is rejected
 FIXED = (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2))  # methods and their numbers of steps
@@ -268,11 +270,15 @@ def _diagnosis(
     base = dataclasses.replace(solver, method="tsit5", rtol=1e-6, atol=1e-6, dt0=None) if fixed else solver
 
     runs = [now]
-    if not fixed:
+    hopeless = reference is None and not now.succeeded
+    if not fixed and not hopeless:
         smallest = max(10 * torch.finfo(bench.y0.dtype).eps, 1e-13)
         for factor in _factors(base, bench):
             changed = _times(base, factor, bench)
-            if factor != 1 and (factor > 1 or (changed.rtol or changed.atol or 0.0) >= smallest):
+            if factor > 10 and steps > MANY and runs[-1].evaluations > LEFT * now.evaluations:
+                break  # stability sets the steps, at looser tolerances too
+            finer = steps <= MANY and (changed.rtol or changed.atol or 0.0) >= smallest
+            if factor > 1 or (factor < 1 and finer):
                 runs.append(bench.run(changed))
     tables = {name: TABLEAUX[name] for name in methods} | ({} if tableau is None else {now.method: tableau})
     report = Diagnosis(
@@ -289,7 +295,7 @@ def _diagnosis(
     )
 
     limit = now.evaluations if report.good(now) else (report.best.evaluations if report.good(report.best) else math.inf)
-    for method in methods:
+    for method in () if hopeless else methods:
         if method != now.method and report.floors[method] <= limit:
             runs += _cheaper(bench, dataclasses.replace(base, method=method), limit, report.good)
     report = dataclasses.replace(report, runs=tuple(runs))
@@ -317,7 +323,7 @@ def _diagnosis(
 
 def _reference(bench: _Bench, solver: Solver, steps: int) -> Run | None:
     """A solve at the tightest tolerance that succeeds, in float64 if the field can be converted."""
-    limit = REFERENCE_COST * steps + 1000
+    limit = REFERENCE_COST * min(steps, MANY) + steps + 1000
     unknown = isinstance(solver.method, str) and solver.method not in TABLEAUX
     size = min(_size(bench.y0), 1.0)
     given = solver.rtol or solver.atol or 1.0
