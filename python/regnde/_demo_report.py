@@ -46,6 +46,7 @@ class Row:
         train_seconds: processor time of the training.
         prediction: with the solver that this row predicts with.
         cheapest: with the solver that `diagnose` recommends for this model.
+        fixed: with the fewest steps of fixed size whose loss is as good; None if none of those tried is.
     """
 
     method: str
@@ -55,6 +56,7 @@ class Row:
     train_seconds: float
     prediction: Prediction
     cheapest: Prediction
+    fixed: Prediction | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers and names; the solver and the tolerance are those of the prediction."""
@@ -77,6 +79,8 @@ class Row:
             "cheapest_loss": c.loss,
             "cheapest_solver": repr(c.solver),
             "cheapest_tolerance": c.solver.rtol,
+            "fixed_nfe": None if self.fixed is None else self.fixed.nfe,
+            "fixed_solver": None if self.fixed is None else repr(self.fixed.solver),
         }
 
 
@@ -94,10 +98,13 @@ class Mean:
     loss: float
     cheapest_solver: str
     cheapest_nfe: float
+    fixed: str
 
 
 def short(solver: Solver) -> str:
     """Method, tolerance and first step, such as "bs3 0.1, first step 0.5"."""
+    if solver.rtol is None:
+        return f"{solver.method}, steps of {solver.dt0:g}"
     text = f"{solver.method} {solver.rtol:g}"
     return text if solver.dt0 is None else f"{text}, first step {solver.dt0:g}"
 
@@ -119,7 +126,16 @@ def _mean(rows: Sequence[Row]) -> Mean:
         loss=statistics.mean(row.prediction.loss for row in rows),
         cheapest_solver=_named(row.cheapest.solver for row in rows),
         cheapest_nfe=statistics.mean(row.cheapest.nfe for row in rows),
+        fixed=_fixed([row.fixed for row in rows]),
     )
+
+
+def _fixed(found: Sequence[Prediction | None]) -> str:
+    """Evaluations with fixed steps and how, or "-" if a seed has none that are as good."""
+    good = [p for p in found if p is not None]
+    if len(good) < len(found):
+        return "-"
+    return f"{statistics.mean(p.nfe for p in good):.0f} ({_named(p.solver for p in good)})"
 
 
 def _named(solvers: Iterable[Solver]) -> str:
@@ -140,8 +156,9 @@ HEAD = (
     "NFE to free: training, prediction",
     "cheapest prediction NFE",
     "with",
+    "with fixed steps",
 )
-TEXT = ("row", "trained with", "predicts with", "with")  # columns on the left
+TEXT = ("row", "trained with", "predicts with", "with", "with fixed steps")  # columns on the left
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -166,6 +183,7 @@ def table(rows: Sequence[Row]) -> str:
             *ratios,
             f"{m.cheapest_nfe:.0f}",
             m.cheapest_solver,
+            m.fixed,
         )
         lines.append(_line(cells))
     return "\n".join(lines)
