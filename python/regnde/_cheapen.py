@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,6 +25,7 @@ Batch = TypeVar("Batch")
 MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
+FEWEST = 2  # steps that an adaptive solve makes at least: one, and the rest of the span
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def cheapen(
     the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state: never one
     above the bound. Leaving the iteration early leaves that state too.
 
+    Only a change in the number of steps is seen. Where the solves make two steps there is next to nothing to save,
+    and a warning says so.
+
     Args:
         compute: maps a batch to its task loss and the solution it came from, with `record="all"`, as `fit` takes it.
         batches: what to train on; gone through again and again, so not a generator that ends.
@@ -130,9 +135,16 @@ def cheapen(
     samples = list(itertools.islice(batches, 50)) if measure is None else list(measure)
     if not samples:
         raise ValueError("cheapen: there are no batches.")
-    before = _measured(compute, samples)
+    before, steps_before = _measured(compute, samples)
     if not math.isfinite(before.loss):
         raise ValueError(f"cheapen: the model's loss is {before.loss} before anything was trained.")
+    if steps_before <= FEWEST:
+        warnings.warn(
+            f"cheapen: the solves make {steps_before} steps, so that this solver has next to nothing to save. Give one "
+            "that makes more: without a first step (dt0), with a tighter tolerance, or with a method of lower order. "
+            "After that, regnde.diagnose finds the solver to predict with.",
+            stacklevel=2,
+        )
     allowed = before.loss + budget * abs(before.loss)
     run: Cheapening[Batch] = Cheapening(before, before, allowed, iter(()))
     stage = ErrorPenalty("mean") if penalty is None else penalty
@@ -150,7 +162,7 @@ def cheapen(
                     for progress in fit(compute, part, optimizer, penalty=stage, weight=weight, start=done):
                         done = progress.iteration + 1
                         yield progress
-                    found = _measured(compute, samples)
+                    found, _ = _measured(compute, samples)
                     waited += 1
                     if found.loss <= allowed and found.nfe < run.best.nfe * (1 - MIN_GAIN):
                         run.best, waited = found, 0
@@ -178,9 +190,9 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch]) -> Measured:
-    """The means over the batches, with the same random numbers at every call."""
-    losses, evaluations = [], []
+def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch]) -> tuple[Measured, int]:
+    """The means over the batches and the most steps, with the same random numbers at every call."""
+    losses, evaluations, steps = [], [], []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
@@ -189,7 +201,8 @@ def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch]) ->
                 raise TypeError("cheapen: compute must return (loss, solution): its evaluations are what is lowered.")
             losses.append(float(computed[0]))
             evaluations.append(computed[1].stats.nfe)
-    return Measured(sum(losses) / len(losses), sum(evaluations) / len(evaluations))
+            steps.append(computed[1].stats.accepted + computed[1].stats.rejected)
+    return Measured(sum(losses) / len(losses), sum(evaluations) / len(evaluations)), max(steps)
 
 
 class _State:
