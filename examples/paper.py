@@ -215,16 +215,10 @@ def perform(names: list[str], arguments: argparse.Namespace) -> None:
 def perform_public(arguments: argparse.Namespace) -> None:
     """Trains the public models that are not done yet, each seed's vanilla one first; writes the tables."""
     results: Path = arguments.out / "results.jsonl"
-    methods = []
-    for method in arguments.methods:
-        if reason := public.why_left_out(method):
-            print(reason, flush=True)
-        else:
-            methods.append(method)
     places = [(client, seed) for seed in range(arguments.seeds) for client in arguments.clients]
     firsts = [public.first(client, seed, arguments.iterations, arguments.free) for client, seed in places]
     vanilla = _done_public(firsts, arguments, results)
-    rest = [run for line in vanilla for run in public.others(line, methods)]
+    rest = [run for line in vanilla for run in public.others(line, arguments.methods)]
     lines = vanilla + _done_public(rest, arguments, results)
     text = public_report.sections(lines)
     print(f"\n{text}\n", flush=True)

@@ -361,3 +361,15 @@ def test_cheapen_refuses() -> None:
         regnde.cheapen(lambda x: trained.compute(x)[0], trained.data, trained.adam)
     with pytest.raises(ValueError, match="used up"):
         list(regnde.cheapen(trained.compute, iter(trained.data), trained.adam, measure=trained.data, every=2))
+
+
+def test_cheapen_prefers_a_state_within_a_given_bound_to_a_cheaper_one_above_it() -> None:
+    trained = Trained()
+    loss, _ = trained.measured()
+    run = regnde.cheapen(trained.compute, trained.data, trained.adam, allowed=0.9 * loss, iterations=100)
+    assert run.allowed == 0.9 * loss
+    list(run)
+    assert run.best.loss <= 0.9 * loss
+    assert trained.measured() == pytest.approx((run.best.loss, run.best.nfe))
+    with pytest.raises(ValueError, match="allowed is nan"):
+        regnde.cheapen(trained.compute, trained.data, trained.adam, allowed=math.nan)

@@ -465,9 +465,7 @@ def test_a_public_client_is_deterministic_and_trains_all_it_has(name: str) -> No
 
 
 def test_public_models_beside_free_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row of one client, the budget's with a stand-in where this version has none."""
-    if not hasattr(regnde, "LossBudget"):
-        monkeypatch.setattr(regnde, "LossBudget", lambda allowed: regnde.Balance(allowed), raising=False)
+    """Every row of one client."""
     words = ["public", "--clients", "augmented-spheres", "--iterations", "2", "--out", str(tmp_path)]
     words += ["--free", "tsit5,bs3:0.5,nonesuch"]
     paper.main(words)

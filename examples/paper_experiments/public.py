@@ -7,6 +7,7 @@ loss and its recommended tolerance.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import statistics
@@ -26,16 +27,20 @@ from regnde import Solver
 CLIENTS: dict[str, Client] = {
     client.name: client for group in (public_series, public_points, public_cells) for client in group.CLIENTS
 }
-ROWS = ("vanilla", "loose", "fixed", "balance", "balance+loose", "budget", "budget+loose")
+ROWS = ("vanilla", "loose", "fixed", "balance", "budget", "budget+loose", "cheapen", "cheapen+loose", "cheapen+last")
 """`loose`: trained at the recommended tolerance. `fixed`: a weight set by hand. `balance`: `Balance(FRACTION)`.
-`budget`: `LossBudget` allowed vanilla's training loss and a share more."""
+`budget`: `LossBudget` allowed vanilla's training loss and a share more; the last model within it counts. `cheapen`:
+vanilla, and up to as many iterations again in which `cheapen` lowers its evaluations. `cheapen+last`: this at the
+loosest tolerance, with `bs3` and a `LastStep`. Its bound is the loss at the client's own tolerance and a share more."""
 
-FREE = ("tsit5", "bs3", "heun21", "tsit5:0.5", "bs3:0.5")
+FREE = ("tsit5", "bs3", "dp5", "heun", "tsit5:0.5", "bs3:0.5")
 """Free alternatives, each at all tolerances: a method, or method:share, whose first step is that share of the span.
 Those that this version of regnde has are taken."""
 
-FRACTION = 0.3
+FRACTION = regnde.Balance().fraction
 ALLOWED = 0.02  # of a loss, as a share of its size: what counts as equal
+MEASURED = 30  # batches on which `cheapen` measures a model
+SLOWER = 0.3  # its learning rate, as a share of the first training's
 SAME = 0.002  # likewise: what the loss may change by at the recommended tolerance
 LOOSEST = 0.1  # tolerance
 
@@ -109,17 +114,6 @@ def recommended(vanilla: Line) -> float:
     return factor
 
 
-def _budget() -> Any:
-    """The class `LossBudget`, or None in a version of regnde without it."""
-    return getattr(regnde, "LossBudget", None)
-
-
-def why_left_out(method: str) -> str:
-    """Why a row can not be trained by this version of regnde, or ""."""
-    missing = method.startswith("budget") and _budget() is None
-    return f"{method} is left out: this regnde has no LossBudget" if missing else ""
-
-
 def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: None) -> Line:
     """Trains one run and solves its model with every alternative; returns its line of the results.
 
@@ -131,23 +125,46 @@ def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: N
     solver = client.solver(run.factor)
     penalised = run.method not in ("vanilla", "loose")
     progress: list[regnde.Progress] = []
-    failed = None
+    failed, kept = None, None
     began = time.process_time()
+    weight = _weight(run)
+    cheapened = run.method.startswith("cheapen")
+    trained = client.solver() if cheapened else solver
+    if run.method.endswith("last"):
+        solver = Solver(method="bs3", rtol=LOOSEST, atol=LOOSEST, dt0=regnde.LastStep())
     try:
         for step in regnde.fit(
-            lambda batch: model.compute(batch, solver, "all" if penalised else "none"),
+            lambda batch: model.compute(batch, trained, "all" if penalised and not cheapened else "none"),
             model.batches(run.seed, run.iterations),
             optimizer,
-            penalty=regnde.ErrorPenalty("mean") if penalised else None,
-            weight=_weight(run),
+            penalty=regnde.ErrorPenalty("mean") if penalised and not cheapened else None,
+            weight=weight,
             scheduler=scheduler,
         ):
             progress.append(step)
             watch(step)
+            if isinstance(weight, regnde.LossBudget) and weight.within:
+                kept = copy.deepcopy(model.state_dict())
+        if kept is not None:
+            model.load_state_dict(kept)
+        if cheapened:
+            data = list(model.batches(run.seed, MEASURED))
+            for step in regnde.cheapen(
+                lambda batch: model.compute(batch, solver, "all"),
+                data,
+                torch.optim.Adam(model.parameters(), SLOWER * client.learning_rate),
+                allowed=_allowed(model, client.solver(), data),
+                iterations=run.iterations,
+                model=model,
+            ):
+                progress.append(step)
+                watch(step)
     except (FloatingPointError, regnde.SolveError) as error:
         failed = str(error).splitlines()[0]
     seconds = time.process_time() - began
     score = model.evaluate(solver)
+    if isinstance(solver.dt0, regnde.LastStep):
+        score = model.evaluate(solver)  # the first one began with a step of the training's batches
     last = progress[-max(1, run.iterations // 10) :]
     return run.described() | {
         "factor": run.factor,
@@ -160,8 +177,16 @@ def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: N
         "train_seconds": seconds,
         "weight": progress[-1].weight if progress else 0.0,
         "failed": failed,
-        "solved": solved(client, model, run.free),
+        "solved": [{"by": "own", "factor": run.factor} | score._asdict(), *solved(client, model, run.free)],
     }
+
+
+def _allowed(model: Model[Any], solver: Solver, batches: list[Any]) -> float:
+    """The mean loss at the client's tolerance and a share more."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        loss = statistics.mean(float(model.compute(batch, solver, "none")[0]) for batch in batches)
+    return loss + ALLOWED * abs(loss)
 
 
 def _weight(run: PublicRun) -> Any:
@@ -169,7 +194,7 @@ def _weight(run: PublicRun) -> Any:
     if run.method.startswith("balance"):
         return regnde.Balance(FRACTION)
     if run.method.startswith("budget"):
-        return _budget()(run.allowed)
+        return regnde.LossBudget(run.allowed)
     return CLIENTS[run.client].weight
 
 

@@ -73,6 +73,7 @@ def cheapen(
     optimizer: Optimizer,
     *,
     budget: float = 0.02,
+    allowed: float | None = None,
     penalty: Penalty | None = None,
     measure: Sequence[Batch] | None = None,
     every: int = 20,
@@ -85,8 +86,8 @@ def cheapen(
     The loss of the model as it stands is measured first; that loss plus the budget is the bound. Then `fit` runs
     with a `LossBudget`. Every so often the model is measured again, and the cheapest state within the bound is kept.
     Where nothing was saved for a while the training goes on from that state with a third of the learning rate; after
-    the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state: never one
-    above the bound. Leaving the iteration early leaves that state too.
+    the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state within the bound,
+    or what they held at the start. Leaving the iteration early leaves that state too.
 
     Only a change in the number of steps is seen. Where the solves make two steps there is next to nothing to save,
     and a warning says so.
@@ -96,6 +97,9 @@ def cheapen(
         batches: what to train on; gone through again and again, so not a generator that ends.
         optimizer: of the model's parameters. A learning rate of about a third of the training's first one serves.
         budget: what may be paid, as a share of the loss' size (0.02: 2 %).
+        allowed: the bound itself, in place of the measured loss plus the budget. For a model that is solved from
+            now on with another solver, at which its loss may be worse: a state within the bound is then preferred
+            to a cheaper one above it.
         penalty: what is lowered, by default `ErrorPenalty("mean")`.
         measure: batches on which loss and evaluations are measured, by default the first pass of `batches` (at
             most 50 of them). Randomness inside `compute` is drawn alike in all measurements.
@@ -136,17 +140,17 @@ def cheapen(
     if not samples:
         raise ValueError("cheapen: there are no batches.")
     before, steps_before = _measured(compute, samples)
-    if not math.isfinite(before.loss):
-        raise ValueError(f"cheapen: the model's loss is {before.loss} before anything was trained.")
-    if steps_before <= FEWEST:
+    if not math.isfinite(before.loss if allowed is None else allowed):
+        raise ValueError(f"cheapen: the loss is {before.loss} before anything was trained, allowed is {allowed}.")
+    if steps_before <= FEWEST and allowed is None:
         warnings.warn(
             f"cheapen: the solves make {steps_before} steps, so that this solver has next to nothing to save. Give one "
             "that makes more: without a first step (dt0), with a tighter tolerance, or with a method of lower order. "
             "After that, regnde.diagnose finds the solver to predict with.",
             stacklevel=2,
         )
-    allowed = before.loss + budget * abs(before.loss)
-    run: Cheapening[Batch] = Cheapening(before, before, allowed, iter(()))
+    bound = before.loss + budget * abs(before.loss) if allowed is None else allowed
+    run: Cheapening[Batch] = Cheapening(before, before, bound, iter(()))
     stage = ErrorPenalty("mean") if penalty is None else penalty
     state = _State(optimizer, model)
     endless = _again_and_again(batches)
@@ -155,7 +159,7 @@ def cheapen(
         done = 0
         try:
             for shrinking in range(STAGES):
-                weight = LossBudget(allowed)
+                weight = LossBudget(bound)
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
@@ -164,7 +168,8 @@ def cheapen(
                         yield progress
                     found, _ = _measured(compute, samples)
                     waited += 1
-                    if found.loss <= allowed and found.nfe < run.best.nfe * (1 - MIN_GAIN):
+                    cheaper = found.nfe < run.best.nfe * (1 - MIN_GAIN)
+                    if found.loss <= bound and (cheaper or not run.best.loss <= bound):
                         run.best, waited = found, 0
                         state.keep()
                 if shrinking + 1 < STAGES and done < iterations:

@@ -363,7 +363,8 @@ def _given_starts(bench: _Bench, report: Diagnosis) -> Iterator[Run]:
     """The best run of each method, with a long first step that is given."""
     for method in dict.fromkeys(run.method for run in report.runs):
         best = report.best_of(method)
-        longer = best is not None and (best.solver.dt0 or 0.0) < FIRST * bench.span
+        given = best.solver.dt0 if best is not None and isinstance(best.solver.dt0, float) else 0.0
+        longer = given < FIRST * bench.span
         if best is not None and longer and best.evaluations <= 2 * report.best.evaluations:
             yield bench.run(dataclasses.replace(best.solver, dt0=FIRST * bench.span))
 

@@ -78,7 +78,8 @@ class Checkpoint:
         part = self._part
         if part is None or not torch.is_grad_enabled():
             return function(*arguments)
-        counts, before = [field.calls for field in self.fields], self.surroundings.snapshot()
+        counts = [field.calls for field in self.fields]
+        before = self.surroundings.snapshot() if part.functions else part.before
         try:
             with saved_tensors_hooks(part.pack, part.unpack):
                 outputs = function(*arguments)
