@@ -415,6 +415,7 @@ def show(rows: Sequence[Row], seeds: int, images: int) -> None:
     print(
         f"\n== All rows, {seed} ==\n"
         "free and budget predict with the solver that diagnose recommends for them, the others with the usual one.\n"
+        "NFE to vanilla, to free: ratios in training and in prediction.\n"
         "Cheapest: each model with the solver that diagnose recommends for it, whose loss is within 2 % of that at "
         "the usual tolerance.\n"
         "Fixed steps (heun2 and rk4, one or two steps) are shown where their loss is within the same 2 %; they control "

@@ -102,11 +102,11 @@ class Mean:
 
 
 def short(solver: Solver) -> str:
-    """Method, tolerance and first step, such as "bs3 0.1, first step 0.5"."""
+    """Method, tolerance and first step, such as "bs3 0.1, dt0=0.5"."""
     if solver.rtol is None:
-        return f"{solver.method}, steps of {solver.dt0:g}"
+        return f"{solver.method}, dt0={solver.dt0:g}"
     text = f"{solver.method} {solver.rtol:g}"
-    return text if solver.dt0 is None else f"{text}, first step {solver.dt0:g}"
+    return text if solver.dt0 is None else f"{text}, dt0={solver.dt0:g}"
 
 
 def means(rows: Sequence[Row]) -> dict[str, Mean]:
@@ -145,20 +145,19 @@ def _named(solvers: Iterable[Solver]) -> str:
 HEAD = (
     "row",
     "trained with",
-    "training NFE",
-    "training s",
+    "NFE",
+    "s",
     "predicts with",
-    "prediction NFE",
-    "prediction ms",
+    "NFE",
+    "ms",
     "accuracy",
     "cross entropy",
-    "NFE to vanilla: training, prediction",
-    "NFE to free: training, prediction",
-    "cheapest prediction NFE",
-    "with",
-    "with fixed steps",
+    "NFE to vanilla",
+    "NFE to free",
+    "cheapest NFE",
+    "fixed steps",
 )
-TEXT = ("row", "trained with", "predicts with", "with", "with fixed steps")  # columns on the left
+TEXT = ("row", "trained with", "predicts with", "cheapest NFE", "fixed steps")  # columns on the left
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -181,8 +180,7 @@ def table(rows: Sequence[Row]) -> str:
             f"{m.accuracy:.1f} %",
             f"{m.loss:.3f}",
             *ratios,
-            f"{m.cheapest_nfe:.0f}",
-            m.cheapest_solver,
+            f"{m.cheapest_nfe:.0f} ({m.cheapest_solver})",
             m.fixed,
         )
         lines.append(_line(cells))
