@@ -344,7 +344,7 @@ def run(
             json_path.write_text(json.dumps([row.as_json() for row in rows], indent=1) + "\n")
             print(f"\nrows: {json_path}")
         if png_path is not None:
-            picture(rows, png_path)
+            picture(rows, len(data.test_y), png_path)
             print(f"picture: {png_path}")
     return rows, finished
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -207,10 +208,14 @@ def conclusion(rows: Sequence[Row], images: int) -> list[str]:
             f"{free.nfe:.0f} -> {penalised.nfe:.0f}; {_quality(free)} -> {_quality(penalised)}."
         )
     if plain is not None:
-        share = plain.accuracy / 100
-        deviation = 100 * (share * (1 - share) / images) ** 0.5
-        lines.append(f"The accuracy on {images:,} images has a standard deviation of {deviation:.1f} points.")
+        spread = deviation(plain.accuracy, images)
+        lines.append(f"The accuracy on {images:,} images has a standard deviation of {spread:.1f} points.")
     return lines
+
+
+def deviation(accuracy: float, images: int) -> float:
+    """Standard deviation of an accuracy, in points, that comes from the number of test images."""
+    return math.sqrt(accuracy * (100 - accuracy) / images)
 
 
 def _quality(m: Mean) -> str:
@@ -224,8 +229,8 @@ def picture_types() -> list[str]:
     return sorted(Figure().canvas.get_supported_filetypes())
 
 
-def picture(rows: Sequence[Row], path: Path) -> None:
-    """Bars of the evaluations in training and prediction, and the accuracy, a row of the picture for each method."""
+def picture(rows: Sequence[Row], images: int, path: Path) -> None:
+    """Bars of the evaluations in training and prediction, and the accuracy with its standard deviation."""
     from matplotlib.figure import Figure
 
     from regnde import plot
@@ -247,14 +252,15 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlabel("evaluations of a solve (NFE)")
     left.margins(x=0.1)
-    left.legend(frameon=False, loc="lower right" if names[-1] != PLAIN else "best")
+    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     for k, (name, m) in enumerate(found.items()):
         runs = [100 * row.prediction.accuracy for row in rows if row.method == name]
         right.plot(runs, [k] * len(runs), "o", color=plot.COLOURS[0], markersize=4, alpha=0.5)
-        right.plot(m.accuracy, k, "o", color=plot.COLOURS[0], markersize=8)
+        spread = deviation(m.accuracy, images)
+        right.errorbar(m.accuracy, k, xerr=spread, fmt="o", color=plot.COLOURS[0], markersize=8, capsize=3)
         right.annotate(f"{m.accuracy:.1f} %", (m.accuracy, k), (0, 9), textcoords="offset points", ha="center", size=9)
-    right.set_xlabel("test accuracy in %")
-    right.margins(x=0.25)
+    right.set_xlabel(f"test accuracy in %\nbars: standard deviation of {images:,} images")
+    right.margins(x=0.1)
     right.grid(axis="x", color="#dddddd")
     right.set_axisbelow(True)
     for axes in (left, right):
