@@ -344,7 +344,7 @@ def test_cheapen_warns_where_a_solve_has_next_to_nothing_to_save() -> None:
     trained = Trained()
 
     def two_steps(x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
-        solution = regnde.solve(trained.field, x, [0.0, 1.0], Solver(rtol=0.1, atol=0.1, dt0=0.5), record="all")
+        solution = regnde.solve(trained.field, x, [0.0, 0.1], Solver(rtol=0.1, atol=0.1, dt0=0.05), record="all")
         return solution.y1.square().mean(), solution
 
     with pytest.warns(UserWarning, match="the solves make 2 steps"):
