@@ -22,7 +22,7 @@ $(VENV)/.docs: $(VENV)/.test
 
 venv: $(VENV)/.test
 
-# Trains vanilla against regularised on 5,000 MNIST images, prints the table, writes demo.png.
+# Makes a classifier of 5,000 MNIST images cheap to solve, prints the table, writes demo.png.
 demo: $(VENV)/.test
 	$(RUN) -m regnde demo $(ARGS)
 

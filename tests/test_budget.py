@@ -453,6 +453,17 @@ def test_cheapen_draws_noise_alike_in_all_measurements_and_leaves_the_generator(
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_cheapen_warns_where_a_solve_has_next_to_nothing_to_save() -> None:
+    trained = Trained()
+
+    def two_steps(x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(trained.field, x, [0.0, 0.1], Solver(rtol=0.1, atol=0.1, dt0=0.05), record="all")
+        return solution.y1.square().mean(), solution
+
+    with pytest.warns(UserWarning, match="the solves make 2 steps"):
+        regnde.cheapen(two_steps, trained.data, trained.adam)
+
+
 def test_cheapen_refuses() -> None:
     trained = Trained()
     with pytest.raises(ValueError, match="at least 0"):

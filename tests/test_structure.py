@@ -86,7 +86,7 @@ def test_heavy_imports_stand_in_one_file_each() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for heavy in where.keys() & {n.split(".")[0] for n in names}:
                 where[heavy].add(name)
-    assert where["matplotlib"] <= {"plot", "_demo"}
+    assert where["matplotlib"] <= {"plot", "_demo_report"}
     assert where["juliacall"] <= {"_engines.julia.runtime"}
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import os
 import sys
 from pathlib import Path
 
-from regnde import _demo, _doctor
+from regnde import _demo, _demo_report, _doctor
 from regnde._errors import EngineUnavailable
+
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,8 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
     julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
     julia.add_argument("--cuda", action="store_true", help="also the packages that tensors on CUDA devices need")
-    demo = commands.add_parser("demo", help="train with and without regularisation on 5,000 MNIST images")
-    demo.add_argument("--methods", default=",".join(_demo.METHODS), help="comma-separated (default: all)")
+    demo = commands.add_parser("demo", help="make a classifier of 5,000 MNIST images cheap to solve, and compare")
+    demo.add_argument(
+        "--methods",
+        default=",".join(_demo.DEFAULT),
+        help=f"comma-separated, out of {', '.join(_demo.METHODS)} (default: {','.join(_demo.DEFAULT)})",
+    )
     demo.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... (default 1)")
     demo.add_argument("--iterations", type=int, default=_demo.Settings.iterations, help="optimiser steps a model")
     demo.add_argument("--engine", choices=["auto", "torch", "julia"], default="auto")
@@ -39,12 +47,52 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"regnde: {problem}", file=sys.stderr)
             return 1
         return 0
-    methods = options.methods.split(",")
+    return _run_demo(options, demo)
+
+
+def _run_demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Checks what the demo needs, before it trains, and runs it."""
+    methods = [name.strip() for name in options.methods.split(",")]
     if unknown := set(methods) - set(_demo.METHODS):
         parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose from {', '.join(_demo.METHODS)}")
+    if "vanilla" not in methods and any(_demo.METHODS[name].diagnosed for name in methods):
+        parser.error("free and budget follow from the diagnosis of vanilla: add it to --methods")
+    for name, smallest in (("seeds", 1), ("iterations", 1)):
+        if getattr(options, name) < smallest:
+            parser.error(f"--{name} {getattr(options, name)}: give at least {smallest}")
+    for name in ("mlxtend", "tqdm", "matplotlib"):
+        if importlib.util.find_spec(name) is None:
+            print(f"regnde: the demo needs {name}: pip install 'regnde[examples]'", file=sys.stderr)
+            return 1
+    for name in ("json", "png"):
+        if (path := getattr(options, name)) is not None and (problem := _why_not_writable(path)):
+            parser.error(f"--{name} {path}: {problem}")
+    if problem := _why_no_picture(options.png):
+        parser.error(f"--png {options.png}: {problem}")
     settings = _demo.Settings(iterations=options.iterations, engine=options.engine)
-    _demo.run(methods, options.seeds, settings, json_path=options.json, png_path=options.png)
-    return 0
+    try:
+        _, finished = _demo.run(methods, options.seeds, settings, json_path=options.json, png_path=options.png)
+    except EngineUnavailable as problem:
+        print(f"regnde: {problem}", file=sys.stderr)
+        return 1
+    return 0 if finished else INTERRUPTED
+
+
+def _why_not_writable(path: Path) -> str:
+    """Why a file can not be written, or ""."""
+    if path.is_dir():
+        return "is a folder, give a file"
+    if not path.parent.is_dir():
+        return "its folder does not exist"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "can not be written"
+    return ""
+
+
+def _why_no_picture(path: Path) -> str:
+    """Why matplotlib can not write a file of this kind, or ""."""
+    kinds = _demo_report.picture_types()
+    return "" if path.suffix[1:].lower() in kinds else f"ends in none of {', '.join(kinds)}"
 
 
 if __name__ == "__main__":

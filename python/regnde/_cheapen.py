@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -25,6 +26,7 @@ Batch = TypeVar("Batch")
 MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
+FEWEST = 2  # steps that an adaptive solve makes at least: one, and the rest of the span
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class Measured:
     Attributes:
         loss: task loss.
         nfe: evaluations of the field in a solve (for an SDE, of the drift).
+        steps: trial steps of a solve.
     """
 
     loss: float
     nfe: float
+    steps: float
 
 
 @dataclass
@@ -89,6 +93,9 @@ def cheapen(
     the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state within the bound,
     or what they held at the start. Leaving the iteration early leaves that state too. The optimiser's own state is
     cleared.
+
+    Only a change in the number of steps is seen. Where the solves make two steps there is next to nothing to save,
+    and a warning says so.
 
     Args:
         compute: maps a batch to its task loss and the solution it came from, with `record="all"`, as `fit` takes it.
@@ -148,6 +155,13 @@ def cheapen(
     before = measured()
     if not math.isfinite(before.loss if allowed is None else allowed):
         raise ValueError(f"cheapen: the loss is {before.loss} before anything was trained, allowed is {allowed}.")
+    if before.steps <= FEWEST and allowed is None:
+        warnings.warn(
+            f"cheapen: the solves make {before.steps:.3g} steps: this solver has next to nothing to save. Give one "
+            "that makes more: without a first step (dt0), with a tighter tolerance, or with a method of lower order. "
+            "After that, regnde.diagnose finds the solver to predict with.",
+            stacklevel=2,
+        )
     bound = before.loss + budget * abs(before.loss) if allowed is None else allowed
     run: Cheapening[Batch] = Cheapening(before, before, bound, iter(()))
     stage = ErrorPenalty("mean") if penalty is None else penalty
@@ -195,17 +209,17 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], distributed: bool) -> Measured:
     """The means over the batches, with the same random numbers at every call."""
-    losses, evaluations = [], []
+    rows: list[tuple[float, int, int]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
             task, solution = unpacked(_computed(compute, batch))
             if not isinstance(solution, Solution):
                 raise TypeError("cheapen: compute must return (loss, solution): its evaluations are what is lowered.")
-            losses.append(float(task.detach()))
-            evaluations.append(solution.stats.nfe)
-    loss, nfe = sum(losses) / len(losses), sum(evaluations) / len(evaluations)
-    return Measured(averaged(loss), averaged(nfe)) if distributed else Measured(loss, nfe)
+            stats = solution.stats
+            rows.append((float(task.detach()), stats.nfe, stats.accepted + stats.rejected))
+    means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    return Measured(*(averaged(x) for x in means)) if distributed else Measured(*means)
 
 
 def _computed(compute: Callable[[Batch], Computed], batch: Batch) -> Computed:
