@@ -62,7 +62,7 @@ class Balance:
     Raises:
         ValueError: for an argument outside its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> w = torch.ones((), requires_grad=True)
         >>> balance = Balance(fraction=0.5)

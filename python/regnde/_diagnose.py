@@ -113,7 +113,7 @@ def diagnose(
         TypeError: for an SDE, and for arguments of the wrong type.
         ValueError: for a span of length 0, an empty state, or a method that is not adaptive in `methods`.
 
-    Example:
+    Examples:
         >>> import regnde
         >>> report = regnde.diagnose(lambda t, y: -y, [1.0], [0.0, 1.0], error_allowed=1e-3)
         >>> report.now.evaluations > report.best.evaluations, report.best.error <= 1e-3

@@ -61,7 +61,7 @@ def odeint(
         ValueError: for a method, option, callback or tolerance that is not covered.
         SolveError: as `solve` does.
 
-    Example:
+    Examples:
         >>> odeint(lambda t, y: -y, torch.tensor([1.0]), torch.tensor([0.0, 1.0]))[-1]
         tensor([0.3679])
     """

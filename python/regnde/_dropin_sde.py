@@ -75,7 +75,7 @@ def sdeint(
         ValueError: for a type of SDE, a method or an argument that is not covered.
         SolveError: as `solve` does.
 
-    Example:
+    Examples:
         >>> class Decay:
         ...     sde_type, noise_type = "ito", "diagonal"
         ...     def f(self, t, y): return -y

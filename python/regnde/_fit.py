@@ -94,7 +94,7 @@ def fit(
         TypeError: for a `compute` that returns something else, or no solution for the penalty.
         ValueError: for a loss of several entries, or options that do not go together.
 
-    Example:
+    Examples:
         >>> import torch, regnde
         >>> _ = torch.manual_seed(0)
         >>> field = regnde.nn.MLP([1, 8, 1])
@@ -298,7 +298,7 @@ def anneal(start: float, end: float, iterations: int) -> Weight:
     Raises:
         ValueError: if a weight or the length is not above zero.
 
-    Example:
+    Examples:
         >>> weight = anneal(100.0, 10.0, 50)
         >>> tuple(round(weight(i), 3) for i in (0, 25, 50, 80))
         (100.0, 31.623, 10.0, 10.0)

@@ -34,7 +34,7 @@ class LastStep:
     Raises:
         ValueError: for a size that is not a finite number above zero.
 
-    Example:
+    Examples:
         >>> import regnde
         >>> solver = regnde.Solver(rtol=1e-3, atol=1e-3, dt0=LastStep(), engine="torch")
         >>> [regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], solver).stats.nfe for _ in range(3)]

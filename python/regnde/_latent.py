@@ -30,7 +30,7 @@ class BackwardGRU(nn.Module):
         units: width of the gates' hidden layers.
         latent: width of the latent state.
 
-    Example:
+    Examples:
         >>> encoder = BackwardGRU(features=3, latent=4)
         >>> mean, log_variance = encoder(torch.zeros(5, 7, 3), torch.ones(5, 7, 3), torch.linspace(0, 1, 7))
         >>> mean.shape, log_variance.shape
@@ -123,7 +123,7 @@ class LatentODE(nn.Module):
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
-    Example:
+    Examples:
         >>> field = lambda t, z: -z
         >>> model = LatentODE(BackwardGRU(3, latent=4), field, nn.Linear(4, 3), record="all")
         >>> made = model(torch.zeros(5, 7, 3), torch.ones(5, 7, 3), torch.linspace(0, 1, 7))

@@ -77,7 +77,7 @@ class BrownianPath:
     Raises:
         ValueError: for a span, seed or resolution that can not be used.
 
-    Example:
+    Examples:
         >>> path = BrownianPath(0.0, 1.0, (3,), seed=0)
         >>> w, h = path.increment(0.2, 0.7)
         >>> bool(torch.equal(path(0.7) - path(0.2), w)), h.shape

@@ -134,7 +134,7 @@ class StepPenalty(Penalty):
         reduction: `"sum"`, `"mean"` or `"max"` over the steps. A weight belongs to its reduction:
             sum and mean differ by the number of steps. No steps (a span of length 0) give 0.
 
-    Example:
+    Examples:
         >>> import regnde
         >>> class LateErrorPenalty(regnde.StepPenalty):
         ...     def term(self, steps):
@@ -182,7 +182,7 @@ class ErrorPenalty(StepPenalty):
     Args:
         reduction: `"sum"`, `"mean"` (the code of both papers) or `"max"` over the steps.
 
-    Example:
+    Examples:
         >>> import regnde
         >>> sol = regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], record="all")
         >>> bool(0 < (1e-2 * ErrorPenalty() + SquaredErrorPenalty("mean"))(sol) < 1)

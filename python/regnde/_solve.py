@@ -62,7 +62,7 @@ def solve(
         NonFiniteDynamics, StepSizeUnderflow, MaxStepsReached: see `SolveError`.
         EngineUnavailable: if the engine asked for can not run here.
 
-    Example:
+    Examples:
         >>> import regnde
         >>> sol = regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(rtol=1e-8), record="all")
         >>> round(float(sol.y1), 4), sol.stats.accepted == len(sol.steps)

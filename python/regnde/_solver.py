@@ -120,7 +120,7 @@ class Solver:
         ValueError: for a tolerance, step size, limit or name that can not be used.
         TypeError: for a method that is neither a name nor a `Tableau`.
 
-    Example:
+    Examples:
         >>> Solver(rtol=1e-3)
         Solver(rtol=0.001)
     """

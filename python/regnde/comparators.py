@@ -53,7 +53,7 @@ class RNODE(Integrand):
         probe: vector e of the state's shape with entries of mean 0 and variance 1, the same throughout a
             solve; by default drawn anew from {-1, 1} at every call (complex: {-1, 1} + {-i, i} over sqrt 2).
 
-    Example:
+    Examples:
         >>> y = torch.tensor([3.0])
         >>> float(RNODE(kinetic=1.0, jacobian=10.0)(lambda t, y: -2 * y, torch.tensor(0.0), y))
         58.0
@@ -83,7 +83,7 @@ class TayNODE(Integrand):
     Args:
         order: K >= 1; the paper recommends 2 or 3.
 
-    Example:
+    Examples:
         >>> y = torch.tensor([1.0])
         >>> float(TayNODE(order=3)(lambda t, y: -2 * y, torch.tensor(0.0), y))  # y''' = -8 y
         64.0
@@ -150,7 +150,7 @@ def solve_with_integral(
     Returns:
         The solution at `ts`, and the integral, 0-dim, differentiable.
 
-    Example:
+    Examples:
         >>> y0 = torch.tensor([1.0], dtype=torch.float64)
         >>> solution, energy = solve_with_integral(lambda t, y: -y, y0, [0.0, 1.0], RNODE(jacobian=0.0))
         >>> abs(float(energy) - (1 - torch.e**-2) / 4) < 1e-6
@@ -190,7 +190,7 @@ class Hutchinson(torch.nn.Module):
     Args:
         field: f(t, y) on states of shape (batch, d).
 
-    Example:
+    Examples:
         >>> flow = Hutchinson(lambda t, y: -2 * y)
         >>> _ = flow.draw(torch.ones(1, 3))
         >>> flow(torch.tensor(0.0), torch.ones(1, 4))

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         output: after the last layer; None for a linear output.
         time: whether the field depends on t.
 
-    Example:
+    Examples:
         >>> MLP([2, 16, 2])(torch.tensor(0.0), torch.zeros(5, 2)).shape
         torch.Size([5, 2])
     """
@@ -90,7 +90,7 @@ class NeuralODE(nn.Module):
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
-    Example:
+    Examples:
         >>> layer = NeuralODE(MLP([2, 16, 2]), record="all")
         >>> solution = layer(torch.zeros(5, 2))
         >>> solution.y1.shape, solution.steps is not None, layer.eval()(torch.zeros(5, 2)).steps
@@ -133,7 +133,7 @@ class NeuralSDE(nn.Module):
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
 
-    Example:
+    Examples:
         >>> layer = NeuralSDE(MLP([2, 16, 2]), MLP([2, 2]), record="all")
         >>> solution = layer(torch.zeros(2).expand(100, 2))
         >>> solution.y1.shape, len(solution.steps) == solution.stats.accepted
