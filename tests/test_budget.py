@@ -183,12 +183,12 @@ def test_budget_rises_within_falls_faster_above_and_stays_bounded() -> None:
     up = follow(budget, [0.5] * 80)
     assert up[0] == 0.1
     assert up == sorted(up)
-    assert up[-1] == 3.0
+    assert up[-1] == 1.0
     assert budget.within
     down = follow(budget, [1.5] * 200)
     assert not budget.within
     assert down[-1] == pytest.approx(0.02)
-    rate_up, rate_down = math.log(up[30] / up[29]), math.log(down[20] / down[19])
+    rate_up, rate_down = math.log(up[20] / up[19]), math.log(down[20] / down[19])
     assert rate_down < -rate_up < 0
 
 
@@ -216,7 +216,7 @@ def test_budget_lets_go_where_learning_stalls_above_it() -> None:
 @pytest.mark.parametrize("level", [-40.0, -1.0, 0.0, 1e-9, 1e9])
 def test_budget_knows_losses_of_any_size_and_sign(level: float) -> None:
     unit = max(0.02 * abs(level), 1e-12)
-    assert follow(LossBudget(level), [level - 2 * unit] * 80)[-1] == 3.0
+    assert follow(LossBudget(level), [level - 2 * unit] * 80)[-1] == 1.0
     assert follow(LossBudget(level), [level + 2 * unit] * 300)[-1] == pytest.approx(0.02)
 
 
@@ -236,7 +236,7 @@ def test_budget_without_a_known_loss_waits_until_learning_stalls() -> None:
     budget = LossBudget(None)
     learning = follow(budget, [10 * 0.98**i for i in range(150)])
     assert max(learning) == 0.1
-    assert follow(budget, [0.5] * 200)[-1] == 3.0
+    assert follow(budget, [0.5] * 200)[-1] == 1.0
     assert budget.limit < 0.6
     assert follow(budget, [0.7] * 60)[-1] < 1.0
 
@@ -261,9 +261,11 @@ def test_budget_takes_a_penalty_without_gradient_and_a_loss_that_is_not_finite()
     assert budget.loss == pytest.approx(8.0)
 
 
-@pytest.mark.parametrize("wrong", [{"allowed": math.nan}, {"allowed": 1.0, "start": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"allowed": math.nan}, {"allowed": 1.0, "start": 0.0}, {"allowed": 1.0, "largest": 0.05}]
+)
 def test_budget_refuses(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="allowed must be a finite loss"):
+    with pytest.raises(ValueError, match="allowed must be a finite loss or"):
         LossBudget(**wrong)
 
 
@@ -492,4 +494,4 @@ def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         losses = [1.0 + 0.2 * float(torch.randn((), generator=generator)) for _ in range(600)]
-        assert max(follow(LossBudget(None), losses)) > 1.0
+        assert max(follow(LossBudget(None), losses)) > 0.5

@@ -22,7 +22,7 @@ STALLED = 0.5  # in that distance: a mean that falls by less is not learning
 LOWEST = 4.0  # standard errors of a mean: what the lowest of many lies below their mean, and as much above it
 SETTLED = 5  # iterations before which the means are not trusted
 RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
-LEAST, LARGEST = 0.02, 3.0  # share
+LEAST = 0.02  # share
 BUDGET_STATE = ("share", "loss", "_slow", "_last", "_variance", "_lowest", "_seen", "_met")
 
 
@@ -172,11 +172,13 @@ class LossBudget:
             fewer evaluations. None: no loss is known; the lowest smoothed loss so far plus 2 % of its size is allowed,
             and the share rises only where learning has stalled.
         start: share in the first iteration (> 0).
+        largest: share that is never passed. At 1 the penalty never outweighs the task. More pays where the state of
+            the best iteration is kept, as `cheapen` does.
         every: iterations between two measurements of the gradients, as in `Balance`.
         distributed: average over the processes of `torch.distributed`, as in `Balance`.
 
     Attributes:
-        share: of the task's gradient that the penalty's has now, between 0.02 and 3.
+        share: of the task's gradient that the penalty's has now, between 0.02 and `largest`.
         loss: the smoothed task loss; NaN before the first iteration.
         within: whether it is at or below what is allowed.
 
@@ -190,17 +192,24 @@ class LossBudget:
         >>> for _ in range(50):  # a task loss of 8
         ...     weight = budget.update(task=8 * w, penalty=2 * w, parameters=[w])
         >>> budget.within, budget.share
-        (True, 3.0)
+        (True, 1.0)
     """
 
     def __init__(
-        self, allowed: float | None, *, start: float = 0.1, every: int = 10, distributed: bool = False
+        self,
+        allowed: float | None,
+        *,
+        start: float = 0.1,
+        largest: float = 1.0,
+        every: int = 10,
+        distributed: bool = False,
     ) -> None:
-        if not (start > 0 and (allowed is None or math.isfinite(allowed))):
+        if not (0 < start <= largest < math.inf and (allowed is None or math.isfinite(allowed))):
             raise ValueError(
-                f"LossBudget(allowed={allowed}, start={start}): allowed must be a finite loss or None, start above 0."
+                f"LossBudget(allowed={allowed}, start={start}, largest={largest}): allowed must be a finite loss or "
+                "None, start above 0 and at most largest."
             )
-        self.allowed, self.start, self.distributed = allowed, start, distributed
+        self.allowed, self.start, self.largest, self.distributed = allowed, start, largest, distributed
         self.share = start
         self.loss = math.nan
         self._balance = Balance(1.0, every=every)
@@ -274,7 +283,7 @@ class LossBudget:
             self.share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
         elif now < 0 and now - trend < 0 and (self._met or not learning):
             self.share *= math.exp((FALL if self._met else LET_GO) * max(-1.0, now - trend))
-        self.share = min(max(self.share, min(LEAST, self.start)), max(LARGEST, self.start))
+        self.share = min(max(self.share, min(LEAST, self.start)), self.largest)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""

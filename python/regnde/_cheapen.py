@@ -26,6 +26,7 @@ Batch = TypeVar("Batch")
 MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
+LARGEST = 3.0  # share of a `LossBudget`: a state that went too far is not kept
 FEWEST = 2  # steps that an adaptive solve makes at least: one, and the rest of the span
 
 
@@ -171,7 +172,7 @@ def cheapen(
         done = 0
         try:
             for shrinking in range(STAGES):
-                weight = LossBudget(bound, distributed=distributed)
+                weight = LossBudget(bound, largest=LARGEST, distributed=distributed)
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
