@@ -543,3 +543,12 @@ def test_modules_in_a_partial_are_found() -> None:
     report = regnde.diagnose(functools.partial(field, network), states(), [0.0, 1.0], methods=["tsit5"])
     assert report.trainable
     assert report.kinks == ("nn.ReLU (2)",)
+
+
+def test_a_report_with_a_last_step_is_drawn() -> None:
+    """A first step that is an object and not a number stands in the picture's text."""
+    y0 = torch.ones(1, dtype=torch.float64)
+    solver = regnde.Solver(rtol=1e-3, atol=1e-3, dt0=regnde.LastStep(), engine="torch")
+    axes = regnde.diagnose(problems.exp_decay, y0, [0.0, 1.0], solver).plot()
+    assert any("LastStep" in text.get_text() for text in axes.texts)
+    matplotlib.pyplot.close(axes.figure)

@@ -177,7 +177,9 @@ def diagnosis(report: Diagnosis, *, axes: Axes | None = None) -> Axes:
         if run.succeeded and run.error is not None:
             point = run.evaluations, max(run.error or 0.0, 1e-16)
             axes.plot(*point, marker, color="none", markeredgecolor=COLOURS[5], markeredgewidth=1.8, markersize=11)
-            size = f"{run.tolerance:.1g}" + (f", dt0={run.solver.dt0:g}" if run.solver.dt0 else "")
+            start = run.solver.dt0
+            given = f"{start:g}" if isinstance(start, int | float) else repr(start)
+            size = f"{run.tolerance:.1g}" + (f", dt0={given}" if start else "")
             text = label if run.tolerance == 0 else f"{label}: {run.method} at {size}"
             axes.annotate(text, point, (10, 8), textcoords="offset points", size=9)
     if not report.has_metric:
