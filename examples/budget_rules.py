@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +20,10 @@ from torch.nn import functional
 
 import regnde
 from regnde import Balance, ErrorPenalty, LossBudget, Solver
+from regnde._budget import MeasuredWeight
 
 ALLOWED = 0.02  # above the loss without a penalty, as a share of its size
 LONGER = 1.5  # iterations of a rule over those without a penalty
-
-
-class Rule(Protocol):
-    """What sets the weight."""
-
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
-        """The weight of this iteration."""
 
 
 @dataclass
@@ -73,7 +67,7 @@ class Steps:
         return self.share * weight
 
 
-RULES: dict[str, Callable[[float], Rule]] = {
+RULES: dict[str, Callable[[float], MeasuredWeight]] = {
     "Balance(0.1)": lambda allowed: Balance(0.1),
     "Balance(0.3)": lambda allowed: Balance(0.3),
     "Balance(1)": lambda allowed: Balance(1.0),
@@ -83,7 +77,7 @@ RULES: dict[str, Callable[[float], Rule]] = {
 }
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Data, a field and what is made of the final state."""
 
     iterations, tolerance, learning_rate, batch = 300, 1e-4, 1e-2, 100
@@ -100,9 +94,9 @@ class Task(nn.Module):
         slope: Tensor = self.net(t, y)
         return slope
 
+    @abstractmethod
     def error(self, solution: regnde.Solution, index: Tensor) -> Tensor:
         """The loss of the chosen items."""
-        raise NotImplementedError
 
     def compute(self, index: Tensor, tolerance: float, *, record: bool) -> tuple[Tensor, regnde.Solution]:
         """Loss and solution."""
@@ -203,7 +197,7 @@ class Density(Task):
 TASKS = {"moons": Moons, "noisy moons": NoisyMoons, "regression": Regression, "spiral": Spiral, "density": Density}
 
 
-def train(task: Task, rule: Rule | None, iterations: int) -> tuple[float, int]:
+def train(task: Task, rule: MeasuredWeight | None, iterations: int) -> tuple[float, int]:
     """Final loss of all data, and the evaluations of their solve at 1e-4."""
     adam = torch.optim.Adam(task.parameters(), task.learning_rate)
     fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda i: min(1.0, max(0.02, (1 - i / iterations) / 0.4)))

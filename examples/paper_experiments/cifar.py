@@ -8,6 +8,7 @@ the field, those of rejected steps too.
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -147,9 +148,9 @@ class ImageODE(Problem):
         """The span, its end drawn anew where the row is STEER's."""
         return tuple(steer(SPAN, STEER_WIDTH)) if self.method.steer and self.training else SPAN
 
+    @abstractmethod
     def logits(self, x: Tensor) -> tuple[Tensor, Solution]:
         """Of each class, and the solve."""
-        raise NotImplementedError
 
     def loss(self, index: Tensor, iteration: int, epoch: float) -> tuple[Tensor, Solution]:
         """Cross-entropy."""

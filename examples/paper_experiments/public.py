@@ -124,22 +124,22 @@ def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: N
     model = client.build(run.seed)
     optimizer, scheduler = client.optimizer(model, run.iterations)
     solver = client.solver(run.factor)
-    penalised = run.method not in ("vanilla", "loose")
     progress: list[regnde.Progress] = []
     failed, kept = None, None
     began = time.process_time()
     weight = _weight(run)
     cheapened = run.method.startswith("cheapen")
+    penalised = not cheapened and run.method not in ("vanilla", "loose")
     trained = client.solver() if cheapened else solver
     solvers = [solver]
     if run.method.endswith("last"):  # the first one at which the model can be brought within its bound
         solvers = [Solver(method="bs3", rtol=t, atol=t, dt0=regnde.LastStep()) for t in (LOOSEST, 1e-2, 1e-3)]
     try:
         for step in regnde.fit(
-            lambda batch: model.compute(batch, trained, "all" if penalised and not cheapened else "none"),
+            lambda batch: model.compute(batch, trained, "all" if penalised else "none"),
             model.batches(run.seed, run.iterations),
             optimizer,
-            penalty=regnde.ErrorPenalty("mean") if penalised and not cheapened else None,
+            penalty=regnde.ErrorPenalty("mean") if penalised else None,
             weight=weight,
             scheduler=scheduler,
         ):

@@ -15,7 +15,7 @@ __all__ = ["Balance", "LossBudget", "MeasuredWeight"]
 MEMORY = 0.98  # of the penalty's largest norm, a measurement
 GROWN = 2.0  # a penalty that grew by this factor is measured at once
 
-# Of a `LossBudget`; chosen on ten small trainings, see docs/training.md.
+# Of a `LossBudget`; chosen on small trainings such as those of docs/training.md.
 FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
 TOLERANCE = 0.02  # of a loss, as a share of its size: the distance that counts as one, unless noise is larger
 STALLED = 0.5  # in that distance: a mean that falls by less is not learning
@@ -158,19 +158,20 @@ class LossBudget:
 
     weight = share * |d task / d p| / |d penalty / d p|, as `Balance` measures the ratio, with a share that follows
     the loss. Within the budget the share rises. Above it the share falls, faster, unless the loss is falling by
-    itself. Both are in proportion to the distance, measured in hundredths of the budget or in the loss' own noise,
-    whichever is larger. Until the budget is met for the first time the share does not rise above where it started:
-    a large penalty early can keep a model from learning, and it does not recover. It is an integral controller on
-    the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems, ch. 10); docs/training.md compares it
-    with others.
+    itself. Both are in proportion to the distance of the smoothed loss from the budget, whose unit is 2 % of the
+    budget, or the noise of the smoothed loss if that is larger. Until the budget is met for the first time the share
+    does not rise above where it started: a large penalty early can keep a model from learning, and it does not
+    recover. It is an integral controller on the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems,
+    ch. 10); docs/training.md compares it with others.
 
     A weight can not hold a loss that the optimiser's own noise lifts. To be sure of the budget keep the parameters
     of an iteration in which `within` is true, or use `cheapen`, which does so.
 
     Args:
         allowed: the task loss that is allowed: what the unregularised model reaches plus what may be paid for
-            fewer evaluations. None: no loss is known; the lowest smoothed loss so far plus 2 % of its size is allowed,
-            and the share rises only where learning has stalled.
+            fewer evaluations. None: no loss is known. Allowed is then the lowest smoothed loss so far plus 2 % of its
+            size, or plus four standard errors of it if that is more, and the share rises only where learning has
+            stalled.
         start: share in the first iteration (> 0).
         largest: share that is never passed. At 1 the penalty never outweighs the task. More pays where the state of
             the best iteration is kept, as `cheapen` does.

@@ -191,7 +191,6 @@ def cheapen(
         finally:
             state.restore()
             state.full_speed()
-            optimizer.state.clear()  # its means belong to other parameters
 
     run._steps = steps()
     return run
@@ -239,37 +238,33 @@ class _State:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         self.optimizer = optimizer
-        self.tensors: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-        if model is not None:
-            self.tensors += [*model.parameters(), *model.buffers()]
         self.buffers: list[Tensor] = [] if model is None else list(model.buffers())
+        trained: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        others: list[Tensor] = [] if model is None else [*model.parameters(), *self.buffers]
+        self.tensors = list({id(x): x for x in (*trained, *others)}.values())
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.keep()
 
     def keep(self) -> None:
         """Copies the state as it is now."""
-        self.kept = [x.detach().clone() for x in self.tensors]
+        self.kept = _copies(self.tensors)
 
-    @torch.no_grad()
     def restore(self) -> None:
-        """Goes back to the copy."""
-        for x, old in zip(self.tensors, self.kept, strict=True):
-            x.copy_(old)
+        """Goes back to the copy, and forgets the optimiser's means: they belong to other parameters."""
+        _put_back(self.tensors, self.kept)
+        self.optimizer.state.clear()
 
     @contextlib.contextmanager
     def buffers_left(self) -> Iterator[None]:
         """Puts the buffers back: measuring is no training."""
-        before = [x.detach().clone() for x in self.buffers]
+        before = _copies(self.buffers)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for x, old in zip(self.buffers, before, strict=True):
-                    x.copy_(old)
+            _put_back(self.buffers, before)
 
     def slow_down(self) -> None:
-        """Lowers the learning rates, and forgets the optimiser's means: they belong to other parameters."""
-        self.optimizer.state.clear()
+        """Lowers the learning rates."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] * SMALLER
 
@@ -277,3 +272,13 @@ class _State:
         """Puts the learning rates back."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [x.detach().clone() for x in tensors]
+
+
+@torch.no_grad()
+def _put_back(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    for x, old in zip(tensors, copies, strict=True):
+        x.copy_(old)

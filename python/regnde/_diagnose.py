@@ -162,11 +162,10 @@ class _Bench:
     def solve(self, solver: Solver, y0: Tensor | None = None, *, record: bool = False, throw: bool = False) -> Solution:
         """A solve without a graph, unless the field needs one."""
         self.solves += 1
-        solver = self._settled(solver, self.y0 if y0 is None else y0)
+        y0 = self.y0 if y0 is None else y0
+        solver = self._settled(solver, y0)
         with torch.set_grad_enabled(self.needs_graph):
-            return solve(
-                self.f, self.y0 if y0 is None else y0, self.ts, solver, record="all" if record else "none", throw=throw
-            )
+            return solve(self.f, y0, self.ts, solver, record="all" if record else "none", throw=throw)
 
     def _settled(self, solver: Solver, y0: Tensor) -> Solver:
         """With a `LastStep`: one like it that has seen this solve, so that no run depends on those before it."""
@@ -177,10 +176,9 @@ class _Bench:
             solve(self.f, y0, self.ts, solver, throw=False)
         return solver
 
-    def run(self, solver: Solver, solution: Solution | None = None) -> Run:
+    def run(self, solver: Solver) -> Run:
         """One row of the table."""
-        solution = self.solve(solver) if solution is None else solution
-        return self.measured(solver, solution)
+        return self.measured(solver, self.solve(solver))
 
     def measured(self, solver: Solver, solution: Solution) -> Run:
         """A solve with its error and its metric."""
@@ -245,7 +243,7 @@ class _Bench:
             with _double(self.modules):
                 found = []
                 for solver in solvers:
-                    found.append(self.solve(solver, self.y0.to(dtype), throw=False))
+                    found.append(self.solve(solver, self.y0.to(dtype)))
                     if len(found[-1].ys) == len(self.ts):
                         break
                 return found
@@ -263,7 +261,7 @@ def _diagnosis(
     if not fixed:
         solver = dataclasses.replace(solver, rtol=given.rtol, atol=given.atol)
     single = torch.finfo(bench.y0.dtype).eps > 1e-10
-    solution = bench.solve(solver, record=True, throw=False)  # whatever the field raises here is the user's to see
+    solution = bench.solve(solver, record=True)  # whatever the field raises here is the user's to see
     steps = solution.stats.accepted + solution.stats.rejected
     reference = _reference(bench, solver, steps)
     now = bench.measured(solver, solution)
@@ -382,9 +380,10 @@ def _given_starts(bench: _Bench, report: Diagnosis) -> Iterator[Run]:
     """The best run of each method, with a long first step that is given."""
     for method in dict.fromkeys(run.method for run in report.runs):
         best = report.best_of(method)
-        given = best.solver.dt0 if best is not None and isinstance(best.solver.dt0, float) else 0.0
-        longer = given < FIRST * bench.span
-        if best is not None and longer and best.evaluations <= 2 * report.best.evaluations:
+        if best is None or best.evaluations > 2 * report.best.evaluations:
+            continue
+        given = best.solver.dt0
+        if isinstance(given, LastStep) or (given or 0.0) < FIRST * bench.span:
             yield bench.run(dataclasses.replace(best.solver, dt0=FIRST * bench.span))
 
 
