@@ -7,11 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from regnde._engines import engines
 
 # "auto" means torch here, whatever is prepared: what runs on Julia too takes the fixture `engine`.
 os.environ.setdefault("REGNDE_ENGINE", "torch")
+# The same examples in every run; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("repeat", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only get in each other's way
 
 

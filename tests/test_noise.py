@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regnde import BrownianPath
@@ -127,6 +127,8 @@ times = st.floats(0.0, 2.0)
 
 
 @settings(max_examples=60, deadline=None)
+@example([0.0, 1.0, 5e-324])
+@example([0.0, 2.2e-308, 1.0])
 @given(st.lists(times, min_size=3, max_size=3, unique=True))
 def test_increments_add_up(three: list[float]) -> None:
     """W and the integral of the path are additive to rounding, for any times whatever."""

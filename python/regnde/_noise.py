@@ -140,8 +140,8 @@ class BrownianPath:
             raise ValueError(f"the path's increment over [{s}, {t}]: give the earlier time first.")
         with self._lock:
             (ws, js), (wt, jt) = self._point(float(s)), self._point(float(t))
-            w = wt - ws
-            area = np.zeros_like(w) if t == s else (jt - js) / self._scaled(t - s) - ws - w / 2
+            w, length = wt - ws, self._scaled(t - s)  # of two equal or denormal times 0
+            area = (jt - js) / length - ws - w / 2 if length else np.zeros_like(w)
         return Increment(self._tensor(w), self._tensor(area))
 
     def resolves(self, s: float, t: float) -> bool:
