@@ -6,15 +6,16 @@ The arguments and their meaning are that package's; what is not covered raises a
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from regnde._solve import solve, solve_on_grid
+from regnde._dropin_grid import GRID_METHODS, odeint_on_grid
+from regnde._dropin_options import AdaptiveOptions, ScipyOptions, options_of
+from regnde._dropin_scipy import odeint_by_scipy
+from regnde._solve import solve
 from regnde._solver import Gradient, Solver
 
 __all__ = ["odeint", "odeint_adjoint"]
@@ -23,7 +24,6 @@ State = TypeVar("State", Tensor, tuple[Tensor, ...])
 Tolerance = float | Tensor
 
 ADAPTIVE = {"dopri5": "dp5", "tsit5": "tsit5", "bosh3": "bs3", "adaptive_heun": "heun"}
-FIXED = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -65,7 +65,7 @@ def odeint(
         >>> odeint(lambda t, y: -y, torch.tensor([1.0]), torch.tensor([0.0, 1.0]))[-1]
         tensor([0.3679])
     """
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete")
+    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
     return states
 
 
@@ -83,7 +83,7 @@ def odeint_adjoint(
     adjoint_atol: Tolerance | None = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
-    adjoint_params: object = None,
+    adjoint_params: Iterable[Tensor] | None = None,
 ) -> State:
     """`odeint` with memory for one state a step: the gradient is exact and recomputes one step at a time.
 
@@ -113,8 +113,25 @@ def odeint_adjoint(
     Raises:
         ValueError, SolveError: as `odeint` does.
     """
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint")
+    if adjoint_params is not None:
+        parameters = tuple(adjoint_params)
+    else:
+        parameters = tuple(func.parameters()) if isinstance(func, torch.nn.Module) else ()
+    if method == "scipy_solver" and adjoint_params is None and not isinstance(func, torch.nn.Module):
+        raise ValueError("odeint_adjoint: method='scipy_solver' needs adjoint_params=, or a torch.nn.Module as func.")
+    backwards = _Backwards(
+        rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol, parameters
+    )
+    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
     return states
+
+
+class _Backwards(NamedTuple):
+    """Tolerances of a solve backwards, and the tensors that get a gradient whether they are used or not."""
+
+    rtol: Tolerance
+    atol: Tolerance
+    parameters: tuple[Tensor, ...]
 
 
 def _odeint(
@@ -127,6 +144,7 @@ def _odeint(
     options: Mapping[str, Any] | None,
     event_fn: object,
     gradient: Gradient,
+    backwards: _Backwards | None,
 ) -> Any:
     """Both drop-ins: they differ in how the gradient is computed."""
     name = "dopri5" if method is None else method
@@ -135,29 +153,51 @@ def _odeint(
     for callback in (*CALLBACKS, *(f"{name}_adjoint" for name in CALLBACKS)):
         if hasattr(func, callback):
             raise ValueError(f"odeint: func.{callback} is not covered; solve(..., record='all') records the steps.")
-    if name not in ADAPTIVE and name not in FIXED:
-        raise ValueError(f"odeint: method={name!r} is not covered; choose one of {', '.join((*ADAPTIVE, *FIXED))}.")
-    given = dict(options or {})
     flat, field, shapes = _flattened(func, y0)
     times = torch.as_tensor(t)
-    if name in FIXED:
-        ys = _fixed(field, flat, times, name, given, gradient)
+    if name in GRID_METHODS:
+        ys = odeint_on_grid(field, flat, times, name, options, _number("rtol", rtol), _number("atol", atol), gradient)
+    elif name == "scipy_solver":
+        ys = odeint_by_scipy(field, flat, times, options_of(ScipyOptions, name, options), rtol, atol, backwards)
+    elif name in ADAPTIVE:
+        ys = _adaptive(field, flat, times, name, options, rtol, atol, gradient)
     else:
-        inexact = flat.is_floating_point() or flat.is_complex()
-        eps = torch.finfo(flat.dtype if inexact else torch.get_default_dtype()).eps
-        relative, absolute = _tolerance("rtol", rtol), _tolerance("atol", atol)
-        solver = Solver(
-            method=ADAPTIVE[name],
-            rtol=relative if absolute >= eps else max(relative, eps),
-            atol=absolute,
-            dt0=_optional_float(given.pop("first_step", None)),
-            max_steps=int(given.pop("max_num_steps", 100_000)),
-            gradient=gradient,
-        )
-        given.pop("dtype", None)
-        _refuse_rest(name, given)
-        ys = solve(field, flat, times, solver).ys
+        known = ", ".join((*ADAPTIVE, *GRID_METHODS, "scipy_solver"))
+        raise ValueError(f"odeint: there is no method {name!r}; choose one of {known}.")
+    if backwards is not None and name != "scipy_solver":
+        ys = _with_zeros(ys, backwards.parameters)
     return ys if shapes is None else tuple(_parts(ys, shapes))
+
+
+def _adaptive(
+    field: Callable[[Tensor, Tensor], Tensor],
+    flat: Tensor,
+    times: Tensor,
+    name: str,
+    options: Mapping[str, Any] | None,
+    rtol: Tolerance,
+    atol: Tolerance,
+    gradient: Gradient,
+) -> Tensor:
+    chosen = options_of(AdaptiveOptions, name, options)
+    inexact = flat.is_floating_point() or flat.is_complex()
+    eps = torch.finfo(flat.dtype if inexact else torch.get_default_dtype()).eps
+    relative, absolute = _number("rtol", rtol), _number("atol", atol)
+    solver = Solver(
+        method=ADAPTIVE[name],
+        rtol=relative if absolute >= eps else max(relative, eps),
+        atol=absolute,
+        dt0=chosen.first_step,
+        max_steps=min(chosen.max_num_steps, 100_000),
+        gradient=gradient,
+    )
+    return solve(field, flat, times, solver).ys
+
+
+def _with_zeros(ys: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The states; a parameter that they do not depend on gets a gradient of zeros, as in torchdiffeq."""
+    empty = [p.reshape(-1)[:0].to(ys.device, ys.dtype) for p in parameters if p.requires_grad]
+    return ys + torch.cat(empty).sum() if empty else ys
 
 
 def _flattened(
@@ -188,89 +228,7 @@ def _parts(y: Tensor, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
         begin += shape.numel()
 
 
-def _tolerance(name: str, value: Tolerance) -> float:
+def _number(name: str, value: Tolerance) -> float:
     if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
         return float(value)
     raise ValueError(f"odeint: {name} must be one number; one for each part or entry is not covered.")
-
-
-def _optional_float(value: Any) -> float | None:
-    return None if value is None else abs(float(value))
-
-
-def _refuse_rest(name: str, options: Mapping[str, object]) -> None:
-    if options:
-        raise ValueError(f"odeint: options {', '.join(map(repr, options))} of method {name!r} are not covered.")
-
-
-def _fixed(
-    field: Callable[[Tensor, Tensor], Tensor],
-    y: Tensor,
-    t: Tensor,
-    method: str,
-    options: dict[str, Any],
-    gradient: Gradient,
-) -> Tensor:
-    """States at `t` of a method that steps along a grid, as torchdiffeq's FixedGridODESolver makes it."""
-    step, construct = options.pop("step_size", None), options.pop("grid_constructor", None)
-    interpolation = options.pop("interp", "linear")
-    if options.pop("perturb", False):
-        options["perturb"] = True
-    _refuse_rest(method, options)
-    if step is not None and construct is not None:
-        raise ValueError("odeint: step_size and grid_constructor exclude each other.")
-    if interpolation not in ("linear", "cubic"):
-        raise ValueError(f"odeint: interp={interpolation!r}: choose 'linear' or 'cubic'.")
-    grid = t
-    _check_order("t", t)
-    if step is not None:
-        if not float(step):
-            raise ValueError("odeint: step_size=0 reaches no time.")
-        grid = _uniform(t, float(step))
-    elif construct is not None:
-        grid = construct(field, y, t)
-        _check_order("the grid", grid)
-    places, saves = grid.tolist(), t.tolist()
-    if not (places[0] == saves[0] and places[-1] == saves[-1]):
-        raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
-    solver = Solver(method=FIXED[method], gradient=gradient, engine="torch")
-    ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
-    if grid is t or interpolation == "cubic":
-        return solve_on_grid(field, y, _precise(t), ends, solver)
-    return _on_chords(_precise(grid), _precise(t), lambda ts: solve_on_grid(field, y, ts, ends, solver))
-
-
-def _precise(times: Tensor) -> Tensor:
-    """Times for a clock of double precision, as everywhere."""
-    return times.double() if times.dtype == torch.float32 else times
-
-
-def _check_order(name: str, times: Tensor) -> None:
-    values = times.tolist() if times.ndim == 1 else []
-    pairs = list(itertools.pairwise(values))
-    if not values or not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
-        raise ValueError(f"odeint: {name} must be times of shape (T,), increasing or decreasing, got {times.detach()}.")
-
-
-def _uniform(t: Tensor, step: float) -> Tensor:
-    """A grid of this step from t[0], the last one cut at t[-1]."""
-    span = float((t[-1] - t[0]).detach())
-    count = max(1, math.ceil(abs(span) / abs(step) * (1 - 4 * torch.finfo(t.dtype).eps)))
-    inner = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(step, span)
-    return torch.cat([t[0] + inner, t[-1:]])
-
-
-def _on_chords(grid: Tensor, t: Tensor, states_at: Callable[[Tensor], Tensor]) -> Tensor:
-    """The states at t on the chords between those at the grid points, of which only the needed ones are asked for."""
-    sign = 1.0 if grid[-1] >= grid[0] else -1.0
-    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(max=len(grid) - 1)
-    exact = grid[last] == t
-    first = torch.where(exact, last, (last - 1).clamp(min=0))
-    needed, places = torch.unique(torch.cat([first, last]), return_inverse=True)
-    states = states_at(grid[needed])
-    if bool(exact.all()):
-        return states if len(needed) == len(t) else states.index_select(0, places[len(t) :].to(states.device))
-    width = (grid[last] - grid[first]).masked_fill(exact, 1.0)  # else the gradient were 0 / 0
-    share = ((t - grid[first]) / width).masked_fill(exact, 1.0)
-    before, after = (states.index_select(0, i.to(states.device)) for i in places.chunk(2))
-    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.device, states.dtype))

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from regnde._grid_method import GridMethod
 from regnde._last_step import LastStep
 from regnde._tableau import Tableau
 
@@ -125,7 +126,7 @@ class Solver:
         Solver(rtol=0.001)
     """
 
-    method: str | Tableau | None = None
+    method: str | Tableau | GridMethod | None = None
     rtol: float | None = None
     atol: float | None = None
     dt0: float | LastStep | None = None
@@ -138,7 +139,7 @@ class Solver:
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             object.__setattr__(self, "method", self.method.lower())
-        elif self.method is not None and not isinstance(self.method, Tableau):
+        elif self.method is not None and not isinstance(self.method, (Tableau, GridMethod)):
             raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
         for name in ("rtol", "atol", "dt0"):
             value = getattr(self, name)
@@ -179,11 +180,14 @@ class Solver:
         """The same choices with every default filled in for an ODE or an SDE."""
         method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
         tableau = self.method if isinstance(self.method, Tableau) else None
+        grid_method = self.method if isinstance(self.method, GridMethod) else None
+        given = tableau or grid_method
         last = self.dt0 if isinstance(self.dt0, LastStep) else None
         dt0 = self.dt0 if last is None else last.size
         return ResolvedSolver(
-            method=self.method if isinstance(self.method, str) else method if tableau is None else tableau.name,
+            method=self.method if isinstance(self.method, str) else method if given is None else given.name,
             tableau=tableau,
+            grid_method=grid_method,
             rtol=tolerance if self.rtol is None else float(self.rtol),
             atol=tolerance if self.atol is None else float(self.atol),
             dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
@@ -200,8 +204,8 @@ class Solver:
 class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
 
-    `method` is the name, of a named method or of the user's own `tableau` (else None). `dt0` is the size that a
-    `LastStep` had for this solve; `last_step` is that object (else None).
+    `method` is the name: of a named method, of the user's own `tableau` or of a drop-in's `grid_method` (else None).
+    `dt0` is the size that a `LastStep` had for this solve; `last_step` is that object (else None).
     """
 
     method: str
@@ -214,6 +218,7 @@ class ResolvedSolver:
     batch: str = "joint"
     compile: bool = False
     tableau: Tableau | None = None
+    grid_method: GridMethod | None = None
     last_step: LastStep | None = dataclasses.field(default=None, repr=False, compare=False)
 
 

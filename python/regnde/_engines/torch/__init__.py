@@ -15,12 +15,14 @@ from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.grid import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite, stage_times, take_step
 from regnde._equation import SDE, JuliaField
+from regnde._grid_method import GridMethod
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
@@ -47,7 +49,9 @@ class TorchEngine(Engine):
         known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
         if sde and solver.tableau is not None:
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
-        if solver.tableau is None and solver.method not in known:
+        if solver.grid_method is not None and (sde or solver.compile):
+            return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
+        if solver.tableau is None and solver.grid_method is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
             return f"{text} {hint(solver.method)}".rstrip()
@@ -117,14 +121,18 @@ class TorchEngine(Engine):
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
 
-def _tableau(request: Request) -> Tableau | StochasticTableau:
+def _tableau(request: Request) -> Tableau | StochasticTableau | GridMethod:
     solver = request.solver
+    if solver.grid_method is not None:
+        return solver.grid_method
     if isinstance(request.equation, SDE):
         return SDE_TABLEAUX[solver.method]
     return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
 
 
-def _grid(request: Request, stepper: RungeKutta | StochasticRungeKutta, h: float) -> Iterator[float] | None:
+def _grid(
+    request: Request, stepper: RungeKutta | StochasticRungeKutta | GridStepper, h: float
+) -> Iterator[float] | None:
     """Ends of the steps of a fixed-step method."""
     if stepper.controller is not None:
         return None
@@ -215,7 +223,7 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
     return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 
 
-def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
+def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta | GridStepper:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
     record, tableau = request.record == "all", _tableau(request)
@@ -226,9 +234,11 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
         return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint)
-    assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
+    if isinstance(tableau, GridMethod):
+        return GridStepper(field, tableau, _checkpoint(request, field))
+    assert isinstance(tableau, Tableau)
     return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
 
 
@@ -256,7 +266,7 @@ def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float
 
 
 def _steps(
-    request: Request, stepper: RungeKutta | StochasticRungeKutta, path: Path, local: Local | None
+    request: Request, stepper: RungeKutta | StochasticRungeKutta | GridStepper, path: Path, local: Local | None
 ) -> Steps | None:
     """The records; clocks in double precision, estimates in the state's real dtype."""
     if request.record == "none":
@@ -264,7 +274,7 @@ def _steps(
     tableau, y0 = stepper.tableau, request.y0
     ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
     error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
-    if local and path.local_start is not None and path.failure is None:
+    if local and path.local_start is not None and path.failure is None and not isinstance(stepper, GridStepper):
         end, size, (error, stiffness) = stepper.local_step(path.local_start, request.times[-1], local)
         ends, sizes = [end], [size]
 
