@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.control import Controller
+from regnde._engines.torch.control import Bounds, Controller
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.implicit import implicit_stages
@@ -51,6 +51,7 @@ class GridStepper:
     """
 
     controller: Controller | None = None
+    bounds = Bounds()
     recorder = None
     latest_stage = 1.0
 
