@@ -12,18 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from regnde._dropin_adaptive import ADAPTIVE_METHODS, odeint_adaptive, root_mean_square
 from regnde._dropin_grid import GRID_METHODS, odeint_on_grid
-from regnde._dropin_options import AdaptiveOptions, ScipyOptions, options_of
+from regnde._dropin_options import ScipyOptions, options_of
 from regnde._dropin_scipy import odeint_by_scipy
-from regnde._solve import solve
-from regnde._solver import Gradient, Solver
+from regnde._solver import Gradient
 
 __all__ = ["odeint", "odeint_adjoint"]
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 Tolerance = float | Tensor
 
-ADAPTIVE = {"dopri5": "dp5", "tsit5": "tsit5", "bosh3": "bs3", "adaptive_heun": "heun"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -159,39 +158,19 @@ def _odeint(
         ys = odeint_on_grid(field, flat, times, name, options, _number("rtol", rtol), _number("atol", atol), gradient)
     elif name == "scipy_solver":
         ys = odeint_by_scipy(field, flat, times, options_of(ScipyOptions, name, options), rtol, atol, backwards)
-    elif name in ADAPTIVE:
-        ys = _adaptive(field, flat, times, name, options, rtol, atol, gradient)
+    elif name in ADAPTIVE_METHODS:
+        norm = (
+            None if shapes is None else lambda x: torch.stack([root_mean_square(p) for p in _parts(x, shapes)]).amax()
+        )
+        ys = odeint_adaptive(
+            field, flat, times, name, options, _number("rtol", rtol), _number("atol", atol), norm, gradient
+        )
     else:
-        known = ", ".join((*ADAPTIVE, *GRID_METHODS, "scipy_solver"))
+        known = ", ".join((*ADAPTIVE_METHODS, *GRID_METHODS, "scipy_solver"))
         raise ValueError(f"odeint: there is no method {name!r}; choose one of {known}.")
     if backwards is not None and name != "scipy_solver":
         ys = _with_zeros(ys, backwards.parameters)
     return ys if shapes is None else tuple(_parts(ys, shapes))
-
-
-def _adaptive(
-    field: Callable[[Tensor, Tensor], Tensor],
-    flat: Tensor,
-    times: Tensor,
-    name: str,
-    options: Mapping[str, Any] | None,
-    rtol: Tolerance,
-    atol: Tolerance,
-    gradient: Gradient,
-) -> Tensor:
-    chosen = options_of(AdaptiveOptions, name, options)
-    inexact = flat.is_floating_point() or flat.is_complex()
-    eps = torch.finfo(flat.dtype if inexact else torch.get_default_dtype()).eps
-    relative, absolute = _number("rtol", rtol), _number("atol", atol)
-    solver = Solver(
-        method=ADAPTIVE[name],
-        rtol=relative if absolute >= eps else max(relative, eps),
-        atol=absolute,
-        dt0=chosen.first_step,
-        max_steps=min(chosen.max_num_steps, 100_000),
-        gradient=gradient,
-    )
-    return solve(field, flat, times, solver).ys
 
 
 def _with_zeros(ys: Tensor, parameters: Sequence[Tensor]) -> Tensor:

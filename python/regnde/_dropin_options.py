@@ -57,7 +57,7 @@ class AdaptiveOptions(DropinOptions):
     dfactor: float = 0.2
     min_step: float = 0.0
     max_step: float = math.inf
-    max_num_steps: int = 2**31 - 1
+    max_num_steps: int = 100_000
     step_t: tuple[float, ...] = ()
     jump_t: tuple[float, ...] = ()
 

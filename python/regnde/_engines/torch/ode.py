@@ -101,7 +101,7 @@ class RungeKutta:
         self.rtol, self.atol = solver.rtol, solver.atol
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
         self.checkpoint, self.compiled = checkpoint, solver.compile
-        self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
+        self.carries = tableau.carries and tableau.adaptive  # the last stage to the next step
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
         of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol, error_norm=norm)
         record = record and tableau.adaptive  # else there is nothing to estimate
