@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,20 +49,21 @@ def odeint_on_grid(
     unknown = () if name in ADAMS else ("max_order",) if name in IMPLICIT_TABLEAUX else ("max_order", "max_iters")
     options = options_of(GridOptions, name, given, without=unknown)
     solver = Solver(method=_method(name, options, rtol, atol), gradient=gradient, engine="torch")
-    _check_order("t", t)
-    grid = t
-    if options.step_size is not None:
-        grid = _uniform(t, options.step_size)
-    elif options.grid_constructor is not None:
-        grid = options.grid_constructor(field, y, t)
-        _check_order("the grid", grid)
-    places, saves = grid.tolist(), t.tolist()
+    saves = _ordered("t", t)
+    if options.step_size is None and options.grid_constructor is None:
+        grid, places = t, saves
+    else:
+        make = options.grid_constructor
+        grid = _uniform(t, saves, options.step_size or 0.0) if make is None else make(field, y, t)
+        places = _ordered("the grid", grid)
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
-    if grid is t or options.interp == "cubic":
+    if grid is t or options.interp == "cubic" or set(saves) <= set(places):
         return solve_on_grid(field, y, _precise(t), ends, solver)
-    return _on_chords(_precise(grid), _precise(t), lambda ts: solve_on_grid(field, y, ts, ends, solver))
+    chords = _Chords(saves, places)
+    states = solve_on_grid(field, y, _precise(grid)[chords.needed], ends, solver)
+    return chords.states(_precise(grid), _precise(t), states)
 
 
 def _method(name: str, options: GridOptions, rtol: float, atol: float) -> str | GridMethod:
@@ -82,32 +84,48 @@ def _precise(times: Tensor) -> Tensor:
     return times.double() if times.dtype in (torch.float16, torch.bfloat16, torch.float32) else times
 
 
-def _check_order(name: str, times: Tensor) -> None:
-    values = times.tolist() if times.ndim == 1 else []
+def _ordered(name: str, times: Tensor) -> list[float]:
+    """The times as numbers, in an order."""
+    values: list[float] = times.tolist() if times.ndim == 1 else []
     pairs = list(itertools.pairwise(values))
     if not values or not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
         raise ValueError(f"odeint: {name} must be times of shape (T,), increasing or decreasing, got {times.detach()}.")
+    return values
 
 
-def _uniform(t: Tensor, step: float) -> Tensor:
+def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
     """A grid of this step from t[0], the last one cut at t[-1]."""
-    span = float((t[-1] - t[0]).detach())
+    span = saves[-1] - saves[0]
     count = max(1, math.ceil(abs(span) / step * (1 - 4 * torch.finfo(t.dtype).eps)))
     inner = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(step, span)
     return torch.cat([t[0] + inner, t[-1:]])
 
 
-def _on_chords(grid: Tensor, t: Tensor, states_at: Callable[[Tensor], Tensor]) -> Tensor:
-    """The states at t on the chords between those at the grid points, of which only the needed ones are asked for."""
-    sign = 1.0 if grid[-1] >= grid[0] else -1.0
-    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(max=len(grid) - 1)
-    exact = grid[last] == t
-    first = torch.where(exact, last, (last - 1).clamp(min=0))
-    needed, places = torch.unique(torch.cat([first, last]), return_inverse=True)
-    states = states_at(grid[needed])
-    if bool(exact.all()):
-        return states if len(needed) == len(t) else states.index_select(0, places[len(t) :].to(states.device))
-    width = (grid[last] - grid[first]).masked_fill(exact, 1.0)  # else the gradient were 0 / 0
-    share = ((t - grid[first]) / width).masked_fill(exact, 1.0)
-    before, after = (states.index_select(0, i.to(states.device)) for i in places.chunk(2))
-    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.device, states.dtype))
+class _Chords:
+    """The chords between states at points of a grid, on which the states at other times lie.
+
+    Args:
+        saves: those times, ordered.
+        places: the points of the grid, in the same order.
+
+    Attributes:
+        needed: indices of the points that are the ends of chords.
+    """
+
+    def __init__(self, saves: Sequence[float], places: Sequence[float]) -> None:
+        sign = 1.0 if places[-1] >= places[0] else -1.0
+        last = [min(bisect_left(places, sign * s, key=lambda x: sign * x), len(places) - 1) for s in saves]
+        first = [i if places[i] == s else max(i - 1, 0) for i, s in zip(last, saves, strict=True)]
+        self.needed = sorted({*first, *last})
+        where = {place: i for i, place in enumerate(self.needed)}
+        self.exact = torch.tensor([i == j for i, j in zip(first, last, strict=True)])
+        self.first, self.last = first, last
+        self.rows = torch.tensor([[where[i] for i in first], [where[j] for j in last]])
+
+    def states(self, grid: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """The states at the times, from those at the needed points of the grid."""
+        exact = self.exact.to(t.device)
+        width = (grid[self.last] - grid[self.first]).masked_fill(exact, 1.0)  # else the gradient were 0 / 0
+        share = ((t - grid[self.first]) / width).masked_fill(exact, 1.0)
+        before, after = (states.index_select(0, rows.to(states.device)) for rows in self.rows)
+        return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.device, states.dtype))

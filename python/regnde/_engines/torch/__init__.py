@@ -109,16 +109,17 @@ class TorchEngine(Engine):
             rows = zip(ys, times, request.ts, strict=True)
             ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
         steps = _steps(request, stepper, path, local)
-        first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
-        if isinstance(stepper, StochasticRungeKutta):
-            order += 0.5
+        dt_next = 0.0
+        if stepper.controller is not None and path.sizes:
+            order = stepper.tableau.order + (0.5 if isinstance(stepper, StochasticRungeKutta) else 0.0)
+            dt_next = next_first_step(path.sizes[0], path.first_error, path.accepted, order)
         stats = Stats(
             nfe=stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
-            dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
+            dt_next=dt_next,
         )
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
