@@ -44,6 +44,7 @@ bench-julia: $(VENV)/.bench
 
 docs: $(VENV)/.docs
 	$(RUN) -m mkdocs build --strict $(ARGS)
+	$(RUN) -m pytest -q tests/test_site.py
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff format --check .
