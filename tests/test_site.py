@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import threading
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def public_names() -> list[str]:
     for module in (regnde, regnde.nn, regnde.comparators, regnde.plot):
         for name in module.__all__:
             value = getattr(module, name)
-            if (inspect.isclass(value) or inspect.isroutine(value)) and typing.get_origin(value) is None:
+            if inspect.isclass(value) or inspect.isroutine(value):
                 names.append(f"{module.__name__}.{name}")
     return names
 
