@@ -21,10 +21,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
-BASE = {"_errors", "_last_step", "_solver", "_solution", "_equation", "_noise", "_tableau"}
+BASE = {"_controller", "_errors", "_last_step", "_solver", "_solution", "_equation", "_noise", "_tableau"}
 ALLOWED = {
     "_errors": {"_solution"},
-    "_solver": {"_last_step", "_tableau"},
+    "_options": set(),
+    "_controller": {"_options"},
+    "_solver": {"_controller", "_last_step", "_options", "_tableau"},
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),

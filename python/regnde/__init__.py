@@ -7,6 +7,7 @@ from regnde import nn
 from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
+from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
@@ -31,6 +32,8 @@ from regnde._tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "PI",
+    "PID",
     "SDE",
     "Advice",
     "Balance",
@@ -39,6 +42,7 @@ __all__ = [
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "I",
     "Increment",
     "JuliaField",
     "LastStep",

@@ -13,14 +13,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from regnde._engines import choose
-from regnde._engines.base import Request
+from regnde._engines.base import Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, ResolvedSolver, Solver
 
-__all__ = ["checked_state", "checked_times", "solve"]
+__all__ = ["checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
@@ -121,6 +121,25 @@ def solve_on_grid(
         grid=tuple(grid),
     )
     return _run(request).ys
+
+
+def solve_by_rules(
+    f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
+) -> Solution:
+    """An ODE solved as `solve` does, with the steps of another package."""
+    times, values = checked_times(ts)
+    request = Request(
+        equation=f,
+        y0=checked_state(y0),
+        ts=times,
+        times=values,
+        solver=solver.resolve(sde=False),
+        record=record,
+        noise=None,
+        throw=True,
+        rules=rules,
+    )
+    return _run(request)
 
 
 def _run(request: Request) -> Solution:
