@@ -24,6 +24,7 @@ from regnde._fit import Progress, anneal, fit
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._recording import Recording, recording
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
@@ -53,6 +54,7 @@ __all__ = [
     "NonFiniteDynamics",
     "Penalty",
     "Progress",
+    "Recording",
     "Solution",
     "SolutionArrays",
     "SolveError",
@@ -73,6 +75,7 @@ __all__ = [
     "nn",
     "odeint",
     "odeint_adjoint",
+    "recording",
     "sdeint",
     "solve",
     "steer",
