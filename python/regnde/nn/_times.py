@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Times", "kept_times", "shown"]
+__all__ = ["Times", "as_floats", "kept_times", "shown"]
 
 Times = Sequence[float] | Tensor
 
@@ -27,6 +27,11 @@ def _moving(t: object) -> bool:
     return isinstance(t, Tensor) and t.requires_grad
 
 
+def as_floats(ts: Times) -> tuple[float, ...]:
+    """The times as numbers, without their gradients."""
+    return tuple(float(t.detach()) if isinstance(t, Tensor) else float(t) for t in ts)
+
+
 def shown(ts: Times) -> str:
     """The times as numbers, for a module's repr."""
-    return str(tuple(float(t.detach()) if isinstance(t, Tensor) else t for t in ts))
+    return str(as_floats(ts))
