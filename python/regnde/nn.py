@@ -110,8 +110,8 @@ class NeuralODE(nn.Module):
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(self, y0: Tensor, ts: Times | None = None) -> Solution:
-        """Solves from y0, any shape, at the layer's times or at `ts` instead."""
+    def forward(self, y0: Any, ts: Times | None = None) -> Solution[Any]:
+        """Solves from y0, as `regnde.solve` takes it, at the layer's times or at `ts` instead."""
         record = self.record if self.training else "none"
         return solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
 
@@ -155,8 +155,8 @@ class NeuralSDE(nn.Module):
         self.solver = Solver() if solver is None else solver
         self.record = record
 
-    def forward(self, y0: Tensor, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Solution:
-        """Solves from y0, any shape, at the layer's times or at `ts` instead, along a new path or along `noise`."""
+    def forward(self, y0: Any, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Solution[Any]:
+        """Solves from y0, as `regnde.solve` takes it, at the layer's times or at `ts`, along a new path or `noise`."""
         record = self.record if self.training else "none"
         times = self.ts if ts is None else ts
         return solve(SDE(self.drift, self.diffusion), y0, times, self.solver, record=record, noise=noise)

@@ -22,6 +22,7 @@ from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
     Step,
+    Tolerance,
     all_finite,
     dense_output,
     error_ratio,
@@ -72,7 +73,8 @@ class RungeKutta:
     Args:
         field: the right-hand side.
         tableau: the method.
-        solver: tolerances.
+        solver: whether steps are compiled.
+        tolerances: relative and absolute.
         y0: the initial state.
         record: whether the estimates of accepted steps are recorded.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
@@ -85,6 +87,7 @@ class RungeKutta:
         field: CountedField,
         tableau: Tableau,
         solver: ResolvedSolver,
+        tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         *,
         record: bool,
@@ -93,10 +96,10 @@ class RungeKutta:
         self.field, self.tableau = field, tableau
         exponents = (tableau.beta1, tableau.beta2)
         self.controller = Controller.of(tableau.order, *exponents) if tableau.adaptive else None
-        self.rtol, self.atol = solver.rtol, solver.atol
+        self.rtol, self.atol = tolerances
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
-        of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol)
+        of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol)
         record = record and tableau.adaptive  # else there is nothing to estimate
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
@@ -235,8 +238,8 @@ def first_step_sizes(
     y: Tensor,
     t0: float,
     t1: float,
-    rtol: float,
-    atol: float,
+    rtol: Tolerance,
+    atol: Tolerance,
     *,
     samples: bool,
 ) -> tuple[Floats, Tensor]:
