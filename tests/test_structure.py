@@ -38,6 +38,7 @@ ALLOWED = {
     "_solve": BASE | {"_engines", "_engines.base", "_recording"},
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
+    "_install": {"_dropin", "_dropin_sde"},
     "_penalty": {"_solution"},
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},

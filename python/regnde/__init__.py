@@ -20,6 +20,7 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
@@ -41,6 +42,7 @@ __all__ = [
     "EngineUnavailable",
     "ErrorPenalty",
     "Increment",
+    "Installation",
     "JuliaField",
     "LastStep",
     "Local",
@@ -68,6 +70,7 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "install",
     "nn",
     "odeint",
     "odeint_adjoint",
