@@ -46,6 +46,7 @@ ALLOWED = {
     "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
+    "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
     "nn": BASE | {"_divergence", "_solve", "nn"},
     "_penalty": {"_solution"},
