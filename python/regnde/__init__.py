@@ -21,9 +21,11 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._recording import Recording, recording
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
@@ -44,6 +46,7 @@ __all__ = [
     "ErrorPenalty",
     "I",
     "Increment",
+    "Installation",
     "JuliaField",
     "LastStep",
     "Local",
@@ -53,6 +56,7 @@ __all__ = [
     "NonFiniteDynamics",
     "Penalty",
     "Progress",
+    "Recording",
     "Solution",
     "SolutionArrays",
     "SolveError",
@@ -70,9 +74,11 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "install",
     "nn",
     "odeint",
     "odeint_adjoint",
+    "recording",
     "sdeint",
     "solve",
     "steer",

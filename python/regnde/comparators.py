@@ -15,15 +15,18 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
-from regnde._solve import checked_state, checked_times, solve
+from regnde._solve import checked_times, solve
 from regnde._solver import Record, Solver
+from regnde._state import Structure
 
 __all__ = ["RNODE", "Hutchinson", "Integrand", "TayNODE", "solve_with_integral", "steer_all", "total_derivative"]
 
@@ -65,12 +68,12 @@ class RNODE(Integrand):
 
     def drawn(self, y: Tensor, generator: torch.Generator | None = None) -> RNODE:
         """The same with a probe of y's shape, fixed from here on."""
-        return dataclasses.replace(self, probe=_signs(y, generator))
+        return dataclasses.replace(self, probe=signs(y, generator))
 
     def __call__(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
         """The weighted sum of both, 0-dim."""
-        probe = _signs(y) if self.probe is None else self.probe
-        slope, row = _slope_and_row(field, t, y, probe)
+        probe = signs(y) if self.probe is None else self.probe
+        slope, (row,) = slope_and_rows(field, t, y, [probe])
         return self.kinetic * _mean_square(slope) / 2 + self.jacobian * _mean_square(row)
 
 
@@ -122,18 +125,20 @@ def total_derivative(field: Field, t: Tensor, y: Tensor, order: int) -> Tensor:
 
 
 def solve_with_integral(
-    field: Field,
-    y0: Tensor | ArrayLike,
+    field: Callable[[Tensor, Any], Any],
+    y0: Any,
     ts: Tensor | ArrayLike,
     integrand: Integrand,
     solver: Solver | None = None,
     *,
     record: Record = "none",
     nodes: int = NODES,
-    of: Callable[[Tensor], Tensor] | None = None,
+    of: Callable[[Any], Tensor] | None = None,
     inner: Field | None = None,
-) -> tuple[Solution, Tensor]:
+) -> tuple[Solution[Any], Tensor]:
     """Solves as `regnde.solve` does, and integrates a quantity along the solution.
+
+    For a state of several tensors the integrand is that of their entries together.
 
     Args:
         field: f(t, y).
@@ -157,7 +162,9 @@ def solve_with_integral(
         True
     """
     x, w = np.polynomial.legendre.leggauss(nodes)
-    state, (given, values) = checked_state(y0), checked_times(ts)
+    solver = Solver() if solver is None else solver
+    structure = Structure(y0, samples=solver.batch == "per-sample")
+    state, (given, values) = structure.flat, checked_times(ts)
     clock = given.double()
     half, middle = (clock[-1] - clock[0]) / 2, (clock[-1] + clock[0]) / 2
     inside = middle + half * torch.as_tensor(x, device=clock.device)
@@ -165,18 +172,19 @@ def solve_with_integral(
     # A stable sort: a node that meets a save time stands after it, and both are saved.
     order = torch.argsort(every.detach(), stable=True, descending=values[-1] < values[0])
     place = torch.argsort(order).to(state.device)
-    solution = solve(field, state, every[order], Solver() if solver is None else solver, record=record)
+    solution = solve(field, y0, every[order], solver, record=record)
     if isinstance(integrand, RNODE) and integrand.probe is None:  # one probe a solve
-        integrand = integrand.drawn(state if of is None else of(state))
-    saved = solution.ys[place]
+        integrand = integrand.drawn(state if of is None else of(structure.tree_of(state)))
+    on_flat: Any = structure.on_flat(field)
+    saved = structure.flat_of(solution.ys)[place]
     moments = inside.to(state.device, state.real.dtype)
     terms = [
-        integrand(inner or field, t, y if of is None else of(y))
+        integrand(inner or on_flat, t, y if of is None else of(structure.tree_of(y)))
         for t, y in zip(moments, saved[len(values) :], strict=True)
     ]
     weights = half.abs().to(state.device) * torch.as_tensor(w, device=state.device)
     integral = (torch.stack(terms) * weights.to(state.real.dtype)).sum()
-    return dataclasses.replace(solution, ts=given, ys=saved[: len(values)]), integral
+    return dataclasses.replace(solution, ts=given, ys=structure.tree_of(saved[: len(values)])), integral
 
 
 class Hutchinson(torch.nn.Module):
@@ -204,7 +212,7 @@ class Hutchinson(torch.nn.Module):
 
     def draw(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws the vector e, of y's shape (batch, d), from {-1, 1}, for the solves that follow."""
-        self.probe = _signs(y, generator)
+        self.probe = signs(y, generator)
         return self.probe
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
@@ -216,10 +224,7 @@ class Hutchinson(torch.nn.Module):
         y = z[..., :-1]
         if self.probe is None or self.probe.shape != y.shape:
             raise ValueError(f"Hutchinson: call draw(y) with a state of shape {tuple(y.shape)} before the solve.")
-        slope, row = _slope_and_row(self.field, t, y, self.probe)
-        # A complex entry is two real dimensions, and the vector has half of its variance in each.
-        trace = 2 * (row.conj() * self.probe).real if z.is_complex() else row * self.probe
-        return torch.cat((slope, -trace.sum(-1, keepdim=True)), -1)
+        return log_density_slope(self.field, t, z, self.probe)
 
 
 def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) -> tuple[float, ...]:
@@ -258,20 +263,6 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.sin, (one,), (one,))
 
 
-def _slope_and_row(field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """f(t, y) and the probe times its Jacobian, both of y's shape and dtype, under autocast too."""
-    outcome = torch.func.vjp(lambda state: field(t, state).to(y.dtype), y)
-    return outcome[0], outcome[1](probe.to(y.dtype))[0]
-
-
 def _mean_square(x: Tensor) -> Tensor:
     """Mean of |x|^2, 0-dim and real."""
     return (x.real.square() + x.imag.square()).mean() if x.is_complex() else x.square().mean()
-
-
-def _signs(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Entries of -1 and 1 with equal chance, of y's shape, dtype and device; (+-1 +- i) / sqrt 2 for a complex y."""
-    shape = (*y.shape, 2) if y.is_complex() else y.shape
-    device = "cpu" if generator is None else generator.device  # whatever torch's default device
-    signs = (2 * torch.randint(0, 2, shape, generator=generator, device=device) - 1).to(y.device, y.real.dtype)
-    return torch.view_as_complex(signs * 0.5**0.5) if y.is_complex() else signs
