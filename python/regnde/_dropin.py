@@ -6,16 +6,16 @@ The arguments and their meaning are that package's; what is not covered raises a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from regnde._dropin_adaptive import ADAPTIVE_METHODS, odeint_adaptive, root_mean_square
+from regnde._dropin_adaptive import ADAPTIVE_METHODS, odeint_adaptive
 from regnde._dropin_grid import GRID_METHODS, odeint_on_grid
-from regnde._dropin_options import ScipyOptions, options_of
-from regnde._dropin_scipy import odeint_by_scipy
+from regnde._dropin_problem import problem_of
+from regnde._dropin_scipy import Backwards, odeint_by_scipy
 from regnde._solver import Gradient
 
 __all__ = ["odeint", "odeint_adjoint"]
@@ -118,32 +118,24 @@ def odeint_adjoint(
         parameters = tuple(func.parameters()) if isinstance(func, torch.nn.Module) else ()
     if method == "scipy_solver" and adjoint_params is None and not isinstance(func, torch.nn.Module):
         raise ValueError("odeint_adjoint: method='scipy_solver' needs adjoint_params=, or a torch.nn.Module as func.")
-    backwards = _Backwards(
+    backwards = Backwards(
         rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol, parameters
     )
     states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
     return states
 
 
-class _Backwards(NamedTuple):
-    """Tolerances of a solve backwards, and the tensors that get a gradient whether they are used or not."""
-
-    rtol: Tolerance
-    atol: Tolerance
-    parameters: tuple[Tensor, ...]
-
-
 def _odeint(
     func: Callable[[Tensor, Any], Any],
-    y0: object,
+    y0: Any,
     t: Tensor,
-    rtol: Tolerance,
-    atol: Tolerance,
+    rtol: Any,
+    atol: Any,
     method: str | None,
     options: Mapping[str, Any] | None,
     event_fn: object,
     gradient: Gradient,
-    backwards: _Backwards | None,
+    backwards: Backwards | None,
 ) -> Any:
     """Both drop-ins: they differ in how the gradient is computed."""
     name = "dopri5" if method is None else method
@@ -152,62 +144,22 @@ def _odeint(
     for callback in (*CALLBACKS, *(f"{name}_adjoint" for name in CALLBACKS)):
         if hasattr(func, callback):
             raise ValueError(f"odeint: func.{callback} is not covered; solve(..., record='all') records the steps.")
-    flat, field, shapes = _flattened(func, y0)
-    times = torch.as_tensor(t)
+    problem = problem_of(func, y0, t, name, rtol, atol, gradient)
     if name in GRID_METHODS:
-        ys = odeint_on_grid(field, flat, times, name, options, _number("rtol", rtol), _number("atol", atol), gradient)
+        ys = odeint_on_grid(problem, options)
     elif name == "scipy_solver":
-        ys = odeint_by_scipy(field, flat, times, options_of(ScipyOptions, name, options), rtol, atol, backwards)
+        ys = odeint_by_scipy(problem, options, backwards)
     elif name in ADAPTIVE_METHODS:
-        norm = (
-            None if shapes is None else lambda x: torch.stack([root_mean_square(p) for p in _parts(x, shapes)]).amax()
-        )
-        ys = odeint_adaptive(
-            field, flat, times, name, options, _number("rtol", rtol), _number("atol", atol), norm, gradient
-        )
+        ys = odeint_adaptive(problem, options)
     else:
         known = ", ".join((*ADAPTIVE_METHODS, *GRID_METHODS, "scipy_solver"))
         raise ValueError(f"odeint: there is no method {name!r}; choose one of {known}.")
     if backwards is not None and name != "scipy_solver":
         ys = _with_zeros(ys, backwards.parameters)
-    return ys if shapes is None else tuple(_parts(ys, shapes))
+    return problem.structure.tree_of(ys)
 
 
 def _with_zeros(ys: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The states; a parameter that they do not depend on gets a gradient of zeros, as in torchdiffeq."""
     empty = [p.reshape(-1)[:0].to(ys.device, ys.dtype) for p in parameters if p.requires_grad]
     return ys + torch.cat(empty).sum() if empty else ys
-
-
-def _flattened(
-    func: Callable[[Tensor, Any], Any], y0: object
-) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], list[torch.Size] | None]:
-    """The state as one tensor, the field on it, and the parts' shapes if it was a tuple."""
-    if isinstance(y0, Tensor):
-        return y0, func, None
-    if not (isinstance(y0, tuple) and y0 and all(isinstance(part, Tensor) for part in y0)):
-        raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
-    shapes = [part.shape for part in y0]
-
-    def field(t: Tensor, y: Tensor) -> Tensor:
-        slopes = func(t, tuple(_parts(y, shapes)))
-        if [slope.shape for slope in slopes] != shapes:
-            got = [tuple(slope.shape) for slope in slopes]
-            raise ValueError(f"odeint: func returned shapes {got} for parts of shapes {[tuple(s) for s in shapes]}.")
-        return torch.cat([slope.reshape(-1) for slope in slopes])
-
-    return torch.cat([part.reshape(-1) for part in y0]), field, shapes
-
-
-def _parts(y: Tensor, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
-    """The parts of a flat state, or of a stack of them."""
-    begin = 0
-    for shape in shapes:
-        yield y.narrow(-1, begin, shape.numel()).reshape((*y.shape[:-1], *shape))
-        begin += shape.numel()
-
-
-def _number(name: str, value: Tolerance) -> float:
-    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-        return float(value)
-    raise ValueError(f"odeint: {name} must be one number; one for each part or entry is not covered.")

@@ -13,49 +13,34 @@ from torch import Tensor
 from regnde._controller import I
 from regnde._dropin_methods import ADAPTIVE_METHODS
 from regnde._dropin_options import AdaptiveOptions, options_of
+from regnde._dropin_problem import Problem, root_mean_square
 from regnde._engines.base import StepRules
 from regnde._solve import solve_by_rules
-from regnde._solver import Gradient, Solver
+from regnde._solver import Solver
+from regnde._tolerance import entries
 
 __all__ = ["ADAPTIVE_METHODS", "odeint_adaptive"]
 
-Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 
 
-def odeint_adaptive(
-    field: Field,
-    y0: Tensor,
-    t: Tensor,
-    name: str,
-    given: Mapping[str, Any] | None,
-    rtol: float,
-    atol: float,
-    norm: Norm | None,
-    gradient: Gradient,
-) -> Tensor:
-    """States at `t`, by a method that adapts its step.
+def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
+    """Flat states at the times of a problem, by a method that adapts its step.
 
     Args:
-        field: the right-hand side.
-        y0: the state at t[0].
-        t: times, shape (T,).
-        name: of the method.
+        problem: what to solve.
         given: the user's options.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        norm: of the error, unless the options have one; None for the root mean square.
-        gradient: how it is computed.
     """
-    options = options_of(AdaptiveOptions, name, given)
-    tableau = ADAPTIVE_METHODS[name]
+    options = options_of(AdaptiveOptions, problem.method, given)
+    tableau = ADAPTIVE_METHODS[problem.method]
     solver = Solver(
         method=tableau,
-        rtol=rtol,
-        atol=atol,
+        rtol=problem.rtol,
+        atol=problem.atol,
         dt0=options.first_step,
-        max_steps=options.max_num_steps * max(1, len(t) - 1),  # theirs counts from one time of the output to the next
-        gradient=gradient,
+        max_steps=options.max_num_steps
+        * max(1, len(problem.t) - 1),  # theirs counts from one time of the output to the next
+        gradient=problem.gradient,
         engine="torch",
         controller=I(
             safety=options.safety,
@@ -67,12 +52,15 @@ def odeint_adaptive(
         dt_min=options.min_step or None,
         dt_max=None if options.max_step == math.inf else options.max_step,
     )
+    norm, resolved = problem.norm(options.norm), solver.resolve(sde=False)
+    allowed = entries(resolved.rtol, resolved.atol, problem.structure)
     rules = StepRules(
         norm=norm,
-        first_step=FirstStep(tableau.order, rtol, atol, root_mean_square if norm is None else norm),
+        first_step=FirstStep(tableau.order, allowed.rtol, allowed.atol, root_mean_square if norm is None else norm),
         accept_smallest=True,
     )
-    return solve_by_rules(field, y0, t, solver, rules).ys
+    states: Tensor = solve_by_rules(problem.field, problem.y0, problem.t, solver, rules).ys
+    return states
 
 
 @dataclass(frozen=True)
@@ -103,9 +91,3 @@ class FirstStep:
 
     def _size(self, x: Tensor) -> float:
         return abs(float(self.norm(x)))
-
-
-def root_mean_square(x: Tensor) -> Tensor:
-    """Over all entries; 0 where there are none, with gradient 0 where it is 0."""
-    size: Tensor = torch.linalg.vector_norm(x)
-    return size / math.sqrt(max(x.numel(), 1))

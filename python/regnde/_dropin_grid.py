@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from regnde._dropin_options import GridOptions, options_of
+from regnde._dropin_problem import Problem
 from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solve import solve_on_grid
-from regnde._solver import Gradient, Solver
+from regnde._solver import Solver
 
 __all__ = ["GRID_METHODS", "odeint_on_grid"]
 
@@ -24,55 +26,44 @@ ADAMS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
 GRID_METHODS = (*EXPLICIT, *ADAMS, *IMPLICIT_TABLEAUX)
 
 
-def odeint_on_grid(
-    field: Callable[[Tensor, Tensor], Tensor],
-    y: Tensor,
-    t: Tensor,
-    name: str,
-    given: Mapping[str, Any] | None,
-    rtol: float,
-    atol: float,
-    gradient: Gradient,
-) -> Tensor:
-    """States at `t`, by a method that steps along a grid as torchdiffeq's FixedGridODESolver makes it.
+def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
+    """Flat states at the times of a problem, by a method that steps along a grid, made as in torchdiffeq.
 
     Args:
-        field: the right-hand side.
-        y: the state at the first time.
-        t: times, shape (T,).
-        name: of the method.
+        problem: what to solve.
         given: the user's options.
-        rtol: relative tolerance of an Adams corrector.
-        atol: absolute tolerance of an Adams corrector.
-        gradient: how it is computed.
     """
+    name, t = problem.method, problem.t
     unknown = () if name in ADAMS else ("max_order",) if name in IMPLICIT_TABLEAUX else ("max_order", "max_iters")
     options = options_of(GridOptions, name, given, without=unknown)
-    solver = Solver(method=_method(name, options, rtol, atol), gradient=gradient, engine="torch")
+    solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch")
     saves = _ordered("t", t)
     if options.step_size is None and options.grid_constructor is None:
         grid, places = t, saves
     else:
         make = options.grid_constructor
-        grid = _uniform(t, saves, options.step_size or 0.0) if make is None else make(field, y, t)
+        given_grid = None if make is None else make(problem.field, problem.y0, t)
+        grid = _uniform(t, saves, options.step_size or 0.0) if given_grid is None else given_grid
         places = _ordered("the grid", grid)
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
     if grid is t or options.interp == "cubic" or set(saves) <= set(places):
-        return solve_on_grid(field, y, _precise(t), ends, solver)
+        return solve_on_grid(problem.field, problem.y0, _precise(t), ends, solver)
     chords = _Chords(saves, places)
-    states = solve_on_grid(field, y, _precise(grid)[chords.needed], ends, solver)
+    states = solve_on_grid(problem.field, problem.y0, _precise(grid)[chords.needed], ends, solver)
     return chords.states(_precise(grid), _precise(t), states)
 
 
-def _method(name: str, options: GridOptions, rtol: float, atol: float) -> str | GridMethod:
+def _method(problem: Problem, options: GridOptions) -> str | GridMethod:
     """The method under its name here, or with its options."""
+    name = problem.method
     if name in EXPLICIT:
         return EXPLICIT[name]
     if name in IMPLICIT_TABLEAUX:
         tableau = IMPLICIT_TABLEAUX[name]
         return tableau if options.max_iters is None else replace(tableau, max_iters=options.max_iters)
+    rtol, atol = (float(np.min(np.asarray(tolerance))) for tolerance in (problem.rtol, problem.atol))
     adams = Adams(name=name, order=4, implicit=ADAMS[name], rtol=rtol, atol=atol)
     iters = adams.max_iters if options.max_iters is None else options.max_iters
     order = adams.max_order if options.max_order is None else options.max_order

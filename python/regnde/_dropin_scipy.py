@@ -6,7 +6,7 @@ backwards (L. S. Pontryagin et al.; R. T. Q. Chen et al., NeurIPS 2018): a gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from regnde._dropin_options import ScipyOptions
+from regnde._dropin_options import ScipyOptions, options_of
+from regnde._dropin_problem import Problem
+from regnde._solver import Solver
+from regnde._state import Structure
+from regnde._tolerance import entries
 
-__all__ = ["odeint_by_scipy"]
+__all__ = ["Backwards", "odeint_by_scipy"]
 
 Array = NDArray[Any]
 Field = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Backwards:
+    """What the adjoint equation needs.
+
+    Attributes:
+        rtol, atol: tolerances.
+        parameters: tensors besides the state and the times that get a gradient.
+    """
+
+    rtol: Any
+    atol: Any
+    parameters: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -64,36 +82,33 @@ class _How:
         return states
 
 
-def odeint_by_scipy(
-    field: Field,
-    y0: Tensor,
-    t: Tensor,
-    options: ScipyOptions,
-    rtol: float | Tensor,
-    atol: float | Tensor,
-    backwards: tuple[float | Tensor, float | Tensor, Sequence[Tensor]] | None,
-) -> Tensor:
-    """States at `t`, shape (T, *y0.shape).
+def odeint_by_scipy(problem: Problem, given: Mapping[str, Any] | None, backwards: Backwards | None) -> Tensor:
+    """Flat states at the times of a problem.
 
     Args:
-        field: the right-hand side.
-        y0: the state at t[0].
-        t: times, shape (T,).
-        options: the method, and bounds of its steps.
-        rtol: relative tolerance, for all entries or for each.
-        atol: absolute tolerance, likewise.
-        backwards: tolerances of the adjoint solve and the tensors, besides y0 and t, that get a gradient; None for a
-            result without a gradient.
+        problem: what to solve.
+        given: the user's options.
+        backwards: of the adjoint solve; None for a result without a gradient.
     """
-    how = _How(options, _numbers(rtol), _numbers(atol))
+    options = options_of(ScipyOptions, problem.method, given)
+    field, y0, t, structure = problem.field, problem.y0, problem.t, problem.structure
+    how = _How(options, *_tolerances(problem.rtol, problem.atol, structure))
     if backwards is None:
         with torch.no_grad():
             return _forward(field, y0, t, how)
-    back_rtol, back_atol, parameters = backwards
-    back = _How(options, _number(back_rtol), _number(back_atol))
-    wanted = [p for p in parameters if p.requires_grad]
+    tightest = (float(np.min(x)) for x in _tolerances(backwards.rtol, backwards.atol, structure))
+    back = _How(options, *tightest)  # its state has further entries
+    wanted = [p for p in backwards.parameters if p.requires_grad]
     result: Tensor = _Adjoint.apply(field, how, back, y0, t, *wanted)  # type: ignore[no-untyped-call]  # torch's
     return result
+
+
+def _tolerances(rtol: Any, atol: Any, structure: Structure) -> tuple[float | Array, float | Array]:
+    """Numbers, or arrays for the entries of the flat state."""
+    resolved = Solver(rtol=rtol, atol=atol).resolve(sde=False)
+    allowed = entries(resolved.rtol, resolved.atol, structure)
+    relative, absolute = (x if isinstance(x, float) else _array(x) for x in (allowed.rtol, allowed.atol))
+    return relative, absolute
 
 
 def _forward(field: Field, y0: Tensor, t: Tensor, how: _How) -> Tensor:
@@ -174,11 +189,3 @@ def _array(x: Tensor) -> Array:
     """The entries as a vector of double precision on the host."""
     array: Array = x.detach().reshape(-1).to("cpu", torch.complex128 if x.is_complex() else torch.float64).numpy()
     return array
-
-
-def _numbers(tolerance: float | Tensor) -> float | Array:
-    return _array(tolerance) if isinstance(tolerance, Tensor) and tolerance.ndim else float(tolerance)
-
-
-def _number(tolerance: float | Tensor) -> float:
-    return float(torch.as_tensor(tolerance).min())

@@ -189,7 +189,7 @@ def solve_on_grid(
         grid=tuple(grid),
         tolerances=(allowed.rtol, allowed.atol),
     )
-    states: Tensor = _run(request, structure, _precision(structure, allowed)).ys
+    states: Tensor = _run(request, structure, _resolvable(structure, allowed)).ys
     return states
 
 
@@ -213,7 +213,7 @@ def solve_by_rules(
         rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request, structure, _precision(structure, allowed))
+    return _run(request, structure, _resolvable(structure, allowed))
 
 
 def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
@@ -382,6 +382,11 @@ def _precision(structure: Structure, allowed: Entries) -> Precision:
     for part, tolerance in zip(structure.parts, allowed.tightest, strict=True):
         tightest[part.dtype] = min(tolerance, tightest.get(part.dtype, tolerance))
     return tuple(tightest.items())
+
+
+def _resolvable(structure: Structure, allowed: Entries) -> Precision:
+    """The same with tolerances that the dtypes can resolve, where nothing is to be said about others."""
+    return tuple((dtype, max(tol, torch.finfo(dtype).eps)) for dtype, tol in _precision(structure, allowed))
 
 
 def _warn_of_rounding(request: Request, dtype: torch.dtype, tolerance: float) -> None:
