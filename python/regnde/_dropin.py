@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regnde._dropin_adaptive import ADAPTIVE_METHODS, odeint_adaptive
-from regnde._dropin_grid import GRID_METHODS, odeint_on_grid
+from regnde._dropin_grid import GRID_METHODS, HALF_METHODS, odeint_on_grid
 from regnde._dropin_problem import problem_of
 from regnde._dropin_scipy import Backwards, odeint_by_scipy
 from regnde._solver import Gradient
@@ -144,7 +144,7 @@ def _odeint(
     for callback in (*CALLBACKS, *(f"{name}_adjoint" for name in CALLBACKS)):
         if hasattr(func, callback):
             raise ValueError(f"odeint: func.{callback} is not covered; solve(..., record='all') records the steps.")
-    problem = problem_of(func, y0, t, name, rtol, atol, gradient)
+    problem = problem_of(func, y0, t, name, rtol, atol, gradient, half=name in HALF_METHODS)
     if name in GRID_METHODS:
         ys = odeint_on_grid(problem, options)
     elif name == "scipy_solver":

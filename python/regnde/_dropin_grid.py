@@ -19,11 +19,12 @@ from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solve import solve_on_grid
 from regnde._solver import Solver
 
-__all__ = ["GRID_METHODS", "odeint_on_grid"]
+__all__ = ["GRID_METHODS", "HALF_METHODS", "odeint_on_grid"]
 
 EXPLICIT = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
 ADAMS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
 GRID_METHODS = (*EXPLICIT, *ADAMS, *IMPLICIT_TABLEAUX)
+HALF_METHODS = (*EXPLICIT, *ADAMS)  # for states of half precision; the others solve equations
 
 
 def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:

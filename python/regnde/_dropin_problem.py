@@ -53,14 +53,22 @@ class Problem:
 
 
 def problem_of(
-    func: Callable[[Tensor, Any], Any], y0: Any, t: Any, method: str, rtol: Any, atol: Any, gradient: Gradient
+    func: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Any,
+    method: str,
+    rtol: Any,
+    atol: Any,
+    gradient: Gradient,
+    *,
+    half: bool,
 ) -> Problem:
-    """The problem that the user's arguments pose."""
+    """The problem that the user's arguments pose; `half` is whether the method takes states of half precision."""
     if not callable(func):
         raise TypeError(f"odeint: func must be callable as func(t, y), got {type(func).__name__}.")
     if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0):
         raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
-    structure = Structure(y0)
+    structure = Structure(y0, half=half)
     field: Any = structure.on_flat(func)
     return Problem(method, field, structure.flat, torch.as_tensor(t), structure, rtol, atol, gradient)
 

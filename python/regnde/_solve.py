@@ -173,7 +173,7 @@ def solve_on_grid(
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
     """
-    structure = Structure(y0)
+    structure = Structure(y0, half=True)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=isinstance(f, SDE))
     allowed = entries(resolved.rtol, resolved.atol, structure)

@@ -58,6 +58,7 @@ Norm = Callable[[Tensor], Tensor]
 StepSize = float | Tensor
 Tolerance = float | Tensor  # for all entries, or one for each
 ARRAYS = {torch.float32: np.float32, torch.float64: np.float64}
+HALF = (torch.float16, torch.bfloat16)
 FEW = 4  # stages whose times are made faster one by one than together
 
 
@@ -100,6 +101,8 @@ def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor
     """The state y + h sum_j weights_j k_j. Graph nodes of `torch.add(y, k, alpha=float)` save no tensors."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, h, weighted(k, weights))
+    if y.dtype in HALF:  # each sum with the state is rounded to its resolution: one, not one for each slope
+        return torch.add(y, weighted(k, weights), alpha=h)
     total = _sum(y, k, weights, h)
     return y if total is None else total
 
