@@ -38,6 +38,8 @@ ALLOWED = {
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_solve"},
     "_divergence": set(),
+    "_grid": BASE | {"_engines.base", "_engines.torch", "_solve"},
+    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_solve"},
     "nn": BASE | {"_divergence", "_solve", "nn"},
     "_penalty": {"_solution"},
     "_budget": set(),

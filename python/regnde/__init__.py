@@ -20,6 +20,8 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._fixed_grid import fixed_grid
+from regnde._grid import Candidate, FixedGrid, GridReport
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
@@ -35,10 +37,13 @@ __all__ = [
     "Advice",
     "Balance",
     "BrownianPath",
+    "Candidate",
     "Cheapening",
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "FixedGrid",
+    "GridReport",
     "Increment",
     "JuliaField",
     "LastStep",
@@ -66,6 +71,7 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "fixed_grid",
     "nn",
     "odeint",
     "odeint_adjoint",

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from regnde._engines import choose
-from regnde._engines.base import Request
+from regnde._engines.base import Request, exporting
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError
 from regnde._noise import BrownianPath
@@ -238,7 +238,12 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
         )
     if not times.is_floating_point():
         times = times.to(torch.float64)
-    values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    if isinstance(ts, (list, tuple)) and all(type(t) in (int, float) for t in ts):
+        values = tuple(map(float, ts))
+    elif exporting():
+        raise TypeError("torch.export: times in a graph are numbers: give ts as a list of floats, not as a tensor.")
+    else:
+        values = tuple(times.detach().to("cpu", torch.float64).tolist())
     if not all(map(_finite, values)):
         raise ValueError(f"ts must be finite, got {_short(values)}.")
     rising = all(a <= b for a, b in itertools.pairwise(values))

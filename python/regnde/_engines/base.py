@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from regnde._equation import SDE, Equation
@@ -15,7 +16,7 @@ from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["FAILURES", "Engine", "Request", "next_first_step", "unsupported_everywhere"]
+__all__ = ["FAILURES", "Engine", "Request", "exporting", "next_first_step", "unsupported_everywhere"]
 
 FAILURES: dict[str, type[SolveError]] = {
     "non-finite": NonFiniteDynamics,
@@ -94,6 +95,12 @@ class Engine(ABC):
     @abstractmethod
     def solve(self, request: Request) -> Solution:
         """Runs a supported request."""
+
+
+def exporting() -> bool:
+    """Whether torch.export or torch.onnx.export traces this code: its tensors have no numbers to decide by."""
+    told = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch before 2.7 tells both alike
+    return bool(told())
 
 
 def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:

@@ -1,5 +1,6 @@
 """Layers: fields and the neural differential equations that solve them."""
 
+from regnde.nn._augmented import Augmented
 from regnde.nn._cnf import CNF, Density
 from regnde.nn._control_path import ControlPath, CubicPath, LinearPath, RectilinearPath
 from regnde.nn._latent import BackwardGRU, LatentODE, Reconstruction
@@ -11,6 +12,7 @@ from regnde.nn._neural_sde import NeuralSDE
 __all__ = [
     "CNF",
     "MLP",
+    "Augmented",
     "BackwardGRU",
     "ControlPath",
     "CubicPath",

@@ -225,7 +225,7 @@ def _checked_knots(values: Tensor, knots: Sequence[float] | Tensor | None) -> tu
 def _filled(values: Tensor, knots: Sequence[float]) -> Tensor:
     """The values with each NaN on the line between its neighbours in time, or like the nearest at an end."""
     missing = torch.isnan(values)
-    if not bool(missing.any()):
+    if not torch.compiler.is_compiling() and not bool(missing.any()):
         return values
     count = values.shape[-2]
     place = torch.arange(count, device=values.device)[:, None]

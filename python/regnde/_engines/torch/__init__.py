@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, exporting, next_first_step, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -61,6 +62,8 @@ class TorchEngine(Engine):
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
+        if exporting():
+            return solve_for_export(request, _tableau(request))
         kind = request.y0.device.type
         if not torch.is_autocast_enabled(kind):
             return self._solve(request)
