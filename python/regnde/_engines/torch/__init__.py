@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, exporting, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, exporting, next_first_step, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
@@ -56,6 +56,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
+        if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
+            return "another package's rules for steps are for one system that is an ODE."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
@@ -155,7 +157,10 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, Tableau)
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    batch = PerSample(request.equation, tableau, solver, y0, request.times, record=record, checkpoint=checkpoint)
+    tolerances = request.rtol, request.atol
+    batch = PerSample(
+        request.equation, tableau, solver, tolerances, y0, request.times, record=record, checkpoint=checkpoint
+    )
     batch.run()
     steps = None
     if record:
@@ -221,18 +226,21 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
 def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
-    record, tableau = request.record == "all", _tableau(request)
+    record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
     if isinstance(equation, SDE):
         assert isinstance(tableau, StochasticTableau)
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
         end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
-        return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint)
+        return StochasticRungeKutta(
+            drift, diffusion, tableau, solver, tolerances, y0, noise, record=record, checkpoint=checkpoint
+        )
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
-    return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
+    checkpoint = _checkpoint(request, field)
+    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, rules=request.rules, checkpoint=checkpoint)
 
 
 def _moves(ts: Tensor) -> bool:
