@@ -274,6 +274,7 @@ def test_choices_that_are_refused() -> None:
     refused(r"share=1\.5", share=1.5)
     refused("'rk4' has fixed steps and estimates no error", solver=Solver(method="rk4", dt0=0.1))
     refused("no explicit method 'rodas5p'", methods=["rodas5p"])
+    refused("give one rtol and one atol", solver=Solver(rtol=[1e-3, 1e-4], atol=1e-3))
     refused("ts must span some time", ts=(1.0, 1.0))
     refused("must have the shape", samples=f64(1.0))
     refused(r"no grid of up to \d+ evaluations brings 0\.95", solver=Solver(rtol=1e-9, atol=1e-9), methods=["euler"])

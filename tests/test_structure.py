@@ -49,7 +49,7 @@ ALLOWED = {
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
     "_grid": BASE | {"_engines.base", "_engines.torch", "_solve"},
-    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_solve"},
+    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve"},
     "nn": BASE | {"_divergence", "_solve", "nn"},
     "_penalty": {"_solution"},
     "_budget": set(),

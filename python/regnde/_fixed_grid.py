@@ -22,6 +22,7 @@ from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import SDE, Field, JuliaField
 from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit
+from regnde._recording import unrecorded
 from regnde._solution import Solution
 from regnde._solve import checked_state, checked_times, solve
 from regnde._solver import Solver
@@ -98,9 +99,12 @@ def fixed_grid(
             f"fixed_grid: the solver's method {own.name!r} has fixed steps and estimates no error: give an adaptive "
             "solver, and the method of the grid as methods=[...]."
         )
+    if not (isinstance(resolved.rtol, float) and isinstance(resolved.atol, float)):
+        raise ValueError("fixed_grid: the solver has a tolerance for each part or entry: give one rtol and one atol.")
     tableaux = [own] if methods is None else [explicit(method) for method in methods]
-    with torch.no_grad():
-        problem = _Problem.of(field, samples, checked_times(ts)[1], solver, share)
+    with torch.no_grad(), unrecorded():
+        times = checked_times(ts)[1]
+        problem = _Problem.of(field, samples, times, solver, resolved.rtol, resolved.atol, share)
         found = sorted(problem.candidates(tableaux), key=lambda each: (each[0].nfe, each[0].error))
         if not found:
             names = ", ".join(tableau.name for tableau in tableaux)
@@ -131,7 +135,9 @@ class _Problem:
     states: Tensor  # the reference at its times
 
     @staticmethod
-    def of(field: Field, samples: Tensor | ArrayLike, ts: Grid, solver: Solver, share: float) -> _Problem:
+    def of(
+        field: Field, samples: Tensor | ArrayLike, ts: Grid, solver: Solver, rtol: float, atol: float, share: float
+    ) -> _Problem:
         """Solves the samples."""
         y0 = checked_state(samples)
         if y0.ndim == 0 or not y0.numel():
@@ -140,7 +146,6 @@ class _Problem:
             raise ValueError(f"fixed_grid: ts must span some time, got {ts[0]:g} to {ts[-1]:g}.")
         plain = dataclasses.replace(solver, engine="torch", batch="joint", gradient="discrete", compile=False, dt0=None)
         adaptive = solve(field, y0, ts, plain, record="all")
-        rtol, atol = adaptive.solver.rtol, adaptive.solver.atol
         places = _spaced(_recorded(adaptive), max(COARSE, adaptive.stats.accepted))
         times = sorted({*ts, *places}, reverse=ts[-1] < ts[0])
         saved, coarse = ([times.index(t) for t in some] for some in (ts, places))

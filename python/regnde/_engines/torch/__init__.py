@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, StepRules, exporting, next_first_step, unsupported_everywhere
+from regnde._engines.base import (
+    FAILURES,
+    Engine,
+    Request,
+    StepRules,
+    exporting,
+    next_first_step,
+    unsupported_everywhere,
+)
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
