@@ -112,8 +112,8 @@ class Recording:
                 "gradient (torch.utils.checkpoint with use_reentrant=True does this, too). To look at its value alone "
                 "call penalty under torch.no_grad()."
             )
-        terms = [self._term(penalty, entry, place) for place, entry in enumerate(entries)]
-        return torch.stack([term.to(terms[0].device) for term in terms]).sum() if len(terms) > 1 else terms[0]
+        first, *rest = (self._term(penalty, entry, place) for place, entry in enumerate(entries))
+        return sum((term.to(first.device) for term in rest), start=first)
 
     def _term(self, penalty: Callable[[Solution], Tensor], entry: _Entry, place: int) -> Tensor:
         """The penalty of one solve; an error says which solve it is about."""
