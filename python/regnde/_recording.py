@@ -164,7 +164,7 @@ def recording(record: Record = "all") -> Recording:
     `regnde.install` they are also those of models that were written for torchdiffeq or torchsde.
 
     - The solutions keep their graphs until the log is dropped or cleared: open a recording around one forward pass.
-    - The states are those of an unrecorded solve, to the last bit. A `Local` draws from torch's generator.
+    - The states are those of an unrecorded solve by the same engine. A `Local` draws from torch's generator.
     - A solve that asks for a record itself keeps it, and the log has that one. One that asks for none still returns a
       solution without `steps`.
     - Recordings may be nested; each log has the solves of its block, and a solve is recorded once. Two open ones that
