@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regnde._solution import Solution
 from regnde._solver import Local, Record
+from regnde._state import tree_map
 
 __all__ = ["Recording", "open_recordings", "record_asked", "recording", "unrecordable", "unrecorded"]
 
@@ -266,8 +267,9 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _has_left_its_transform(values: Tensor) -> bool:
-    """Whether a tensor belongs to a transform of torch.func that is not at work now."""
-    level: int = torch._C._functorch.maybe_get_level(values)
+def _has_left_its_transform(states: Any) -> bool:
+    """Whether states belong to a transform of torch.func that is not at work now."""
     now: int | None = torch._C._functorch.maybe_current_level()
-    return level == DEAD or level > (now or 0)
+    levels: list[int] = []
+    tree_map(lambda x: levels.append(torch._C._functorch.maybe_get_level(x)), states)
+    return any(level == DEAD or level > (now or 0) for level in levels)
