@@ -42,7 +42,7 @@ ALLOWED = {
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
-    "_recording": {"_solution", "_solver"},
+    "_recording": {"_solution", "_solver", "_state"},
     "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
