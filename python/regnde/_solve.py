@@ -123,6 +123,18 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
+    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, throw)  # type: ignore[no-any-return]  # as _solve
+
+
+def _solve(
+    f: Callable[[Tensor, Any], Any] | Equation,
+    y0: Any,
+    ts: Tensor | ArrayLike,
+    solver: Solver,
+    record: Record,
+    noise: BrownianPath | None,
+    throw: bool,
+) -> Solution[Any]:
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
         raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
@@ -172,6 +184,12 @@ def solve_on_grid(
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
     """
+    return _uncompiled(_solve_on_grid)(f, y0, ts, grid, solver, noise)  # type: ignore[no-any-return]  # as that
+
+
+def _solve_on_grid(
+    f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver, noise: BrownianPath | None
+) -> Tensor:
     structure = Structure(y0)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=isinstance(f, SDE))
@@ -205,15 +223,15 @@ def _nested(request: Request, structure: Structure, precision: Precision) -> Sol
     return dataclasses.replace(solution, ys=structure.tree_of(solution.ys))
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    if not torch.compiler.is_dynamo_compiling():
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
+
+
 def _run(request: Request, precision: Precision) -> Solution:
     """Solves a request whose arguments are checked."""
-    if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
-        run: Any = torch.compiler.disable(_run_uncompiled)  # type: ignore[no-untyped-call]  # torch does not type it
-        return run(request, precision)  # type: ignore[no-any-return]
-    return _run_uncompiled(request, precision)
-
-
-def _run_uncompiled(request: Request, precision: Precision) -> Solution:
     for dtype, tolerance in precision:
         _warn_of_rounding(request, dtype, tolerance)
     try:
