@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -144,6 +147,51 @@ def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.Monke
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "juliacall", SimpleNamespace(CONFIG={"inited": True}, __spec__=SimpleNamespace()))
     assert "another package" in (runtime.why_not() or "")
+
+
+def _inited(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(availability, "why_not", lambda: None)
+    fresh.setitem(sys.modules, "juliacall", SimpleNamespace(CONFIG={"inited": True}, __spec__=SimpleNamespace()))
+
+
+def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while packages compile: they go on compiling, and the next solve waits for them."""
+    goes_on = threading.Event()
+
+    def begin() -> tuple[object, object]:
+        while runtime._state.beginning is None:
+            time.sleep(0.001)
+        _inited(fresh)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert goes_on.wait(100)
+        return object(), object()
+
+    fresh.setattr(availability, "why_not", lambda: None)
+    fresh.setattr(runtime, "_begin", begin)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not runtime.running()
+    assert runtime.why_not() is None
+    goes_on.set()
+    runtime.start()
+    assert runtime.running()
+
+
+def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
+    def begin() -> tuple[object, object]:
+        _inited(fresh)
+        raise runtime.JuliaFailure("no package RegNDE")
+
+    fresh.setattr(availability, "why_not", lambda: None)
+    fresh.setattr(runtime, "_begin", begin)
+    for _ in range(2):
+        with pytest.raises(regnde.EngineUnavailable, match="no package RegNDE"):
+            runtime.start()
+    assert "no package RegNDE" in (runtime.why_not() or "")
 
 
 def test_case_22_forks_are_refused(fresh: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,8 @@ end
     rms(x)
 
 Root mean square over all entries, a double precision number whatever the state is; 0 for an empty
-array. Where squares overflow or vanish it is s rms(x / s) with s = max |x|: the units of `x` do not
-matter.
+array. Where squares overflow or vanish it is s rms(x / s), s the power of two below max |x|: the units
+of `x` do not matter, and powers of two among them do not even change the rounding.
 """
 function rms(x)
     length(x) == 0 && return 0.0
@@ -91,6 +91,7 @@ function rms(x)
     SAFE_SQUARES[1] < total < SAFE_SQUARES[2] && return sqrt(total / length(x))
     s = wide(maximum(abs, x))
     (s == 0 || !isfinite(s)) && return s
+    s = exp2(exponent(s))
     return s * sqrt(sum(e -> abs2(e / s), x) / length(x))
 end
 

@@ -7,6 +7,7 @@ from regnde import nn
 from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
+from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
@@ -20,9 +21,11 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._recording import Recording, recording
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
@@ -31,6 +34,8 @@ from regnde._tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "PI",
+    "PID",
     "SDE",
     "Advice",
     "Balance",
@@ -39,7 +44,9 @@ __all__ = [
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "I",
     "Increment",
+    "Installation",
     "JuliaField",
     "LastStep",
     "Local",
@@ -49,6 +56,7 @@ __all__ = [
     "NonFiniteDynamics",
     "Penalty",
     "Progress",
+    "Recording",
     "Solution",
     "SolutionArrays",
     "SolveError",
@@ -66,9 +74,11 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "install",
     "nn",
     "odeint",
     "odeint_adjoint",
+    "recording",
     "sdeint",
     "solve",
     "steer",

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
-from regnde._engines.base import Request
+from regnde._engines.base import Engine, Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._noise import BrownianPath
+from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
 
-__all__ = ["Parts", "checked_state", "checked_times", "solve"]
+__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
@@ -168,7 +169,7 @@ def _solve(
         throw=throw,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _nested(request, structure, _precision(structure, allowed))
+    return _run(request, structure, _precision(structure, allowed))
 
 
 def solve_on_grid(
@@ -184,12 +185,6 @@ def solve_on_grid(
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
     """
-    return _uncompiled(_solve_on_grid)(f, y0, ts, grid, solver, noise)  # type: ignore[no-any-return]  # as that
-
-
-def _solve_on_grid(
-    f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver, noise: BrownianPath | None
-) -> Tensor:
     structure = Structure(y0)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=isinstance(f, SDE))
@@ -206,21 +201,31 @@ def _solve_on_grid(
         grid=tuple(grid),
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request, _precision(structure, allowed)).ys
+    states: Tensor = _run(request, structure, _precision(structure, allowed)).ys
+    return states
 
 
-def _nested(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
-    """Solves a request of the flat state; the solution, or the failure's, has the structure of the state."""
-    if not structure.nested:
-        return _run(request, precision)
-    try:
-        solution = _run(request, precision)
-    except SolveError as problem:
-        problem.solution = dataclasses.replace(problem.solution, ys=structure.tree_of(problem.solution.ys))
-        if problem.component is not None:
-            problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
-        raise
-    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys))
+def solve_by_rules(
+    f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
+) -> Solution:
+    """An ODE solved as `solve` does, with the steps of another package."""
+    structure = Structure(y0)
+    times, values = checked_times(ts)
+    resolved = solver.resolve(sde=False)
+    allowed = entries(resolved.rtol, resolved.atol, structure)
+    request = Request(
+        equation=f,
+        y0=structure.flat,
+        ts=times,
+        times=values,
+        solver=resolved,
+        record=record,
+        noise=None,
+        throw=True,
+        rules=rules,
+        tolerances=(allowed.rtol, allowed.atol),
+    )
+    return _run(request, structure, _precision(structure, allowed))
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,20 +235,60 @@ def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
 
 
-def _run(request: Request, precision: Precision) -> Solution:
-    """Solves a request whose arguments are checked."""
+def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
+    """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
+    return _uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
+
+
+def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
     for dtype, tolerance in precision:
         _warn_of_rounding(request, dtype, tolerance)
+    recordings = open_recordings()
+    return _recorded(request, structure, recordings) if recordings else _solved(request, structure, choose(request))
+
+
+def _recorded(request: Request, structure: Structure, recordings: Sequence[Recording]) -> Solution[Any]:
+    """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
+    wanted, why = request, None
+    if request.record == "none":
+        record, why = record_asked(recordings)
+        wanted = dataclasses.replace(request, record=record)
     try:
-        solution = choose(request).solve(request)
+        engine = choose(wanted)
+    except (EngineUnavailable, ValueError) as problem:
+        if wanted.record == request.record:
+            raise
+        engine = choose(request)
+        wanted, why = request, engine.why_unsupported(wanted) or str(problem)
+    try:
+        solution = _solved(wanted, structure, engine)
+    except SolveError as problem:
+        for log in recordings:
+            log.add_failed(problem.nfe)
+        raise
+    for log in recordings:
+        log.add(solution, why)
+    return solution if wanted.record == request.record else dataclasses.replace(solution, steps=None)
+
+
+def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[Any]:
+    """Solves; the solution, or a failure's, has the structure of the state."""
+    try:
+        solution: Solution[Any] = engine.solve(request)
+    except SolveError as problem:
+        if structure.nested:
+            problem.solution = dataclasses.replace(problem.solution, ys=structure.tree_of(problem.solution.ys))
+            if problem.component is not None:
+                problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
+        raise
     except (RuntimeError, UnsupportedField) as problem:
-        if not isinstance(problem, (SolveError, EngineUnavailable)):
+        if not isinstance(problem, EngineUnavailable):
             _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
     if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
         last.size = solution.stats.dt_next
-    return solution
+    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys)) if structure.nested else solution
 
 
 def _as_solver(given: object) -> str:

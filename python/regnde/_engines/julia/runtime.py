@@ -62,6 +62,8 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
+        self.beginning: Future[tuple[Any, Any]] | None = None  # goes on where the caller that waits is interrupted
+        self.failure: str | None = None  # why Julia did not start; there is one start in a process
         self.space: Any = None
         self.module: Any = None
         self.pid = 0
@@ -80,8 +82,8 @@ def prepared() -> bool:
 
 def why_not() -> str | None:
     """Why Julia can not run here and what to do, or None if it can. Starts nothing, asks no network."""
-    if running():
-        return _of_another_process()
+    if running() or _state.beginning is not None:
+        return _of_another_process() or _state.failure
     if _started_elsewhere():
         return (
             "another package has started Julia in this process, on a thread that regnde can not use. "
@@ -128,15 +130,18 @@ def start() -> None:
     with _state.lock:
         if running():
             return
-        for name, value in DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="regnde-julia")
+        if _state.beginning is None:
+            for name, value in DEFAULTS.items():
+                os.environ.setdefault(name, value)
+            _state.executor, _state.pid = ThreadPoolExecutor(1, thread_name_prefix="regnde-julia"), os.getpid()
+            _state.beginning = _state.executor.submit(_begin)
         try:
-            _state.space, _state.module = executor.submit(_begin).result()
+            _state.space, _state.module = _state.beginning.result()
         except Exception as problem:
-            executor.shutdown(wait=False)
-            raise EngineUnavailable(f"Julia does not start: {type(problem).__name__}: {problem}") from None
-        _state.executor, _state.pid = executor, os.getpid()
+            _state.failure = f"Julia does not start: {type(problem).__name__}: {problem}"
+            if not _started_elsewhere():  # nothing has begun
+                _state.beginning = None
+            raise EngineUnavailable(_state.failure) from None
     _take_back_ctrl_c()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
@@ -55,6 +55,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
+        if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
+            return "another package's rules for steps are for one system that is an ODE."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
@@ -229,13 +231,13 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
         return StochasticRungeKutta(
-            drift, diffusion, tableau, tolerances, y0, noise, record=record, checkpoint=checkpoint
+            drift, diffusion, tableau, solver, tolerances, y0, noise, record=record, checkpoint=checkpoint
         )
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
-    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, checkpoint=checkpoint)
+    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, rules=request.rules, checkpoint=checkpoint)
 
 
 def _moves(ts: Tensor) -> bool:
