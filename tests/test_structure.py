@@ -21,7 +21,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
-BASE = {"_controller", "_errors", "_last_step", "_solver", "_solution", "_equation", "_noise", "_tableau"}
+BASE = {
+    "_controller",
+    "_errors",
+    "_last_step",
+    "_solver",
+    "_solution",
+    "_stops",
+    "_equation",
+    "_noise",
+    "_tableau",
+    "_transforms",
+}
 ALLOWED = {
     "_errors": {"_solution"},
     "_options": set(),
@@ -30,6 +41,8 @@ ALLOWED = {
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
+    "_stops": set(),
+    "_transforms": set(),
     "_noise": set(),
     "_solution": {"_solver"},
     "_engines.base": BASE,
