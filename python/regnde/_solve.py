@@ -25,6 +25,7 @@ from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
@@ -46,6 +47,7 @@ def solve(
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
     throw: bool = ...,
 ) -> Solution: ...
 
@@ -59,6 +61,7 @@ def solve(
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
     throw: bool = ...,
 ) -> Solution[Parts]: ...
 
@@ -72,6 +75,7 @@ def solve(
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
     throw: bool = ...,
 ) -> Solution[Any]: ...
 
@@ -84,6 +88,7 @@ def solve(
     *,
     record: Record = "none",
     noise: BrownianPath | None = None,
+    stops: Tensor | ArrayLike = (),
     throw: bool = True,
 ) -> Solution[Any]:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -102,6 +107,9 @@ def solve(
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
             a new one, drawn from torch's seed. Solves given the same path see the same noise. For a state of
             several parts its shape is (N,): one channel for each of the N entries, in the order of the parts.
+        stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
+            Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
+            are ignored. Stops that require a gradient get the solution's derivative by them.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -124,6 +132,19 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
+    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, throw)  # type: ignore[no-any-return]  # as _solve
+
+
+def _solve(
+    f: Callable[[Tensor, Any], Any] | Equation,
+    y0: Any,
+    ts: Tensor | ArrayLike,
+    solver: Solver,
+    record: Record,
+    noise: BrownianPath | None,
+    stops: Tensor | ArrayLike,
+    throw: bool,
+) -> Solution[Any]:
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
         raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
@@ -144,6 +165,7 @@ def solve(
     check_order(y0, values)
     if noise is not None:
         _check_noise(noise, structure.flat, values)
+    stop_tensor, stop_values = _checked_stops(stops)
     resolved = solver.resolve(sde=sde)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
@@ -155,6 +177,10 @@ def solve(
         record=record,
         noise=noise,
         throw=throw,
+        stops=stop_values,
+        moving_stops=stop_tensor
+        if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
+        else None,
         tolerances=(allowed.rtol, allowed.atol),
     )
     return _run(request, structure, _precision(structure, allowed))
@@ -216,12 +242,16 @@ def solve_by_rules(
     return _run(request, structure, _precision(structure, allowed))
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    if not torch.compiler.is_dynamo_compiling():
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
+
+
 def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
     """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
-    if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
-        run: Any = torch.compiler.disable(_run_uncompiled)  # type: ignore[no-untyped-call]  # torch does not type it
-        return run(request, structure, precision)  # type: ignore[no-any-return]
-    return _run_uncompiled(request, structure, precision)
+    return _uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
 
 
 def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
@@ -346,6 +376,19 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     return times, values
 
 
+def _checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
+    """The stops as a tensor and as floats, checked."""
+    times = _time_tensor(stops, "stops")
+    if times.is_complex() or times.dtype == torch.bool or times.is_meta:
+        raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
+    if times.ndim != 1:
+        raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
+    values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    if not all(map(_finite, values)):
+        raise ValueError(f"stops must be finite, got {_short(values)}.")
+    return times, values
+
+
 def _short(values: Sequence[float]) -> str:
     """The times around the first one that breaks the order or is not finite: there may be thousands."""
     steps = [b - a for a, b in itertools.pairwise(values)]
@@ -356,7 +399,7 @@ def _short(values: Sequence[float]) -> str:
     return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
 
 
-def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
+def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
     """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
 
     Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
@@ -373,7 +416,7 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
             return torch.tensor(ts, dtype=torch.float64, device="cpu")
     values = np.asarray(ts)
     if values.dtype.kind not in "bcfiu":
-        raise TypeError(f"ts must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
+        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
     return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
 
 

@@ -434,6 +434,8 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
         return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
     if isinstance(values, list) and _holds_tensors(values):
         return torch.stack([_tensor(value) for value in values])
+    if isinstance(values, (list, tuple)) and any(isinstance(x, np.ndarray) for x in values):
+        return torch.as_tensor(np.array(values))  # torch warns that it is slow with a list of them
     return torch.as_tensor(values)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from regnde._engines.base import (
     unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
-from regnde._engines.torch.checkpoint import Checkpoint, transformed
+from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import solve_for_export
@@ -28,12 +28,14 @@ from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import all_finite, stage_times, take_step
+from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
+from regnde._stops import Segment
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
@@ -86,10 +88,12 @@ class TorchEngine(Engine):
         y0, times, solver = request.y0, request.times, request.solver
         if solver.batch == "per-sample":
             return _solve_per_sample(request)
-        stepper = _stepper(request)
+        segments = request.segments()
+        stepper = _stepper(request, segments[0])
         start = y0
-        if _moves(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            start = _moved(stepper.field, y0, times[0], request.ts[0], -1.0)
+        if has_derivative(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
+            assert isinstance(stepper, RungeKutta)  # an SDE has no derivative by the times
+            start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
@@ -101,9 +105,9 @@ class TorchEngine(Engine):
                 if solver.dt0 is not None and not all_finite(y0):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
-                h = stepper.first_step(start, times[0], times[-1], dt0)
-                grid = _grid(request, stepper, h)
-                path = integrate(stepper, start, times, h, max_steps=solver.max_steps, local=local, grid=grid)
+                h = stepper.first_step(start, times[0], segments[0].end, dt0)
+                grid = _grid(request, stepper, segments, h)
+                path = integrate(stepper, start, times, segments, h, max_steps=solver.max_steps, local=local, grid=grid)
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -112,9 +116,9 @@ class TorchEngine(Engine):
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys = torch.cat(path.chunks)
-        if _moves(request.ts) and path.failure is None:
-            rows = zip(ys, times, request.ts, strict=True)
-            ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
+        if has_derivative(request.ts) and path.failure is None:
+            assert isinstance(stepper, RungeKutta)
+            ys = _moved(request, stepper, segments, ys)
         steps = _steps(request, stepper, path, local)
         first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
         if isinstance(stepper, StochasticRungeKutta):
@@ -137,11 +141,16 @@ def _tableau(request: Request) -> Tableau | StochasticTableau:
     return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
 
 
-def _grid(request: Request, stepper: RungeKutta | StochasticRungeKutta, h: float) -> Iterator[float] | None:
+def _grid(
+    request: Request, stepper: RungeKutta | StochasticRungeKutta, segments: Sequence[Segment], h: float
+) -> Iterator[float] | None:
     """Ends of the steps of a fixed-step method."""
     if stepper.controller is not None:
         return None
-    return uniform(request.times[0], request.times[-1], h) if request.grid is None else iter(request.grid[1:])
+    if request.grid is not None:
+        return iter(request.grid[1:])
+    starts = (request.times[0], *(segment.end for segment in segments))
+    return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
 def _why_not_per_sample(request: Request) -> str | None:
@@ -154,8 +163,8 @@ def _why_not_per_sample(request: Request) -> str | None:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if _moves(request.ts):
-        return "batch='per-sample' gives no gradient with respect to the times: detach ts."
+    if has_derivative(request.ts) or request.moving_stops is not None:
+        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
     return None
 
 
@@ -165,9 +174,9 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, Tableau)
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    tolerances = request.rtol, request.atol
+    tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, tableau, solver, tolerances, y0, request.times, record=record, checkpoint=checkpoint
+        request.equation, tableau, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
     )
     batch.run()
     steps = None
@@ -231,7 +240,7 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
     return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 
 
-def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
+def _stepper(request: Request, segment: Segment) -> RungeKutta | StochasticRungeKutta:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
     record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
@@ -242,36 +251,26 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
         return StochasticRungeKutta(
-            drift, diffusion, tableau, solver, tolerances, y0, noise, record=record, checkpoint=checkpoint
+            drift, diffusion, tableau, solver, tolerances, y0, segment, noise, record=record, checkpoint=checkpoint
         )
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
-    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, rules=request.rules, checkpoint=checkpoint)
+    return RungeKutta(
+        field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
+    )
 
 
-def _moves(ts: Tensor) -> bool:
-    """Whether the times carry a gradient, or a tangent of forward mode."""
-    return ts.requires_grad or (transformed() and _has_tangent(ts))
-
-
-def _has_tangent(ts: Tensor) -> bool:
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(ts)
-    dual: Any = torch.autograd.forward_ad.unpack_dual(ts)  # type: ignore[no-untyped-call]  # torch does not type it
-    return wrapped or dual.tangent is not None
-
-
-def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float) -> Tensor:
-    """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
-
-    It is a step whose size is 0 and carries the gradient: for sign 1 from t to `moving`, else back.
-    """
-    by = (moving - t).to(y.device, y.dtype.to_real())
-    (start,) = stage_times((0.0,), t, 0.0, t, y)
-    origin = start if sign > 0 else start + by
-    tableau = TABLEAUX["rk4"]
-    return take_step(field, tableau, y, None, sign * by, [origin + (sign * c) * by for c in tableau.c]).y1
+def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+    """The states with their derivatives by the save times; at a stop, by that of the field before it."""
+    forward, at, rows = request.times[-1] > request.times[0], 0, []
+    for y, t, moving in zip(ys, request.times, request.ts, strict=True):
+        while t > segments[at].end if forward else t < segments[at].end:
+            at += 1
+        stepper.segment = segments[at]
+        rows.append(stepper.moved(y, t, moving, 1.0))
+    return torch.stack(rows)
 
 
 def _steps(
@@ -284,7 +283,7 @@ def _steps(
     ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
     error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
     if local and path.local_start is not None and path.failure is None:
-        end, size, (error, stiffness) = stepper.local_step(path.local_start, request.times[-1], local)
+        end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
         ends, sizes = [end], [size]
 
     def present(values: Tensor | None) -> Tensor:

@@ -40,6 +40,7 @@ __all__ = [
     "estimates_of_one",
     "extra_stages",
     "larger",
+    "product",
     "rms",
     "sample_rms",
     "shifted",
@@ -79,9 +80,14 @@ class Estimates(NamedTuple):
     stiffness: Tensor | None
 
 
-def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor) -> tuple[Tensor, ...]:
-    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`."""
+def stage_times(
+    c: Sequence[float], t: float, h: float, t1: float, like: Tensor, within: tuple[float, float] | None = None
+) -> tuple[Tensor, ...]:
+    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`, all lie `within` bounds."""
     times = [t1 if ci == 1.0 else t + ci * h for ci in c]
+    if within is not None:
+        low, high = within
+        times = [min(max(time, low), high) for time in times]
     dtype, device = like.dtype.to_real(), like.device
     if len(times) <= FEW:
         return tuple([torch.full((), time, dtype=dtype, device=device) for time in times])
