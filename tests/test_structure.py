@@ -32,6 +32,8 @@ BASE = {
     "_noise",
     "_tableau",
     "_transforms",
+    "_dense",
+    "_event",
 }
 ALLOWED = {
     "_errors": {"_solution"},
@@ -41,10 +43,12 @@ ALLOWED = {
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
+    "_dense": set(),
+    "_event": set(),
     "_stops": set(),
     "_transforms": set(),
     "_noise": set(),
-    "_solution": {"_solver"},
+    "_solution": {"_dense", "_solver"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},

@@ -20,11 +20,12 @@ from regnde._errors import (
     StepSizeUnderflow,
     UnsupportedField,
 )
+from regnde._event import Event
 from regnde._fit import Progress, anneal, fit
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
-from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
+from regnde._solution import Events, Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
 from regnde._tableau import Tableau
@@ -42,6 +43,8 @@ __all__ = [
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "Event",
+    "Events",
     "I",
     "Increment",
     "JuliaField",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from regnde._solver import ResolvedSolver
 
-__all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
+__all__ = ["Events", "SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ class Status(enum.StrEnum):
     NON_FINITE = "non-finite dynamics"
     UNDERFLOW = "step size underflow"
     MAX_STEPS = "max steps reached"
+    EVENT = "event"
 
 
 class SampleStats(NamedTuple):
@@ -155,6 +156,24 @@ class Steps:
         return f"Steps({len(self)} steps of {self._method})"
 
 
+class Events(NamedTuple):
+    """The events that occurred, in the order of the solve.
+
+    Attributes:
+        t: their times, shape (E,), float64, differentiable.
+        y: the states there, shape (E, *y0.shape), differentiable.
+        which: index of each among the events that were given, shape (E,).
+    """
+
+    t: Tensor
+    y: Tensor
+    which: Tensor
+
+    def detached(self) -> Events:
+        """Without gradients."""
+        return Events(self.t.detach(), self.y.detach(), self.which)
+
+
 class SolutionArrays(NamedTuple):
     """A solution as numpy arrays; the last four are None where nothing was recorded."""
 
@@ -173,13 +192,16 @@ class Solution:
     A pickle or a deep copy holds the numbers without their gradients; `copy.copy` keeps the gradients.
 
     Attributes:
-        ts: the save times, shape (T,).
+        ts: the save times, shape (T,), float64. Of a solve that a terminal event stopped: those before the event, and
+            then its time.
         ys: the states at `ts`, shape (T, *y0.shape), differentiable.
         stats: counts of evaluations and steps.
         steps: the recorded steps, or None with `record="none"`.
         engine: `"torch"` or `"julia"`: which engine ran.
         solver: the solver with all defaults filled in.
-        status: `Status.SUCCESS`, or why it stopped early (with `throw=False`, or in a `SolveError`).
+        status: `Status.SUCCESS`, `Status.EVENT` if a terminal event stopped it, or why it failed (with `throw=False`,
+            or in a `SolveError`).
+        events: the events that occurred, or None if `event` was not given.
     """
 
     ts: Tensor
@@ -189,6 +211,7 @@ class Solution:
     engine: str
     solver: ResolvedSolver
     status: Status = Status.SUCCESS
+    events: Events | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -202,7 +225,8 @@ class Solution:
     def __repr__(self) -> str:
         method = getattr(self.solver.method, "name", self.solver.method)
         count = len(self.ts)
-        times = f"{count} in [{float(self.ts[0]):g}, {float(self.ts[-1]):g}]" if count else "none"
+        ts = self.ts.detach()
+        times = f"{count} in [{float(ts[0]):g}, {float(ts[-1]):g}]" if count else "none"
         return (
             f"Solution(engine={self.engine!r}, method={method!r}, ts: {times}, state: {tuple(self.ys.shape[1:])}, "
             f"nfe={self.stats.nfe}, accepted={self.stats.accepted}, rejected={self.stats.rejected}, "
@@ -211,7 +235,7 @@ class Solution:
 
     @property
     def y1(self) -> Tensor:
-        """State at the last save time, shape y0.shape."""
+        """State at the last of `ts`, shape y0.shape."""
         return self.ys[-1]
 
     def numpy(self) -> SolutionArrays:
@@ -233,7 +257,13 @@ class Solution:
 
 def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of an object with its tensors cut from their graphs, which no pickle can hold."""
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach()
+        return value.detached() if isinstance(value, Events) else value
+
+    return {name: cut(value) for name, value in state.items()}
 
 
 def _twin(thing: T) -> T:

@@ -16,6 +16,7 @@ from regnde._engines import choose
 from regnde._engines.base import Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError
+from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, ResolvedSolver, Solver
@@ -37,6 +38,7 @@ def solve(
     record: Record = "none",
     noise: BrownianPath | None = None,
     stops: Tensor | ArrayLike = (),
+    event: Event | Sequence[Event] | None = None,
     throw: bool = True,
 ) -> Solution:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -46,8 +48,8 @@ def solve(
             or an `SDE`; or a `JuliaField`.
         y0: initial state at ts[0], any shape: a tensor, or anything `torch.as_tensor` takes.
             Integers become torch's default dtype. The whole array is one system with one step size.
-        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. Numbers become
-            float64 whatever the state's dtype; a floating-point tensor keeps its dtype.
+        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. They become float64
+            whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
@@ -55,6 +57,8 @@ def solve(
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
+        event: an `Event`, or several, whose zeros are looked for. A terminal one stops the solve: `ts` and `ys` then
+            hold the save times before it and, as the last, the event itself.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -97,6 +101,7 @@ def solve(
         noise=noise,
         throw=throw,
         stops=stop_values,
+        events=checked_events(event),
         moving_stops=stop_tensor
         if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
         else None,
@@ -169,7 +174,7 @@ def _run_uncompiled(request: Request) -> Solution:
             _note_dtypes(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
+    if last is not None and solution.status in (Status.SUCCESS, Status.EVENT) and solution.stats.dt_next > 0:
         last.size = solution.stats.dt_next
     return solution
 
@@ -252,7 +257,7 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
 
 
 def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor and as floats, checked. Gradients stay; numbers become float64."""
+    """The save times as a tensor in float64 and as floats, checked. Gradients stay."""
     times = _time_tensor(ts)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"ts must be real times, got {times.dtype}.")
@@ -265,7 +270,7 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
             f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    if not times.is_floating_point():
+    if times.device.type != "mps":  # which has no float64
         times = times.to(torch.float64)
     values = tuple(times.detach().to("cpu", torch.float64).tolist())
     if not all(map(_finite, values)):
