@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from regnde._dropin_adaptive import ADAPTIVE_METHODS, odeint_adaptive
-from regnde._dropin_grid import GRID_METHODS, HALF_METHODS, odeint_on_grid
+from regnde._dropin_adaptive import odeint_adaptive
+from regnde._dropin_event import until_event
+from regnde._dropin_grid import odeint_on_grid
 from regnde._dropin_problem import problem_of
 from regnde._dropin_scipy import Backwards, odeint_by_scipy
 from regnde._solver import Gradient
@@ -133,30 +134,22 @@ def _odeint(
     atol: Any,
     method: str | None,
     options: Mapping[str, Any] | None,
-    event_fn: object,
+    event_fn: Callable[[Tensor, Any], Tensor] | None,
     gradient: Gradient,
     backwards: Backwards | None,
 ) -> Any:
     """Both drop-ins: they differ in how the gradient is computed."""
-    name = "dopri5" if method is None else method
+    problem = problem_of(func, y0, t, "dopri5" if method is None else method, rtol, atol, gradient)
+    tree = problem.structure.tree_of
+    parameters = () if backwards is None or problem.kind == "scipy" else backwards.parameters
     if event_fn is not None:
-        raise ValueError("odeint: event_fn is not covered.")
-    for callback in (*CALLBACKS, *(f"{name}_adjoint" for name in CALLBACKS)):
-        if hasattr(func, callback):
-            raise ValueError(f"odeint: func.{callback} is not covered; solve(..., record='all') records the steps.")
-    problem = problem_of(func, y0, t, name, rtol, atol, gradient, half=name in HALF_METHODS)
-    if name in GRID_METHODS:
-        ys = odeint_on_grid(problem, options)
-    elif name == "scipy_solver":
+        time, states = until_event(problem, options, event_fn)
+        return time, tree(_with_zeros(states, parameters))
+    if problem.kind == "scipy":
         ys = odeint_by_scipy(problem, options, backwards)
-    elif name in ADAPTIVE_METHODS:
-        ys = odeint_adaptive(problem, options)
     else:
-        known = ", ".join((*ADAPTIVE_METHODS, *GRID_METHODS, "scipy_solver"))
-        raise ValueError(f"odeint: there is no method {name!r}; choose one of {known}.")
-    if backwards is not None and name != "scipy_solver":
-        ys = _with_zeros(ys, backwards.parameters)
-    return problem.structure.tree_of(ys)
+        ys = (odeint_adaptive if problem.kind == "adaptive" else odeint_on_grid)(problem, options)
+    return tree(_with_zeros(ys, parameters))
 
 
 def _with_zeros(ys: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -15,13 +15,16 @@ from regnde._dropin_methods import ADAPTIVE_METHODS
 from regnde._dropin_options import AdaptiveOptions, options_of
 from regnde._dropin_problem import Problem, root_mean_square
 from regnde._engines.base import StepRules
+from regnde._event import Event
+from regnde._solution import Solution
 from regnde._solve import solve_by_rules
 from regnde._solver import Solver
 from regnde._tolerance import entries
 
-__all__ = ["ADAPTIVE_METHODS", "odeint_adaptive"]
+__all__ = ["adaptive_until_event", "odeint_adaptive"]
 
 Norm = Callable[[Tensor], Tensor]
+FOREVER = 1e12  # span in which an event must come: the clock's resolution there is 1e-4
 
 
 def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
@@ -31,6 +34,26 @@ def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor
         problem: what to solve.
         given: the user's options.
     """
+    solver, rules, stops = _how(problem, given)
+    states: Tensor = solve_by_rules(problem.field, problem.y0, problem.t, solver, rules, stops=stops).ys
+    return states
+
+
+def adaptive_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:
+    """The solve that stops at an event.
+
+    Args:
+        problem: what to solve, from its first time on; the second one tells the direction.
+        given: the user's options.
+        event: where to stop.
+    """
+    solver, rules, stops = _how(problem, given)
+    times = problem.times_until(FOREVER)
+    return solve_by_rules(problem.field, problem.y0, times, solver, rules, stops=stops, events=[event])
+
+
+def _how(problem: Problem, given: Mapping[str, Any] | None) -> tuple[Solver, StepRules, tuple[float, ...]]:
+    """The solver, the rules of its steps and the times at which they end."""
     options = options_of(AdaptiveOptions, problem.method, given)
     tableau = ADAPTIVE_METHODS[problem.method]
     solver = Solver(
@@ -38,8 +61,8 @@ def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor
         rtol=problem.rtol,
         atol=problem.atol,
         dt0=options.first_step,
-        max_steps=options.max_num_steps
-        * max(1, len(problem.t) - 1),  # theirs counts from one time of the output to the next
+        # theirs counts from one time of the output to the next
+        max_steps=options.max_num_steps * max(1, len(problem.t) - 1),
         gradient=problem.gradient,
         engine="torch",
         controller=I(
@@ -58,9 +81,9 @@ def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor
         norm=norm,
         first_step=FirstStep(tableau.order, allowed.rtol, allowed.atol, root_mean_square if norm is None else norm),
         accept_smallest=True,
+        callbacks=problem.callbacks,
     )
-    states: Tensor = solve_by_rules(problem.field, problem.y0, problem.t, solver, rules).ys
-    return states
+    return solver, rules, (*options.jump_t, *options.step_t)
 
 
 @dataclass(frozen=True)

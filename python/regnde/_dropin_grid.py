@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._dropin_methods import ADAMS_METHODS, EXPLICIT_METHODS
 from regnde._dropin_options import GridOptions, options_of
 from regnde._dropin_problem import Problem
+from regnde._engines.base import StepRules
+from regnde._event import Event
 from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
-from regnde._solve import solve_on_grid
+from regnde._solution import Solution
+from regnde._solve import solve_by_rules, solve_on_grid
 from regnde._solver import Solver
 
-__all__ = ["GRID_METHODS", "HALF_METHODS", "odeint_on_grid"]
+__all__ = ["grid_until_event", "odeint_on_grid"]
 
-EXPLICIT = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
-ADAMS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
-GRID_METHODS = (*EXPLICIT, *ADAMS, *IMPLICIT_TABLEAUX)
-HALF_METHODS = (*EXPLICIT, *ADAMS)  # for states of half precision; the others solve equations
+UNKNOWN = {"explicit": ("max_order", "max_iters"), "implicit": ("max_order",)}  # options, to kinds of methods
+MOST_STEPS = 20_000  # to an event, as in torchdiffeq
 
 
 def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
@@ -34,9 +36,7 @@ def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
         problem: what to solve.
         given: the user's options.
     """
-    name, t = problem.method, problem.t
-    unknown = () if name in ADAMS else ("max_order",) if name in IMPLICIT_TABLEAUX else ("max_order", "max_iters")
-    options = options_of(GridOptions, name, given, without=unknown)
+    t, options = problem.t, _options(problem, given)
     solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch")
     saves = _ordered("t", t)
     if options.step_size is None and options.grid_constructor is None:
@@ -49,23 +49,47 @@ def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
+    stops, rules = ends if options.perturb else (), StepRules(callbacks=problem.callbacks)
     if grid is t or options.interp == "cubic" or set(saves) <= set(places):
-        return solve_on_grid(problem.field, problem.y0, _precise(t), ends, solver)
+        return solve_on_grid(problem.field, problem.y0, _precise(t), ends, solver, stops=stops, rules=rules)
     chords = _Chords(saves, places)
-    states = solve_on_grid(problem.field, problem.y0, _precise(grid)[chords.needed], ends, solver)
+    states = solve_on_grid(
+        problem.field, problem.y0, _precise(grid)[chords.needed], ends, solver, stops=stops, rules=rules
+    )
     return chords.states(_precise(grid), _precise(t), states)
+
+
+def grid_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:
+    """The solve that stops at an event, in equal steps.
+
+    Args:
+        problem: what to solve, from its first time on; the second one tells the direction.
+        given: the user's options.
+        event: where to stop.
+    """
+    options = _options(problem, given)
+    if options.step_size is None or options.perturb:
+        raise ValueError("odeint: event_fn with a method of fixed steps needs the option step_size, and no perturb.")
+    solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch", dt0=options.step_size)
+    times = problem.times_until(MOST_STEPS * options.step_size)
+    rules = StepRules(callbacks=problem.callbacks)
+    return solve_by_rules(problem.field, problem.y0, times, solver, rules, events=[event])
+
+
+def _options(problem: Problem, given: Mapping[str, Any] | None) -> GridOptions:
+    return options_of(GridOptions, problem.method, given, without=UNKNOWN.get(problem.kind, ()))
 
 
 def _method(problem: Problem, options: GridOptions) -> str | GridMethod:
     """The method under its name here, or with its options."""
     name = problem.method
-    if name in EXPLICIT:
-        return EXPLICIT[name]
-    if name in IMPLICIT_TABLEAUX:
+    if problem.kind == "explicit":
+        return EXPLICIT_METHODS[name]
+    if problem.kind == "implicit":
         tableau = IMPLICIT_TABLEAUX[name]
         return tableau if options.max_iters is None else replace(tableau, max_iters=options.max_iters)
     rtol, atol = (float(np.min(np.asarray(tolerance))) for tolerance in (problem.rtol, problem.atol))
-    adams = Adams(name=name, order=4, implicit=ADAMS[name], rtol=rtol, atol=atol)
+    adams = Adams(name=name, order=4, implicit=ADAMS_METHODS[name], rtol=rtol, atol=atol)
     iters = adams.max_iters if options.max_iters is None else options.max_iters
     order = adams.max_order if options.max_order is None else options.max_order
     return replace(adams, max_iters=iters, max_order=order)

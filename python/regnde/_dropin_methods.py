@@ -1,15 +1,27 @@
-"""torchdiffeq's adaptive methods that `solve` does not have, as tableaux. Julia has none of them."""
+"""torchdiffeq's methods by their names there; its adaptive ones that `solve` does not have, as tableaux.
+
+Julia has none of these, so that they do not stand in `tableaux.toml`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
+from regnde._grid_method import IMPLICIT_TABLEAUX
 from regnde._tableau import TABLEAUX, Tableau, hermite
 
-__all__ = ["ADAPTIVE_METHODS"]
+__all__ = ["ADAMS_METHODS", "ADAPTIVE_METHODS", "EXPLICIT_METHODS", "Kind", "kind_of"]
+
+Kind = Literal["adaptive", "explicit", "adams", "implicit", "scipy"]
+
+EXPLICIT_METHODS = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
+"""Those of fixed step size, and how `solve` calls them."""
+
+ADAMS_METHODS = {"explicit_adams": False, "implicit_adams": True, "fixed_adams": True}
+"""Whether they are implicit."""
 
 
 class PredictedSlope(Tableau):
@@ -126,3 +138,18 @@ def _differences(embedded: Sequence[Any], main: Sequence[Any]) -> Any:
 
 
 ADAPTIVE_METHODS = _tableaux()
+
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("dopri5", "tsit5", "bosh3", "dopri8", "fehlberg2", "adaptive_heun"), "adaptive"),
+    **dict.fromkeys(EXPLICIT_METHODS, "explicit"),
+    **dict.fromkeys(ADAMS_METHODS, "adams"),
+    **dict.fromkeys(IMPLICIT_TABLEAUX, "implicit"),
+    "scipy_solver": "scipy",
+}
+
+
+def kind_of(method: str) -> Kind:
+    """What kind of method a name of torchdiffeq's is."""
+    if method not in _KINDS:
+        raise ValueError(f"odeint: there is no method {method!r}; choose one of {', '.join(_KINDS)}.")
+    return _KINDS[method]

@@ -31,6 +31,7 @@ from regnde._transforms import has_derivative, transformed
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
+OWN_RULES = StepRules()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
@@ -199,7 +200,14 @@ def _solve(
 
 
 def solve_on_grid(
-    f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver, noise: BrownianPath | None = None
+    f: Equation,
+    y0: Tensor,
+    ts: Tensor,
+    grid: Sequence[float],
+    solver: Solver,
+    noise: BrownianPath | None = None,
+    stops: Sequence[float] = (),
+    rules: StepRules = OWN_RULES,
 ) -> Tensor:
     """States at `ts`, solved by a method of fixed step size, with steps that end at given times.
 
@@ -210,6 +218,8 @@ def solve_on_grid(
         grid: the initial time and the ends of the steps; the first and the last are those of `ts`.
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
+        stops: as for `solve`.
+        rules: another package's.
     """
     structure = Structure(y0, half=True)
     times, values = checked_times(ts)
@@ -225,6 +235,8 @@ def solve_on_grid(
         noise=noise,
         throw=True,
         grid=tuple(grid),
+        stops=tuple(stops),
+        rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )
     states: Tensor = _run(request, structure, _resolvable(structure, allowed)).ys
@@ -232,10 +244,18 @@ def solve_on_grid(
 
 
 def solve_by_rules(
-    f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
+    f: Equation,
+    y0: Tensor,
+    ts: Tensor,
+    solver: Solver,
+    rules: StepRules,
+    *,
+    record: Record = "none",
+    stops: Sequence[float] = (),
+    events: Sequence[Event] = (),
 ) -> Solution:
-    """An ODE solved as `solve` does, with the steps of another package."""
-    structure = Structure(y0)
+    """An ODE of a state of one tensor, solved as `solve` does, with the steps of another package."""
+    structure = Structure(y0, half=True)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
@@ -248,6 +268,8 @@ def solve_by_rules(
         record=record,
         noise=None,
         throw=True,
+        stops=tuple(stops),
+        events=tuple(events),
         rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )

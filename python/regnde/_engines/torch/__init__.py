@@ -27,6 +27,7 @@ from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
@@ -100,7 +101,8 @@ class TorchEngine(Engine):
         segments = request.segments()
         stepper = _stepper(request, segments[0])
         start = y0
-        if has_derivative(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
+        moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
+        if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
             assert not isinstance(stepper, StochasticRungeKutta)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
@@ -117,10 +119,13 @@ class TorchEngine(Engine):
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
                 watch = Watch(request.events, times[0], start) if request.events else None
-                steps_at_most = solver.max_steps
+                steps_at_most, callbacks = solver.max_steps, request.rules.callbacks
+                observed = stepper if callbacks is None else Observed(stepper, callbacks)
                 path = integrate(
-                    stepper, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
+                    observed, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
                 )
+                if isinstance(observed, Observed):
+                    observed.close()
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -129,7 +134,7 @@ class TorchEngine(Engine):
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
-        if has_derivative(request.ts) and path.failure is None:
+        if moves and path.failure is None:
             assert not isinstance(stepper, StochasticRungeKutta)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
