@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from regnde import Local
+from regnde._dense import Interpolant
 from regnde._engines.torch.control import Bounds
 from regnde._engines.torch.loop import Diagnosis, Path, Trial, integrate, uniform
 from regnde._stops import Segment
@@ -83,6 +85,10 @@ class Scripted:
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         _, h, y = self.last
         return torch.stack([y + theta * h for theta in thetas])
+
+    def interpolant(self) -> Interpolant:
+        t, h, y = self.last
+        return Interpolant(t, h, y, [torch.ones_like(y)], np.ones((1, 1)))
 
     def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
         self.entered.append((segment, t))

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
-from regnde._engines.base import Engine, Request, StepRules
+from regnde._engines.base import Engine, Request, StepRules, exporting
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
+from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution, Status
@@ -48,6 +49,7 @@ def solve(
     record: Record = ...,
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution: ...
 
@@ -62,6 +64,7 @@ def solve(
     record: Record = ...,
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution[Parts]: ...
 
@@ -76,6 +79,7 @@ def solve(
     record: Record = ...,
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution[Any]: ...
 
@@ -89,6 +93,7 @@ def solve(
     record: Record = "none",
     noise: BrownianPath | None = None,
     stops: Tensor | ArrayLike = (),
+    event: Event | Sequence[Event] | None = None,
     throw: bool = True,
 ) -> Solution[Any]:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -100,8 +105,8 @@ def solve(
             torch's default dtype. Or several tensors in a tuple, list, named tuple or dict, nested as you like:
             f is given the same structure and returns it, and so do the solution's states. Either way it is one
             system with one step size. A list of 0-dim tensors is one tensor; a tuple of them is not.
-        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. Numbers become
-            float64 whatever the state's dtype; a floating-point tensor keeps its dtype.
+        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. They become float64
+            whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
@@ -110,6 +115,8 @@ def solve(
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
+        event: an `Event`, or several, whose zeros are looked for. A terminal one stops the solve: `ts` and `ys` then
+            hold the save times before it and, as the last, the event itself.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -132,7 +139,7 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
-    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, throw)  # type: ignore[no-any-return]  # as _solve
+    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, throw)  # type: ignore[no-any-return]  # as _solve
 
 
 def _solve(
@@ -143,6 +150,7 @@ def _solve(
     record: Record,
     noise: BrownianPath | None,
     stops: Tensor | ArrayLike,
+    event: Event | Sequence[Event] | None,
     throw: bool,
 ) -> Solution[Any]:
     sde = isinstance(f, SDE)
@@ -178,6 +186,10 @@ def _solve(
         noise=noise,
         throw=throw,
         stops=stop_values,
+        events=tuple(
+            dataclasses.replace(each, condition=structure.condition_on_flat(each.condition))
+            for each in checked_events(event)
+        ),
         moving_stops=stop_tensor
         if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
         else None,
@@ -291,7 +303,7 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
         solution: Solution[Any] = engine.solve(request)
     except SolveError as problem:
         if structure.nested:
-            problem.solution = dataclasses.replace(problem.solution, ys=structure.tree_of(problem.solution.ys))
+            problem.solution = _in_structure(problem.solution, structure)
             if problem.component is not None:
                 problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
         raise
@@ -300,9 +312,17 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
             _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
+    if last is not None and solution.status in (Status.SUCCESS, Status.EVENT) and solution.stats.dt_next > 0:
         last.size = solution.stats.dt_next
-    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys)) if structure.nested else solution
+    return _in_structure(solution, structure) if structure.nested else solution
+
+
+def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[Any]:
+    """The solution with states of the structure of y0."""
+    events = solution.events
+    if events is not None:
+        events = events._replace(y=structure.tree_of(events.y))
+    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys), events=events)
 
 
 def _as_solver(given: object) -> str:
@@ -346,7 +366,7 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
 
 
 def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor and as floats, checked. Gradients stay; numbers become float64."""
+    """The save times as a tensor in float64 and as floats, checked. Gradients stay."""
     times = _time_tensor(ts)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"ts must be real times, got {times.dtype}.")
@@ -359,9 +379,14 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
             f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    if not times.is_floating_point():
+    if times.device.type != "mps":  # which has no float64
         times = times.to(torch.float64)
-    values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    if isinstance(ts, (list, tuple)) and all(type(t) in (int, float) for t in ts):
+        values = tuple(map(float, ts))
+    elif exporting():
+        raise TypeError("torch.export: times in a graph are numbers: give ts as a list of floats, not as a tensor.")
+    else:
+        values = tuple(times.detach().to("cpu", torch.float64).tolist())
     if not all(map(_finite, values)):
         raise ValueError(f"ts must be finite, got {_short(values)}.")
     rising = all(a <= b for a, b in itertools.pairwise(values))

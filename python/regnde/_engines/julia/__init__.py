@@ -70,8 +70,8 @@ class JuliaEngine(Engine):
             or request.rules != StepRules()
         ):
             return "controller=, dt_min= and dt_max= run on the torch engine: set Solver(engine='torch')."
-        if request.stops:
-            return "stops run on the torch engine: set Solver(engine='torch')."
+        if request.stops or request.events:
+            return "stops and events run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"

@@ -10,11 +10,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
+from regnde._engines.base import (
+    FAILURES,
+    Engine,
+    Request,
+    StepRules,
+    exporting,
+    next_first_step,
+    unsupported_everywhere,
+)
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.event import Watch
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -22,7 +32,7 @@ from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
-from regnde._solution import SampleStats, Solution, Stats, Status, Steps
+from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
 from regnde._stops import Segment
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
@@ -59,12 +69,16 @@ class TorchEngine(Engine):
             return "compile=True is for ODEs."
         if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
             return "another package's rules for steps are for one system that is an ODE."
+        if request.events and sde:
+            return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
+        if exporting():
+            return solve_for_export(request, _tableau(request))
         kind = request.y0.device.type
         if not torch.is_autocast_enabled(kind):
             return self._solve(request)
@@ -96,7 +110,11 @@ class TorchEngine(Engine):
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
-                path = integrate(stepper, start, times, segments, h, max_steps=solver.max_steps, local=local, grid=grid)
+                watch = Watch(request.events, times[0], start) if request.events else None
+                steps_at_most = solver.max_steps
+                path = integrate(
+                    stepper, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
+                )
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -104,10 +122,12 @@ class TorchEngine(Engine):
                 path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
-        ys = torch.cat(path.chunks)
+        ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
         if has_derivative(request.ts) and path.failure is None:
             assert isinstance(stepper, RungeKutta)
             ys = _moved(request, stepper, segments, ys)
+        if path.stopped is not None:
+            ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
         steps = _steps(request, stepper, path, local)
         first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
         if isinstance(stepper, StochasticRungeKutta):
@@ -120,7 +140,8 @@ class TorchEngine(Engine):
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
             dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
         )
-        return _finished(request, ys, stats, steps, path.failure, path.t)
+        events = _events(path, y0) if request.events else None
+        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, path.stopped is not None)
 
 
 def _tableau(request: Request) -> Tableau | StochasticTableau:
@@ -150,6 +171,8 @@ def _why_not_per_sample(request: Request) -> str | None:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
     if not _tableau(request).adaptive:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if request.events:
+        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
     if has_derivative(request.ts) or request.moving_stops is not None:
@@ -190,21 +213,41 @@ def _solve_per_sample(request: Request) -> Solution:
         samples=tuple(SampleStats(*count) for count in counts),
         dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
-    return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
+    ys = batch.outputs.states()
+    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
+
+
+def _events(path: Path, y0: Tensor) -> Events:
+    """What occurred."""
+    if not path.hits:
+        nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
+        return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
+    which = torch.tensor([hit.which for hit in path.hits], device=y0.device)
+    return Events(torch.stack([hit.t for hit in path.hits]).to(y0.device), torch.stack([h.y for h in path.hits]), which)
 
 
 def _finished(
-    request: Request, ys: Tensor, stats: Stats, steps: Steps | None, failure: Failure | None, t: float
+    request: Request,
+    ts: Tensor,
+    ys: Tensor,
+    stats: Stats,
+    steps: Steps | None,
+    failure: Failure | None,
+    t: float,
+    events: Events | None = None,
+    stopped: bool = False,
 ) -> Solution:
     """The solution up to time t; a failure is raised or told by its status."""
+    status = Status.EVENT if stopped else Status.SUCCESS
     solution = Solution(
-        ts=request.ts[: len(ys)],
+        ts=ts,
         ys=ys,
         stats=stats,
         steps=steps,
         engine=TorchEngine.name,
         solver=request.solver,
-        status=Status.SUCCESS if failure is None else FAILURES[failure.kind].status,
+        status=status if failure is None else FAILURES[failure.kind].status,
+        events=events,
     )
     if failure is None or not request.throw:
         return solution
@@ -254,7 +297,7 @@ def _stepper(request: Request, segment: Segment) -> RungeKutta | StochasticRunge
 def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
-    for y, t, moving in zip(ys, request.times, request.ts, strict=True):
+    for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
         while t > segments[at].end if forward else t < segments[at].end:
             at += 1
         stepper.segment = segments[at]

@@ -16,7 +16,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
+from regnde._engines.torch.event import Hit, Watch
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
@@ -54,6 +56,9 @@ class Stepper(Protocol):
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, shape (len(thetas), *y.shape)."""
 
+    def interpolant(self) -> Interpolant:
+        """The solution inside the last attempt, as a function of time."""
+
     def start_is_finite(self) -> bool:
         """Whether the field is finite where the last attempt started."""
 
@@ -84,6 +89,8 @@ class Path:
         t: time reached.
         ends, sizes: of the accepted steps.
         first_error: estimate of the first of them; NaN without one.
+        hits: the events that occurred.
+        stopped: the terminal one of them.
     """
 
     chunks: list[Tensor] = field(default_factory=list)
@@ -95,6 +102,8 @@ class Path:
     dt_first: float = 0.0
     first_error: float = math.nan
     local_start: LocalStart | None = None
+    hits: list[Hit] = field(default_factory=list)
+    stopped: Hit | None = None
     failure: Failure | None = None
 
     @property
@@ -104,20 +113,30 @@ class Path:
 
 
 class _Draw:
-    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved."""
+    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved.
 
-    def __init__(self, local: Local, t0: float, t1: float) -> None:
+    Args:
+        local: how to draw.
+        t0: initial time.
+        t1: end time; None if an event may come before it.
+    """
+
+    def __init__(self, local: Local, t0: float, t1: float | None) -> None:
         seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())
         self.random = random.Random(seed)
-        self.local = local
-        self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" else math.nan
+        self.local, self.t0 = local, t0
+        self.known = t1 is not None
+        self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" and t1 is not None else math.nan
 
     def visit(self, path: Path, stepper: Stepper, t: float, h: float, t1: float, y: Tensor, segment: Segment) -> None:
         """Looks at an accepted step; called before the stepper moves on."""
         if self.local.sampling == "step":
             if self.random.random() * path.accepted < 1.0:  # reservoir: each step equally likely
                 path.local_start = LocalStart(t, h, self._state(y), segment)
-        elif path.local_start is None and abs(self.t - t) < abs(t1 - t):
+            return
+        if not self.known and self.random.random() * abs(t1 - self.t0) < abs(t1 - t):  # each step by its length
+            self.t, path.local_start = t + self.random.random() * (t1 - t), None
+        if path.local_start is None and abs(self.t - t) < abs(t1 - t):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.local.detach_state):
                 state = y if self.t == t else stepper.outputs([(self.t - t) / h])[0]
             path.local_start = LocalStart(self.t, h, self._state(state), segment)
@@ -144,6 +163,7 @@ def integrate(
     max_steps: int,
     local: Local | None = None,
     grid: Iterator[float] | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Steps from times[0] to times[-1], saving the states at `times`.
 
@@ -156,10 +176,11 @@ def integrate(
         max_steps: trial steps after which to give up.
         local: draw the start of a local record, or None.
         grid: ends of the steps, if they are fixed.
+        watch: looks for events, or None.
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
-    draw = _Draw(local, t, t_end) if local else None
+    draw = _Draw(local, t, t_end if watch is None else None) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
     controller, bounds = stepper.controller, stepper.bounds
@@ -223,9 +244,17 @@ def integrate(
 
         path.ends.append(t1)
         path.sizes.append(h)
-        _save(path, stepper, times, t, h, t1, y1)
+        if watch is not None:
+            if controller is None and not all_finite(y1):  # a condition has no sign there
+                y = y1
+                break
+            hits = watch.hits(stepper.interpolant, t, t1, y1)
+            path.hits += hits
+            path.stopped = watch.terminal(hits)
+        end = t1 if path.stopped is None else path.stopped.at
+        _save(path, stepper, times, t, h, t1, y1, path.stopped)
         if draw:
-            draw.visit(path, stepper, t, h, t1, y, segments[at])
+            draw.visit(path, stepper, t, h, end, y, segments[at])
         stepper.accepted()
         if controller and error is not None:
             if path.accepted == 1:
@@ -239,7 +268,9 @@ def integrate(
             if non_finite and abs(t1 - times[0]) >= abs(earliest - times[0]):
                 non_finite = 0
         t, y = t1, y1
-        path.t = t
+        path.t = end
+        if path.stopped is not None:
+            break
         if controller is None and (path.accepted % CHECKED_EVERY == 0 or t == t_end):
             if not all_finite(y):
                 break
@@ -299,9 +330,20 @@ def _count(times: Sequence[float], start: int, t: float, t_end: float) -> int:
     return index
 
 
-def _save(path: Path, stepper: Stepper, times: Sequence[float], t: float, h: float, t1: float, y1: Tensor) -> None:
-    """Appends the states at the save times in (t, t1]."""
-    stop = _count(times, path.saved, t1, times[-1])
+def _save(
+    path: Path,
+    stepper: Stepper,
+    times: Sequence[float],
+    t: float,
+    h: float,
+    t1: float,
+    y1: Tensor,
+    stopped: Hit | None = None,
+) -> None:
+    """Appends the states at the save times in (t, t1], or before an event that stops the solve."""
+    stop = _count(times, path.saved, t1 if stopped is None else stopped.at, times[-1])
+    while stopped is not None and stop > path.saved and times[stop - 1] == stopped.at:
+        stop -= 1
     if stop == path.saved:
         return
     inside = [s for s in times[path.saved : stop] if s != t1]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.base import StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
@@ -230,10 +231,19 @@ class RungeKutta:
         return take_step(self.field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
-        """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
+        """States inside the last attempt."""
+        return dense_output(self.tableau, self.last_attempt[2][0]._replace(k=self._stages()), thetas)
+
+    def interpolant(self) -> Interpolant:
+        """The solution inside the last attempt, as a function of time."""
+        t, _, (step, _) = self.last_attempt
+        return Interpolant(t, float(step.h), step.y, self._stages(), np.asarray(self.tableau.dense))
+
+    def _stages(self) -> list[Tensor]:
+        """The stages that the dense output needs; methods with extra ones evaluate these here, once a step."""
         t, t1, outcome = self.last_attempt
         within = self.segment.within
-        field, tableau, step = self.field, self.tableau, outcome[0]
+        field, tableau = self.field, self.tableau
 
         def run(outcome: Outcome) -> list[Tensor]:
             step = outcome[0]
@@ -246,7 +256,7 @@ class RungeKutta:
                 self.stages = run(outcome)
             else:
                 self.stages = self.checkpoint.further(run, outcome, ends=last_size)
-        return dense_output(tableau, step._replace(k=self.stages), thetas)
+        return self.stages
 
     # --- diagnosis -------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
 from regnde._engines.torch.failure import Diagnosis, diagnosed
@@ -206,6 +207,11 @@ class StochasticRungeKutta:
         """States inside the last attempt, by linear interpolation as in StochasticDiffEq.jl."""
         step = self.last_attempt[2]
         return torch.stack([torch.lerp(step.y, step.y1, theta) for theta in thetas])
+
+    def interpolant(self) -> Interpolant:
+        """The same as a function of time."""
+        t, h, step, _ = self.last_attempt
+        return Interpolant(t, h, step.y, [(step.y1 - step.y) / h], np.ones((1, 1)))
 
     # --- diagnosis -------------------------------------------------------------------------------
 

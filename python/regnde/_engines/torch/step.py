@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._dense import product
 from regnde._tableau import Row, Tableau
 
 __all__ = [
@@ -292,11 +293,3 @@ def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64
     powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)
     weights: NDArray[np.float64] = powers @ coefficients.T
     return weights
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product; on a GPU in double precision, as one of float32 may be rounded to ten bits there (TF32)."""
-    if a.device.type != "cuda":
-        return a @ b
-    wide = torch.promote_types(a.dtype, torch.float64)
-    return (a.to(wide) @ b.to(wide)).to(a.dtype)
