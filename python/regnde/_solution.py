@@ -255,8 +255,7 @@ class Solution(Generic[State]):
         """Called by torch where a solution is given as a tensor, such as by the next layer of `nn.Sequential`."""
         raise TypeError(
             f"{getattr(func, '__name__', 'a function of torch')} was given a Solution, which is no tensor: take the "
-            "last state, solution.y1, or all of them, solution.ys. In nn.Sequential put a module between that returns "
-            "solution.y1."
+            "last state, solution.y1, or all of them, solution.ys. In nn.Sequential use NeuralODE(..., output='state')."
         )
 
     if not TYPE_CHECKING:  # else every name would be an attribute

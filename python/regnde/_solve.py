@@ -72,7 +72,7 @@ def solve(
 @overload
 def solve(
     f: Callable[[Tensor, Any], Any] | Equation,
-    y0: Any,
+    y0: list[Tensor],
     ts: Tensor | ArrayLike,
     solver: Solver = ...,
     *,
