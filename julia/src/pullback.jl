@@ -45,6 +45,7 @@ function sweep!(
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
+        confine!(field, segment_of(rec, n))
         recall!(step, rec.tape[n], tableau, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
@@ -54,15 +55,23 @@ function sweep!(
             rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
             Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside
         )
+        carried(rec, n) || reverse_first_stage!(rev, field, step)
         last = first - 1
     end
-    reverse_first_stage!(rev, field, step)
     add_outputs!(rev.lam, rec, cotangents, 1, last)
     copyto!(y0bar, rev.lam)
     release!(rev)
     again && release!(step)
     return y0bar
 end
+
+"The segment of step `n`."
+segment_of(rec::Recording, n) = rec.segments[searchsortedfirst(
+    rec.segments, rec.t[n]; lt = rec.times[end] < rec.times[1] ? (s, t) -> s.t_end > t : (s, t) -> s.t_end < t
+)]
+
+"Whether step `n` begins with a stage of an FSAL method that the step before it has evaluated."
+carried(rec::Recording, n) = n > 1 && segment_of(rec, n - 1) === segment_of(rec, n)
 
 "Brings a step back, from the tape or by taking it again."
 function recall!(step::Step, entry::Step, tableau, field)
@@ -89,6 +98,7 @@ function sweep!(
     len, last = length(rec.y0), length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
+        foreach(field -> confine!(field, segment_of(rec, n)), (drift, diffusion))
         h, t, entry = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1], rec.tape[n]
         copyto!(step.H0[1], 1, entry, 1, len)
         copyto!(step.dW, 1, entry, 1 + len, len)

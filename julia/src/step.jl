@@ -71,9 +71,14 @@ end
 "The larger of |y| and |y1|."
 @inline larger(y, y1) = max(abs(y), abs(y1))
 
+"A tolerance in the state's precision: a number, or an array like the state."
+converted(::Type{T}, tolerance::Number) where {T} = T(tolerance)
+converted(::Type{T}, tolerance::AbstractArray{T}) where {T} = tolerance
+converted(::Type{T}, tolerance::AbstractArray) where {T} = T.(tolerance)
+
 "Divides an error by its tolerance, entrywise."
 function divided!(error, y, y1, rtol, atol)
-    rt, at = eltype(error)(rtol), eltype(error)(atol)
+    rt, at = converted(eltype(error), rtol), converted(eltype(error), atol)
     @.. error = error / tolerance(larger(y, y1), rt, at)
     return error
 end
