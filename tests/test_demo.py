@@ -140,3 +140,12 @@ def test_pictures() -> None:
         plot.steps(regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0]))
     with pytest.raises(ValueError, match="quantity="):
         plot.steps(sol, "speed")
+
+
+def test_bare_command_prints_help_and_version_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "doctor" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.strip() == f"regnde {regnde.__version__}"

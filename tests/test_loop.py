@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regnde import Local
+from regnde._engines.torch.control import Bounds
 from regnde._engines.torch.loop import Diagnosis, Path, Trial, integrate, uniform
 from tolerances import ROUNDING, STANDARD_ERRORS
 
@@ -20,13 +21,19 @@ NAN = math.nan
 class Control:
     """Doubles an accepted step, halves a rejected one, and takes a fifth of one that was not finite."""
 
-    error_floor = 1e-4
+    past = (1e-4,)
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, float, bool]] = []
 
-    def factor(self, error: float, previous: float, first: bool) -> float:
-        self.asked.append((error, previous, first))
+    def accepts(self, error: float, past: tuple[float, ...]) -> bool:
+        return error <= 1.0
+
+    def updated(self, error: float, past: tuple[float, ...]) -> tuple[float, ...]:
+        return (max(error, 1e-4),)
+
+    def factor(self, error: float, past: tuple[float, ...], first: bool) -> float:
+        self.asked.append((error, *past, first))
         if math.isfinite(error):
             return 2.0 if error <= 1.0 else 0.5
         return 0.2
@@ -42,6 +49,7 @@ class Scripted:
     """
 
     latest_stage = 1.0
+    bounds = Bounds()
 
     def __init__(
         self,

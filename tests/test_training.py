@@ -329,11 +329,13 @@ def test_case_A11_what_compute_may_return() -> None:
     def step(compute: object, penalty: regnde.Penalty | None = None, **options: object) -> regnde.Progress:
         return next(fit(compute, [3.0], sgd, penalty=penalty, **options))
 
-    assert step(lambda target: line.compute(target)[0]).nfe == 0
+    evaluations = line.compute(3.0)[1].stats.nfe
+    assert step(lambda target: line.compute(target)[0]).nfe == evaluations
     assert line.w.item() == pytest.approx(3.0)
     assert step(lambda target: (line.compute(target)[0].reshape(1), None)).task == pytest.approx(0.0, abs=1e-20)
-    with pytest.raises(TypeError, match=r"loss alone.*return \(loss, solution\)"):
-        step(lambda target: line.compute(target)[0], ErrorPenalty())
+    assert step(lambda target: line.w.square()).nfe == 0
+    with pytest.raises(ValueError, match="there is no solve to sum the penalty over"):
+        step(lambda target: line.w.square(), ErrorPenalty())
     for wrong in (1.0, None, (1.0, None), torch.ones((), dtype=torch.complex64), [torch.ones(())]):
         with pytest.raises(TypeError, match="compute must return a loss"):
             step(lambda target, wrong=wrong: wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from torch.nn import functional
 from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings
 from paper_experiments.methods import Method, Weights
 from regnde import Solution, steer
-from regnde.comparators import Hutchinson
+from regnde.nn import CNF, Density
 
+Trace = Literal["exact", "hutchinson"]
 SPAN = (0.0, 1.0)
 STEER_WIDTH = 0.5
 POINTS, COMPONENTS, RADIUS, SPREAD, NOISE = 2048, 6, 5.0, 0.1, 0.3
@@ -68,38 +70,40 @@ class Flow(Problem):
         method: the row.
         place: device, precision, engine.
         width: of the hidden layers.
+        trace: as `CNF` takes it.
     """
 
-    def __init__(self, settings: Settings, method: Method, place: Place, width: int = 16) -> None:
+    def __init__(
+        self, settings: Settings, method: Method, place: Place, width: int = 16, trace: Trace = "hutchinson"
+    ) -> None:
         super().__init__(settings, method, place)
         x = ring().to(place.device, place.dtype)
         cut = len(x) * 3 // 4
         self.train_x, self.test_x = x[:cut], x[cut:]
         self.items = cut
-        self.flow = Hutchinson(Squash(width))
+        self.flow = CNF(Squash(width), 2, SPAN, self.solver(), trace=trace)
 
-    def solve(self, x: Tensor, generator: torch.Generator | None = None) -> Solution:
-        """The solution of states and log densities, shape (batch, 3)."""
-        self.flow.draw(x, generator)
+    def density(self, x: Tensor, generator: torch.Generator | None = None) -> Density:
+        """Log densities of points, shape (batch, 2), and the solution."""
         ts = steer(SPAN, STEER_WIDTH) if self.method.steer and self.training else SPAN
-        start = torch.cat((x, x.new_zeros(len(x), 1)), 1)
-        inner = {"of": lambda z: z[:, :-1], "inner": self.flow.field}
-        return self.integrate(self.flow, start, ts, **inner)
 
-    def likelihood(self, solution: Solution) -> Tensor:
-        """Mean log density, log N(z(1); 0, 1) + integral of the trace."""
-        z, change = solution.y1[:, :-1], solution.y1[:, -1]
-        return (-0.5 * z.square().sum(1) - math.log(2 * math.pi) - change).mean()
+        def integrate(field: nn.Module, start: Tensor, ts: tuple[float, ...], record: object) -> Solution:
+            return self.integrate(field, start, ts, of=lambda z: z[:, :-1], inner=self.flow.field)
+
+        return self.flow(x, ts, generator=generator, integrate=integrate)
 
     def loss(self, index: Tensor, iteration: int, epoch: float) -> tuple[Tensor, Solution]:
         """Its negative."""
-        solution = self.solve(self.train_x[index])
-        return self.penalised(-self.likelihood(solution)), solution
+        density = self.density(self.train_x[index])
+        return self.penalised(-density.log_prob.mean()), density.solution
 
     def evaluate(self) -> Evaluation:
         """The same on the test points, with noise that every model shares."""
-        loss = -float(self.likelihood(self.solve(self.test_x, torch.Generator().manual_seed(0))))
-        return Evaluation(loss, *self.timed(lambda i: self.solve(self.test_x, torch.Generator().manual_seed(i))))
+
+        def density(seed: int) -> Density:
+            return self.density(self.test_x, torch.Generator().manual_seed(seed))
+
+        return Evaluation(-float(density(0).log_prob.mean()), *self.timed(lambda i: density(i).solution))
 
 
 def _settings(options: Options) -> Settings:

@@ -7,6 +7,7 @@ from regnde import nn
 from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
+from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint
 from regnde._dropin_sde import sdeint
@@ -23,6 +24,7 @@ from regnde._fit import Progress, anneal, fit
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._recording import Recording, recording
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
@@ -31,6 +33,8 @@ from regnde._tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "PI",
+    "PID",
     "SDE",
     "Advice",
     "Balance",
@@ -39,6 +43,7 @@ __all__ = [
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "I",
     "Increment",
     "JuliaField",
     "LastStep",
@@ -49,6 +54,7 @@ __all__ = [
     "NonFiniteDynamics",
     "Penalty",
     "Progress",
+    "Recording",
     "Solution",
     "SolutionArrays",
     "SolveError",
@@ -69,6 +75,7 @@ __all__ = [
     "nn",
     "odeint",
     "odeint_adjoint",
+    "recording",
     "sdeint",
     "solve",
     "steer",

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from regnde import _demo, _demo_report, _doctor
+from regnde import __version__, _demo, _demo_report, _doctor
 from regnde._errors import EngineUnavailable
 
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m regnde", description="Neural ODEs and SDEs that are cheap to solve."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"regnde {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands")
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
     julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
     julia.add_argument("--cuda", action="store_true", help="also the packages that tensors on CUDA devices need")
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--png", type=Path, default=Path("demo.png"), help="where to draw (default demo.png)")
     options = parser.parse_args(arguments)
 
+    if options.command is None:
+        parser.print_help()
+        return 0
     if options.command == "doctor":
         lines, solved = _doctor.report()
         print("\n".join(lines))

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from regnde._budget import LossBudget, averaged
 from regnde._fit import Computed, Progress, fit, unpacked
 from regnde._penalty import ErrorPenalty, Penalty
-from regnde._solution import Solution
+from regnde._recording import recording
+from regnde._solver import Record
 
 __all__ = ["Cheapening", "Measured", "cheapen"]
 
@@ -36,7 +37,7 @@ class Measured:
 
     Attributes:
         loss: task loss.
-        nfe: evaluations of the field in a solve (for an SDE, of the drift).
+        nfe: evaluations of the field for a batch (for an SDE, of the drift).
         steps: trial steps of a solve.
     """
 
@@ -79,6 +80,7 @@ def cheapen(
     budget: float = 0.02,
     allowed: float | None = None,
     penalty: Penalty | None = None,
+    record: Record = "all",
     measure: Sequence[Batch] | None = None,
     every: int = 20,
     patience: int = 5,
@@ -99,7 +101,8 @@ def cheapen(
     and a warning says so.
 
     Args:
-        compute: maps a batch to its task loss and the solution it came from, with `record="all"`, as `fit` takes it.
+        compute: maps a batch to its task loss and the solution it came from, with `record="all"`; or to the loss
+            alone, and all its solves are recorded and measured. As `fit` takes it.
         batches: what to train on; gone through again and again, so not a generator that ends.
         optimizer: of the model's parameters. A learning rate of about a third of the training's first one serves.
         budget: what may be paid, as a share of the loss' size (0.02: 2 %).
@@ -107,6 +110,7 @@ def cheapen(
             now on with another solver, at which its loss may be worse: a state within the bound is then preferred
             to a cheaper one above it.
         penalty: what is lowered, by default `ErrorPenalty("mean")`.
+        record: what `fit` records where `compute` returns the loss alone.
         measure: batches on which loss and evaluations are measured, by default the first pass of `batches` (at
             most 50 of them). Randomness inside `compute` is drawn alike in all measurements.
         every: iterations between two measurements.
@@ -121,8 +125,8 @@ def cheapen(
         An iterable of `Progress`, one for each iteration, that knows what was saved.
 
     Raises:
-        ValueError: for a budget below zero, no batches, or a loss that is not finite at the start.
-        TypeError: for a `compute` that returns no solution.
+        ValueError: for a budget below zero, no batches, a loss that is not finite at the start, or a `compute` that
+            makes no solve.
 
     Examples:
         >>> import torch, regnde
@@ -176,7 +180,8 @@ def cheapen(
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
-                    for progress in fit(compute, part, optimizer, penalty=stage, weight=weight, start=done):
+                    run_on = fit(compute, part, optimizer, penalty=stage, weight=weight, record=record, start=done)
+                    for progress in run_on:
                         done = progress.iteration + 1
                         yield progress
                     found = measured()
@@ -209,15 +214,20 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], distributed: bool) -> Measured:
     """The means over the batches, with the same random numbers at every call."""
-    rows: list[tuple[float, int, int]] = []
+    rows: list[tuple[float, int, float]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
-            task, solution = unpacked(_computed(compute, batch))
-            if not isinstance(solution, Solution):
-                raise TypeError("cheapen: compute must return (loss, solution): its evaluations are what is lowered.")
-            stats = solution.stats
-            rows.append((float(task.detach()), stats.nfe, stats.accepted + stats.rejected))
+            with recording("none") as log:
+                task, solution = unpacked(_computed(compute, batch))
+            solves = log.solutions if solution is None else (solution,)
+            if not solves:
+                raise ValueError(
+                    "cheapen: compute made no solve that was seen, and the evaluations of its solves are what is "
+                    "lowered: return (loss, solution), or see regnde.install for a model on another package."
+                )
+            steps = sum(s.stats.accepted + s.stats.rejected for s in solves)
+            rows.append((float(task.detach()), sum(s.stats.nfe for s in solves), steps / len(solves)))
     means = (sum(column) / len(rows) for column in zip(*rows, strict=True))
     return Measured(*(averaged(x) for x in means)) if distributed else Measured(*means)
 

@@ -22,6 +22,7 @@ from regnde._advice import Diagnosis, Run, Samples, Smoothness, observed_order
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._last_step import LastStep
 from regnde._penalty import ErrorPenalty
+from regnde._recording import unrecorded
 from regnde._solution import Solution
 from regnde._solve import checked_state, checked_times, solve
 from regnde._solver import Solver
@@ -138,7 +139,7 @@ def diagnose(
         if name not in adaptive:
             raise ValueError(f"methods: {name!r} is not one of the adaptive methods {', '.join(adaptive)}.")
     modules = _modules(f)
-    with _undisturbed((*modules, *_modules(metric)), state):
+    with unrecorded(), _undisturbed((*modules, *_modules(metric)), state):
         bench = _Bench(f, state, times, metric, modules)
         return _diagnosis(bench, solver or Solver(), tuple(methods or adaptive), error_allowed, metric_slack)
 

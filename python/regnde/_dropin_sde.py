@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regnde._equation import SDE, Field
 from regnde._noise import BrownianPath, Increment
+from regnde._recording import unrecordable
 from regnde._solve import solve, solve_on_grid
 from regnde._solver import Solver
 
@@ -108,7 +109,8 @@ def sdeint(
     if adaptive:
         solver = Solver(method=stepper, rtol=rtol, atol=atol, dt0=dt, engine="torch")
         return solve(equation, y0, times, solver, noise=path).ys
-    return _fixed(equation, y0, times.tolist(), stepper, dt, path)
+    with unrecordable("sdeint without adaptive=True takes steps of dt and has no tolerance that errors are scaled by."):
+        return _fixed(equation, y0, times.tolist(), stepper, dt, path)
 
 
 def _grid(t0: float, t1: float, dt: float) -> list[float]:

@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from regnde._budget import MeasuredWeight
 from regnde._penalty import Penalty
+from regnde._recording import recording
 from regnde._solution import Solution
+from regnde._solver import Record
 
 __all__ = ["Progress", "anneal", "fit"]
 
@@ -40,7 +42,7 @@ class Progress:
         penalty: penalty before its weight; 0 without one.
         weight: its weight in this iteration; 0 without a penalty.
         nfe: evaluations of the field (for an SDE, of the drift) in the forward solve, rounded mean over the
-            iteration's batches; 0 where `compute` returns no solution.
+            iteration's batches. Where `compute` returns the loss alone: in all solves that it made.
         seconds: wall time of forward, backward and update.
     """
 
@@ -60,6 +62,7 @@ def fit(
     *,
     penalty: Penalty | None = None,
     weight: float | Weight | MeasuredWeight = 1.0,
+    record: Record = "all",
     scheduler: LRScheduler | ReduceLROnPlateau | None = None,
     start: int = 0,
     accumulate: int = 1,
@@ -72,13 +75,16 @@ def fit(
 
     Args:
         compute: maps a batch to its task loss (0-dim) and the solution it came from; the solution
-            must hold the records that the penalty needs. Without a penalty the loss alone will do.
+            must hold the records that the penalty needs. Or to the loss alone: the solves that it makes, however deep
+            in a model, are then recorded as by `recording`, and the penalty is the sum over them.
         batches: the batches; their number over `accumulate` is the number of iterations.
         optimizer: steps the parameters. One whose step needs a closure, such as LBFGS, gets one that computes the
             same batches again; the weight stays the same within an iteration.
         penalty: the regulariser, or None.
         weight: its weight, a function of the iteration such as `anneal` makes, or what finds it: a `LossBudget`
             or a `Balance`.
+        record: what solves that ask for no record themselves record for the penalty, where `compute` returns the
+            loss alone: `"all"` or a `Local`.
         scheduler: learning rate schedule, stepped once an iteration; `ReduceLROnPlateau` is given the loss.
         start: number of the first iteration, for a training that goes on: `anneal` and `Progress` count from it.
         accumulate: batches in an iteration, whose gradients are averaged. The last iteration averages what is left.
@@ -91,8 +97,9 @@ def fit(
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; the parameters are left as they were.
-        TypeError: for a `compute` that returns something else, or no solution for the penalty.
-        ValueError: for a loss of several entries, or options that do not go together.
+        TypeError: for a `compute` that returns something else.
+        ValueError: for a loss of several entries, for options that do not go together, and where there are no records
+            for the penalty.
 
     Examples:
         >>> import torch, regnde
@@ -120,7 +127,7 @@ def fit(
         if isinstance(weight, MeasuredWeight):  # it sees the first batch alone: let each of them be that in turn
             first = int(iteration * GOLDEN % 1 * len(group))
             group = (*group[first:], *group[:first])
-        step = _Iteration(iteration, group, compute, optimizer, penalty, weight, clip, scaler)
+        step = _Iteration(iteration, group, compute, optimizer, penalty, weight, record, clip, scaler)
         updated = step.with_closure() if closure else step.update()
         loss, task, value, nfe = (sum(column) / len(group) for column in zip(*step.measured, strict=True))
         if isinstance(scheduler, ReduceLROnPlateau):
@@ -159,6 +166,7 @@ class _Iteration(Generic[Batch]):
     optimizer: Optimizer
     penalty: Penalty | None
     weight: float | Weight | MeasuredWeight
+    record: Record
     clip: float | None
     scaler: GradScaler | None
     measured: list[tuple[float, float, float, int]] = field(default_factory=list)
@@ -209,15 +217,9 @@ class _Iteration(Generic[Batch]):
 
     def _backward(self, batch: Batch) -> tuple[float, float, float, int]:
         """Adds the gradient of one batch; returns its loss, task loss, penalty and evaluations."""
-        task, solution = unpacked(self.compute(batch))
+        task, regulariser, nfe = self._computed(batch)
         loss, value = task, 0.0
-        if self.penalty is not None:
-            if solution is None:
-                raise TypeError(
-                    "compute returned a loss alone, but the penalty reads the records of a solution: "
-                    "return (loss, solution)."
-                )
-            regulariser = self.penalty(solution)
+        if regulariser is not None:
             if self.factor is None:
                 self.factor = self._weight(task, regulariser)
             loss, value = task + self.factor * regulariser, float(regulariser.detach())
@@ -226,7 +228,15 @@ class _Iteration(Generic[Batch]):
             raise FloatingPointError(self._blame(of_task, value))
         share = loss / len(self.batches) if len(self.batches) > 1 else loss
         torch.autograd.backward(share if self.scaler is None else self.scaler.scale(share))
-        return total, of_task, value, 0 if solution is None else solution.stats.nfe
+        return total, of_task, value, nfe
+
+    def _computed(self, batch: Batch) -> tuple[Tensor, Tensor | None, int]:
+        """The task's loss, the penalty if there is one, and the evaluations. No solution outlives it."""
+        with recording("none" if self.penalty is None else self.record) as log:
+            task, solution = unpacked(self.compute(batch))
+        if solution is None:
+            return task, None if self.penalty is None else log.penalty(self.penalty), log.nfe
+        return task, None if self.penalty is None else self.penalty(solution), solution.stats.nfe
 
     def _weight(self, task: Tensor, regulariser: Tensor) -> float:
         if isinstance(self.weight, MeasuredWeight):

@@ -67,7 +67,8 @@ class BrownianPath:
     Numbers repeat within one version of numpy.
 
     Args:
-        t0, t1: the span, in units of time; t0 < t1.
+        t0: start of the span, in units of time.
+        t1: its end, t0 < t1.
         shape: shape of the state: every entry has its own process.
         seed: 0 <= seed < 2**64; by default drawn from torch's generator, so that
             `torch.manual_seed` makes it repeatable.

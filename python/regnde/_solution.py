@@ -105,6 +105,8 @@ class Steps:
     def error(self) -> Tensor:
         """Scaled local error estimate E of each step, shape (S,), dimensionless, at most 1 when accepted.
 
+        The controller `PID` accepts somewhat larger ones.
+
         Raises:
             ValueError: if the method has no embedded error estimate.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,15 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from regnde._engines import choose
-from regnde._engines.base import Request
+from regnde._engines.base import Engine, Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError
 from regnde._noise import BrownianPath
+from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, ResolvedSolver, Solver
 
-__all__ = ["checked_state", "checked_times", "solve"]
+__all__ = ["checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
@@ -123,6 +125,25 @@ def solve_on_grid(
     return _run(request).ys
 
 
+def solve_by_rules(
+    f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
+) -> Solution:
+    """An ODE solved as `solve` does, with the steps of another package."""
+    times, values = checked_times(ts)
+    request = Request(
+        equation=f,
+        y0=checked_state(y0),
+        ts=times,
+        times=values,
+        solver=solver.resolve(sde=False),
+        record=record,
+        noise=None,
+        throw=True,
+        rules=rules,
+    )
+    return _run(request)
+
+
 def _run(request: Request) -> Solution:
     """Solves a request whose arguments are checked."""
     if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
@@ -133,8 +154,37 @@ def _run(request: Request) -> Solution:
 
 def _run_uncompiled(request: Request) -> Solution:
     _warn_of_rounding(request.solver, request.y0, request.times)
+    recordings = open_recordings()
+    return _recorded(request, recordings) if recordings else _solved(request, choose(request))
+
+
+def _recorded(request: Request, recordings: Sequence[Recording]) -> Solution:
+    """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
+    wanted, why = request, None
+    if request.record == "none":
+        record, why = record_asked(recordings)
+        wanted = dataclasses.replace(request, record=record)
     try:
-        solution = choose(request).solve(request)
+        engine = choose(wanted)
+    except (EngineUnavailable, ValueError) as problem:
+        if wanted.record == request.record:
+            raise
+        engine = choose(request)
+        wanted, why = request, engine.why_unsupported(wanted) or str(problem)
+    try:
+        solution = _solved(wanted, engine)
+    except SolveError as problem:
+        for log in recordings:
+            log.add_failed(problem.nfe)
+        raise
+    for log in recordings:
+        log.add(solution, why)
+    return solution if wanted.record == request.record else dataclasses.replace(solution, steps=None)
+
+
+def _solved(request: Request, engine: Engine) -> Solution:
+    try:
+        solution = engine.solve(request)
     except RuntimeError as problem:
         if not isinstance(problem, (SolveError, EngineUnavailable)):
             _note_dtypes(problem, request.equation, request.y0)

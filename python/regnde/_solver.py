@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from regnde._controller import PI, PID, Controller, I
 from regnde._last_step import LastStep
+from regnde._options import keyword_only
 from regnde._tableau import Tableau
 
 __all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
-
-T = TypeVar("T")
 
 Gradient = Literal["discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"]
 GRADIENTS: tuple[str, ...] = Gradient.__args__  # type: ignore[attr-defined]  # typing has no public way
@@ -67,25 +67,7 @@ def hint(method: str) -> str:
     return ""
 
 
-def _keyword_only(cls: type[T]) -> type[T]:
-    """Makes a dataclass answer positional arguments with the call that was meant."""
-    first = dataclasses.fields(cls)[0].name  # type: ignore[arg-type]  # the type of a dataclass can not be named
-    construct = cls.__init__
-
-    @functools.wraps(construct)
-    def checked(self: T, *positional: object, **named: Any) -> None:
-        if positional:
-            raise TypeError(
-                f"{cls.__name__} takes arguments by name only, got {positional[0]!r}: write "
-                f"{cls.__name__}({first}={positional[0]!r}) if that is what it is."
-            )
-        construct(self, **named)
-
-    setattr(cls, "__init__", checked)  # noqa: B010 - an assignment is no method to the type checker
-    return cls
-
-
-@_keyword_only
+@keyword_only
 @dataclass(frozen=True, kw_only=True)
 class Solver:
     """Method, tolerances and gradient of a solve. Immutable; vary it with `dataclasses.replace`.
@@ -102,6 +84,11 @@ class Solver:
         dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
             method. Default: chosen from the field at the start, which costs two evaluations. A `LastStep`
             takes it from the solve before (adaptive methods).
+        dt_min: least size (>= 0, in units of time) of a step of an adaptive method, those apart that the end time or
+            a stop cuts. If the error control asks for less, the solve fails with `StepSizeUnderflow`. Default: 0.
+        dt_max: largest size (> 0) of a step of an adaptive method. A field that acts in a short interval alone is
+            seen if `dt_max` is shorter than that. Default: the span.
+        controller: how the next step size follows from the error: `PI(...)` (default), `I(...)` or `PID(...)`.
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
             `"checkpoint"`: the same numbers with less memory; the backward pass evaluates one step at a
@@ -118,7 +105,7 @@ class Solver:
 
     Raises:
         ValueError: for a tolerance, step size, limit or name that can not be used.
-        TypeError: for a method that is neither a name nor a `Tableau`.
+        TypeError: for a method that is neither a name nor a `Tableau`, or a controller that is none of the three.
 
     Examples:
         >>> Solver(rtol=1e-3)
@@ -129,6 +116,9 @@ class Solver:
     rtol: float | None = None
     atol: float | None = None
     dt0: float | LastStep | None = None
+    dt_min: float | None = None
+    dt_max: float | None = None
+    controller: Controller | None = None
     max_steps: int = 100_000
     gradient: Gradient = "discrete"
     engine: Literal["auto", "torch", "julia"] = "auto"
@@ -140,7 +130,7 @@ class Solver:
             object.__setattr__(self, "method", self.method.lower())
         elif self.method is not None and not isinstance(self.method, Tableau):
             raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
-        for name in ("rtol", "atol", "dt0"):
+        for name in ("rtol", "atol", "dt0", "dt_min", "dt_max"):
             value = getattr(self, name)
             if value is None or (name == "dt0" and isinstance(value, LastStep)):
                 continue
@@ -148,11 +138,14 @@ class Solver:
                 usable = not isinstance(value, str) and math.isfinite(value) and value >= 0
             except (TypeError, ValueError, RuntimeError):
                 raise TypeError(f"Solver({name}={value!r}): give one number.") from None
-            if not usable or (name == "dt0" and value == 0):
+            if not usable or (name in ("dt0", "dt_max") and value == 0):
                 other = ", or a regnde.LastStep()" if name == "dt0" else ""
                 raise ValueError(f"Solver({name}={value!r}): give a finite number above zero{other}.")
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("Solver(rtol=0, atol=0): one of the two tolerances must be above zero.")
+        self._check_sizes()
+        if self.controller is not None and not isinstance(self.controller, (PI, I, PID)):
+            raise TypeError(f"Solver(controller={self.controller!r}): give regnde.PI(...), I(...) or PID(...).")
         if self.max_steps < 1:
             raise ValueError(f"Solver(max_steps={self.max_steps}): give at least 1.")
         if self.gradient not in GRADIENTS:
@@ -166,6 +159,14 @@ class Solver:
             raise ValueError(f"Solver(batch={self.batch!r}): choose 'joint' or 'per-sample'.")
         if self.engine not in ENGINES:
             raise ValueError(f"Solver(engine={self.engine!r}): choose one of {', '.join(ENGINES)}.")
+
+    def _check_sizes(self) -> None:
+        """Raises a ValueError for step sizes that contradict each other."""
+        named = (("dt_min", self.dt_min), ("dt0", self.dt0), ("dt_max", self.dt_max))
+        given = [(name, value) for name, value in named if value is not None and not isinstance(value, LastStep)]
+        for (low, a), (high, b) in itertools.pairwise(given):
+            if a > b:
+                raise ValueError(f"Solver({low}={a!r}, {high}={b!r}): {low} must not be above {high}.")
 
     def __repr__(self) -> str:
         shown = [
@@ -187,6 +188,9 @@ class Solver:
             rtol=tolerance if self.rtol is None else float(self.rtol),
             atol=tolerance if self.atol is None else float(self.atol),
             dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
+            dt_min=0.0 if self.dt_min is None else float(self.dt_min),
+            dt_max=math.inf if self.dt_max is None else float(self.dt_max),
+            controller=self.controller,
             max_steps=self.max_steps,
             gradient=self.gradient,
             engine=self.engine,
@@ -201,7 +205,8 @@ class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
 
     `method` is the name, of a named method or of the user's own `tableau` (else None). `dt0` is the size that a
-    `LastStep` had for this solve; `last_step` is that object (else None).
+    `LastStep` had for this solve; `last_step` is that object (else None). `controller` is None for the default one,
+    whose constants belong to the method.
     """
 
     method: str
@@ -214,10 +219,13 @@ class ResolvedSolver:
     batch: str = "joint"
     compile: bool = False
     tableau: Tableau | None = None
+    dt_min: float = 0.0
+    dt_max: float = math.inf
+    controller: Controller | None = None
     last_step: LastStep | None = dataclasses.field(default=None, repr=False, compare=False)
 
 
-@_keyword_only
+@keyword_only
 @dataclass(frozen=True, kw_only=True)
 class Local:
     """Record one step, taken at a random place of the trajectory (Pal et al., ICML 2023).

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
 from regnde._solve import checked_state, checked_times, solve
 from regnde._solver import Record, Solver
@@ -65,12 +66,12 @@ class RNODE(Integrand):
 
     def drawn(self, y: Tensor, generator: torch.Generator | None = None) -> RNODE:
         """The same with a probe of y's shape, fixed from here on."""
-        return dataclasses.replace(self, probe=_signs(y, generator))
+        return dataclasses.replace(self, probe=signs(y, generator))
 
     def __call__(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
         """The weighted sum of both, 0-dim."""
-        probe = _signs(y) if self.probe is None else self.probe
-        slope, row = _slope_and_row(field, t, y, probe)
+        probe = signs(y) if self.probe is None else self.probe
+        slope, (row,) = slope_and_rows(field, t, y, [probe])
         return self.kinetic * _mean_square(slope) / 2 + self.jacobian * _mean_square(row)
 
 
@@ -204,7 +205,7 @@ class Hutchinson(torch.nn.Module):
 
     def draw(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws the vector e, of y's shape (batch, d), from {-1, 1}, for the solves that follow."""
-        self.probe = _signs(y, generator)
+        self.probe = signs(y, generator)
         return self.probe
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
@@ -216,10 +217,7 @@ class Hutchinson(torch.nn.Module):
         y = z[..., :-1]
         if self.probe is None or self.probe.shape != y.shape:
             raise ValueError(f"Hutchinson: call draw(y) with a state of shape {tuple(y.shape)} before the solve.")
-        slope, row = _slope_and_row(self.field, t, y, self.probe)
-        # A complex entry is two real dimensions, and the vector has half of its variance in each.
-        trace = 2 * (row.conj() * self.probe).real if z.is_complex() else row * self.probe
-        return torch.cat((slope, -trace.sum(-1, keepdim=True)), -1)
+        return log_density_slope(self.field, t, z, self.probe)
 
 
 def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) -> tuple[float, ...]:
@@ -258,20 +256,6 @@ def _load_forward_mode() -> None:
         torch.func.jvp(torch.sin, (one,), (one,))
 
 
-def _slope_and_row(field: Field, t: Tensor, y: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """f(t, y) and the probe times its Jacobian, both of y's shape and dtype, under autocast too."""
-    outcome = torch.func.vjp(lambda state: field(t, state).to(y.dtype), y)
-    return outcome[0], outcome[1](probe.to(y.dtype))[0]
-
-
 def _mean_square(x: Tensor) -> Tensor:
     """Mean of |x|^2, 0-dim and real."""
     return (x.real.square() + x.imag.square()).mean() if x.is_complex() else x.square().mean()
-
-
-def _signs(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Entries of -1 and 1 with equal chance, of y's shape, dtype and device; (+-1 +- i) / sqrt 2 for a complex y."""
-    shape = (*y.shape, 2) if y.is_complex() else y.shape
-    device = "cpu" if generator is None else generator.device  # whatever torch's default device
-    signs = (2 * torch.randint(0, 2, shape, generator=generator, device=device) - 1).to(y.device, y.real.dtype)
-    return torch.view_as_complex(signs * 0.5**0.5) if y.is_complex() else signs

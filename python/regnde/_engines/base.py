@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["FAILURES", "Engine", "Request", "next_first_step", "unsupported_everywhere"]
+__all__ = ["FAILURES", "Engine", "FirstStep", "Request", "StepRules", "next_first_step", "unsupported_everywhere"]
 
 FAILURES: dict[str, type[SolveError]] = {
     "non-finite": NonFiniteDynamics,
@@ -47,6 +49,26 @@ def next_first_step(size: Any, error: Any, steps: Any, order: float) -> float:
     return float(usable.min()) if usable.size else 0.0
 
 
+FirstStep = Callable[[Callable[[float, Tensor], Tensor], float, float, Tensor, Tensor], float]
+"""Size (> 0) of a first step, from the field (of a time and a state), t0, t1, y0 and the slope there."""
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """How another package takes its steps, where that differs from ours; for one system that is an ODE.
+
+    Attributes:
+        norm: of the error over the tolerance, a tensor of the state's shape, as a 0-dim tensor: 1 is accepted, and it
+            is the error that is recorded. None for the root mean square.
+        first_step: the size of the first step, for adaptive methods without a `dt0`. None for our own heuristic.
+        accept_smallest: whether a step of the size `dt_min`, or below it, is accepted whatever its error.
+    """
+
+    norm: Callable[[Tensor], Tensor] | None = None
+    first_step: FirstStep | None = None
+    accept_smallest: bool = False
+
+
 @dataclass(frozen=True)
 class Request:
     """One solve, with its arguments checked and normalised.
@@ -61,6 +83,7 @@ class Request:
         noise: the Brownian path of an SDE, or None to draw one.
         throw: whether a failed solve raises or returns what it has.
         grid: for a method of fixed step size, the ends of its steps, the initial time first; None for equal steps.
+        rules: another package's rules for steps.
     """
 
     equation: Equation
@@ -72,6 +95,7 @@ class Request:
     noise: BrownianPath | None
     throw: bool
     grid: tuple[float, ...] | None = None
+    rules: StepRules = field(default_factory=StepRules)
 
 
 class Engine(ABC):
@@ -106,6 +130,13 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return f"{solver.method!r} has a fixed step, and a LastStep chooses one: give a number, Solver(dt0=...)."
         if solver.dt0 is None and request.grid is None:
             return f"{solver.method!r} has a fixed step: give its size, Solver(dt0=...)."
+        for name, given in (
+            ("controller", solver.controller is not None),
+            ("dt_min", solver.dt_min > 0),
+            ("dt_max", solver.dt_max < math.inf),
+        ):
+            if given:
+                return f"{solver.method!r} has a fixed step, which a {name} can not change: leave it out."
         if isinstance(request.record, Local):
             return f"{solver.method!r} estimates no error, so there is nothing for a local record."
     if isinstance(request.equation, SDE):

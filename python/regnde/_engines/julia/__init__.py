@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
@@ -63,6 +63,13 @@ class JuliaEngine(Engine):
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
         if request.grid is not None:
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
+        if (
+            solver.controller is not None
+            or solver.dt_min > 0
+            or solver.dt_max < math.inf
+            or request.rules != StepRules()
+        ):
+            return "controller=, dt_min= and dt_max= run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
@@ -55,6 +55,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
+        if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
+            return "another package's rules for steps are for one system that is an ODE."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
@@ -229,7 +231,8 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
-    return RungeKutta(field, tableau, solver, y0, record=record, checkpoint=_checkpoint(request, field))
+    checkpoint = _checkpoint(request, field)
+    return RungeKutta(field, tableau, solver, y0, record=record, rules=request.rules, checkpoint=checkpoint)
 
 
 def _moves(ts: Tensor) -> bool:

@@ -1,71 +1,213 @@
-"""Step sizes: the first one, and the PI controller after it. For one system (floats) and for samples (arrays) alike.
+"""Step sizes: the first one, and the controllers after it. For one system (floats) and for samples (arrays) alike.
 
-Both follow OrdinaryDiffEq.jl v7 (E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential
-Equations I, II.4; II: K. Gustafsson's PI control), with exact powers where Julia uses `fastpower`,
-which moves step sizes by about 1e-5 relative.
+All follow OrdinaryDiffEq.jl v7 (`regnde._controller` has the sources), with exact powers where Julia uses
+`fastpower`, which moves step sizes by about 1e-5 relative.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LAST_STEP_SLACK", "NON_FINITE_TRIALS", "Controller", "landed", "probe_size", "size_from_probe", "ulp"]
+from regnde._controller import PI, PID
+from regnde._controller import Controller as Constants
+from regnde._solver import ResolvedSolver
+from regnde._tableau import StochasticTableau, Tableau
 
-NON_FINITE_SHRINK = 5.0
+__all__ = [
+    "LAST_STEP_SLACK",
+    "NON_FINITE_TRIALS",
+    "Bounds",
+    "Controller",
+    "controller_of",
+    "landed",
+    "probe_size",
+    "size_from_probe",
+    "ulp",
+]
+
+NON_FINITE_SHRINK = 0.2
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
+SMALLEST_ERROR = float(np.finfo(np.float64).eps)  # that a PID controller divides by
 
 Floats = NDArray[np.float64]
 Value = Any  # a float for one system, an array for samples: the formulas are the same
+Past = tuple[Value, ...]
 
 
-@dataclass(frozen=True)
-class Controller:
-    """PI control of the step size: q = E^beta1 / E_previous^beta2 / gamma, next step h / q.
+class Controller(Protocol):
+    """Decides on a step, and on the size of the next attempt, from its error estimate."""
 
-    Args:
-        beta1, beta2: exponents of the present and the previous error estimate.
-        gamma: safety factor.
-        qmin, qmax: a step changes at most by these factors.
-        qmax_first_step: replaces `qmax` until the first step is accepted.
-        error_floor: least value remembered as the previous error; also its initial value.
-    """
+    @property
+    def past(self) -> tuple[float, ...]:
+        """What it remembers of accepted steps as a solve begins."""
 
-    beta1: float
-    beta2: float
-    gamma: float = 0.9
-    qmin: float = 0.2
-    qmax: float = 10.0
-    qmax_first_step: float = 10_000.0
-    error_floor: float = 1e-4
+    def accepts(self, error: Value, past: Past) -> Value:
+        """Whether a step of that error is accepted; never if it is not finite."""
 
-    @staticmethod
-    def of(order: float, beta1: float | None = None, beta2: float | None = None, qmax: float = 10.0) -> Controller:
-        """With the given exponents, by default 7/(10 p) and 2/(5 p) for a method of order p."""
-        return Controller(
-            beta1=7 / (10 * order) if beta1 is None else beta1,
-            beta2=2 / (5 * order) if beta2 is None else beta2,
-            qmax=qmax,
-        )
-
-    def factor(self, error: Value, previous: Value, first: Value) -> Value:
+    def factor(self, error: Value, past: Past, first: Value) -> Value:
         """Factor from the size of a step to that of the next attempt.
 
         Args:
-            error: error estimate of the step: accepted if at most 1, else rejected.
-            previous: that of the accepted step before.
+            error: error estimate of the step.
+            past: what is remembered of the accepted steps before.
             first: whether no step was accepted before.
         """
+
+    def updated(self, error: Value, past: Past) -> Past:
+        """What is remembered after an accepted step of that error."""
+
+
+@dataclass(frozen=True)
+class PIControl:
+    """`PI`, with all its constants."""
+
+    beta1: float
+    beta2: float
+    safety: float
+    min_factor: float
+    max_factor: float
+    first_max_factor: float
+    error_floor: float
+
+    @property
+    def past(self) -> tuple[float, ...]:
+        """The error of the step before."""
+        return (self.error_floor,)
+
+    def accepts(self, error: Value, past: Past) -> Value:
+        """Whether E <= 1."""
+        return error <= 1.0
+
+    def factor(self, error: Value, past: Past, first: Value) -> Value:
+        """Of an accepted step safety E_previous^beta2 / E^beta1, of a rejected one safety / E^beta1."""
         power = error**self.beta1
-        grown = power / previous**self.beta2 / self.gamma
-        grown = _clipped(grown, _either(first, 1 / self.qmax_first_step, 1 / self.qmax), 1 / self.qmin)
-        shrunk = _either(error < math.inf, _clipped(power / self.gamma, 1.0, 1 / self.qmin), NON_FINITE_SHRINK)
-        return 1.0 / _either(error <= 1.0, grown, shrunk)
+        grown = power / past[0] ** self.beta2 / self.safety
+        grown = _clipped(grown, _either(first, 1 / self.first_max_factor, 1 / self.max_factor), 1 / self.min_factor)
+        shrunk = _clipped(power / self.safety, 1.0, 1 / self.min_factor)
+        return _finite_or_shrunk(error, 1.0 / _either(error <= 1.0, grown, shrunk))
+
+    def updated(self, error: Value, past: Past) -> Past:
+        """The error, if it is not too small."""
+        return (_at_least(error, self.error_floor),)
+
+
+@dataclass(frozen=True)
+class IControl:
+    """`I`, with all its constants, for a method of that order."""
+
+    order: float
+    safety: float
+    min_factor: float
+    max_factor: float
+    first_max_factor: float
+    accepted_min_factor: float
+    past: tuple[float, ...] = ()
+
+    def accepts(self, error: Value, past: Past) -> Value:
+        """Whether E <= 1."""
+        return error <= 1.0
+
+    def factor(self, error: Value, past: Past, first: Value) -> Value:
+        """Of any step safety / E^(1/order)."""
+        longest = _either(error <= 1.0, 1 / self.accepted_min_factor, 1 / self.min_factor)
+        shortest = _either(first, 1 / self.first_max_factor, 1 / self.max_factor)
+        return _finite_or_shrunk(error, 1.0 / _clipped(error ** (1 / self.order) / self.safety, shortest, longest))
+
+    def updated(self, error: Value, past: Past) -> Past:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class PIDControl:
+    """`PID`, for a method of that order."""
+
+    order: float
+    beta1: float
+    beta2: float
+    beta3: float
+    accept_factor: float
+    past: tuple[float, ...] = (1.0, 1.0)
+
+    def accepts(self, error: Value, past: Past) -> Value:
+        """Whether the step size need not shrink much."""
+        return (error < math.inf) & (self.factor(error, past, False) >= self.accept_factor)
+
+    def factor(self, error: Value, past: Past, first: Value) -> Value:
+        """1 + atan(x - 1), x = E^(-beta1/order) E_1^(-beta2/order) E_2^(-beta3/order)."""
+        powers = _at_least(error, SMALLEST_ERROR) ** (-self.beta1 / self.order)
+        powers = powers * past[0] ** (-self.beta2 / self.order) * past[1] ** (-self.beta3 / self.order)
+        limited = np.arctan(powers - 1.0) if isinstance(error, np.ndarray) else math.atan(powers - 1.0)
+        return _finite_or_shrunk(error, 1.0 + limited)
+
+    def updated(self, error: Value, past: Past) -> Past:
+        """The errors of the last two steps."""
+        return _at_least(error, SMALLEST_ERROR), past[0]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of the size of a step that no end of a span cuts.
+
+    Args:
+        smallest: least size; 0 for the clock's resolution.
+        largest: largest size.
+        forced: whether a step of the least size, or below it, is accepted whatever its error. Else it fails.
+    """
+
+    smallest: float = 0.0
+    largest: float = math.inf
+    forced: bool = False
+
+    def within(self, size: Value) -> Value:
+        """The size (> 0) within the bounds."""
+        return _clipped(size, self.smallest, self.largest)
+
+
+def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) -> Controller | None:
+    """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
+
+    Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
+    most 10, 9/8 for an SDE.
+    """
+    if not tableau.adaptive:
+        return None
+    constants: Constants = PI() if solver.controller is None else solver.controller
+    order = tableau.order
+    if isinstance(constants, PID):
+        return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)
+    exponents = (tableau.beta1, tableau.beta2) if isinstance(tableau, Tableau) else (None, None)
+    most = tableau.qmax if isinstance(tableau, StochasticTableau) else 10.0
+    most = most if constants.max_factor is None else constants.max_factor
+    if isinstance(constants, PI):
+        return PIControl(
+            beta1=_first(constants.beta1, exponents[0], 7 / (10 * order)),
+            beta2=_first(constants.beta2, exponents[1], 2 / (5 * order)),
+            safety=constants.safety,
+            min_factor=constants.min_factor,
+            max_factor=most,
+            first_max_factor=constants.first_max_factor,
+            error_floor=constants.error_floor,
+        )
+    return IControl(
+        order=order,
+        safety=constants.safety,
+        min_factor=constants.min_factor,
+        max_factor=most,
+        first_max_factor=constants.first_max_factor,
+        accepted_min_factor=_first(constants.accepted_min_factor, constants.min_factor),
+    )
+
+
+def _first(*values: float | None) -> float:
+    """The first one that is given."""
+    return next(value for value in values if value is not None)
 
 
 def landed(t: Value, h: Value, t_end: float) -> tuple[Value, Value]:
@@ -127,5 +269,14 @@ def _either(condition: Value, a: Value, b: Value) -> Value:
     return a if condition else b
 
 
-def _clipped(x: Value, low: Value, high: float) -> Value:
+def _clipped(x: Value, low: Value, high: Value) -> Value:
     return np.clip(x, low, high) if isinstance(x, np.ndarray) else min(max(x, low), high)
+
+
+def _at_least(x: Value, low: float) -> Value:
+    return np.maximum(x, low) if isinstance(x, np.ndarray) else max(x, low)
+
+
+def _finite_or_shrunk(error: Value, factor: Value) -> Value:
+    """The factor, or a fixed one after a step that is not finite."""
+    return _either(error < math.inf, factor, NON_FINITE_SHRINK)

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
@@ -37,6 +37,7 @@ class Stepper(Protocol):
     """A method applied to one problem."""
 
     controller: Controller | None  # None: the step size is fixed
+    bounds: Bounds  # of the sizes that the controller chooses
     latest_stage: float  # time of the latest stage, in units of the step (>= 1)
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
@@ -153,8 +154,8 @@ def integrate(
     draw = _Draw(local, t, t_end) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
-    controller = stepper.controller
-    previous = controller.error_floor if controller else 0.0
+    controller, bounds = stepper.controller, stepper.bounds
+    past = controller.past if controller else ()
     error: float | None = None
     finite = _Place(0, t, y, 1, path.saved)
     non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
@@ -179,7 +180,13 @@ def integrate(
             break
         y1, error = stepper.attempt(t, h, t1, y)
 
-        if controller and error is not None and not error <= 1.0:
+        if (
+            controller
+            and error is not None
+            and not (
+                controller.accepts(error, past) or (bounds.forced and abs(h) <= bounds.smallest and error < math.inf)
+            )
+        ):
             path.rejected += 1
             if not math.isfinite(error):
                 non_finite += 1
@@ -189,10 +196,13 @@ def integrate(
                     found = stepper.diagnosis()
                     path.failure = Failure("non-finite", f"the dynamics are not finite: {found.text}", h, error, found)
                     break
-            h *= controller.factor(error, previous, path.accepted == 0)
-            if abs(h) <= ulp(t):
+            factor = controller.factor(error, past, path.accepted == 0)
+            below = "the clock's resolution" if abs(h * factor) <= ulp(t) else ""
+            below = f"dt_min={bounds.smallest:g}" if abs(h) <= bounds.smallest else below
+            h = math.copysign(max(abs(h * factor), bounds.smallest), h)
+            if below:
                 found, pure = stepper.diagnosis(), stepper.is_pure(t, y)
-                reason = f"the error control asks for a step below the clock's resolution{_evidence(error, found)}"
+                reason = f"the error control asks for a step below {below}{_evidence(error, found)}"
                 reason = reason if pure else impure_reason(path.accepted + path.rejected)
                 path.failure = Failure("underflow" if pure else "steps", reason, h, error, found)
                 break
@@ -207,9 +217,9 @@ def integrate(
         if controller and error is not None:
             if path.accepted == 1:
                 path.first_error = error
-            h *= controller.factor(error, previous, path.accepted == 1)
-            previous = max(error, controller.error_floor)
-            h = math.copysign(max(abs(h), ulp(t1)), h)
+            h *= controller.factor(error, past, path.accepted == 1)
+            past = controller.updated(error, past)
+            h = math.copysign(max(bounds.within(abs(h)), ulp(t1)), h)
             if non_finite and abs(t1 - times[0]) >= abs(earliest - times[0]):
                 non_finite = 0
         t, y = t1, y1

@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._engines.base import StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
-from regnde._engines.torch.control import Controller, probe_size, size_from_probe
+from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import LocalStart, Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
+    Norm,
     Step,
     all_finite,
     dense_output,
@@ -42,6 +44,7 @@ from regnde._tableau import Tableau
 __all__ = ["NonFiniteStart", "Outcome", "RungeKutta", "first_step_sizes", "last_size", "step_end", "step_ends"]
 
 Floats = NDArray[np.float64]
+OWN_RULES = StepRules()
 
 
 class NonFiniteStart(Exception):
@@ -75,6 +78,7 @@ class RungeKutta:
         solver: tolerances.
         y0: the initial state.
         record: whether the estimates of accepted steps are recorded.
+        rules: another package's rules for steps.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
     """
 
@@ -88,15 +92,18 @@ class RungeKutta:
         y0: Tensor,
         *,
         record: bool,
+        rules: StepRules = OWN_RULES,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.tableau = field, tableau
-        exponents = (tableau.beta1, tableau.beta2)
-        self.controller = Controller.of(tableau.order, *exponents) if tableau.adaptive else None
+        self.field, self.tableau, self.rules = field, tableau, rules
+        self.controller = controller_of(solver, tableau)
+        self.bounds = Bounds(solver.dt_min, solver.dt_max, rules.accept_smallest)
         self.rtol, self.atol = solver.rtol, solver.atol
+        self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
-        of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol)
+        norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
+        of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol, error_norm=norm)
         record = record and tableau.adaptive  # else there is nothing to estimate
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
@@ -109,10 +116,18 @@ class RungeKutta:
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, evaluating the FSAL stage and the heuristic's two slopes."""
         if self.carries:  # its graph is kept whole: what a field makes at its first call belongs to all others
-            self.first = self.field(stage_times((0.0,), t0, 0.0, t0, y0)[0], y0)
-        if dt0 is None:
+            self.first = self._slope(t0, y0)
+        if dt0 is None and self.controller is not None and self.rules.first_step is not None:
+            slope = self.first if self.first is not None else self._slope(t0, y0)
+            dt0 = self.rules.first_step(self._slope, t0, t1, y0, slope)
+        elif dt0 is None:
             dt0 = self.initial_size(y0, t0, t1, known=self.first)
+        dt0 = dt0 if self.controller is None else self.bounds.within(dt0)
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
+
+    def _slope(self, t: float, y: Tensor) -> Tensor:
+        """The field at (t, y)."""
+        return self.field(stage_times((0.0,), t, 0.0, t, y)[0], y)
 
     def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
         """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
@@ -120,14 +135,15 @@ class RungeKutta:
         The slope is evaluated afresh even where it is `known`, as OrdinaryDiffEq.jl counts it; two
         values at one point then tell a field that is not a function.
         """
+        span = min(abs(t1 - t0), self.bounds.largest)
         if y.numel() == 0:
-            return abs(t1 - t0)
+            return span
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            (time,) = stage_times((0.0,), t.item(), 0.0, t.item(), y)
-            return self.field(time, y)
+            return self._slope(t.item(), y)
 
-        sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, t1, self.rtol, self.atol, samples=False)
+        order, signed = self.tableau.order, math.copysign(span, t1 - t0)
+        sizes, slope = first_step_sizes(field, order, y, t0, signed, self.rtol, self.atol, samples=False)
         if known is not None:
             self.field.check_pure(known, slope)
         if not math.isfinite(sizes[0]):
@@ -153,17 +169,17 @@ class RungeKutta:
         if known is not None and known.error is not None:
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
-            return Trial(step.y1, rms(error_ratio(self.tableau, step, self.rtol, self.atol)))
+            return Trial(step.y1, self.norm(error_ratio(self.tableau, step, self.rtol, self.atol)))
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
         field, tableau, rtol, atol = self.field, self.tableau, self.rtol, self.atol
-        at_once = self.at_once
+        at_once, norm = self.at_once, self.rules.norm
         take = compiled_step if self.compiled else take_step
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:
             step = take(field, tableau, y, first, h, stage_times(tableau.c, t, h, t1, y))
-            return step, estimates_of_one(tableau, step, rtol, atol) if at_once else None
+            return step, estimates_of_one(tableau, step, rtol, atol, norm) if at_once else None
 
         return run
 
@@ -226,7 +242,17 @@ class RungeKutta:
         times = stage_times(self.tableau.c, t, h, end, y)
         first = self.field(times[0], y)
         step = take_step(self.field, self.tableau, y, first.detach() if local.freeze_first_stage else first, h, times)
-        return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol)
+        return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)
+
+
+def _number(norm: Norm, x: Tensor) -> float:
+    """A norm as a number."""
+    return norm(x).item()
+
+
+def _norm_of_each(norm: Norm, x: Tensor) -> Tensor:
+    """A norm of each step of a batch."""
+    return torch.stack([norm(of_step) for of_step in x])
 
 
 def first_step_sizes(
@@ -234,7 +260,7 @@ def first_step_sizes(
     order: float,
     y: Tensor,
     t0: float,
-    t1: float,
+    span: float,
     rtol: float,
     atol: float,
     *,
@@ -249,7 +275,7 @@ def first_step_sizes(
         order: of the method.
         y: state at t0.
         t0: initial time.
-        t1: end time.
+        span: signed bound of the sizes.
         rtol: relative tolerance.
         atol: absolute tolerance.
         samples: whether y is a batch of B samples with sizes of their own; else B is 1.
@@ -264,7 +290,7 @@ def first_step_sizes(
     def slope_at(t: Floats, y: Tensor) -> Tensor:
         return field(t, y).detach()  # with its graph: the field may need it, or make what belongs to later calls
 
-    sign, span = math.copysign(1.0, t1 - t0), abs(t1 - t0)
+    sign, span = math.copysign(1.0, span), abs(span)
     slope = slope_at(np.full(batch, t0), y)
     with torch.no_grad():
         allowed = tolerance(y.abs(), rtol, atol)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
-from regnde._engines.torch.control import NON_FINITE_TRIALS, Controller, landed, ulp
+from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.ode import Outcome, first_step_sizes, last_size, step_ends
@@ -135,6 +135,7 @@ class PerSample:
         self.calls = 0
         self.t = times[0]
         self.failure: Failure | None = None
+        self.bounds = Bounds(solver.dt_min, solver.dt_max)
         self.outputs = SampleOutputs(y0, self.times)
 
     # --- evaluating ------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ class PerSample:
 
     def run(self) -> None:
         """Steps until every sample has reached the end time."""
-        controller = Controller.of(self.tableau.order, self.tableau.beta1, self.tableau.beta2)
+        controller = controller_of(self.solver, self.tableau)
+        assert controller is not None  # the method is adaptive
         batch, t_end, y = len(self.y0), float(self.times[-1]), self.y0
         running, t = np.arange(batch), np.full(batch, self.times[0])
         place, rows = self.outputs.due(running, t)
@@ -164,7 +166,7 @@ class PerSample:
             self.failure = Failure("non-finite", "y0 is not finite", 0.0)
             return
 
-        previous = np.full(batch, controller.error_floor)
+        past = tuple(np.full(batch, x) for x in controller.past)
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
@@ -177,11 +179,13 @@ class PerSample:
             h, t1 = landed(t, h, t_end)
             tried = self._attempt(counted, y, first, t, h, t1)
             self._count(counted, running)
-            small_error, strange = tried.error <= 1.0, ~np.isfinite(tried.error)
+            with np.errstate(all="ignore"):
+                small_error, strange = controller.accepts(tried.error, past), ~np.isfinite(tried.error)
             # Rows that are not finite spoil the gradients of all in the graph of one attempt: the others try again.
             accepted = np.zeros_like(small_error) if torch.is_grad_enabled() and strange.any() else small_error
             with np.errstate(all="ignore"):
-                factor = controller.factor(tried.error, previous, self.accepted[running] == 0)
+                factor = controller.factor(tried.error, past, self.accepted[running] == 0)
+                updated = controller.updated(tried.error, past)
 
             factor = np.where(small_error & ~accepted, 1.0, factor)
             self.rejected[running[~small_error]] += 1
@@ -206,14 +210,17 @@ class PerSample:
                 if first is not None:
                     first = self._chosen(accepted, tried.step.k[-1], first)
                 y = self._chosen(accepted, tried.step.y1, y)
-                previous = np.where(accepted, np.maximum(tried.error, controller.error_floor), previous)
+                past = tuple(np.where(accepted, new, old) for new, old in zip(updated, past, strict=True))
                 t = np.where(accepted, t1, t)
-            h = self.sign * np.maximum(np.abs(h * factor), np.where(accepted, ulp(t), 0.0))
+            size = np.abs(h * factor)
+            size = np.where(
+                accepted, np.maximum(self.bounds.within(size), ulp(t)), np.maximum(size, self.bounds.smallest)
+            )
+            h = self.sign * size
             stay = t != t_end
             if not stay.all():  # at once: a sample at the end time must not be evaluated again
-                running, t, h, previous, non_finite, earliest = (
-                    v[stay] for v in (running, t, h, previous, non_finite, earliest)
-                )
+                running, t, h, non_finite, earliest = (v[stay] for v in (running, t, h, non_finite, earliest))
+                past = tuple(v[stay] for v in past)
                 index = torch.as_tensor(np.flatnonzero(stay), device=y.device)
                 y = y.index_select(0, index)
                 first = None if first is None else first.index_select(0, index)
@@ -222,19 +229,21 @@ class PerSample:
     def _first_sizes(self, counted: CountedField, y: Tensor, t_end: float, known: Tensor | None) -> Floats:
         """The first-step heuristic of each sample, signed; two evaluations."""
         t0, solver = float(self.times[0]), self.solver
-        span = abs(t_end - t0)
+        span = min(abs(t_end - t0), self.bounds.largest)
         if solver.dt0 is not None or y.numel() == 0:
-            return np.full(len(y), self.sign * min(span if solver.dt0 is None else solver.dt0, span))
+            size = span if solver.dt0 is None else self.bounds.within(solver.dt0)
+            return np.full(len(y), self.sign * min(size, span))
 
         def field(t: Floats, y: Tensor) -> Tensor:
             return counted(_of_samples(t, y), y)
 
         order, rtol, atol = self.tableau.order, solver.rtol, solver.atol
-        sizes, slope = first_step_sizes(field, order, y, t0, t_end, rtol, atol, samples=True)
+        sizes, slope = first_step_sizes(field, order, y, t0, self.sign * span, rtol, atol, samples=True)
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
-        signed: Floats = self.sign * np.where(np.isnan(sizes), min(1e-6, span), sizes)
+        sizes = self.bounds.within(np.where(np.isnan(sizes), 1e-6, sizes))
+        signed: Floats = self.sign * np.minimum(sizes, abs(t_end - t0))
         return signed
 
     def _attempt(
@@ -325,7 +334,10 @@ class PerSample:
     ) -> None:
         """Sets the failure if some sample can not go on."""
         t, error, trials = tried.t, tried.error, self.accepted[running] + self.rejected[running]
+        smallest = self.bounds.smallest
         below = ~accepted & (np.abs(h_next) <= ulp(t))
+        cramped = ~accepted & (np.abs(tried.h) <= smallest)
+        h_next = np.where(cramped, tried.h, h_next)
         asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
         if asked and not counted.is_pure(_of_samples(t, tried.step.y), tried.step.y):
             worst = int(below.argmax() if below.any() else trials.argmax())
@@ -337,6 +349,7 @@ class PerSample:
             (non_finite >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
             (tried.t1 == t, "underflow", "the step size fell below the clock's resolution"),
             (below, "underflow", "the error control asks for a step below the clock's resolution"),
+            (cramped, "underflow", f"the error control asks for a step below dt_min={smallest:g}"),
             (trials >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
         ):
             if trouble.any():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.control import Controller, probe_size, size_from_probe
+from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.loop import LocalStart, Trial
@@ -71,7 +71,8 @@ class StochasticRungeKutta:
     ) -> None:
         self.field, self.diffusion = drift, diffusion
         self.tableau = tableau
-        self.controller = Controller.of(tableau.order, qmax=tableau.qmax) if tableau.adaptive else None
+        self.controller = controller_of(solver, tableau)
+        self.bounds = Bounds(solver.dt_min, solver.dt_max)
         self.latest_stage = max(1.0, *tableau.c0, *tableau.c1)
         self.rtol, self.atol = solver.rtol, solver.atol
         self.noise = noise
@@ -89,16 +90,17 @@ class StochasticRungeKutta:
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The size of the first step: `dt0`, or the heuristic's for two evaluations of each field."""
-        size = self.initial_size(y0, t0, t1) if dt0 is None else min(dt0, t1 - t0)
+        size = self.initial_size(y0, t0, t1) if dt0 is None else dt0
+        size = min(size if self.controller is None else self.bounds.within(size), t1 - t0)
         if self.tableau.additive and y0.numel():
             self._check_additive(y0, t0, size)
         return size
 
     def initial_size(self, y: Tensor, t0: float, t1: float) -> float:
         """The first-step heuristic at (t0, y) towards t1."""
+        span = min(t1 - t0, self.bounds.largest)
         if y.numel() == 0:
-            return t1 - t0
-        span = t1 - t0
+            return span
         (time,) = stage_times((0.0,), t0, 0.0, t0, y)
         f0, g0 = self.field(time, y).detach(), self.diffusion(time, y).detach()
         self.known = (f0, g0)

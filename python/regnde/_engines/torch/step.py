@@ -214,16 +214,21 @@ def stiffness_estimate(step: Step, norm: Norm = sample_rms) -> Tensor:
     return stiffness_quotient(step.k[-1] - step.k[-2], step.last_argument - step.previous_argument, norm)
 
 
-def estimates(tableau: Tableau, steps: Step, rtol: float, atol: float, norm: Norm = sample_rms) -> Estimates:
-    """What the method estimates of each step of a batch, shape (batch,)."""
-    error = error_estimate(tableau, steps, rtol, atol, norm) if tableau.adaptive else None
+def estimates(
+    tableau: Tableau, steps: Step, rtol: float, atol: float, norm: Norm = sample_rms, error_norm: Norm | None = None
+) -> Estimates:
+    """What the method estimates of each step of a batch, shape (batch,); the error by its own norm if it has one."""
+    error = error_estimate(tableau, steps, rtol, atol, error_norm or norm) if tableau.adaptive else None
     return Estimates(error, stiffness_estimate(steps, norm) if tableau.stiffness_pair else None)
 
 
-def estimates_of_one(tableau: Tableau, step: Step, rtol: float, atol: float) -> Estimates:
-    """The same for a single step that is no batch, shape (1,), to the last bit."""
+def estimates_of_one(
+    tableau: Tableau, step: Step, rtol: float, atol: float, error_norm: Norm | None = None
+) -> Estimates:
+    """The same for a single step that is no batch, shape (1,), to the last bit; the error's norm is 0-dim."""
     size = torch.full((), float(step.h), dtype=step.y.dtype.to_real(), device=step.y.device)
-    return estimates(tableau, step._replace(h=size), rtol, atol, whole_rms)
+    own = None if error_norm is None else lambda x: error_norm(x).reshape(1)
+    return estimates(tableau, step._replace(h=size), rtol, atol, whole_rms, own)
 
 
 def columns(rows: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:

@@ -1,0 +1,70 @@
+"""A multilayer perceptron as a field."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["MLP"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron as a field f(t, y), with the time in its biases.
+
+    The bias of every layer is b + t w: the same function as appending t to the layer's input, as the
+    papers do, without copying the state.
+
+    Args:
+        sizes: widths of input, hidden layers and output; the first and last are the state's.
+        activation: between the layers.
+        output: after the last layer; None for a linear output.
+        time: whether the field depends on t.
+
+    Examples:
+        >>> MLP([2, 16, 2])(torch.tensor(0.0), torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: Activation = torch.tanh,
+        output: Activation | None = None,
+        time: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"MLP(sizes={list(sizes)}): give at least the input's and the output's width.")
+        self.weights = nn.ParameterList(torch.empty(b, a) for a, b in itertools.pairwise(sizes))
+        self.biases = nn.ParameterList(torch.empty(b) for b in sizes[1:])
+        self.slopes = nn.ParameterList(torch.empty(b) for b in sizes[1:]) if time else None
+        self.activation = activation
+        self.output = output
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot-uniform weights, the time's included, and zero biases, as in the papers."""
+        for i, weight in enumerate(self.weights):
+            fan_out, fan_in = weight.shape
+            bound = (6 / (fan_in + fan_out + (self.slopes is not None))) ** 0.5
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.zeros_(self.biases[i])
+            if self.slopes is not None:
+                nn.init.uniform_(self.slopes[i], -bound, bound)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The slope at time t (0-dim) and state y of shape (..., sizes[0]), shape (..., sizes[-1])."""
+        last = len(self.weights) - 1
+        for i, weight in enumerate(self.weights):
+            bias = self.biases[i] if self.slopes is None else torch.addcmul(self.biases[i], t, self.slopes[i])
+            y = functional.linear(y, weight, bias)
+            if i < last:
+                y = self.activation(y)
+        return y if self.output is None else self.output(y)
