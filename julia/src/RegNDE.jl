@@ -16,7 +16,8 @@ using LinearAlgebra: BLAS, dot, mul!
 using NaNMath: NaNMath
 using NNlib: NNlib
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
-    handle_tstop!, loopheader!, modify_dt_for_tstops!, ode_addsteps!, ode_interpolant!, perform_step!, set_EEst!
+    handle_tstop!, loopheader!, modify_dt_for_tstops!, ode_addsteps!, ode_interpolant!, perform_step!, set_EEst!,
+    sync_controllers!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2

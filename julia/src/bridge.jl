@@ -86,7 +86,8 @@ end
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
-    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep, path, threads) -> number
+    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep,
+        path, threads) -> number
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
 or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
@@ -105,14 +106,17 @@ function bridge_solve(
     each, parts, constants = tolerances_of(r, rtol, atol), segments_of(r), array(r)
     codes, parameters = read_fields(r)
     y0, fields = vec(state), fields_of(codes, parameters, state)
-    first_slope === nothing || fields[1].value(vec(first_slope), y0, eltype(y0)(times[1]), nothing)
-    chosen = constants === nothing ? nothing : (x = copy(constants); algorithm -> controller(controller_name, x, algorithm))
+    own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
     settings = Settings(;
-        each..., dt0, dt_min, dt_max, controller = chosen, segments = parts, max_steps, record, keep = Symbol(keep)
+        each..., dt0, dt_min, dt_max, controller = own, segments = parts, max_steps, record, keep = Symbol(keep)
     )
     ys = reshape(ys, length(y0), :)
     recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), y0)
+    if first_slope !== nothing
+        confine!(fields[1], recording.segments[1])
+        fields[1].value(vec(first_slope), y0, time_within(fields[1], times[1]), nothing)
+    end
     forward!(recording, fields...; noise)
     results .= (
         findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
@@ -182,19 +186,19 @@ end
     bridge_backward(number, address, count, adjoint)
 
 By the discrete gradient, or one of SciMLSensitivity's adjoints. The arguments: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
-null), cotangents of the times (null, or written) and the saved states, then for each field its
-parameters' cotangents (added to).
+null), cotangents of the times (null, or written) and the saved states, cotangents of the stops (null, or
+written), then for each field its parameters' cotangents (added to).
 """
 function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
-    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys = (array(r) for _ in 1:6)
+    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys, stopsbar = (array(r) for _ in 1:7)
     pbars = [arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
     fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars)
-    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar)
+    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar, stopsbar)
     reverse!(vec(y0bar), recording, fields..., cotangents)
     tbar === nothing || reverse_times!(
-        tbar, fields[1], recording.times, reshape(ys, length(recording.y0), :), cotangents.ys, vec(y0bar)
+        tbar, recording, fields[1], reshape(ys, length(recording.y0), :), cotangents.ys, vec(y0bar)
     )
     synchronize(y0bar)
     return nothing

@@ -134,7 +134,8 @@ end
 function tolerances(settings::Settings, y)
     T = real(eltype(y))
     return (;
-        reltol = converted(T, settings.rtol), abstol = converted(T, settings.atol), save_everystep = false, dense = false, verbose = SILENT,
+        reltol = converted(T, settings.rtol), abstol = converted(T, settings.atol), save_everystep = false, dense = false,
+        verbose = SILENT,
     )
 end
 
@@ -151,10 +152,7 @@ function options(rec::Recording)
     return controller === nothing ? sized : (; sized..., controller = controller(rec.method.algorithm))
 end
 
-"""
-Lengthens a step to `dt_min` where no stop is nearer, and lets the next size follow from the size that is
-tried, not from what it was before a stop cut it.
-"""
+"Lengthens a step to `dt_min` where no stop is nearer. The next size follows from the size that is tried."
 function bound!(integrator, dt_min)
     if abs(integrator.dt) < dt_min && !integrator.next_step_tstop
         integrator.dt = copysign(dt_min, integrator.dt)
@@ -167,6 +165,7 @@ end
 function run!(rec::Recording, integrator, recorder, fields)
     t_end, (; max_steps, dt_min), field, current = rec.times[end], rec.settings, fields[1], 1
     failures, earliest = 0, integrator.t  # non-finite attempts, and the earliest time that one aimed at
+    wanted = 0.0  # size that the control wants after an accepted step
     while integrator.t != t_end
         check_stop_flag()
         if accepted(rec) + rec.rejected >= max_steps
@@ -181,10 +180,17 @@ function run!(rec::Recording, integrator, recorder, fields)
         before_attempt!(recorder)
         perform_step!(integrator, integrator.cache)
         h = integrator.dt
+        cut = abs(h) < wanted  # by a stop: its error says little of those that the control wants
+        control = cut ? deepcopy(integrator.controller_cache) : integrator.controller_cache
         isnan(error_of(integrator)) && set_EEst!(integrator, Inf)  # controllers know what to do with that
         _loopfooter!(integrator)
         if integrator.accept_step
             t1 = integrator.t
+            if cut
+                sync_controllers!(integrator.controller_cache, control)
+                integrator.dtpropose = copysign(max(abs(integrator.dtpropose), wanted), h)
+            end
+            wanted = adapts(rec.method) ? abs(integrator.dtpropose) : 0.0
             # after a step cut at the end time the integrator may hold the next size already
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
@@ -198,7 +204,7 @@ function run!(rec::Recording, integrator, recorder, fields)
             failures > 0 && abs(t1 - rec.times[1]) >= abs(earliest - rec.times[1]) && (failures = 0)
         else
             rec.rejected += 1
-            rec.dt_last = h
+            rec.dt_last, wanted = h, 0.0
             if !integrator.force_stepfail && !isfinite(error_of(integrator))
                 failures += 1
                 earliest = failures == 1 || abs(h) < abs(earliest - t) ? t + h : earliest

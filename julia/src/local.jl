@@ -13,8 +13,8 @@ end
     local_step(method, settings, fields, y, t, t_end, h = NaN; noise) -> LocalStep
 
 One step of size `h`, cut at `t_end`, in the settings' first segment if they have one; with NaN the size is
-the first-step heuristic's at (t, y). An implicit method's local step is made by tsit5. An SDE's takes its increments from the path `noise`,
-a function like a [`PathNoise`](@ref)'s source.
+the first-step heuristic's at (t, y). An implicit method's local step is made by tsit5. An SDE's takes its
+increments from the path `noise`, a function like a [`PathNoise`](@ref)'s source.
 """
 function local_step(
         m::Union{RungeKutta, Implicit}, settings::Settings, (field,), y, t, t_end, h = NaN; noise = nothing

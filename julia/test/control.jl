@@ -130,7 +130,7 @@ lotka_volterra() = Dynamics(
     solve(controller) = solve_recorded(lotka_volterra(), [1.0, 1.0], [0.0, 10.0]; controller, rtol = 1.0e-3, atol = 1.0e-6)
     sol = solve(make === nothing ? nothing : algorithm -> make(Float64, algorithm))
     counts === nothing ? (@test sol.t == solve(nothing).t) : (@test (sol.nfe, length(sol.t), sol.rejected) == counts)
-    named = solve(algorithm -> RegNDE.controller(name == "default" ? "PI" : name, fill(NaN, name == "I" ? 4 : 7), algorithm))
+    named = solve(algorithm -> RegNDE.controller((name == "default" ? "PI" : name, fill(NaN, name == "I" ? 4 : 7)), algorithm))
     @test named.t == sol.t
 end
 
@@ -138,7 +138,7 @@ end
     # the first step of size 1 leaves the domain of the square root
     root = Dynamics((dy, t, y, p, _) -> (dy .= map(x -> x < 0 ? NaN : -20 * sqrt(x) * x, y); nothing), (args...) -> nothing, (), nothing)
     constants = name == "PID" ? [0.7, -0.4, 0.0, 0.81] : fill(NaN, name == "I" ? 4 : 7)
-    sol = solve_recorded(root, [1.0], [0.0, 1.0]; dt0 = 1.0, controller = a -> RegNDE.controller(name, constants, a))
+    sol = solve_recorded(root, [1.0], [0.0, 1.0]; dt0 = 1.0, controller = a -> RegNDE.controller((name, constants), a))
     @test sol.status === :success
     @test sol.ys[1, 2] ≈ 1 / 121 rtol = 1.0e-3
     @test sol.rejected > 0
@@ -168,4 +168,31 @@ end
     @test equal.t == plain.t
     @test equal.error ≈ plain.error
     @test length(loose.t) < length(plain.t)
+end
+
+@testset "after a stop the step is as long as before: $name" for (name, constants) in (
+        ("PI", nothing), ("PID", ("PID", [0.7, -0.4, 0.0, 0.81])),
+    )
+    decay = Dynamics((dy, t, y, p, _) -> (dy .= .-y; nothing), (args...) -> nothing, (), nothing)
+    controller = constants === nothing ? nothing : Base.Fix1(RegNDE.controller, constants)
+    solve(stops) = solve_recorded(decay, [1.0], [0.0, 4.0]; stops, controller, rtol = 1.0e-3, atol = 1.0e-3)
+    free = solve(Float64[])
+    cut = solve([free.t[3] + 1.0e-3])
+    @test cut.dt[1:3] == free.dt[1:3]
+    @test cut.dt[4] ≈ 1.0e-3
+    @test cut.dt[5] ≈ free.dt[4]
+end
+
+@testset "cotangents of stops and of save times at stops: $method" for method in (:tsit5, :vern7)
+    sol = solve_recorded(
+        Switched.dynamics(), [1.0], [0.0, 1.0, 4.0]; method, stops = [1.0, 2.5], rtol = 1.0e-10, atol = 1.0e-12
+    )
+    rec, stopsbar, timesbar, Y = sol.recording, zeros(2), zeros(3), [0.0 0.0 1.0]
+    field = RegNDE.Field(Switched.dynamics(), (1,), Vector{Float64}; pbar = ())
+    y0bar = RegNDE.reverse!(zeros(1), rec, field, RegNDE.Cotangents(rec, Y, nothing, nothing, stopsbar))
+    # y(4) = (2 + (exp(-a) - 2) exp(a - b)) exp(5 b - 20) for stops a and b
+    decay = exp(-5 * 1.5)
+    @test stopsbar ≈ [-2 * exp(-1.5) * decay, (-(exp(-1) - 2) * exp(-1.5) + 5 * Switched.middle(2.5)) * decay] rtol = 1.0e-6
+    RegNDE.reverse_times!(timesbar, rec, field, rec.ys, [0.0 1.0 0.0], zeros(1))
+    @test timesbar ≈ [0, -exp(-1), 0] rtol = 1.0e-8
 end
