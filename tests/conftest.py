@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from regnde._engines import engines
 
+collect_ignore = ["clients"]  # models that tests import: they need torchdiffeq and torchsde
 # "auto" means torch here, whatever is prepared: what runs on Julia too takes the fixture `engine`.
 os.environ.setdefault("REGNDE_ENGINE", "torch")
 # The same examples in every run; HYPOTHESIS_PROFILE=search looks for new ones.

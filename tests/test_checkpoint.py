@@ -209,3 +209,23 @@ def test_a_second_backward_pass() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     with pytest.raises(RuntimeError, match="second time"):
         sol.y1.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")  # torch: their invariants are not checked, CSR is in beta
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.parametrize("nodes", [6, 40])  # a matrix of few entries is copied, of a larger one the sum is
+def test_a_field_with_a_sparse_matrix(nodes: int, layout: torch.layout) -> None:
+    outcomes = []
+    for gradient in GRADIENTS:
+        entries = f64(nodes, nodes, seed=3)
+        matrix = torch.where(entries > 0.5, 0.1 * entries, 0.0).to_sparse(layout=layout)
+        w = f64(3, 3, seed=4).requires_grad_()
+        solver = Solver(gradient=gradient, **MANY_STEPS)
+        solution = regnde.solve(
+            lambda t, y, m=matrix, w=w: torch.sparse.mm(m, y @ w), f64(nodes, 3), [0.0, 2.0], solver
+        )
+        outcomes.append(torch.autograd.grad(solution.y1.sum(), w, retain_graph=True)[0])
+    close(*outcomes)
+    matrix.values().mul_(2)
+    with pytest.raises(RuntimeError, match="so that its gradient would be wrong"):
+        torch.autograd.grad(solution.y1.sum(), w)

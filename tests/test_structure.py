@@ -21,25 +21,32 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
-BASE = {"_controller", "_errors", "_last_step", "_solver", "_solution", "_equation", "_noise", "_tableau"}
+BASE = {
+    *("_controller", "_errors", "_last_step", "_solver", "_solution", "_state", "_equation", "_noise", "_tableau"),
+    "_tolerance",
+}
 ALLOWED = {
     "_errors": {"_solution"},
     "_options": set(),
     "_controller": {"_options"},
-    "_solver": {"_controller", "_last_step", "_options", "_tableau"},
+    "_solver": {"_controller", "_last_step", "_options", "_tableau", "_tolerance"},
+    "_state": {"_equation"},
+    "_tolerance": {"_state"},
+    "_arguments": {"_equation"},
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
     "_noise": set(),
-    "_solution": {"_solver"},
+    "_solution": {"_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
     "_recording": {"_solution", "_solver"},
-    "_solve": BASE | {"_engines", "_engines.base", "_recording"},
+    "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
+    "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
     "nn": BASE | {"_divergence", "_solve", "nn"},
     "_penalty": {"_solution"},

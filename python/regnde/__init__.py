@@ -21,6 +21,7 @@ from regnde._errors import (
     UnsupportedField,
 )
 from regnde._fit import Progress, anneal, fit
+from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
@@ -45,6 +46,7 @@ __all__ = [
     "ErrorPenalty",
     "I",
     "Increment",
+    "Installation",
     "JuliaField",
     "LastStep",
     "Local",
@@ -72,6 +74,7 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "install",
     "nn",
     "odeint",
     "odeint_adjoint",

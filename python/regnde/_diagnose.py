@@ -24,9 +24,11 @@ from regnde._last_step import LastStep
 from regnde._penalty import ErrorPenalty
 from regnde._recording import unrecorded
 from regnde._solution import Solution
-from regnde._solve import checked_state, checked_times, solve
+from regnde._solve import checked_times, solve
 from regnde._solver import Solver
+from regnde._state import Structure
 from regnde._tableau import TABLEAUX, Tableau
+from regnde._tolerance import Tolerance
 
 __all__ = ["diagnose"]
 
@@ -77,8 +79,8 @@ KINKED_MODULES = tuple(
 
 
 def diagnose(
-    f: Equation,
-    y0: Tensor | ArrayLike,
+    f: Equation | Callable[[Tensor, Any], Any],
+    y0: Any,
     ts: Tensor | ArrayLike,
     solver: Solver | None = None,
     *,
@@ -125,7 +127,11 @@ def diagnose(
             "diagnose is for ODEs: an SDE's error is dominated by its noise. Compare tolerances yourself, with one "
             "BrownianPath for all solves."
         )
-    state = checked_state(y0).detach()
+    solver = solver or Solver()
+    if isinstance(solver.rtol, Tolerance) or isinstance(solver.atol, Tolerance):
+        raise ValueError("diagnose varies one tolerance for the whole state: give rtol and atol as numbers.")
+    structure = Structure(y0, samples=solver.batch == "per-sample")
+    f, state, metric = structure.on_flat(f), structure.flat.detach(), _of_flat(metric, structure)
     times = checked_times(ts)[0].detach()
     if state.numel() == 0:
         raise ValueError(f"diagnose needs a state with entries, but y0 has the shape {tuple(state.shape)}.")
@@ -141,7 +147,20 @@ def diagnose(
     modules = _modules(f)
     with unrecorded(), _undisturbed((*modules, *_modules(metric)), state):
         bench = _Bench(f, state, times, metric, modules)
-        return _diagnosis(bench, solver or Solver(), tuple(methods or adaptive), error_allowed, metric_slack)
+        return _diagnosis(bench, solver, tuple(methods or adaptive), error_allowed, metric_slack)
+
+
+def _of_flat(metric: Metric | None, structure: Structure) -> Metric | None:
+    """The metric of solutions whose states are flat."""
+    if metric is None or not structure.nested:
+        return metric
+    given = metric
+
+    @functools.wraps(given, assigned=(), updated=())
+    def of_flat(solution: Solution) -> float:
+        return given(dataclasses.replace(solution, ys=structure.tree_of(solution.ys)))
+
+    return of_flat
 
 
 class _Bench:

@@ -113,7 +113,8 @@ def _try(name: str) -> tuple[bool, str]:
     """Solves y' = -y with the engine and says how it went."""
     try:
         began = time.perf_counter()
-        solution = solve(_decay, [1.0], [0.0, 1.0], Solver(engine=name), record="all")  # type: ignore[arg-type]  # a known name
+        solver = Solver(engine=name)  # type: ignore[arg-type]  # a known name
+        solution = solve(_decay, [1.0], [0.0, 1.0], solver, record="all")
         seconds = time.perf_counter() - began
     except Exception as problem:  # whatever an engine throws is what the doctor is asked to show
         return False, f"fails: {type(problem).__name__}: {problem}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ class SDE:
     """An Ito SDE with diagonal noise: dy = drift(t, y) dt + diffusion(t, y) * dW.
 
     Args:
-        drift: function of a 0-dim time and a state of any shape, returning that shape.
+        drift: function of a 0-dim time and a state, returning its shape and structure.
         diffusion: likewise; each entry multiplies its own Wiener process.
 
     The methods "sosri2", "sriw1", "sosra" and "em" call both inside the span only. "sosri" has stages at
@@ -25,8 +26,8 @@ class SDE:
     in the span alone, use another.
     """
 
-    drift: Field
-    diffusion: Field
+    drift: Callable[[Tensor, Any], Any]
+    diffusion: Callable[[Tensor, Any], Any]
 
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion"):

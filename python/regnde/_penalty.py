@@ -163,7 +163,7 @@ class StepPenalty(Penalty):
         if solution.steps is None:
             raise ValueError(
                 f"{type(self).__name__} needs the records of the solver's steps, but the solution has none: "
-                "solve with record='all' or record=Local(). Layers record in training mode only."
+                "solve with record='all' or record=Local(). Layers record in training mode only, not after .eval()."
             )
         values, mask = self.term(solution.steps), solution.steps.mask
         if mask is not None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._solver import ResolvedSolver
+from regnde._state import tree_map
 
 __all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
 
 T = TypeVar("T")
+if TYPE_CHECKING:  # at run time it would be a dependency
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    State = TypeVarWithDefault("State", default=Tensor)
+else:
+    State = TypeVar("State")
 
 STIFF_FRACTION = 0.9  # AutoSwitch of OrdinaryDiffEq.jl calls a step stiff above this share of the stability size
 
@@ -27,6 +34,11 @@ class Status(enum.StrEnum):
     NON_FINITE = "non-finite dynamics"
     UNDERFLOW = "step size underflow"
     MAX_STEPS = "max steps reached"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the solve stopped at a time where it could not go on."""
+        return self in (Status.NON_FINITE, Status.UNDERFLOW, Status.MAX_STEPS)
 
 
 class SampleStats(NamedTuple):
@@ -156,10 +168,13 @@ class Steps:
 
 
 class SolutionArrays(NamedTuple):
-    """A solution as numpy arrays; the last four are None where nothing was recorded."""
+    """A solution as numpy arrays; the last four are None where nothing was recorded.
+
+    `ys` is one array, or arrays in the structure of the state.
+    """
 
     ts: NDArray[np.floating]
-    ys: NDArray[np.inexact]
+    ys: Any
     t: NDArray[np.floating] | None
     dt: NDArray[np.floating] | None
     error: NDArray[np.floating] | None
@@ -167,14 +182,15 @@ class SolutionArrays(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Solution:
+class Solution(Generic[State]):
     """Trajectory and records of one solve.
 
     A pickle or a deep copy holds the numbers without their gradients; `copy.copy` keeps the gradients.
 
     Attributes:
         ts: the save times, shape (T,).
-        ys: the states at `ts`, shape (T, *y0.shape), differentiable.
+        ys: the states at `ts`, shape (T, *y0.shape), differentiable. For a state of several parts, tensors in the
+            structure of the state: `sol.ys["v"]` has the shape (T, *y0["v"].shape).
         stats: counts of evaluations and steps.
         steps: the recorded steps, or None with `record="none"`.
         engine: `"torch"` or `"julia"`: which engine ran.
@@ -183,7 +199,7 @@ class Solution:
     """
 
     ts: Tensor
-    ys: Tensor
+    ys: State
     stats: Stats
     steps: Steps | None
     engine: str
@@ -204,15 +220,42 @@ class Solution:
         count = len(self.ts)
         times = f"{count} in [{float(self.ts[0]):g}, {float(self.ts[-1]):g}]" if count else "none"
         return (
-            f"Solution(engine={self.engine!r}, method={method!r}, ts: {times}, state: {tuple(self.ys.shape[1:])}, "
+            f"Solution(engine={self.engine!r}, method={method!r}, ts: {times}, "
+            f"state: {tree_map(lambda x: tuple(x.shape[1:]), self.ys)}, "
             f"nfe={self.stats.nfe}, accepted={self.stats.accepted}, rejected={self.stats.rejected}, "
             f"status={self.status.value!r})"
         )
 
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch where a solution is given as a tensor, such as by the next layer of `nn.Sequential`."""
+        raise TypeError(
+            f"{getattr(func, '__name__', 'a function of torch')} was given a Solution, which is no tensor: take the "
+            "last state, solution.y1, or all of them, solution.ys. In nn.Sequential put a module between that returns "
+            "solution.y1."
+        )
+
+    if not TYPE_CHECKING:  # else every name would be an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for names that a solution does not have."""
+            tensor = " Is a tensor meant? Take solution.y1 or solution.ys." if hasattr(Tensor, name) else ""
+            raise AttributeError(f"'Solution' object has no attribute {name!r}.{tensor}")
+
     @property
-    def y1(self) -> Tensor:
-        """State at the last save time, shape y0.shape."""
-        return self.ys[-1]
+    def y1(self) -> State:
+        """State at the last save time, in the shape and structure of y0.
+
+        Raises:
+            ValueError: if the solve stopped before it.
+        """
+        if self.status.failed:
+            place = f"{len(self.ts)} of the save times, up to t={float(self.ts[-1]):g}" if len(self.ts) else "no state"
+            raise ValueError(
+                f"the solve did not reach its end ({self.status.value}), so that there is no y1: the solution holds "
+                f"{place}. Look at solution.status first; solution.ys has the states that were reached."
+            )
+        return cast(State, tree_map(lambda x: x[-1], self.ys))
 
     def numpy(self) -> SolutionArrays:
         """The solution as detached numpy arrays on the host."""
@@ -223,7 +266,7 @@ class Solution:
         s = self.steps
         return SolutionArrays(
             ts=self.ts.detach().cpu().numpy(),
-            ys=self.ys.detach().cpu().numpy(),
+            ys=tree_map(array, self.ys),
             t=array(s.t) if s else None,
             dt=array(s.dt) if s else None,
             error=array(s.error) if s and s._error is not None else None,
@@ -233,7 +276,11 @@ class Solution:
 
 def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of an object with its tensors cut from their graphs, which no pickle can hold."""
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+    def detached(x: Any) -> Any:
+        return x.detach() if isinstance(x, Tensor) else x
+
+    return {name: tree_map(detached, value) if name == "ys" else detached(value) for name, value in state.items()}
 
 
 def _twin(thing: T) -> T:

@@ -3,55 +3,105 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
 from regnde._engines.base import Engine, Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
-from regnde._errors import EngineUnavailable, SolveError
+from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution, Status
-from regnde._solver import Local, Record, ResolvedSolver, Solver
+from regnde._solver import Local, Record, Solver
+from regnde._state import Structure, checked_state
+from regnde._tolerance import Entries, entries
 
-__all__ = ["checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
+__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
+Parts = TypeVar("Parts", bound=tuple[Any, ...] | Mapping[Any, Any])
+Precision = tuple[tuple[torch.dtype, float], ...]
+
+
+@overload
 def solve(
     f: Equation,
-    y0: Tensor | ArrayLike,
+    y0: Tensor | float | Sequence[float] | Sequence[Sequence[float]] | NDArray[Any],
+    ts: Tensor | ArrayLike,
+    solver: Solver = ...,
+    *,
+    record: Record = ...,
+    noise: BrownianPath | None = ...,
+    throw: bool = ...,
+) -> Solution: ...
+
+
+@overload
+def solve(
+    f: Callable[[Tensor, Parts], Any] | SDE,
+    y0: Parts,
+    ts: Tensor | ArrayLike,
+    solver: Solver = ...,
+    *,
+    record: Record = ...,
+    noise: BrownianPath | None = ...,
+    throw: bool = ...,
+) -> Solution[Parts]: ...
+
+
+@overload
+def solve(
+    f: Callable[[Tensor, Any], Any] | Equation,
+    y0: Any,
+    ts: Tensor | ArrayLike,
+    solver: Solver = ...,
+    *,
+    record: Record = ...,
+    noise: BrownianPath | None = ...,
+    throw: bool = ...,
+) -> Solution[Any]: ...
+
+
+def solve(
+    f: Callable[[Tensor, Any], Any] | Equation,
+    y0: Any,
     ts: Tensor | ArrayLike,
     solver: Solver = DEFAULT_SOLVER,
     *,
     record: Record = "none",
     noise: BrownianPath | None = None,
     throw: bool = True,
-) -> Solution:
+) -> Solution[Any]:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
 
     Args:
-        f: function of a 0-dim time tensor and a state, returning a tensor of the state's shape;
+        f: function of a 0-dim time tensor and a state, returning a slope of the state's shape and structure;
             or an `SDE`; or a `JuliaField`.
-        y0: initial state at ts[0], any shape: a tensor, or anything `torch.as_tensor` takes.
-            Integers become torch's default dtype. The whole array is one system with one step size.
+        y0: initial state at ts[0]. A tensor of any shape, or anything `torch.as_tensor` takes; integers become
+            torch's default dtype. Or several tensors in a tuple, list, named tuple or dict, nested as you like:
+            f is given the same structure and returns it, and so do the solution's states. Either way it is one
+            system with one step size. A list of 0-dim tensors is one tensor; a tuple of them is not.
         ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. Numbers become
             float64 whatever the state's dtype; a floating-point tensor keeps its dtype.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
-            a new one, drawn from torch's seed. Solves given the same path see the same noise.
+            a new one, drawn from torch's seed. Solves given the same path see the same noise. For a state of
+            several parts its shape is (N,): one channel for each of the N entries, in the order of the parts.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -69,6 +119,10 @@ def solve(
         >>> sol = regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(rtol=1e-8), record="all")
         >>> round(float(sol.y1), 4), sol.stats.accepted == len(sol.steps)
         (0.3679, True)
+        >>> y0 = {"x": torch.ones(3), "v": torch.zeros(3)}
+        >>> sol = regnde.solve(lambda t, y: {"x": y["v"], "v": -y["x"]}, y0, [0.0, 1.0])
+        >>> sol.ys["x"].shape
+        torch.Size([2, 3])
     """
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
@@ -79,21 +133,31 @@ def solve(
         raise ValueError("noise is the Brownian path of an SDE, but f is an ODE.")
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver, got {solver!r}{_as_solver(solver)}.")
-    state = checked_state(y0)
-    times, values = checked_times(ts)
+    check_field_arguments(f)
+    structure = Structure(y0, samples=solver.batch == "per-sample")
+    try:
+        times, values = checked_times(ts)
+    except (TypeError, ValueError) as problem:
+        if is_span(y0):
+            problem.add_note(ORDER)
+        raise
+    check_order(y0, values)
     if noise is not None:
-        _check_noise(noise, state, values)
+        _check_noise(noise, structure.flat, values)
+    resolved = solver.resolve(sde=sde)
+    allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
-        equation=f,
-        y0=state,
+        equation=structure.on_flat(f),
+        y0=structure.flat,
         ts=times,
         times=values,
-        solver=solver.resolve(sde=sde),
+        solver=resolved,
         record=record,
         noise=noise,
         throw=throw,
+        tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request)
+    return _run(request, structure, _precision(structure, allowed))
 
 
 def solve_on_grid(
@@ -109,56 +173,65 @@ def solve_on_grid(
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
     """
-    state = checked_state(y0)
+    structure = Structure(y0)
     times, values = checked_times(ts)
+    resolved = solver.resolve(sde=isinstance(f, SDE))
+    allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=f,
-        y0=state,
+        y0=structure.flat,
         ts=times,
         times=values,
-        solver=solver.resolve(sde=isinstance(f, SDE)),
+        solver=resolved,
         record="none",
         noise=noise,
         throw=True,
         grid=tuple(grid),
+        tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request).ys
+    states: Tensor = _run(request, structure, _precision(structure, allowed)).ys
+    return states
 
 
 def solve_by_rules(
     f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
 ) -> Solution:
     """An ODE solved as `solve` does, with the steps of another package."""
+    structure = Structure(y0)
     times, values = checked_times(ts)
+    resolved = solver.resolve(sde=False)
+    allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=f,
-        y0=checked_state(y0),
+        y0=structure.flat,
         ts=times,
         times=values,
-        solver=solver.resolve(sde=False),
+        solver=resolved,
         record=record,
         noise=None,
         throw=True,
         rules=rules,
+        tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request)
+    return _run(request, structure, _precision(structure, allowed))
 
 
-def _run(request: Request) -> Solution:
-    """Solves a request whose arguments are checked."""
+def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
+    """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
     if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
         run: Any = torch.compiler.disable(_run_uncompiled)  # type: ignore[no-untyped-call]  # torch does not type it
-        return run(request)  # type: ignore[no-any-return]
-    return _run_uncompiled(request)
+        return run(request, structure, precision)  # type: ignore[no-any-return]
+    return _run_uncompiled(request, structure, precision)
 
 
-def _run_uncompiled(request: Request) -> Solution:
-    _warn_of_rounding(request.solver, request.y0, request.times)
+def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
+    for dtype, tolerance in precision:
+        _warn_of_rounding(request, dtype, tolerance)
     recordings = open_recordings()
-    return _recorded(request, recordings) if recordings else _solved(request, choose(request))
+    return _recorded(request, structure, recordings) if recordings else _solved(request, structure, choose(request))
 
 
-def _recorded(request: Request, recordings: Sequence[Recording]) -> Solution:
+def _recorded(request: Request, structure: Structure, recordings: Sequence[Recording]) -> Solution[Any]:
     """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
     wanted, why = request, None
     if request.record == "none":
@@ -172,7 +245,7 @@ def _recorded(request: Request, recordings: Sequence[Recording]) -> Solution:
         engine = choose(request)
         wanted, why = request, engine.why_unsupported(wanted) or str(problem)
     try:
-        solution = _solved(wanted, engine)
+        solution = _solved(wanted, structure, engine)
     except SolveError as problem:
         for log in recordings:
             log.add_failed(problem.nfe)
@@ -182,17 +255,24 @@ def _recorded(request: Request, recordings: Sequence[Recording]) -> Solution:
     return solution if wanted.record == request.record else dataclasses.replace(solution, steps=None)
 
 
-def _solved(request: Request, engine: Engine) -> Solution:
+def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[Any]:
+    """Solves; the solution, or a failure's, has the structure of the state."""
     try:
-        solution = engine.solve(request)
-    except RuntimeError as problem:
-        if not isinstance(problem, (SolveError, EngineUnavailable)):
-            _note_dtypes(problem, request.equation, request.y0)
+        solution: Solution[Any] = engine.solve(request)
+    except SolveError as problem:
+        if structure.nested:
+            problem.solution = dataclasses.replace(problem.solution, ys=structure.tree_of(problem.solution.ys))
+            if problem.component is not None:
+                problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
+        raise
+    except (RuntimeError, UnsupportedField) as problem:
+        if not isinstance(problem, EngineUnavailable):
+            _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
     if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
         last.size = solution.stats.dt_next
-    return solution
+    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys)) if structure.nested else solution
 
 
 def _as_solver(given: object) -> str:
@@ -200,10 +280,20 @@ def _as_solver(given: object) -> str:
     return f": write Solver(method={given!r})" if isinstance(given, str) else ""
 
 
-def _note_dtypes(problem: RuntimeError, f: Equation, y0: Tensor) -> None:
-    """Adds to an error that comes from the field that its parameters and the state differ in dtype, if they do."""
-    for part in (f.drift, f.diffusion) if isinstance(f, SDE) else (f,):
-        parameters = part.parameters() if isinstance(part, torch.nn.Module) else ()
+def _note_mismatch(problem: Exception, f: Equation, y0: Tensor) -> None:
+    """Adds to an error of the field that its parameters and the state differ in dtype or device, if they do."""
+    for field in (f.drift, f.diffusion) if isinstance(f, SDE) else (f,):
+        part = inspect.unwrap(field) if callable(field) else field
+        parameters = list(part.parameters()) if isinstance(part, torch.nn.Module) else []
+        device = next((p.device for p in parameters), y0.device)
+        if device != y0.device:
+            problem.add_note(
+                f"The state is on the device {y0.device}, the field's parameters on {device}: move one of them, "
+                f"y0.to('{device}') or field.to('{y0.device}')."
+                if device.type != "meta"
+                else "The field's parameters are on the meta device and hold no numbers."
+            )
+            return
         dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
         if dtype is not None and dtype != y0.real.dtype:
             problem.add_note(
@@ -223,53 +313,6 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
         )
     if not noise.t0 <= min(times) <= max(times) <= noise.t1:
         raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")
-
-
-def checked_state(y0: Tensor | ArrayLike) -> Tensor:
-    """The initial state as a floating-point or complex tensor."""
-    try:
-        state = _tensor(y0)
-    except (RuntimeError, ValueError) as problem:
-        raise TypeError(f"y0 must be a tensor or what torch.as_tensor takes, got {type(y0).__name__}.") from problem
-    if state.is_meta or state.layout != torch.strided:
-        kind = "on the meta device and holds no numbers" if state.is_meta else f"a {state.layout} tensor"
-        raise TypeError(f"y0 is {kind}: give a dense tensor on a device that computes, such as 'cpu'.")
-    if state.dtype in (torch.float16, torch.bfloat16):
-        if torch.is_autocast_enabled(state.device.type):  # such a state comes out of the layer before
-            return state.float()
-        raise TypeError(
-            f"y0 has dtype {state.dtype}, too coarse for error control: solve in float32, y0.float(), "
-            "and convert inside f or afterwards."
-        )
-    if not (state.is_floating_point() or state.is_complex()):
-        state = state.to(torch.get_default_dtype())
-    return state
-
-
-def _tensor(values: Tensor | ArrayLike) -> Tensor:
-    """What `torch.as_tensor` makes of the values, without its two traps.
-
-    A list of tensors would lose their gradients, and an array that is read-only, reversed or of the
-    other byte order would be refused or shared.
-    """
-    if isinstance(values, Tensor):
-        return values  # `as_tensor` would move it to torch's default device
-    if isinstance(values, np.ndarray):
-        return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
-    if isinstance(values, Mapping):
-        raise TypeError(
-            f"y0 is a {type(values).__name__}: a state is one tensor. Concatenate the parts, and split them in f."
-        )
-    if isinstance(values, (list, tuple)) and any(isinstance(value, Tensor) for value in values):
-        parts = [value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values]
-        if len({part.shape for part in parts}) > 1:
-            shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-            raise TypeError(
-                f"y0 is a {type(values).__name__} of tensors of shapes {shapes}: a state is one tensor. "
-                "Concatenate the parts, and split them in f."
-            )
-        return torch.stack(parts)
-    return torch.as_tensor(values)
 
 
 def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
@@ -333,23 +376,32 @@ def _finite(t: float) -> bool:
     return t - t == 0.0
 
 
-def _warn_of_rounding(solver: ResolvedSolver, y0: Tensor, times: Sequence[float]) -> None:
+def _precision(structure: Structure, allowed: Entries) -> Precision:
+    """Each dtype of the state's parts, and the tightest tolerance of a part that has it."""
+    tightest: dict[torch.dtype, float] = {}
+    for part, tolerance in zip(structure.parts, allowed.tightest, strict=True):
+        tightest[part.dtype] = min(tolerance, tightest.get(part.dtype, tolerance))
+    return tuple(tightest.items())
+
+
+def _warn_of_rounding(request: Request, dtype: torch.dtype, tolerance: float) -> None:
     """Warns where rounding of the state, or of the times that the field is given, exceeds the tolerance."""
-    resolution = torch.finfo(y0.dtype).eps
-    tolerance = max(solver.rtol, solver.atol)
+    resolution, times = torch.finfo(dtype).eps, request.times
     far, span = max(abs(times[0]), abs(times[-1])), abs(times[-1] - times[0])
-    if resolution > CLOCK and span and resolution * far > ROUNDED * max(tolerance, resolution) * span:
+    clock = torch.finfo(request.y0.dtype).eps  # the field is given times in the dtype of the whole state
+    if clock > CLOCK and span and clock * far > ROUNDED * max(tolerance, clock) * span:
         warnings.warn(
-            f"the field is given times in {y0.real.dtype}, as the state is: at |t| up to {far:g} they are "
-            f"{resolution * far:.2g} apart, which is {resolution * far / span:.2g} of the span {span:g}, where "
+            f"the field is given times in {request.y0.real.dtype}, as the state is: at |t| up to {far:g} they are "
+            f"{clock * far:.2g} apart, which is {clock * far / span:.2g} of the span {span:g}, where "
             f"the tolerance is {tolerance:g}. If the field depends on t, solve in float64 (y0.double()), or shift the "
             "time so that it starts near 0.",
-            stacklevel=3,
+            stacklevel=4,
         )
     if tolerance < resolution:
+        solver = request.solver
         warnings.warn(
-            f"rtol={solver.rtol:g}, atol={solver.atol:g} lie below the resolution {resolution:.2g} of {y0.dtype}: "
+            f"rtol={solver.rtol}, atol={solver.atol} lie below the resolution {resolution:.2g} of {dtype}: "
             "the error estimate and with it the NFE and any penalty are then mostly rounding noise. "
             "Use float64 or larger tolerances.",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
 
 from regnde._controller import PI, PID, Controller, I
 from regnde._last_step import LastStep
 from regnde._options import keyword_only
 from regnde._tableau import Tableau
+from regnde._tolerance import Tolerance
 
 __all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
 
@@ -79,8 +84,11 @@ class Solver:
             `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
             `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of
             your own (torch engine).
-        rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE.
-        atol: absolute tolerance, in units of the state. Same defaults.
+        rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE. A number; or numbers for
+            entries, a tensor or array that broadcasts against y0; or for the parts of a state of several tensors,
+            in its structure: `{"x": 1e-6, "v": math.inf}`. An infinite tolerance leaves entries without control.
+            The error of a step is the root mean square over all entries, those without control count 0.
+        atol: absolute tolerance, in units of the state. Same defaults and forms.
         dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
             method. Default: chosen from the field at the start, which costs two evaluations. A `LastStep`
             takes it from the solve before (adaptive methods).
@@ -113,8 +121,8 @@ class Solver:
     """
 
     method: str | Tableau | None = None
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Any = None  # a number, None or a Tolerance; Any, as most read a number
+    atol: Any = None
     dt0: float | LastStep | None = None
     dt_min: float | None = None
     dt_max: float | None = None
@@ -134,6 +142,9 @@ class Solver:
             value = getattr(self, name)
             if value is None or (name == "dt0" and isinstance(value, LastStep)):
                 continue
+            if name != "dt0" and not _is_number(value):
+                object.__setattr__(self, name, value if isinstance(value, Tolerance) else Tolerance(name, value))
+                continue
             try:
                 usable = not isinstance(value, str) and math.isfinite(value) and value >= 0
             except (TypeError, ValueError, RuntimeError):
@@ -141,6 +152,8 @@ class Solver:
             if not usable or (name in ("dt0", "dt_max") and value == 0):
                 other = ", or a regnde.LastStep()" if name == "dt0" else ""
                 raise ValueError(f"Solver({name}={value!r}): give a finite number above zero{other}.")
+            if isinstance(value, (Tensor, np.ndarray)):  # so that equal solvers are equal
+                object.__setattr__(self, name, float(value))
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("Solver(rtol=0, atol=0): one of the two tolerances must be above zero.")
         self._check_sizes()
@@ -185,8 +198,8 @@ class Solver:
         return ResolvedSolver(
             method=self.method if isinstance(self.method, str) else method if tableau is None else tableau.name,
             tableau=tableau,
-            rtol=tolerance if self.rtol is None else float(self.rtol),
-            atol=tolerance if self.atol is None else float(self.atol),
+            rtol=_resolved(self.rtol, tolerance),
+            atol=_resolved(self.atol, tolerance),
             dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
             dt_min=0.0 if self.dt_min is None else float(self.dt_min),
             dt_max=math.inf if self.dt_max is None else float(self.dt_max),
@@ -200,6 +213,19 @@ class Solver:
         )
 
 
+def _is_number(value: object) -> bool:
+    """Whether a tolerance is one for all entries, or is meant as one."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0
+    return not isinstance(value, (Tolerance, Mapping, tuple, list))
+
+
+def _resolved(tolerance: Any, default: float) -> float | Tolerance:
+    if isinstance(tolerance, Tolerance):
+        return tolerance
+    return default if tolerance is None else float(tolerance)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
@@ -210,8 +236,8 @@ class ResolvedSolver:
     """
 
     method: str
-    rtol: float
-    atol: float
+    rtol: float | Tolerance
+    atol: float | Tolerance
     dt0: float | None
     max_steps: int
     gradient: Gradient

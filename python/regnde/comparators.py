@@ -15,6 +15,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
-from regnde._solve import checked_state, checked_times, solve
+from regnde._solve import checked_times, solve
 from regnde._solver import Record, Solver
+from regnde._state import Structure
 
 __all__ = ["RNODE", "Hutchinson", "Integrand", "TayNODE", "solve_with_integral", "steer_all", "total_derivative"]
 
@@ -123,18 +125,20 @@ def total_derivative(field: Field, t: Tensor, y: Tensor, order: int) -> Tensor:
 
 
 def solve_with_integral(
-    field: Field,
-    y0: Tensor | ArrayLike,
+    field: Callable[[Tensor, Any], Any],
+    y0: Any,
     ts: Tensor | ArrayLike,
     integrand: Integrand,
     solver: Solver | None = None,
     *,
     record: Record = "none",
     nodes: int = NODES,
-    of: Callable[[Tensor], Tensor] | None = None,
+    of: Callable[[Any], Tensor] | None = None,
     inner: Field | None = None,
-) -> tuple[Solution, Tensor]:
+) -> tuple[Solution[Any], Tensor]:
     """Solves as `regnde.solve` does, and integrates a quantity along the solution.
+
+    For a state of several tensors the integrand is that of their entries together.
 
     Args:
         field: f(t, y).
@@ -158,7 +162,9 @@ def solve_with_integral(
         True
     """
     x, w = np.polynomial.legendre.leggauss(nodes)
-    state, (given, values) = checked_state(y0), checked_times(ts)
+    solver = Solver() if solver is None else solver
+    structure = Structure(y0, samples=solver.batch == "per-sample")
+    state, (given, values) = structure.flat, checked_times(ts)
     clock = given.double()
     half, middle = (clock[-1] - clock[0]) / 2, (clock[-1] + clock[0]) / 2
     inside = middle + half * torch.as_tensor(x, device=clock.device)
@@ -166,18 +172,19 @@ def solve_with_integral(
     # A stable sort: a node that meets a save time stands after it, and both are saved.
     order = torch.argsort(every.detach(), stable=True, descending=values[-1] < values[0])
     place = torch.argsort(order).to(state.device)
-    solution = solve(field, state, every[order], Solver() if solver is None else solver, record=record)
+    solution = solve(field, y0, every[order], solver, record=record)
     if isinstance(integrand, RNODE) and integrand.probe is None:  # one probe a solve
-        integrand = integrand.drawn(state if of is None else of(state))
-    saved = solution.ys[place]
+        integrand = integrand.drawn(state if of is None else of(structure.tree_of(state)))
+    on_flat: Any = structure.on_flat(field)
+    saved = structure.flat_of(solution.ys)[place]
     moments = inside.to(state.device, state.real.dtype)
     terms = [
-        integrand(inner or field, t, y if of is None else of(y))
+        integrand(inner or on_flat, t, y if of is None else of(structure.tree_of(y)))
         for t, y in zip(moments, saved[len(values) :], strict=True)
     ]
     weights = half.abs().to(state.device) * torch.as_tensor(w, device=state.device)
     integral = (torch.stack(terms) * weights.to(state.real.dtype)).sum()
-    return dataclasses.replace(solution, ts=given, ys=saved[: len(values)]), integral
+    return dataclasses.replace(solution, ts=given, ys=structure.tree_of(saved[: len(values)])), integral
 
 
 class Hutchinson(torch.nn.Module):

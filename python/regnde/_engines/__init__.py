@@ -12,6 +12,8 @@ from regnde._solution import Solution
 
 __all__ = ["choose", "engines"]
 
+SET = "set Solver(engine='julia')."
+
 
 def engines() -> dict[str, Engine]:
     """Every engine by name."""
@@ -29,6 +31,7 @@ def choose(request: Request) -> Engine:
     name = request.solver.engine
     if name == "auto":
         name = os.environ.get("REGNDE_ENGINE", "auto")
+    asked = name != "auto"
     if name not in ("auto", *known):
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
     if name == "auto":
@@ -45,7 +48,12 @@ def choose(request: Request) -> Engine:
     if (why := engine.unavailable() or engine.missing_packages(request)) is not None:
         raise EngineUnavailable(why)
     if (why := engine.why_unsupported(request)) is not None:
-        raise ValueError(why)
+        julia = known["julia"]
+        if engine is julia or julia.why_unsupported(request) is not None:
+            raise ValueError(why)
+        missing = julia.unavailable() or julia.missing_packages(request)
+        text = f"{why} This needs the Julia engine: {missing or SET}"
+        raise ValueError(text) if asked else EngineUnavailable(text)
     return engine
 
 

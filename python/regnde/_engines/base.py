@@ -84,6 +84,8 @@ class Request:
         throw: whether a failed solve raises or returns what it has.
         grid: for a method of fixed step size, the ends of its steps, the initial time first; None for equal steps.
         rules: another package's rules for steps.
+        tolerances: relative and absolute: numbers, or real tensors of y0's shape on its device, where an entry
+            without control has an infinite absolute tolerance and the relative one 0. None: the solver's numbers.
     """
 
     equation: Equation
@@ -96,6 +98,23 @@ class Request:
     throw: bool
     grid: tuple[float, ...] | None = None
     rules: StepRules = field(default_factory=StepRules)
+    tolerances: tuple[float | Tensor, float | Tensor] | None = None
+
+    @property
+    def rtol(self) -> float | Tensor:
+        """Relative tolerance."""
+        if self.tolerances is not None:
+            return self.tolerances[0]
+        assert isinstance(self.solver.rtol, float)
+        return self.solver.rtol
+
+    @property
+    def atol(self) -> float | Tensor:
+        """Absolute tolerance."""
+        if self.tolerances is not None:
+            return self.tolerances[1]
+        assert isinstance(self.solver.atol, float)
+        return self.solver.atol
 
 
 class Engine(ABC):
@@ -123,7 +142,8 @@ class Engine(ABC):
 def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
     solver = request.solver
-    if adaptive and solver.atol == 0 and bool((request.y0 == 0).any()):
+    relative = request.atol == 0  # of a number, or entrywise
+    if adaptive and relative is not False and bool(((request.y0 == 0) & relative).any()):
         return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
     if not adaptive:
         if solver.last_step is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde.nn._output import Output, checked_output, picked
@@ -56,8 +56,8 @@ class NeuralODE(nn.Module):
         self.record = record
         self.output = checked_output("NeuralODE", output)
 
-    def forward(self, y0: Tensor, ts: Times | None = None) -> Solution | Tensor:
-        """Solves from y0, any shape, at the layer's times or at `ts` instead."""
+    def forward(self, y0: Any, ts: Times | None = None) -> Any:
+        """Solves from y0, as `regnde.solve` takes it, at the layer's times or at `ts` instead."""
         record = self.record if self.training else "none"
         solution = solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
         return picked(solution, self.output)

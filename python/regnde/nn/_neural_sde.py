@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from regnde._equation import SDE
 from regnde._noise import BrownianPath
-from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde.nn._output import Output, checked_output, picked
@@ -58,8 +58,8 @@ class NeuralSDE(nn.Module):
         self.record = record
         self.output = checked_output("NeuralSDE", output)
 
-    def forward(self, y0: Tensor, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Solution | Tensor:
-        """Solves from y0, any shape, at the layer's times or at `ts` instead, along a new path or along `noise`."""
+    def forward(self, y0: Any, ts: Times | None = None, *, noise: BrownianPath | None = None) -> Any:
+        """Solves from y0, as `regnde.solve` takes it, at the layer's times or at `ts`, along a new path or `noise`."""
         record = self.record if self.training else "none"
         times = self.ts if ts is None else ts
         solution = solve(SDE(self.drift, self.diffusion), y0, times, self.solver, record=record, noise=noise)

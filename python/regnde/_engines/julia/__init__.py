@@ -85,6 +85,8 @@ class JuliaEngine(Engine):
                 "on CUDA devices the Julia engine has explicit and stochastic methods with their discrete gradient, "
                 f"not {solver.method!r} with gradient={solver.gradient!r}."
             )
+        if isinstance(request.rtol, torch.Tensor) or isinstance(request.atol, torch.Tensor):
+            return "tolerances for parts or entries are the torch engine's: set Solver(engine='torch')."
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
         return unsupported_everywhere(request, adaptive=solver.method != "em") or self._unsupported_gradient(request)

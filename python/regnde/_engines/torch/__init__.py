@@ -154,7 +154,10 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, Tableau)
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    batch = PerSample(request.equation, tableau, solver, y0, request.times, record=record, checkpoint=checkpoint)
+    tolerances = request.rtol, request.atol
+    batch = PerSample(
+        request.equation, tableau, solver, tolerances, y0, request.times, record=record, checkpoint=checkpoint
+    )
     batch.run()
     steps = None
     if record:
@@ -220,19 +223,21 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
 def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
-    record, tableau = request.record == "all", _tableau(request)
+    record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
     if isinstance(equation, SDE):
         assert isinstance(tableau, StochasticTableau)
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
         end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
-        return StochasticRungeKutta(drift, diffusion, tableau, solver, y0, noise, record=record, checkpoint=checkpoint)
+        return StochasticRungeKutta(
+            drift, diffusion, tableau, solver, tolerances, y0, noise, record=record, checkpoint=checkpoint
+        )
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
-    return RungeKutta(field, tableau, solver, y0, record=record, rules=request.rules, checkpoint=checkpoint)
+    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, rules=request.rules, checkpoint=checkpoint)
 
 
 def _moves(ts: Tensor) -> bool:

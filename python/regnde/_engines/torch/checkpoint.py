@@ -26,6 +26,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 Ends = Callable[[T], Sequence[Tensor]]
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
+COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
 
 
@@ -184,6 +185,10 @@ def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 def _content(x: Tensor) -> Tensor:
+    if x.layout == torch.sparse_coo:
+        x = x.coalesce().values()
+    elif x.layout in COMPRESSED:
+        x = x.values()
     return x.clone() if x.numel() <= SMALL else x.detach().sum()
 
 

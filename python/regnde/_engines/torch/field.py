@@ -103,13 +103,16 @@ class CountedField:
     def _mended(self, slope: object, y: Tensor) -> Tensor:
         """The slope in the state's dtype, or an error that says what is wrong with it."""
         if not isinstance(slope, Tensor):
+            stack = " Use torch.stack." if isinstance(slope, (tuple, list)) else ""
             raise TypeError(
-                f"{self.name}(t, y) must return a tensor of y's shape {tuple(y.shape)}, got {type(slope).__name__}."
+                f"{self.name}(t, y) must return a tensor of y's shape {tuple(y.shape)}, got "
+                f"{type(slope).__name__}.{stack}"
             )
         if slope.shape != y.shape:
+            order = "" if slope.ndim else f" The time is 0-dim, too: is the field written as {self.name}(y, t)?"
             raise ValueError(
                 f"{self.name}(t, y) returned shape {tuple(slope.shape)} for a state of shape {tuple(y.shape)}; "
-                "the shapes must be equal (nothing is broadcast)."
+                f"the shapes must be equal (nothing is broadcast).{order}"
             )
         if slope.dtype.is_complex and not y.dtype.is_complex:
             raise TypeError(f"{self.name}(t, y) returned {slope.dtype} for a real state of {y.dtype}: make y0 complex.")

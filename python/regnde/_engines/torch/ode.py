@@ -24,6 +24,7 @@ from regnde._engines.torch.step import (
     Estimates,
     Norm,
     Step,
+    Tolerance,
     all_finite,
     dense_output,
     error_ratio,
@@ -75,7 +76,8 @@ class RungeKutta:
     Args:
         field: the right-hand side.
         tableau: the method.
-        solver: tolerances.
+        solver: whether steps are compiled.
+        tolerances: relative and absolute.
         y0: the initial state.
         record: whether the estimates of accepted steps are recorded.
         rules: another package's rules for steps.
@@ -89,6 +91,7 @@ class RungeKutta:
         field: CountedField,
         tableau: Tableau,
         solver: ResolvedSolver,
+        tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         *,
         record: bool,
@@ -98,12 +101,12 @@ class RungeKutta:
         self.field, self.tableau, self.rules = field, tableau, rules
         self.controller = controller_of(solver, tableau)
         self.bounds = Bounds(solver.dt_min, solver.dt_max, rules.accept_smallest)
-        self.rtol, self.atol = solver.rtol, solver.atol
+        self.rtol, self.atol = tolerances
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
-        of_steps = functools.partial(estimates, tableau, rtol=solver.rtol, atol=solver.atol, error_norm=norm)
+        of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, error_norm=norm)
         record = record and tableau.adaptive  # else there is nothing to estimate
         self.recorder = StepRecorder(stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
@@ -261,8 +264,8 @@ def first_step_sizes(
     y: Tensor,
     t0: float,
     span: float,
-    rtol: float,
-    atol: float,
+    rtol: Tolerance,
+    atol: Tolerance,
     *,
     samples: bool,
 ) -> tuple[Floats, Tensor]:

@@ -26,6 +26,7 @@ from regnde._engines.torch.step import (
     Estimates,
     Field,
     Step,
+    Tolerance,
     all_finite,
     dense_weights,
     error_estimate,
@@ -97,7 +98,8 @@ class PerSample:
         function: f(t, y), or f(t, y, samples): t has shape (b, 1, ..., 1) and broadcasts against the b
             running samples y; `samples`, shape (b,), are their indices in the batch.
         tableau: an adaptive method.
-        solver: tolerances, first step size, limit of steps.
+        solver: first step size, limit of steps.
+        tolerances: relative and absolute.
         y0: initial states, shape (B, ...).
         times: monotone save times, shared by the batch.
         record: whether to record the estimates.
@@ -117,6 +119,7 @@ class PerSample:
         function: Callable[..., Tensor],
         tableau: Tableau,
         solver: ResolvedSolver,
+        tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         times: tuple[float, ...],
         *,
@@ -125,6 +128,7 @@ class PerSample:
     ) -> None:
         self.function, self.with_samples = function, takes_samples(function)
         self.tableau, self.solver, self.y0, self.record = tableau, solver, y0, record
+        self.rtol, self.atol = tolerances  # of the running samples
         self.checkpoint = checkpoint
         self.times = np.asarray(times)
         self.sign = math.copysign(1.0, times[-1] - times[0])
@@ -223,6 +227,9 @@ class PerSample:
                 past = tuple(v[stay] for v in past)
                 index = torch.as_tensor(np.flatnonzero(stay), device=y.device)
                 y = y.index_select(0, index)
+                self.rtol, self.atol = (
+                    x.index_select(0, index) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol)
+                )
                 first = None if first is None else first.index_select(0, index)
                 counted = self._field(running)
 
@@ -237,7 +244,7 @@ class PerSample:
         def field(t: Floats, y: Tensor) -> Tensor:
             return counted(_of_samples(t, y), y)
 
-        order, rtol, atol = self.tableau.order, solver.rtol, solver.atol
+        order, rtol, atol = self.tableau.order, self.rtol, self.atol
         sizes, slope = first_step_sizes(field, order, y, t0, self.sign * span, rtol, atol, samples=True)
         if known is not None:
             counted.check_pure(known, slope)
@@ -249,7 +256,7 @@ class PerSample:
     def _attempt(
         self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t1: Floats
     ) -> _Attempt:
-        tableau, rtol, atol, record = self.tableau, self.solver.rtol, self.solver.atol, self.record
+        tableau, rtol, atol, record = self.tableau, self.rtol, self.atol, self.record
         rejected = _Rejected()
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
@@ -363,8 +370,8 @@ class PerSample:
     @torch.no_grad()
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
-        tableau, solver, step = self.tableau, self.solver, tried.step
-        ratio = error_ratio(tableau, step, solver.rtol, solver.atol)[place]
+        tableau, step = self.tableau, tried.step
+        ratio = error_ratio(tableau, step, self.rtol, self.atol)[place]
         stiffness = stiffness_estimate(step)[place] if tableau.stiffness_pair else None
         y, y1 = step.y[place], step.y1[place]
         found = diagnosed(y, y1, ((k[place], "") for k in step.k), ratio, stiffness, of="of its")

@@ -30,7 +30,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, all_finite, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
 from regnde._tableau import StochasticTableau
@@ -50,7 +50,8 @@ class StochasticRungeKutta:
     Args:
         drift, diffusion: the right-hand sides.
         tableau: the method.
-        solver: tolerances.
+        solver: its control of the step size.
+        tolerances: relative and absolute.
         y0: the initial state.
         noise: the path, over the span of the solve.
         record: whether the estimates of accepted steps are recorded.
@@ -63,6 +64,7 @@ class StochasticRungeKutta:
         diffusion: CountedField,
         tableau: StochasticTableau,
         solver: ResolvedSolver,
+        tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         noise: BrownianPath,
         *,
@@ -74,11 +76,11 @@ class StochasticRungeKutta:
         self.controller = controller_of(solver, tableau)
         self.bounds = Bounds(solver.dt_min, solver.dt_max)
         self.latest_stage = max(1.0, *tableau.c0, *tableau.c1)
-        self.rtol, self.atol = solver.rtol, solver.atol
+        self.rtol, self.atol = tolerances
         self.noise = noise
         self.weights = noise_weights(tableau, y0)
         self.checkpoint = checkpoint
-        of_steps = functools.partial(sde_estimates, tableau, rtol=solver.rtol, atol=solver.atol)
+        of_steps = functools.partial(sde_estimates, tableau, rtol=self.rtol, atol=self.atol)
         record = record and tableau.adaptive  # else there is nothing to estimate
         self.recorder = StepRecorder(sde_stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step

@@ -19,6 +19,7 @@ from regnde._engines.torch.step import (
     Field,
     Norm,
     StepSize,
+    Tolerance,
     column,
     columns,
     divided,
@@ -140,7 +141,7 @@ def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> 
     return y
 
 
-def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float) -> Tensor:
+def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
     """The error over the tolerance, (delta E_1 + E_2) / (atol + rtol max(|y|, |y1|)), entrywise.
 
     E_1 = h sum k_i stands for the drift's part; E_2 = sum (beta3_i J_2 +
@@ -157,7 +158,7 @@ def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: float, atol
 
 
 def sde_error_estimate(
-    tableau: StochasticTableau, step: SDEStep, rtol: float, atol: float, norm: Norm = sample_rms
+    tableau: StochasticTableau, step: SDEStep, rtol: Tolerance, atol: Tolerance, norm: Norm = sample_rms
 ) -> Tensor:
     """Local error estimate E = rms of `sde_error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(sde_error_ratio(tableau, step, rtol, atol))
@@ -173,7 +174,7 @@ def sde_stiffness_estimate(step: SDEStep, norm: Norm = sample_rms) -> Tensor:
 
 
 def sde_estimates(
-    tableau: StochasticTableau, steps: SDEStep, rtol: float, atol: float, norm: Norm = sample_rms
+    tableau: StochasticTableau, steps: SDEStep, rtol: Tolerance, atol: Tolerance, norm: Norm = sample_rms
 ) -> Estimates:
     """What the method estimates of each step of a batch, shape (batch,)."""
     error = sde_error_estimate(tableau, steps, rtol, atol, norm) if tableau.adaptive else None

@@ -27,6 +27,7 @@ __all__ = [
     "Norm",
     "Step",
     "StepSize",
+    "Tolerance",
     "all_finite",
     "column",
     "columns",
@@ -55,6 +56,7 @@ __all__ = [
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 StepSize = float | Tensor
+Tolerance = float | Tensor  # for all entries, or one for each
 ARRAYS = {torch.float32: np.float32, torch.float64: np.float64}
 FEW = 4  # stages whose times are made faster one by one than together
 
@@ -129,14 +131,14 @@ def take_step(
     return Step(y, h, k, y1, argument, previous)
 
 
-def tolerance(size: Tensor, rtol: float, atol: float) -> Tensor:
+def tolerance(size: Tensor, rtol: Tolerance, atol: Tolerance) -> Tensor:
     """The error that is allowed in entries of some size, atol + rtol size; without a graph it replaces the size."""
     if torch.is_grad_enabled():
         return size * rtol + atol
     return size.mul_(rtol).add_(atol)
 
 
-def error_ratio(tableau: Tableau, step: Step, rtol: float, atol: float) -> Tensor:
+def error_ratio(tableau: Tableau, step: Step, rtol: Tolerance, atol: Tolerance) -> Tensor:
     """The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."""
     if tableau.btilde is None:
         raise ValueError(f"{tableau.name} has no embedded error estimate")
@@ -194,7 +196,7 @@ def whole_rms(x: Tensor) -> Tensor:
     return sample_rms(x.unsqueeze(0))
 
 
-def error_estimate(tableau: Tableau, step: Step, rtol: float, atol: float, norm: Norm = sample_rms) -> Tensor:
+def error_estimate(tableau: Tableau, step: Step, rtol: Tolerance, atol: Tolerance, norm: Norm = sample_rms) -> Tensor:
     """Local error estimate E = rms(r), r as in `error_ratio`: the step is accepted if and only if E <= 1."""
     return norm(error_ratio(tableau, step, rtol, atol))
 
@@ -215,7 +217,12 @@ def stiffness_estimate(step: Step, norm: Norm = sample_rms) -> Tensor:
 
 
 def estimates(
-    tableau: Tableau, steps: Step, rtol: float, atol: float, norm: Norm = sample_rms, error_norm: Norm | None = None
+    tableau: Tableau,
+    steps: Step,
+    rtol: Tolerance,
+    atol: Tolerance,
+    norm: Norm = sample_rms,
+    error_norm: Norm | None = None,
 ) -> Estimates:
     """What the method estimates of each step of a batch, shape (batch,); the error by its own norm if it has one."""
     error = error_estimate(tableau, steps, rtol, atol, error_norm or norm) if tableau.adaptive else None
@@ -223,7 +230,7 @@ def estimates(
 
 
 def estimates_of_one(
-    tableau: Tableau, step: Step, rtol: float, atol: float, error_norm: Norm | None = None
+    tableau: Tableau, step: Step, rtol: Tolerance, atol: Tolerance, error_norm: Norm | None = None
 ) -> Estimates:
     """The same for a single step that is no batch, shape (1,), to the last bit; the error's norm is 0-dim."""
     size = torch.full((), float(step.h), dtype=step.y.dtype.to_real(), device=step.y.device)
