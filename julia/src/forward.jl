@@ -124,6 +124,7 @@ function forward!(rec::Recording, fields...; noise = nothing)
         SDEProblem(functions(steps), rec.y0, span; noise)
     integrator = init(problem, rec.method.algorithm; options(rec)...)
     integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
+    bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
     run!(rec, integrator, steps, fields)
     release!(steps)
