@@ -43,3 +43,6 @@ STANDARD_ERRORS = 3.0
 
 BFLOAT16 = 0.1
 """Relative, in norm: values and gradients of small networks under autocast, where every product is rounded to 2^-8."""
+
+SINGLE = 1e-5
+"""Relative and absolute, float32: the same formula by another library, whose sums have another order."""

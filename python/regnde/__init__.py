@@ -20,13 +20,16 @@ from regnde._errors import (
     StepSizeUnderflow,
     UnsupportedField,
 )
+from regnde._event import Event
 from regnde._fit import Progress, anneal, fit
+from regnde._fixed_grid import fixed_grid
+from regnde._grid import Candidate, FixedGrid, GridReport
 from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
 from regnde._recording import Recording, recording
-from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
+from regnde._solution import Events, Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
 from regnde._tableau import Tableau
@@ -40,10 +43,15 @@ __all__ = [
     "Advice",
     "Balance",
     "BrownianPath",
+    "Candidate",
     "Cheapening",
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "Event",
+    "Events",
+    "FixedGrid",
+    "GridReport",
     "I",
     "Increment",
     "Installation",
@@ -74,6 +82,7 @@ __all__ = [
     "cheapen",
     "diagnose",
     "fit",
+    "fixed_grid",
     "install",
     "nn",
     "odeint",

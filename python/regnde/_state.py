@@ -190,6 +190,10 @@ class Structure:
             return SDE(self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion"))
         return self._field(equation, "f")
 
+    def condition_on_flat(self, condition: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of a time and the state, such as an event's condition, as one of the flat state."""
+        return (lambda t, y: condition(t, self.tree_of(y))) if self.nested else condition
+
     def _field(self, function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         """A field of the flat state; it is called with a third argument where the user's takes one."""
         structure = self
@@ -434,6 +438,8 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
         return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
     if isinstance(values, list) and _holds_tensors(values):
         return torch.stack([_tensor(value) for value in values])
+    if isinstance(values, (list, tuple)) and any(isinstance(x, np.ndarray) for x in values):
+        return torch.as_tensor(np.array(values))  # torch warns that it is slow with a list of them
     return torch.as_tensor(values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from regnde._engines.base import Engine, Request
+from regnde._engines.base import Engine, Request, exporting
 from regnde._engines.julia import JuliaEngine
 from regnde._engines.torch import TorchEngine
 from regnde._errors import EngineUnavailable, UnsupportedField
@@ -30,7 +30,7 @@ def choose(request: Request) -> Engine:
     known = engines()
     name = request.solver.engine
     if name == "auto":
-        name = os.environ.get("REGNDE_ENGINE", "auto")
+        name = "torch" if exporting() else os.environ.get("REGNDE_ENGINE", "auto")
     asked = name != "auto"
     if name not in ("auto", *known):
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")

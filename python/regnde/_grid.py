@@ -1,0 +1,226 @@
+"""A solve along fixed steps as a module, and what its steps were chosen on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regnde._engines.base import exporting
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.grid import evaluations, walk
+from regnde._equation import Field
+from regnde._solve import checked_state, checked_times
+from regnde._solver import hint
+from regnde._tableau import TABLEAUX, Tableau
+
+__all__ = ["Candidate", "FixedGrid", "GridReport", "Spacing", "distances", "explicit"]
+
+Spacing = Literal["even", "recorded", "measured"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A grid that meets the tolerance.
+
+    Attributes:
+        method: name of the method.
+        spacing: how the steps are spaced: `"even"`; `"recorded"`, as those of the adaptive solve; or `"measured"`, so
+            that the method's local errors are alike.
+        steps: their number.
+        nfe: evaluations of the field in a solve.
+        error: that the given share of the samples stays at or below, in units of the tolerance.
+    """
+
+    method: str
+    spacing: Spacing
+    steps: int
+    nfe: int
+    error: float
+
+
+@dataclass(frozen=True)
+class GridReport:
+    """What a grid was chosen on, and the errors that it has there. `print` it.
+
+    The error of a sample is its distance from a reference: the root mean square over its entries of
+    |y - reference| / (atol + rtol |reference|), the largest over the save times. Up to 1 is within the tolerance.
+
+    Attributes:
+        chosen: the grid.
+        candidates: the grids that were found, the fewest evaluations first.
+        samples: how many.
+        share: of them that was to be within the tolerance.
+        rtol: relative tolerance.
+        atol: absolute tolerance, in units of the state.
+        quantiles: shares of the samples for which errors are told.
+        errors: of the grid: that share of the samples has this error or a smaller one.
+        adaptive_errors: the same of the adaptive solve of all samples as one system.
+        adaptive_nfe: its evaluations.
+        adaptive_steps: its accepted steps.
+        reference_error: how far a less accurate reference is from the one that is used, the largest of the samples.
+    """
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    samples: int
+    share: float
+    rtol: float
+    atol: float
+    quantiles: tuple[float, ...]
+    errors: tuple[float, ...]
+    adaptive_errors: tuple[float, ...]
+    adaptive_nfe: int
+    adaptive_steps: int
+    reference_error: float
+
+    def __str__(self) -> str:
+        chosen = self.chosen
+        name = f"{chosen.method}, {chosen.spacing} steps"
+        rows: list[tuple[object, ...]] = [
+            ("", "steps", "evaluations", *(f"{100 * q:g} %" for q in self.quantiles)),
+            ("adaptive", self.adaptive_steps, self.adaptive_nfe, *(f"{e:.3g}" for e in self.adaptive_errors)),
+            (name, chosen.steps, chosen.nfe, *(f"{e:.3g}" for e in self.errors)),
+        ]
+        widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            f"{first!s:<{widths[0]}}" + "".join(f"  {x!s:>{w}}" for x, w in zip(rest, widths[1:], strict=True))
+            for first, *rest in rows
+        ]
+        head = (
+            f"the error that a share of {self.samples} samples does not exceed, in units of the tolerance "
+            f"(rtol={self.rtol:g}, atol={self.atol:g})"
+        )
+        return "\n".join([head, *lines])
+
+
+class FixedGrid(nn.Module):
+    """Solves an ODE along fixed steps: a plain sequence of evaluations, for `torch.export` and ONNX.
+
+    `fixed_grid` chooses the steps and makes one. States that are not finite are not noticed.
+
+    Args:
+        field: f(t, y), usually a module; its parameters are this module's.
+        ts: save times, in units of time.
+        ends: the initial time and the ends of the steps; the first and the last are those of `ts`.
+        method: name of an explicit method of the torch engine, of fixed or adaptive step, or a `Tableau`.
+        rtol: relative tolerance, for `error`.
+        atol: absolute tolerance, in units of the state.
+        output: `"state"` returns the one at the last time, of y0's shape; `"states"` those at all times, shape
+            (T, *y0.shape).
+
+    Attributes:
+        report: what the steps were chosen on, or None.
+
+    Examples:
+        >>> grid = FixedGrid(lambda t, y: -y, ts=[0.0, 1.0], ends=[0.0, 0.4, 1.0], method="rk4")
+        >>> grid(torch.ones(3, 1)).shape, grid.nfe
+        (torch.Size([3, 1]), 8)
+    """
+
+    report: GridReport | None
+
+    def __init__(
+        self,
+        field: Field,
+        ts: Sequence[float] | Tensor,
+        ends: Sequence[float],
+        method: str | Tableau = "tsit5",
+        *,
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        output: Literal["state", "states"] = "state",
+    ) -> None:
+        super().__init__()
+        times, steps = checked_times(ts)[1], tuple(map(float, ends))
+        gaps = [b - a for a, b in itertools.pairwise(steps)]
+        if not gaps or not (min(gaps) > 0 or max(gaps) < 0) or (steps[0], steps[-1]) != (times[0], times[-1]):
+            raise ValueError(
+                f"FixedGrid: ends must go from ts[0]={times[0]!r} to ts[-1]={times[-1]!r} without repetition, got "
+                f"{len(steps)} times, the first of which are {steps[:3]}."
+            )
+        if output not in ("state", "states"):
+            raise ValueError(f"FixedGrid(output={output!r}): choose 'state' (the last one) or 'states'.")
+        self.field = field
+        self.ts, self.ends = times, steps
+        self.tableau = explicit(method)
+        self.rtol, self.atol = float(rtol), float(atol)
+        self.output = output
+        self.report = None
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the field in a solve."""
+        return evaluations(self.tableau, self.ends, self.ts)
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """The state at the last time, or those at all times, from y0 of any shape."""
+        states = self._states(y0, self.ends)
+        return states[-1] if self.output == "state" else states
+
+    @torch.no_grad()
+    def error(self, y0: Tensor) -> Tensor:
+        """Estimated error of each sample in units of the tolerance, shape (batch,); infinite where it is not finite.
+
+        It is the distance from a solve with two steps for each one, corrected for the error of that solve (Richardson's
+        extrapolation), the largest over the save times. It takes three times the evaluations of a solve.
+
+        Args:
+            y0: shape (batch, ...).
+        """
+        if y0.ndim == 0:
+            raise ValueError("FixedGrid.error: y0 needs a leading dimension of samples, but it has no dimension.")
+        halves = [(a + b) / 2 for a, b in itertools.pairwise(self.ends)]
+        finer = (self.ends[0], *itertools.chain(*zip(halves, self.ends[1:], strict=True)))
+        shown = 1 - 0.5**self.tableau.order  # of the error, by the distance
+        return distances(self._states(y0, self.ends), self._states(y0, finer), self.rtol, self.atol) / shown
+
+    def beyond(self, y0: Tensor) -> Tensor:
+        """Which samples are not solved to the tolerance, shape (batch,), bool: inputs beyond those of the choice.
+
+        It goes by `error`. It can not tell whether a trained field means anything where such a sample goes.
+
+        Args:
+            y0: shape (batch, ...).
+        """
+        return ~(self.error(y0) <= 1)
+
+    def extra_repr(self) -> str:
+        """Method, steps and tolerances, for the module's repr."""
+        return (
+            f"method={self.tableau.name!r}, steps={len(self.ends) - 1}, ts={self.ts}, rtol={self.rtol:g}, "
+            f"atol={self.atol:g}, output={self.output!r}"
+        )
+
+    def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
+        field = self.field if exporting() else CountedField(self.field)
+        return walk(field, self.tableau, checked_state(y0), ends, self.ts)
+
+
+def explicit(method: str | Tableau) -> Tableau:
+    """The tableau of an explicit method."""
+    if isinstance(method, Tableau):
+        return method
+    if method.lower() not in TABLEAUX:
+        text = f"there is no explicit method {method!r} for fixed steps; choose one of {', '.join(TABLEAUX)}."
+        raise ValueError(f"{text} {hint(method)}".rstrip())
+    return TABLEAUX[method.lower()]
+
+
+def distances(ys: Tensor, reference: Tensor, rtol: float, atol: float) -> Tensor:
+    """Distance of each sample in units of the tolerance, shape (samples,), as `GridReport` has it.
+
+    Args:
+        ys: states, shape (T, samples, ...). The distance is infinite where they are not finite.
+        reference: likewise.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+    """
+    ratios = (ys - reference).abs() / (atol + rtol * reference.abs())
+    means = ratios.reshape(*ratios.shape[:2], -1).square().mean(-1).sqrt()
+    return means.nan_to_num(nan=math.inf, posinf=math.inf).amax(0)
