@@ -153,10 +153,14 @@ function options(rec::Recording)
     return controller === nothing ? sized : (; sized..., controller = controller(rec.method.algorithm))
 end
 
-"Lengthens a step to `dt_min` where no stop is nearer. The next size follows from the size that is tried."
-function bound!(integrator, dt_min)
-    if abs(integrator.dt) < dt_min && !integrator.next_step_tstop
-        integrator.dt = copysign(dt_min, integrator.dt)
+"""
+Gives the next attempt that size, at least `dt_min` where no stop is nearer. The size after it will follow from the
+size that is tried, whatever the integrator wanted before a stop cut it.
+"""
+function bound!(integrator, dt_min, size = integrator.dt)
+    abs(size) < dt_min && !integrator.next_step_tstop && (size = copysign(dt_min, size))
+    if size != integrator.dt
+        integrator.dt = size
         modify_dt_for_tstops!(integrator)
     end
     integrator.dtpropose = integrator.dt
@@ -166,7 +170,7 @@ end
 function run!(rec::Recording, integrator, recorder, fields)
     t_end, (; max_steps, dt_min), field, current = rec.times[end], rec.settings, fields[1], 1
     failures, earliest = 0, integrator.t  # non-finite attempts, and the earliest time that one aimed at
-    wanted = 0.0  # size that the control wants after an accepted step
+    wanted, non_finite = 0.0, false  # size that the control wants after an accepted step; of the last attempt
     while integrator.t != t_end
         check_stop_flag()
         if accepted(rec) + rec.rejected >= max_steps
@@ -174,7 +178,8 @@ function run!(rec::Recording, integrator, recorder, fields)
         end
         t = integrator.t
         loopheader!(integrator)
-        bound!(integrator, dt_min)
+        shrunk = non_finite && length(fields) == 1  # the noise has been told the controller's size
+        bound!(integrator, dt_min, shrunk ? rec.dt_last / 5 : integrator.dt)
         if integrator.do_error_check && check_error!(integrator) != ReturnCode.Success
             return diagnose!(rec, integrator, field)
         end
@@ -191,7 +196,7 @@ function run!(rec::Recording, integrator, recorder, fields)
                 sync_controllers!(integrator.controller_cache, control)
                 integrator.dtpropose = copysign(max(abs(integrator.dtpropose), wanted), h)
             end
-            wanted = adapts(rec.method) ? abs(integrator.dtpropose) : 0.0
+            wanted, non_finite = adapts(rec.method) ? abs(integrator.dtpropose) : 0.0, false
             # after a step cut at the end time the integrator may hold the next size already
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
@@ -206,7 +211,8 @@ function run!(rec::Recording, integrator, recorder, fields)
         else
             rec.rejected += 1
             rec.dt_last, wanted = h, 0.0
-            if !integrator.force_stepfail && !isfinite(error_of(integrator))
+            non_finite = !integrator.force_stepfail && !isfinite(error_of(integrator))
+            if non_finite
                 failures += 1
                 earliest = failures == 1 || abs(h) < abs(earliest - t) ? t + h : earliest
                 if failures >= NON_FINITE_ATTEMPTS || count_bad(field, t, integrator.uprev) > 0
@@ -214,7 +220,7 @@ function run!(rec::Recording, integrator, recorder, fields)
                 end
             end
             if abs(h) <= dt_min
-                return fail!(rec, integrator, :underflow, "the error control asks for a step below dt_min=$dt_min")
+                return fail!(rec, integrator, :underflow, too_small(integrator, "dt_min=$dt_min"))
             end
         end
     end
@@ -233,10 +239,15 @@ function diagnose!(rec::Recording, integrator, field)
     if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || count_bad(field, integrator.t, integrator.uprev) > 0
         return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
     end
+    implicit = code == ReturnCode.ConvergenceFailure
+    reason = implicit ? "the implicit equations of a step could not be solved" : too_small(integrator, "the clock's resolution")
+    return fail!(rec, integrator, :underflow, reason)
+end
+
+"What is wrong with a step that would have to be below some size, with what the last attempt showed."
+function too_small(integrator, size)
     E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(eltype(integrator.u)))
-    reason = code == ReturnCode.ConvergenceFailure ? "the implicit equations of a step could not be solved" :
-        "the error control asks for a step below the clock's resolution"
-    return fail!(rec, integrator, :underflow, "$reason (error ratio $E, |y| up to $y)")
+    return "the error control asks for a step below $size (error ratio $E, |y| up to $y)"
 end
 
 "How many components of the slope at (t, y) are not finite."

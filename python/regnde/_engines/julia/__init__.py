@@ -230,6 +230,7 @@ class _Run:
             local_start=by_step,
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
+            drawn=row,
             first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
         )
         if adjoint:

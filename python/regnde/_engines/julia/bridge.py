@@ -40,6 +40,7 @@ class SolveJob:
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
         times_need_gradient: whether the times carry a gradient.
+        drawn: index of the save time that is not the caller's, or None.
         first_slope: where to write the field's value at the start, or None.
         status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
         saved: rows of `ys` that were reached.
@@ -60,6 +61,7 @@ class SolveJob:
     local_start: bool = False
     adjoint: str = ""
     times_need_gradient: bool = False
+    drawn: int | None = None
     first_slope: Tensor | None = None
     status: str = ""
     reason: str = ""
@@ -135,6 +137,8 @@ class SolveJob:
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
         _call("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
+        if tbar is not None and self.drawn is not None:
+            tbar = torch.cat([tbar[: self.drawn], tbar[self.drawn + 1 :]])
         of_times = (None if bar is None else bar.to(like) for bar, like in ((tbar, ts), (stopsbar, stops)))
         return y0bar, *of_times, *gradients
 
