@@ -71,11 +71,6 @@ end
 "The larger of |y| and |y1|."
 @inline larger(y, y1) = max(abs(y), abs(y1))
 
-"A tolerance in the state's precision: a number, or an array like the state."
-converted(::Type{T}, tolerance::Number) where {T} = T(tolerance)
-converted(::Type{T}, tolerance::AbstractArray{T}) where {T} = tolerance
-converted(::Type{T}, tolerance::AbstractArray) where {T} = T.(tolerance)
-
 "Divides an error by its tolerance, entrywise."
 function divided!(error, y, y1, rtol, atol)
     rt, at = converted(eltype(error), rtol), converted(eltype(error), atol)

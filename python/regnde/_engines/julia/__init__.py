@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regnde._controller import I
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
-from regnde._controller import I
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Status, Steps

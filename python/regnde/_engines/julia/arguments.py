@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from regnde._engines.julia import runtime
 from regnde._controller import PID, Controller, I
+from regnde._engines.julia import runtime
 from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
