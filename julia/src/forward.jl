@@ -186,7 +186,8 @@ function run!(rec::Recording, integrator, recorder, fields)
         before_attempt!(recorder)
         perform_step!(integrator, integrator.cache)
         h = integrator.dt
-        cut = abs(h) < wanted  # by a stop: its error says little of those that the control wants
+        # a step that a stop cuts has an error that says little of those that the control wants
+        cut = abs(h) < wanted && current < length(rec.segments)
         control = cut ? deepcopy(integrator.controller_cache) : integrator.controller_cache
         isnan(error_of(integrator)) && set_EEst!(integrator, Inf)  # controllers know what to do with that
         _loopfooter!(integrator)
@@ -202,7 +203,7 @@ function run!(rec::Recording, integrator, recorder, fields)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
             handle_tstop!(integrator)
-            if t1 == rec.segments[current].t_end && t1 != t_end
+            if t1 == rec.segments[current].t_end && current < length(rec.segments)
                 current += 1
                 foreach(f -> confine!(f, rec.segments[current]), fields)
                 start_anew!(recorder, integrator)
