@@ -194,10 +194,10 @@ def test_nested_states_with_stops_and_events() -> None:
         v0 = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
         x0 = torch.tensor(1.0, dtype=torch.float64)
         if nested:
-            field: Any = lambda t, y: {"x": y["v"], "v": push(t) - 9.81 + 0 * y["v"]}  # noqa: E731
+            field: Any = lambda t, y: {"x": y["v"], "v": 0 * y["v"] - 9.81 + push(t)}  # noqa: E731
             y0, at = {"x": x0, "v": v0}, Event(lambda t, y: y["x"] - 1.0, direction=-1)
         else:
-            field = lambda t, y: torch.stack((y[1], push(t) - 9.81 + 0 * y[1]))  # noqa: E731
+            field = lambda t, y: torch.stack((y[1], 0 * y[1] - 9.81 + push(t)))  # noqa: E731
             y0, at = torch.stack((x0, v0)), Event(lambda t, y: y[0] - 1.0, direction=-1)
         sol = regnde.solve(field, y0, [0.0, 0.2, 5.0], event=at, stops=[0.5])
         y1 = torch.stack((sol.y1["x"], sol.y1["v"])) if nested else sol.y1
