@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from regnde._dense import DenseOutput
 from regnde._solver import ResolvedSolver
 from regnde._state import tree_map
 
@@ -218,6 +219,7 @@ class Solution(Generic[State]):
         status: `Status.SUCCESS`, `Status.EVENT` if a terminal event stopped it, or why it failed (with `throw=False`,
             or in a `SolveError`).
         events: the events that occurred, or None if `event` was not given.
+        dense: the solution at any time of its span, or None without `dense=True`; calling the solution calls it.
     """
 
     ts: Tensor
@@ -228,6 +230,7 @@ class Solution(Generic[State]):
     solver: ResolvedSolver
     status: Status = Status.SUCCESS
     events: Events | None = None
+    dense: DenseOutput | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -280,6 +283,29 @@ class Solution(Generic[State]):
             )
         return cast(State, tree_map(lambda x: x[-1], self.ys))
 
+    def __call__(self, t: Tensor | ArrayLike) -> State:
+        """States at any times t of the span, shape (*t.shape, *y0.shape), with gradients; needs `dense=True`.
+
+        For a state of several parts they have its structure.
+
+        Raises:
+            ValueError: without `dense=True`, or for a time outside the span.
+        """
+        if self.dense is None:
+            raise ValueError("sol(t) needs the dense output: solve(..., dense=True).")
+        flat, end = self.dense(t), 0
+        if isinstance(self.ys, Tensor):
+            return cast(State, flat)
+
+        def part(saved: Tensor) -> Tensor:
+            nonlocal end
+            begin, shape = end, saved.shape[1:]
+            end = begin + shape.numel()
+            x = flat[..., begin:end].reshape((*flat.shape[:-1], *shape))
+            return (x if saved.is_complex() or not x.is_complex() else x.real).to(saved.dtype)
+
+        return cast(State, tree_map(part, self.ys))
+
     def numpy(self) -> SolutionArrays:
         """The solution as detached numpy arrays on the host."""
 
@@ -303,7 +329,7 @@ def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach()
-        return value.detached() if isinstance(value, Events) else value
+        return value.detached() if isinstance(value, (DenseOutput, Events)) else value
 
     return {name: tree_map(cut, value) if name == "ys" else cut(value) for name, value in state.items()}
 

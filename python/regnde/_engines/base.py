@@ -98,6 +98,7 @@ class Request:
         stops: times at which the field may jump or bend, as floats, in any order.
         moving_stops: the same as a tensor, shape (S,), if their gradient is asked for.
         events: conditions whose zeros are looked for.
+        dense: whether the solution is asked for at any time.
         rules: another package's rules for steps.
         tolerances: relative and absolute: numbers, or real tensors of y0's shape on its device, where an entry
             without control has an infinite absolute tolerance and the relative one 0. None: the solver's numbers.
@@ -115,6 +116,7 @@ class Request:
     stops: tuple[float, ...] = ()
     moving_stops: Tensor | None = None
     events: tuple[Event, ...] = ()
+    dense: bool = False
     rules: StepRules = field(default_factory=StepRules)
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 

@@ -67,8 +67,8 @@ class JuliaEngine(Engine):
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
         if request.rules != StepRules():
             return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
-        if request.events:
-            return "events run on the torch engine: set Solver(engine='torch')."
+        if request.events or request.dense:
+            return "events and dense output run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from regnde._dense import DenseOutput
 from regnde._engines.base import (
     FAILURES,
     Engine,
@@ -111,9 +112,17 @@ class TorchEngine(Engine):
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
                 watch = Watch(request.events, times[0], start) if request.events else None
-                steps_at_most = solver.max_steps
                 path = integrate(
-                    stepper, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
+                    stepper,
+                    start,
+                    times,
+                    segments,
+                    h,
+                    max_steps=solver.max_steps,
+                    local=local,
+                    grid=grid,
+                    watch=watch,
+                    dense=request.dense,
                 )
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
@@ -141,7 +150,9 @@ class TorchEngine(Engine):
             dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
-        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, path.stopped is not None)
+        dense = DenseOutput(path.pieces, path.ends, times[0], path.t, start) if request.dense else None
+        stopped = path.stopped is not None
+        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
 def _tableau(request: Request) -> Tableau | StochasticTableau:
@@ -171,6 +182,8 @@ def _why_not_per_sample(request: Request) -> str | None:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
     if not _tableau(request).adaptive:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if request.dense:
+        return "batch='per-sample' has no dense output: give the times as ts."
     if request.events:
         return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
@@ -235,6 +248,8 @@ def _finished(
     failure: Failure | None,
     t: float,
     events: Events | None = None,
+    dense: DenseOutput | None = None,
+    *,
     stopped: bool = False,
 ) -> Solution:
     """The solution up to time t; a failure is raised or told by its status."""
@@ -248,6 +263,7 @@ def _finished(
         solver=request.solver,
         status=status if failure is None else FAILURES[failure.kind].status,
         events=events,
+        dense=dense,
     )
     if failure is None or not request.throw:
         return solution
@@ -300,7 +316,7 @@ def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], y
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
         while t > segments[at].end if forward else t < segments[at].end:
             at += 1
-        stepper.segment = segments[at]
+        stepper.restart(segments[at])
         rows.append(stepper.moved(y, t, moving, 1.0))
     return torch.stack(rows)
 
