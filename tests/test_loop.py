@@ -6,13 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from regnde import Local
+from regnde._dense import Interpolant
 from regnde._engines.torch.control import Bounds
 from regnde._engines.torch.loop import Diagnosis, Path, Trial, integrate, uniform
+from regnde._stops import Segment
 from tolerances import ROUNDING, STANDARD_ERRORS
 
 NAN = math.nan
@@ -64,6 +67,7 @@ class Scripted:
         self.breaks = breaks
         self.attempts: list[tuple[float, float, float]] = []
         self.moved: list[float] = []
+        self.entered: list[tuple[Segment, float]] = []
         self.pure, self.finite_start = True, True
         self.purity_asked_at: list[int] = []
 
@@ -82,6 +86,14 @@ class Scripted:
         _, h, y = self.last
         return torch.stack([y + theta * h for theta in thetas])
 
+    def interpolant(self) -> Interpolant:
+        t, h, y = self.last
+        return Interpolant(t, h, y, [torch.ones_like(y)], np.ones((1, 1)))
+
+    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
+        self.entered.append((segment, t))
+        return y
+
     def start_is_finite(self) -> bool:
         return self.finite_start
 
@@ -95,7 +107,8 @@ class Scripted:
 
 def run(stepper: Scripted, times: Sequence[float], h: float, **options: object) -> Path:
     y0 = torch.tensor([times[0]], dtype=torch.float64)
-    return integrate(stepper, y0, times, h, **{"max_steps": 10_000, **options})  # type: ignore[arg-type]
+    segments = options.pop("segments", (Segment(times[-1]),))
+    return integrate(stepper, y0, times, segments, h, **{"max_steps": 10_000, **options})  # type: ignore[arg-type]
 
 
 def states(path: Path) -> list[float]:
@@ -285,7 +298,7 @@ def test_a_start_drawn_among_the_steps() -> None:
 def test_whether_a_start_has_a_graph(sampling: str, detach: bool) -> None:
     y0 = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     local = Local(sampling=sampling, seed=3, detach_state=detach)  # type: ignore[arg-type]
-    path = integrate(Scripted(), y0, [0.0, 7.0], 1.0, max_steps=10, local=local)  # type: ignore[arg-type]
+    path = integrate(Scripted(), y0, [0.0, 7.0], [Segment(7.0)], 1.0, max_steps=10, local=local)  # type: ignore[arg-type]
     assert path.local_start is not None
     assert path.local_start.y.requires_grad != detach
 

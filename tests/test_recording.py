@@ -139,6 +139,7 @@ WAYS: dict[str, Callable[[], object]] = {
         torch.ones(2, 4, 3), torch.ones(2, 4, 3), torch.linspace(0, 1, 4)
     ),
     "integral": lambda: solve_with_integral(MLP([2, 4, 2]), torch.ones(3, 2), [0.0, 1.0], RNODE()),
+    "dict": lambda: solve(lambda t, y: {"a": -y["a"]}, {"a": torch.ones(2)}, [0.0, 1.0]),
     "tuple": lambda: regnde.odeint(exp_decay_of_parts, (torch.ones(1), torch.ones(2)), TIMES.float()),
     "sdeint": lambda: regnde.sdeint(Decay(), torch.ones(4, 3), [0.0, 1.0], dt=0.1, adaptive=True, rtol=1e-2),
     "compiled": lambda: torch.compile(lambda y: decay().y1 + y, backend="eager")(torch.ones(1)),
@@ -159,6 +160,7 @@ def test_every_way_to_a_solve_is_recorded(way: str) -> None:
         assert float(log.penalty(ErrorPenalty())) == float(ErrorPenalty()(log.solutions[0])) > 0
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # by torch.compile
 def test_a_compiled_block_may_hold_the_recording() -> None:
     w = torch.tensor(1.0, requires_grad=True)
 

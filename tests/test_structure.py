@@ -22,8 +22,8 @@ PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
-    *("_controller", "_errors", "_last_step", "_solver", "_solution", "_state", "_equation", "_noise", "_tableau"),
-    "_tolerance",
+    *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
+    *("_equation", "_noise", "_tableau", "_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
@@ -36,13 +36,17 @@ ALLOWED = {
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
+    "_dense": set(),
+    "_event": set(),
+    "_stops": set(),
+    "_transforms": set(),
     "_noise": set(),
-    "_solution": {"_solver", "_state"},
+    "_solution": {"_dense", "_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
-    "_recording": {"_solution", "_solver"},
+    "_recording": {"_solution", "_solver", "_state"},
     "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
     "_dropin": BASE | {"_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},

@@ -20,6 +20,7 @@ from regnde._errors import (
     StepSizeUnderflow,
     UnsupportedField,
 )
+from regnde._event import Event
 from regnde._fit import Progress, anneal, fit
 from regnde._fixed_grid import fixed_grid
 from regnde._grid import Candidate, FixedGrid, GridReport
@@ -28,7 +29,7 @@ from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
 from regnde._recording import Recording, recording
-from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
+from regnde._solution import Events, Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
 from regnde._tableau import Tableau
@@ -47,6 +48,8 @@ __all__ = [
     "Diagnosis",
     "EngineUnavailable",
     "ErrorPenalty",
+    "Event",
+    "Events",
     "FixedGrid",
     "GridReport",
     "I",

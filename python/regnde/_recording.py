@@ -18,6 +18,7 @@ from torch import Tensor
 
 from regnde._solution import Solution
 from regnde._solver import Local, Record
+from regnde._state import tree_map
 
 __all__ = ["Recording", "open_recordings", "record_asked", "recording", "unrecordable", "unrecorded"]
 
@@ -112,8 +113,8 @@ class Recording:
                 "gradient (torch.utils.checkpoint with use_reentrant=True does this, too). To look at its value alone "
                 "call penalty under torch.no_grad()."
             )
-        terms = [self._term(penalty, entry, place) for place, entry in enumerate(entries)]
-        return torch.stack([term.to(terms[0].device) for term in terms]).sum() if len(terms) > 1 else terms[0]
+        first, *rest = (self._term(penalty, entry, place) for place, entry in enumerate(entries))
+        return sum((term.to(first.device) for term in rest), start=first)
 
     def _term(self, penalty: Callable[[Solution], Tensor], entry: _Entry, place: int) -> Tensor:
         """The penalty of one solve; an error says which solve it is about."""
@@ -164,7 +165,7 @@ def recording(record: Record = "all") -> Recording:
     `regnde.install` they are also those of models that were written for torchdiffeq or torchsde.
 
     - The solutions keep their graphs until the log is dropped or cleared: open a recording around one forward pass.
-    - The states are those of an unrecorded solve, to the last bit. A `Local` draws from torch's generator.
+    - The states are those of an unrecorded solve by the same engine. A `Local` draws from torch's generator.
     - A solve that asks for a record itself keeps it, and the log has that one. One that asks for none still returns a
       solution without `steps`.
     - Recordings may be nested; each log has the solves of its block, and a solve is recorded once. Two open ones that
@@ -266,8 +267,9 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _has_left_its_transform(values: Tensor) -> bool:
-    """Whether a tensor belongs to a transform of torch.func that is not at work now."""
-    level: int = torch._C._functorch.maybe_get_level(values)
+def _has_left_its_transform(states: Any) -> bool:
+    """Whether states belong to a transform of torch.func that is not at work now."""
     now: int | None = torch._C._functorch.maybe_current_level()
-    return level == DEAD or level > (now or 0)
+    levels: list[int] = []
+    tree_map(lambda x: levels.append(torch._C._functorch.maybe_get_level(x)), states)
+    return any(level == DEAD or level > (now or 0) for level in levels)

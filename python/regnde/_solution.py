@@ -14,7 +14,7 @@ from torch import Tensor
 from regnde._solver import ResolvedSolver
 from regnde._state import tree_map
 
-__all__ = ["SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
+__all__ = ["Events", "SampleStats", "Solution", "SolutionArrays", "Stats", "Status", "Steps"]
 
 T = TypeVar("T")
 if TYPE_CHECKING:  # at run time it would be a dependency
@@ -34,6 +34,7 @@ class Status(enum.StrEnum):
     NON_FINITE = "non-finite dynamics"
     UNDERFLOW = "step size underflow"
     MAX_STEPS = "max steps reached"
+    EVENT = "event"
 
     @property
     def failed(self) -> bool:
@@ -167,6 +168,24 @@ class Steps:
         return f"Steps({len(self)} steps of {self._method})"
 
 
+class Events(NamedTuple):
+    """The events that occurred, in the order of the solve.
+
+    Attributes:
+        t: their times, shape (E,), float64, differentiable.
+        y: the states there, shape (E, *y0.shape), differentiable; in the structure of y0 if that has several parts.
+        which: index of each among the events that were given, shape (E,).
+    """
+
+    t: Tensor
+    y: Any
+    which: Tensor
+
+    def detached(self) -> Events:
+        """Without gradients."""
+        return Events(self.t.detach(), tree_map(Tensor.detach, self.y), self.which)
+
+
 class SolutionArrays(NamedTuple):
     """A solution as numpy arrays; the last four are None where nothing was recorded.
 
@@ -188,14 +207,17 @@ class Solution(Generic[State]):
     A pickle or a deep copy holds the numbers without their gradients; `copy.copy` keeps the gradients.
 
     Attributes:
-        ts: the save times, shape (T,).
+        ts: the save times, shape (T,), float64. Of a solve that a terminal event stopped: those before the event, and
+            then its time.
         ys: the states at `ts`, shape (T, *y0.shape), differentiable. For a state of several parts, tensors in the
             structure of the state: `sol.ys["v"]` has the shape (T, *y0["v"].shape).
         stats: counts of evaluations and steps.
         steps: the recorded steps, or None with `record="none"`.
         engine: `"torch"` or `"julia"`: which engine ran.
         solver: the solver with all defaults filled in.
-        status: `Status.SUCCESS`, or why it stopped early (with `throw=False`, or in a `SolveError`).
+        status: `Status.SUCCESS`, `Status.EVENT` if a terminal event stopped it, or why it failed (with `throw=False`,
+            or in a `SolveError`).
+        events: the events that occurred, or None if `event` was not given.
     """
 
     ts: Tensor
@@ -205,6 +227,7 @@ class Solution(Generic[State]):
     engine: str
     solver: ResolvedSolver
     status: Status = Status.SUCCESS
+    events: Events | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -218,7 +241,8 @@ class Solution(Generic[State]):
     def __repr__(self) -> str:
         method = getattr(self.solver.method, "name", self.solver.method)
         count = len(self.ts)
-        times = f"{count} in [{float(self.ts[0]):g}, {float(self.ts[-1]):g}]" if count else "none"
+        ts = self.ts.detach()
+        times = f"{count} in [{float(ts[0]):g}, {float(ts[-1]):g}]" if count else "none"
         return (
             f"Solution(engine={self.engine!r}, method={method!r}, ts: {times}, "
             f"state: {tree_map(lambda x: tuple(x.shape[1:]), self.ys)}, "
@@ -231,8 +255,7 @@ class Solution(Generic[State]):
         """Called by torch where a solution is given as a tensor, such as by the next layer of `nn.Sequential`."""
         raise TypeError(
             f"{getattr(func, '__name__', 'a function of torch')} was given a Solution, which is no tensor: take the "
-            "last state, solution.y1, or all of them, solution.ys. In nn.Sequential put a module between that returns "
-            "solution.y1."
+            "last state, solution.y1, or all of them, solution.ys. In nn.Sequential use NeuralODE(..., output='state')."
         )
 
     if not TYPE_CHECKING:  # else every name would be an attribute
@@ -244,7 +267,7 @@ class Solution(Generic[State]):
 
     @property
     def y1(self) -> State:
-        """State at the last save time, in the shape and structure of y0.
+        """State at the last of `ts`, in the shape and structure of y0.
 
         Raises:
             ValueError: if the solve stopped before it.
@@ -277,10 +300,12 @@ class Solution(Generic[State]):
 def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of an object with its tensors cut from their graphs, which no pickle can hold."""
 
-    def detached(x: Any) -> Any:
-        return x.detach() if isinstance(x, Tensor) else x
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach()
+        return value.detached() if isinstance(value, Events) else value
 
-    return {name: tree_map(detached, value) if name == "ys" else detached(value) for name, value in state.items()}
+    return {name: tree_map(cut, value) if name == "ys" else cut(value) for name, value in state.items()}
 
 
 def _twin(thing: T) -> T:

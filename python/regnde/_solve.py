@@ -19,12 +19,14 @@ from regnde._engines import choose
 from regnde._engines.base import Engine, Request, StepRules, exporting
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
+from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution, Status
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
@@ -46,6 +48,8 @@ def solve(
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution: ...
 
@@ -59,6 +63,8 @@ def solve(
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution[Parts]: ...
 
@@ -66,12 +72,14 @@ def solve(
 @overload
 def solve(
     f: Callable[[Tensor, Any], Any] | Equation,
-    y0: Any,
+    y0: list[Tensor],
     ts: Tensor | ArrayLike,
     solver: Solver = ...,
     *,
     record: Record = ...,
     noise: BrownianPath | None = ...,
+    stops: Tensor | ArrayLike = ...,
+    event: Event | Sequence[Event] | None = ...,
     throw: bool = ...,
 ) -> Solution[Any]: ...
 
@@ -84,6 +92,8 @@ def solve(
     *,
     record: Record = "none",
     noise: BrownianPath | None = None,
+    stops: Tensor | ArrayLike = (),
+    event: Event | Sequence[Event] | None = None,
     throw: bool = True,
 ) -> Solution[Any]:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -95,13 +105,18 @@ def solve(
             torch's default dtype. Or several tensors in a tuple, list, named tuple or dict, nested as you like:
             f is given the same structure and returns it, and so do the solution's states. Either way it is one
             system with one step size. A list of 0-dim tensors is one tensor; a tuple of them is not.
-        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. Numbers become
-            float64 whatever the state's dtype; a floating-point tensor keeps its dtype.
+        ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. They become float64
+            whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
             a new one, drawn from torch's seed. Solves given the same path see the same noise. For a state of
             several parts its shape is (N,): one channel for each of the N entries, in the order of the parts.
+        stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
+            Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
+            are ignored. Stops that require a gradient get the solution's derivative by them.
+        event: an `Event`, or several, whose zeros are looked for. A terminal one stops the solve: `ts` and `ys` then
+            hold the save times before it and, as the last, the event itself.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -124,6 +139,20 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
+    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, throw)  # type: ignore[no-any-return]  # as _solve
+
+
+def _solve(
+    f: Callable[[Tensor, Any], Any] | Equation,
+    y0: Any,
+    ts: Tensor | ArrayLike,
+    solver: Solver,
+    record: Record,
+    noise: BrownianPath | None,
+    stops: Tensor | ArrayLike,
+    event: Event | Sequence[Event] | None,
+    throw: bool,
+) -> Solution[Any]:
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
         raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
@@ -144,6 +173,7 @@ def solve(
     check_order(y0, values)
     if noise is not None:
         _check_noise(noise, structure.flat, values)
+    stop_tensor, stop_values = _checked_stops(stops)
     resolved = solver.resolve(sde=sde)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
@@ -155,6 +185,14 @@ def solve(
         record=record,
         noise=noise,
         throw=throw,
+        stops=stop_values,
+        events=tuple(
+            dataclasses.replace(each, condition=structure.condition_on_flat(each.condition))
+            for each in checked_events(event)
+        ),
+        moving_stops=stop_tensor
+        if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
+        else None,
         tolerances=(allowed.rtol, allowed.atol),
     )
     return _run(request, structure, _precision(structure, allowed))
@@ -216,12 +254,16 @@ def solve_by_rules(
     return _run(request, structure, _precision(structure, allowed))
 
 
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    if not torch.compiler.is_dynamo_compiling():
+        return function
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
+
+
 def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
     """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
-    if torch.compiler.is_dynamo_compiling():  # the loop depends on numbers: what is around it is compiled, it is not
-        run: Any = torch.compiler.disable(_run_uncompiled)  # type: ignore[no-untyped-call]  # torch does not type it
-        return run(request, structure, precision)  # type: ignore[no-any-return]
-    return _run_uncompiled(request, structure, precision)
+    return _uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
 
 
 def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
@@ -261,7 +303,7 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
         solution: Solution[Any] = engine.solve(request)
     except SolveError as problem:
         if structure.nested:
-            problem.solution = dataclasses.replace(problem.solution, ys=structure.tree_of(problem.solution.ys))
+            problem.solution = _in_structure(problem.solution, structure)
             if problem.component is not None:
                 problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
         raise
@@ -270,9 +312,17 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
             _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
+    if last is not None and solution.status in (Status.SUCCESS, Status.EVENT) and solution.stats.dt_next > 0:
         last.size = solution.stats.dt_next
-    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys)) if structure.nested else solution
+    return _in_structure(solution, structure) if structure.nested else solution
+
+
+def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[Any]:
+    """The solution with states of the structure of y0."""
+    events = solution.events
+    if events is not None:
+        events = events._replace(y=structure.tree_of(events.y))
+    return dataclasses.replace(solution, ys=structure.tree_of(solution.ys), events=events)
 
 
 def _as_solver(given: object) -> str:
@@ -316,7 +366,7 @@ def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> Non
 
 
 def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor and as floats, checked. Gradients stay; numbers become float64."""
+    """The save times as a tensor in float64 and as floats, checked. Gradients stay."""
     times = _time_tensor(ts)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"ts must be real times, got {times.dtype}.")
@@ -329,7 +379,7 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
             f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    if not times.is_floating_point():
+    if times.device.type != "mps":  # which has no float64
         times = times.to(torch.float64)
     if isinstance(ts, (list, tuple)) and all(type(t) in (int, float) for t in ts):
         values = tuple(map(float, ts))
@@ -346,6 +396,19 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     return times, values
 
 
+def _checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
+    """The stops as a tensor and as floats, checked."""
+    times = _time_tensor(stops, "stops")
+    if times.is_complex() or times.dtype == torch.bool or times.is_meta:
+        raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
+    if times.ndim != 1:
+        raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
+    values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    if not all(map(_finite, values)):
+        raise ValueError(f"stops must be finite, got {_short(values)}.")
+    return times, values
+
+
 def _short(values: Sequence[float]) -> str:
     """The times around the first one that breaks the order or is not finite: there may be thousands."""
     steps = [b - a for a, b in itertools.pairwise(values)]
@@ -356,7 +419,7 @@ def _short(values: Sequence[float]) -> str:
     return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
 
 
-def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
+def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
     """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
 
     Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
@@ -373,7 +436,7 @@ def _time_tensor(ts: Tensor | ArrayLike) -> Tensor:
             return torch.tensor(ts, dtype=torch.float64, device="cpu")
     values = np.asarray(ts)
     if values.dtype.kind not in "bcfiu":
-        raise TypeError(f"ts must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
+        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
     return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
 
 

@@ -190,16 +190,20 @@ class Structure:
             return SDE(self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion"))
         return self._field(equation, "f")
 
-    def _field(self, function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
+    def condition_on_flat(self, condition: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """A function of a time and the state, such as an event's condition, as one of the flat state."""
+        return (lambda t, y: condition(t, self.tree_of(y))) if self.nested else condition
+
+    def _field(self, f: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         """A field of the flat state; it is called with a third argument where the user's takes one."""
         structure = self
 
-        @functools.wraps(function, assigned=(), updated=())
+        @functools.wraps(f, assigned=(), updated=())
         def field(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
             time = t.reshape(-1, *[1] * (structure.dimensions - 1)) if t.ndim else t
             state = structure.tree_of(y)
             try:
-                value = function(time, state, *samples)
+                value = f(time, state, *samples)
             except (TypeError, AttributeError) as problem:
                 problem.add_note(
                     f"y0 is a {structure.kind} of tensors, and so is what the field is given. If they are entries of "
@@ -434,6 +438,8 @@ def _tensor(values: Tensor | ArrayLike) -> Tensor:
         return torch.as_tensor(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
     if isinstance(values, list) and _holds_tensors(values):
         return torch.stack([_tensor(value) for value in values])
+    if isinstance(values, (list, tuple)) and any(isinstance(x, np.ndarray) for x in values):
+        return torch.as_tensor(np.array(values))  # torch warns that it is slow with a list of them
     return torch.as_tensor(values)
 
 

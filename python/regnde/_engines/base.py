@@ -14,9 +14,11 @@ from torch import Tensor
 
 from regnde._equation import SDE, Equation
 from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
+from regnde._event import Event
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
+from regnde._stops import Segment, segments
 
 __all__ = [
     "FAILURES",
@@ -93,6 +95,9 @@ class Request:
         noise: the Brownian path of an SDE, or None to draw one.
         throw: whether a failed solve raises or returns what it has.
         grid: for a method of fixed step size, the ends of its steps, the initial time first; None for equal steps.
+        stops: times at which the field may jump or bend, as floats, in any order.
+        moving_stops: the same as a tensor, shape (S,), if their gradient is asked for.
+        events: conditions whose zeros are looked for.
         rules: another package's rules for steps.
         tolerances: relative and absolute: numbers, or real tensors of y0's shape on its device, where an entry
             without control has an infinite absolute tolerance and the relative one 0. None: the solver's numbers.
@@ -107,6 +112,9 @@ class Request:
     noise: BrownianPath | None
     throw: bool
     grid: tuple[float, ...] | None = None
+    stops: tuple[float, ...] = ()
+    moving_stops: Tensor | None = None
+    events: tuple[Event, ...] = ()
     rules: StepRules = field(default_factory=StepRules)
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 
@@ -125,6 +133,11 @@ class Request:
             return self.tolerances[1]
         assert isinstance(self.solver.atol, float)
         return self.solver.atol
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of the span between the stops, in the order in which they are passed."""
+        times, dtype = self.times, self.y0.dtype.to_real()
+        return segments(times[0], times[-1], self.stops, dtype, self.moving_stops)
 
 
 class Engine(ABC):
@@ -178,6 +191,6 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     if isinstance(request.equation, SDE):
         if request.times[-1] < request.times[0]:
             return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
-        if request.ts.requires_grad:
-            return "the states of an SDE have no derivative with respect to the times: detach ts."
+        if request.ts.requires_grad or request.moving_stops is not None:
+            return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
     return None

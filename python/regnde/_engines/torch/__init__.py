@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from regnde._engines.base import (
     unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
-from regnde._engines.torch.checkpoint import Checkpoint, transformed
+from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.event import Watch
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import solve_for_export
@@ -28,12 +29,14 @@ from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import all_finite, stage_times, take_step
+from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
 from regnde._noise import BrownianPath
-from regnde._solution import SampleStats, Solution, Stats, Status, Steps
+from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
+from regnde._stops import Segment
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
@@ -66,6 +69,8 @@ class TorchEngine(Engine):
             return "compile=True is for ODEs."
         if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
             return "another package's rules for steps are for one system that is an ODE."
+        if request.events and sde:
+            return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
@@ -86,10 +91,12 @@ class TorchEngine(Engine):
         y0, times, solver = request.y0, request.times, request.solver
         if solver.batch == "per-sample":
             return _solve_per_sample(request)
-        stepper = _stepper(request)
+        segments = request.segments()
+        stepper = _stepper(request, segments[0])
         start = y0
-        if _moves(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            start = _moved(stepper.field, y0, times[0], request.ts[0], -1.0)
+        if has_derivative(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
+            assert isinstance(stepper, RungeKutta)  # an SDE has no derivative by the times
+            start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
@@ -101,9 +108,13 @@ class TorchEngine(Engine):
                 if solver.dt0 is not None and not all_finite(y0):  # else the heuristic notices
                     raise NonFiniteStart("y0 is not finite")
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
-                h = stepper.first_step(start, times[0], times[-1], dt0)
-                grid = _grid(request, stepper, h)
-                path = integrate(stepper, start, times, h, max_steps=solver.max_steps, local=local, grid=grid)
+                h = stepper.first_step(start, times[0], segments[0].end, dt0)
+                grid = _grid(request, stepper, segments, h)
+                watch = Watch(request.events, times[0], start) if request.events else None
+                steps_at_most = solver.max_steps
+                path = integrate(
+                    stepper, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
+                )
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -111,10 +122,12 @@ class TorchEngine(Engine):
                 path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
-        ys = torch.cat(path.chunks)
-        if _moves(request.ts) and path.failure is None:
-            rows = zip(ys, times, request.ts, strict=True)
-            ys = torch.stack([_moved(stepper.field, y, t, moving, 1.0) for y, t, moving in rows])
+        ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
+        if has_derivative(request.ts) and path.failure is None:
+            assert isinstance(stepper, RungeKutta)
+            ys = _moved(request, stepper, segments, ys)
+        if path.stopped is not None:
+            ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
         steps = _steps(request, stepper, path, local)
         first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
         if isinstance(stepper, StochasticRungeKutta):
@@ -127,7 +140,8 @@ class TorchEngine(Engine):
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
             dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
         )
-        return _finished(request, ys, stats, steps, path.failure, path.t)
+        events = _events(path, y0) if request.events else None
+        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, path.stopped is not None)
 
 
 def _tableau(request: Request) -> Tableau | StochasticTableau:
@@ -137,11 +151,16 @@ def _tableau(request: Request) -> Tableau | StochasticTableau:
     return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
 
 
-def _grid(request: Request, stepper: RungeKutta | StochasticRungeKutta, h: float) -> Iterator[float] | None:
+def _grid(
+    request: Request, stepper: RungeKutta | StochasticRungeKutta, segments: Sequence[Segment], h: float
+) -> Iterator[float] | None:
     """Ends of the steps of a fixed-step method."""
     if stepper.controller is not None:
         return None
-    return uniform(request.times[0], request.times[-1], h) if request.grid is None else iter(request.grid[1:])
+    if request.grid is not None:
+        return iter(request.grid[1:])
+    starts = (request.times[0], *(segment.end for segment in segments))
+    return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
 def _why_not_per_sample(request: Request) -> str | None:
@@ -152,10 +171,12 @@ def _why_not_per_sample(request: Request) -> str | None:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
     if not _tableau(request).adaptive:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if request.events:
+        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if _moves(request.ts):
-        return "batch='per-sample' gives no gradient with respect to the times: detach ts."
+    if has_derivative(request.ts) or request.moving_stops is not None:
+        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
     return None
 
 
@@ -165,9 +186,9 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, Tableau)
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    tolerances = request.rtol, request.atol
+    tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, tableau, solver, tolerances, y0, request.times, record=record, checkpoint=checkpoint
+        request.equation, tableau, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
     )
     batch.run()
     steps = None
@@ -192,21 +213,41 @@ def _solve_per_sample(request: Request) -> Solution:
         samples=tuple(SampleStats(*count) for count in counts),
         dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
-    return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
+    ys = batch.outputs.states()
+    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
+
+
+def _events(path: Path, y0: Tensor) -> Events:
+    """What occurred."""
+    if not path.hits:
+        nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
+        return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
+    which = torch.tensor([hit.which for hit in path.hits], device=y0.device)
+    return Events(torch.stack([hit.t for hit in path.hits]).to(y0.device), torch.stack([h.y for h in path.hits]), which)
 
 
 def _finished(
-    request: Request, ys: Tensor, stats: Stats, steps: Steps | None, failure: Failure | None, t: float
+    request: Request,
+    ts: Tensor,
+    ys: Tensor,
+    stats: Stats,
+    steps: Steps | None,
+    failure: Failure | None,
+    t: float,
+    events: Events | None = None,
+    stopped: bool = False,
 ) -> Solution:
     """The solution up to time t; a failure is raised or told by its status."""
+    status = Status.EVENT if stopped else Status.SUCCESS
     solution = Solution(
-        ts=request.ts[: len(ys)],
+        ts=ts,
         ys=ys,
         stats=stats,
         steps=steps,
         engine=TorchEngine.name,
         solver=request.solver,
-        status=Status.SUCCESS if failure is None else FAILURES[failure.kind].status,
+        status=status if failure is None else FAILURES[failure.kind].status,
+        events=events,
     )
     if failure is None or not request.throw:
         return solution
@@ -231,7 +272,7 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
     return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 
 
-def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
+def _stepper(request: Request, segment: Segment) -> RungeKutta | StochasticRungeKutta:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
     record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
@@ -242,36 +283,26 @@ def _stepper(request: Request) -> RungeKutta | StochasticRungeKutta:
         noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
         checkpoint = _checkpoint(request, drift, diffusion)
         return StochasticRungeKutta(
-            drift, diffusion, tableau, solver, tolerances, y0, noise, record=record, checkpoint=checkpoint
+            drift, diffusion, tableau, solver, tolerances, y0, segment, noise, record=record, checkpoint=checkpoint
         )
     assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
-    return RungeKutta(field, tableau, solver, tolerances, y0, record=record, rules=request.rules, checkpoint=checkpoint)
+    return RungeKutta(
+        field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
+    )
 
 
-def _moves(ts: Tensor) -> bool:
-    """Whether the times carry a gradient, or a tangent of forward mode."""
-    return ts.requires_grad or (transformed() and _has_tangent(ts))
-
-
-def _has_tangent(ts: Tensor) -> bool:
-    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(ts)
-    dual: Any = torch.autograd.forward_ad.unpack_dual(ts)  # type: ignore[no-untyped-call]  # torch does not type it
-    return wrapped or dual.tangent is not None
-
-
-def _moved(field: CountedField, y: Tensor, t: float, moving: Tensor, sign: float) -> Tensor:
-    """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
-
-    It is a step whose size is 0 and carries the gradient: for sign 1 from t to `moving`, else back.
-    """
-    by = (moving - t).to(y.device, y.dtype.to_real())
-    (start,) = stage_times((0.0,), t, 0.0, t, y)
-    origin = start if sign > 0 else start + by
-    tableau = TABLEAUX["rk4"]
-    return take_step(field, tableau, y, None, sign * by, [origin + (sign * c) * by for c in tableau.c]).y1
+def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+    """The states with their derivatives by the save times; at a stop, by that of the field before it."""
+    forward, at, rows = request.times[-1] > request.times[0], 0, []
+    for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
+        while t > segments[at].end if forward else t < segments[at].end:
+            at += 1
+        stepper.segment = segments[at]
+        rows.append(stepper.moved(y, t, moving, 1.0))
+    return torch.stack(rows)
 
 
 def _steps(
@@ -284,7 +315,7 @@ def _steps(
     ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
     error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
     if local and path.local_start is not None and path.failure is None:
-        end, size, (error, stiffness) = stepper.local_step(path.local_start, request.times[-1], local)
+        end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
         ends, sizes = [end], [size]
 
     def present(values: Tensor | None) -> Tensor:

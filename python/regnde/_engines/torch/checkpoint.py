@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from regnde._engines.torch.captured import Captured, Surroundings
 from regnde._engines.torch.field import CountedField
 
-__all__ = ["Checkpoint", "transformed"]
+__all__ = ["Checkpoint"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -28,11 +28,6 @@ Ends = Callable[[T], Sequence[Tensor]]
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
-
-
-def transformed() -> bool:
-    """Whether torch.func or forward mode is at work: they do not run the hooks that a checkpoint needs."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 class Checkpoint:

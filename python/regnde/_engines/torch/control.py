@@ -210,7 +210,7 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
-def landed(t: Value, h: Value, t_end: float) -> tuple[Value, Value]:
+def landed(t: Value, h: Value, t_end: Value) -> tuple[Value, Value]:
     """The size and the end of a step of about h from t that may not pass `t_end`."""
     distance = t_end - t
     last = abs(h) + LAST_STEP_SLACK * ulp(_either(abs(t) > abs(t_end), t, t_end + 0 * t)) >= abs(distance)

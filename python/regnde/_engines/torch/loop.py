@@ -16,10 +16,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
+from regnde._engines.torch.event import Hit, Watch
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
+from regnde._stops import Segment
 
 __all__ = ["Diagnosis", "LocalStart", "Path", "Stepper", "Trial", "integrate", "uniform"]
 
@@ -39,6 +42,7 @@ class Stepper(Protocol):
     controller: Controller | None  # None: the step size is fixed
     bounds: Bounds  # of the sizes that the controller chooses
     latest_stage: float  # time of the latest stage, in units of the step (>= 1)
+    segment: Segment  # in which the next attempt lies
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t1 = t + h."""
@@ -46,8 +50,14 @@ class Stepper(Protocol):
     def accepted(self) -> None:
         """The last attempt is accepted; without this call, the next attempt starts where it did."""
 
+    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
+        """The next attempt starts from (t, y), a stop, in another segment; y with its derivative by the stop."""
+
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, shape (len(thetas), *y.shape)."""
+
+    def interpolant(self) -> Interpolant:
+        """The solution inside the last attempt, as a function of time."""
 
     def start_is_finite(self) -> bool:
         """Whether the field is finite where the last attempt started."""
@@ -61,11 +71,12 @@ class Stepper(Protocol):
 
 @dataclass
 class LocalStart:
-    """Where a local step starts: time, state, and the size of the solver's step there."""
+    """Where a local step starts: time, state, the size of the solver's step there, and the segment it lies in."""
 
     t: float
     h: float
     y: Tensor
+    segment: Segment
 
 
 @dataclass
@@ -78,6 +89,8 @@ class Path:
         t: time reached.
         ends, sizes: of the accepted steps.
         first_error: estimate of the first of them; NaN without one.
+        hits: the events that occurred.
+        stopped: the terminal one of them.
     """
 
     chunks: list[Tensor] = field(default_factory=list)
@@ -89,6 +102,8 @@ class Path:
     dt_first: float = 0.0
     first_error: float = math.nan
     local_start: LocalStart | None = None
+    hits: list[Hit] = field(default_factory=list)
+    stopped: Hit | None = None
     failure: Failure | None = None
 
     @property
@@ -98,23 +113,33 @@ class Path:
 
 
 class _Draw:
-    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved."""
+    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved.
 
-    def __init__(self, local: Local, t0: float, t1: float) -> None:
+    Args:
+        local: how to draw.
+        t0: initial time.
+        t1: end time; None if an event may come before it.
+    """
+
+    def __init__(self, local: Local, t0: float, t1: float | None) -> None:
         seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())
         self.random = random.Random(seed)
-        self.local = local
-        self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" else math.nan
+        self.local, self.t0 = local, t0
+        self.known = t1 is not None
+        self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" and t1 is not None else math.nan
 
-    def visit(self, path: Path, stepper: Stepper, t: float, h: float, t1: float, y: Tensor) -> None:
+    def visit(self, path: Path, stepper: Stepper, t: float, h: float, t1: float, y: Tensor, segment: Segment) -> None:
         """Looks at an accepted step; called before the stepper moves on."""
         if self.local.sampling == "step":
             if self.random.random() * path.accepted < 1.0:  # reservoir: each step equally likely
-                path.local_start = LocalStart(t, h, self._state(y))
-        elif path.local_start is None and abs(self.t - t) < abs(t1 - t):
+                path.local_start = LocalStart(t, h, self._state(y), segment)
+            return
+        if not self.known and self.random.random() * abs(t1 - self.t0) < abs(t1 - t):  # each step by its length
+            self.t, path.local_start = t + self.random.random() * (t1 - t), None
+        if path.local_start is None and abs(self.t - t) < abs(t1 - t):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.local.detach_state):
                 state = y if self.t == t else stepper.outputs([(self.t - t) / h])[0]
-            path.local_start = LocalStart(self.t, h, self._state(state))
+            path.local_start = LocalStart(self.t, h, self._state(state), segment)
 
     def _state(self, y: Tensor) -> Tensor:
         return y.detach() if self.local.detach_state else y
@@ -132,11 +157,13 @@ def integrate(
     stepper: Stepper,
     y: Tensor,
     times: Sequence[float],
+    segments: Sequence[Segment],
     h: float,
     *,
     max_steps: int,
     local: Local | None = None,
     grid: Iterator[float] | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """Steps from times[0] to times[-1], saving the states at `times`.
 
@@ -144,23 +171,29 @@ def integrate(
         stepper: the method.
         y: state at times[0].
         times: monotone save times; the first and last differ.
+        segments: of the span; the stepper is in the first one.
         h: first step size, signed.
         max_steps: trial steps after which to give up.
         local: draw the start of a local record, or None.
         grid: ends of the steps, if they are fixed.
+        watch: looks for events, or None.
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
-    draw = _Draw(local, t, t_end) if local else None
+    draw = _Draw(local, t, t_end if watch is None else None) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
     controller, bounds = stepper.controller, stepper.bounds
     past = controller.past if controller else ()
     error: float | None = None
-    finite = _Place(0, t, y, 1, path.saved)
+    at = 0  # index of the segment
+    finite = _Place(0, t, y, 1, path.saved, at)
     non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
 
     while t != t_end:
+        if t == segments[at].end:
+            at += 1
+            y = stepper.enter(segments[at], t, y)
         trials = path.accepted + path.rejected
         if trials >= max_steps:
             found = stepper.diagnosis()
@@ -170,11 +203,12 @@ def integrate(
         if controller and trials == IMPURE_TRIALS and not stepper.is_pure(t, y):
             path.failure = Failure("steps", impure_reason(trials), h, error)
             break
+        wanted = h
         if grid is not None:
             t1 = next(grid)
             h = t1 - t
         else:
-            h, t1 = landed(t, h, t_end)
+            h, t1 = landed(t, h, segments[at].end)
         if t1 == t:
             path.failure = Failure("underflow", "the step size fell below the clock's resolution", h)
             break
@@ -210,45 +244,65 @@ def integrate(
 
         path.ends.append(t1)
         path.sizes.append(h)
-        _save(path, stepper, times, t, h, t1, y1)
+        if watch is not None:
+            if controller is None and not all_finite(y1):  # a condition has no sign there
+                y = y1
+                break
+            hits = watch.hits(stepper.interpolant, t, t1, y1)
+            path.hits += hits
+            path.stopped = watch.terminal(hits)
+        end = t1 if path.stopped is None else path.stopped.at
+        _save(path, stepper, times, t, h, t1, y1, path.stopped)
         if draw:
-            draw.visit(path, stepper, t, h, t1, y)
+            draw.visit(path, stepper, t, h, end, y, segments[at])
         stepper.accepted()
         if controller and error is not None:
             if path.accepted == 1:
                 path.first_error = error
-            h *= controller.factor(error, past, path.accepted == 1)
-            past = controller.updated(error, past)
-            h = math.copysign(max(bounds.within(abs(h)), ulp(t1)), h)
+            size = abs(h * controller.factor(error, past, path.accepted == 1))
+            if abs(h) < abs(wanted):  # a stop cut the step: its error says little of those that the control wants
+                size = max(size, abs(wanted))
+            else:
+                past = controller.updated(error, past)
+            h = math.copysign(max(bounds.within(size), ulp(t1)), h)
             if non_finite and abs(t1 - times[0]) >= abs(earliest - times[0]):
                 non_finite = 0
         t, y = t1, y1
-        path.t = t
+        path.t = end
+        if path.stopped is not None:
+            break
         if controller is None and (path.accepted % CHECKED_EVERY == 0 or t == t_end):
             if not all_finite(y):
                 break
-            finite = _Place(path.accepted, t, y, len(path.chunks), path.saved)
+            finite = _Place(path.accepted, t, y, len(path.chunks), path.saved, at)
     if controller is None and path.accepted > finite.accepted and not all_finite(y):
-        _fail_at_first_non_finite(path, stepper, times, finite)
+        _fail_at_first_non_finite(path, stepper, times, segments, finite)
     return path
 
 
 class _Place(NamedTuple):
-    """A place on a path whose state is finite: accepted steps, time, state, chunks and number of saved states."""
+    """A place on a path whose state is finite: accepted steps, time, state, chunks, saved states, segment's index."""
 
     accepted: int
     t: float
     y: Tensor
     chunks: int
     saved: int
+    segment: int
 
 
-def _fail_at_first_non_finite(path: Path, stepper: Stepper, times: Sequence[float], place: _Place) -> None:
+def _fail_at_first_non_finite(
+    path: Path, stepper: Stepper, times: Sequence[float], segments: Sequence[Segment], place: _Place
+) -> None:
     """Goes back to where the state was finite, and takes the steps again up to the one at fault."""
-    n, t, y, chunks, path.saved = place
+    n, t, y, chunks, path.saved, at = place
+    stepper.segment = segments[at]
     ends, path.ends, path.sizes, path.chunks = path.ends[n:], path.ends[:n], path.sizes[:n], path.chunks[:chunks]
     h = 0.0
     for t1 in ends:
+        if t == segments[at].end:
+            at += 1
+            y = stepper.enter(segments[at], t, y)
         h = t1 - t
         y1, _ = stepper.attempt(t, h, t1, y)
         if not all_finite(y1):
@@ -276,9 +330,20 @@ def _count(times: Sequence[float], start: int, t: float, t_end: float) -> int:
     return index
 
 
-def _save(path: Path, stepper: Stepper, times: Sequence[float], t: float, h: float, t1: float, y1: Tensor) -> None:
-    """Appends the states at the save times in (t, t1]."""
-    stop = _count(times, path.saved, t1, times[-1])
+def _save(
+    path: Path,
+    stepper: Stepper,
+    times: Sequence[float],
+    t: float,
+    h: float,
+    t1: float,
+    y1: Tensor,
+    stopped: Hit | None = None,
+) -> None:
+    """Appends the states at the save times in (t, t1], or before an event that stops the solve."""
+    stop = _count(times, path.saved, t1 if stopped is None else stopped.at, times[-1])
+    while stopped is not None and stop > path.saved and times[stop - 1] == stopped.at:
+        stop -= 1
     if stop == path.saved:
         return
     inside = [s for s in times[path.saved : stop] if s != t1]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.base import StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
@@ -40,7 +41,8 @@ from regnde._engines.torch.step import (
     whole_rms,
 )
 from regnde._solver import Local, ResolvedSolver
-from regnde._tableau import Tableau
+from regnde._stops import Segment
+from regnde._tableau import TABLEAUX, Tableau
 
 __all__ = ["NonFiniteStart", "Outcome", "RungeKutta", "first_step_sizes", "last_size", "step_end", "step_ends"]
 
@@ -79,6 +81,7 @@ class RungeKutta:
         solver: whether steps are compiled.
         tolerances: relative and absolute.
         y0: the initial state.
+        segment: in which the solve begins.
         record: whether the estimates of accepted steps are recorded.
         rules: another package's rules for steps.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
@@ -93,6 +96,7 @@ class RungeKutta:
         solver: ResolvedSolver,
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
+        segment: Segment,
         *,
         record: bool,
         rules: StepRules = OWN_RULES,
@@ -103,6 +107,7 @@ class RungeKutta:
         self.bounds = Bounds(solver.dt_min, solver.dt_max, rules.accept_smallest)
         self.rtol, self.atol = tolerances
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
+        self.segment = segment
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
@@ -130,7 +135,11 @@ class RungeKutta:
 
     def _slope(self, t: float, y: Tensor) -> Tensor:
         """The field at (t, y)."""
-        return self.field(stage_times((0.0,), t, 0.0, t, y)[0], y)
+        return self.field(self._time(t, y), y)
+
+    def _time(self, t: float, y: Tensor) -> Tensor:
+        """A time as the field gets it."""
+        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
 
     def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
         """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
@@ -177,11 +186,11 @@ class RungeKutta:
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
         field, tableau, rtol, atol = self.field, self.tableau, self.rtol, self.atol
-        at_once, norm = self.at_once, self.rules.norm
+        at_once, norm, within = self.at_once, self.rules.norm, self.segment.within
         take = compiled_step if self.compiled else take_step
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:
-            step = take(field, tableau, y, first, h, stage_times(tableau.c, t, h, t1, y))
+            step = take(field, tableau, y, first, h, stage_times(tableau.c, t, h, t1, y, within))
             return step, estimates_of_one(tableau, step, rtol, atol, norm) if at_once else None
 
         return run
@@ -194,15 +203,52 @@ class RungeKutta:
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
+    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
+        """The next attempt starts from the stop (t, y): the FSAL stage is evaluated anew."""
+        if segment.start is not None:
+            y = self.moved(y, t, segment.start, 1.0)
+        self.segment = segment
+        if segment.start is not None:
+            y = self.moved(y, t, segment.start, -1.0)
+        if self.carries:
+            field, time = self.field, self._time(t, y)
+
+            def slope(y: Tensor) -> Tensor:
+                return field(time, y)
+
+            self.first = slope(y) if self.checkpoint is None else self.checkpoint(slope, y, ends=lambda k: (k,))
+        return y
+
+    def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
+        """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
+
+        It is a step whose size is 0 and carries the gradient: for sign 1 from t to `by`, else back.
+        """
+        size = (by - t).to(y.device, y.dtype.to_real())
+        origin = self._time(t, y)
+        origin = origin if sign > 0 else origin + size
+        tableau = TABLEAUX["rk4"]
+        return take_step(self.field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1
+
     def outputs(self, thetas: Sequence[float]) -> Tensor:
-        """States inside the last attempt; methods with extra stages evaluate them here, once a step."""
+        """States inside the last attempt."""
+        return dense_output(self.tableau, self.last_attempt[2][0]._replace(k=self._stages()), thetas)
+
+    def interpolant(self) -> Interpolant:
+        """The solution inside the last attempt, as a function of time."""
+        t, _, (step, _) = self.last_attempt
+        return Interpolant(t, float(step.h), step.y, self._stages(), np.asarray(self.tableau.dense))
+
+    def _stages(self) -> list[Tensor]:
+        """The stages that the dense output needs; methods with extra ones evaluate these here, once a step."""
         t, t1, outcome = self.last_attempt
-        field, tableau, step = self.field, self.tableau, outcome[0]
+        within = self.segment.within
+        field, tableau = self.field, self.tableau
 
         def run(outcome: Outcome) -> list[Tensor]:
             step = outcome[0]
             assert not isinstance(step.h, Tensor)
-            times = stage_times(tableau.extra_c, t, step.h, t1, step.y) if tableau.extra_c else ()
+            times = stage_times(tableau.extra_c, t, step.h, t1, step.y, within) if tableau.extra_c else ()
             return extra_stages(field, tableau, step, times)
 
         if self.stages is None:
@@ -210,7 +256,7 @@ class RungeKutta:
                 self.stages = run(outcome)
             else:
                 self.stages = self.checkpoint.further(run, outcome, ends=last_size)
-        return dense_output(tableau, step._replace(k=self.stages), thetas)
+        return self.stages
 
     # --- diagnosis -------------------------------------------------------------------------------
 
@@ -220,8 +266,7 @@ class RungeKutta:
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of the field at (t, y) agree."""
-        (time,) = stage_times((0.0,), t, 0.0, t, y)
-        return self.field.is_pure(time, y)
+        return self.field.is_pure(self._time(t, y), y)
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
@@ -233,16 +278,17 @@ class RungeKutta:
 
     # --- the local record ------------------------------------------------------------------------
 
-    def local_step(self, start: LocalStart, t1: float, local: Local) -> tuple[float, float, Estimates]:
+    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
         """One step beside the trajectory: its end, size and estimates, each of shape (1,).
 
         Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
         """
-        t, y = start.t, start.y
+        t, y, t1 = start.t, start.y, start.segment.end
+        self.segment = start.segment
         size = self.initial_size(y, t, t1) if local.step_size == "initial" else abs(start.h)
         h = math.copysign(min(size, abs(t1 - t)), t1 - t)
         end = t1 if abs(h) == abs(t1 - t) else t + h
-        times = stage_times(self.tableau.c, t, h, end, y)
+        times = stage_times(self.tableau.c, t, h, end, y, self.segment.within)
         first = self.field(times[0], y)
         step = take_step(self.field, self.tableau, y, first.detach() if local.freeze_first_stage else first, h, times)
         return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint, transformed
+from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
@@ -37,9 +37,14 @@ from regnde._engines.torch.step import (
     take_step,
 )
 from regnde._solver import ResolvedSolver
+from regnde._stops import Segment
 from regnde._tableau import Tableau
+from regnde._transforms import transformed
 
 __all__ = ["PerSample"]
+
+
+Within = tuple[Floats, Floats] | None  # the least and the largest time that the field gets, of each sample
 
 
 class _Attempt(NamedTuple):
@@ -48,6 +53,7 @@ class _Attempt(NamedTuple):
     t: Floats
     h: Floats
     t1: Floats
+    within: Within
     step: Step
     error: Floats
     known: Estimates | None
@@ -102,6 +108,7 @@ class PerSample:
         tolerances: relative and absolute.
         y0: initial states, shape (B, ...).
         times: monotone save times, shared by the batch.
+        segments: of the span.
         record: whether to record the estimates.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
 
@@ -122,6 +129,7 @@ class PerSample:
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         times: tuple[float, ...],
+        segments: Sequence[Segment],
         *,
         record: bool,
         checkpoint: Checkpoint | None = None,
@@ -131,6 +139,10 @@ class PerSample:
         self.rtol, self.atol = tolerances  # of the running samples
         self.checkpoint = checkpoint
         self.times = np.asarray(times)
+        self.ends = np.array([segment.end for segment in segments])
+        bounds = [segment.within or (-math.inf, math.inf) for segment in segments]
+        self.lows, self.highs = np.array(bounds).T
+        self.stops = len(segments) > 1 or segments[0].within is not None
         self.sign = math.copysign(1.0, times[-1] - times[0])
         batch = len(y0)
         self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
@@ -154,6 +166,10 @@ class PerSample:
         self.evaluations[samples] += counted.calls
         counted.calls = 0
 
+    def _within(self, place: Ints) -> Within:
+        """Bounds of the times of samples in these segments."""
+        return (self.lows[place], self.highs[place]) if self.stops else None
+
     # --- the loop --------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -174,14 +190,17 @@ class PerSample:
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
-        first = counted(_of_samples(t, y), y) if self.tableau.fsal else None
-        h = self._first_sizes(counted, y, t_end, first)
+        at = np.zeros(batch, np.int64)  # index of the segment of each running sample
+        first = counted(_of_samples(t, y, self._within(at)), y) if self.tableau.fsal else None
+        h = self._first_sizes(counted, y, first)
         self._count(counted, running)
         self.dt_first = h.copy()
 
         while running.size:
-            h, t1 = landed(t, h, t_end)
-            tried = self._attempt(counted, y, first, t, h, t1)
+            wanted = np.abs(h)
+            h, t1 = landed(t, h, self.ends[at])
+            cut = np.abs(h) < wanted
+            tried = self._attempt(counted, y, first, t, h, t1, self._within(at))
             self._count(counted, running)
             with np.errstate(all="ignore"):
                 small_error, strange = controller.accepts(tried.error, past), ~np.isfinite(tried.error)
@@ -214,16 +233,18 @@ class PerSample:
                 if first is not None:
                     first = self._chosen(accepted, tried.step.k[-1], first)
                 y = self._chosen(accepted, tried.step.y1, y)
-                past = tuple(np.where(accepted, new, old) for new, old in zip(updated, past, strict=True))
+                whole = accepted & ~cut  # a stop cut the others: their error says little of the steps to come
+                past = tuple(np.where(whole, new, old) for new, old in zip(updated, past, strict=True))
                 t = np.where(accepted, t1, t)
             size = np.abs(h * factor)
+            size = np.where(accepted & cut, np.maximum(size, wanted), size)
             size = np.where(
                 accepted, np.maximum(self.bounds.within(size), ulp(t)), np.maximum(size, self.bounds.smallest)
             )
             h = self.sign * size
             stay = t != t_end
             if not stay.all():  # at once: a sample at the end time must not be evaluated again
-                running, t, h, non_finite, earliest = (v[stay] for v in (running, t, h, non_finite, earliest))
+                running, t, h, non_finite, earliest, at = (v[stay] for v in (running, t, h, non_finite, earliest, at))
                 past = tuple(v[stay] for v in past)
                 index = torch.as_tensor(np.flatnonzero(stay), device=y.device)
                 y = y.index_select(0, index)
@@ -232,35 +253,66 @@ class PerSample:
                 )
                 first = None if first is None else first.index_select(0, index)
                 counted = self._field(running)
+            crossed = t == self.ends[at]
+            if crossed.any():
+                at = at + crossed
+                if first is not None:
+                    first = self._entered(running, crossed, t, y, first, self._within(at))
 
-    def _first_sizes(self, counted: CountedField, y: Tensor, t_end: float, known: Tensor | None) -> Floats:
+    def _entered(self, running: Ints, crossed: Bools, t: Floats, y: Tensor, first: Tensor, within: Within) -> Tensor:
+        """The FSAL stages, evaluated anew for the samples that are at a stop."""
+        place = np.flatnonzero(crossed)
+        counted, index = self._field(running[place]), torch.as_tensor(place, device=y.device)
+        times = _of_samples(t, y, within).index_select(0, index)
+
+        def slope(y: Tensor) -> Tensor:
+            return counted(times, y.index_select(0, index))
+
+        if self.checkpoint is None:
+            slopes = slope(y)
+        else:
+            self.checkpoint.fields = (counted,)
+            slopes = self.checkpoint(slope, y, ends=lambda k: (k,))
+        self._count(counted, running[place])
+        return first.index_copy(0, index, slopes)
+
+    def _first_sizes(self, counted: CountedField, y: Tensor, known: Tensor | None) -> Floats:
         """The first-step heuristic of each sample, signed; two evaluations."""
         t0, solver = float(self.times[0]), self.solver
-        span = min(abs(t_end - t0), self.bounds.largest)
+        distance = abs(self.ends[0] - t0)
+        span = min(distance, self.bounds.largest)
         if solver.dt0 is not None or y.numel() == 0:
             size = span if solver.dt0 is None else self.bounds.within(solver.dt0)
             return np.full(len(y), self.sign * min(size, span))
 
         def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_of_samples(t, y), y)
+            return counted(_of_samples(t, y, within), y)
 
+        within = self._within(np.zeros(len(y), np.int64))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
         sizes, slope = first_step_sizes(field, order, y, t0, self.sign * span, rtol, atol, samples=True)
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
         sizes = self.bounds.within(np.where(np.isnan(sizes), 1e-6, sizes))
-        signed: Floats = self.sign * np.minimum(sizes, abs(t_end - t0))
+        signed: Floats = self.sign * np.minimum(sizes, distance)
         return signed
 
     def _attempt(
-        self, counted: CountedField, y: Tensor, first: Tensor | None, t: Floats, h: Floats, t1: Floats
+        self,
+        counted: CountedField,
+        y: Tensor,
+        first: Tensor | None,
+        t: Floats,
+        h: Floats,
+        t1: Floats,
+        within: Within,
     ) -> _Attempt:
         tableau, rtol, atol, record = self.tableau, self.rtol, self.atol, self.record
         rejected = _Rejected()
 
         def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
-            times = _stage_times(tableau.c, t, h, t1, y)
+            times = _stage_times(tableau.c, t, h, t1, y, within)
             step = take_step(rejected.guarded(counted), tableau, y, first, _of_samples(h, y), times)
             return step, estimates(tableau, step, rtol, atol) if record else None
 
@@ -272,7 +324,7 @@ class PerSample:
         with torch.no_grad():
             error = known.error if known else error_estimate(tableau, step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
+        return _Attempt(t, h, t1, within, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
@@ -318,12 +370,13 @@ class PerSample:
     def _extra_stages(self, running: Ints, tried: _Attempt, needed: Ints) -> list[Tensor]:
         """The stages beyond the step's own at these places of the running samples."""
         tableau, clocks = self.tableau, (tried.t[needed], tried.h[needed], tried.t1[needed])
+        within = None if tried.within is None else (tried.within[0][needed], tried.within[1][needed])
         counted, index = self._field(running[needed]), torch.as_tensor(needed, device=self.y0.device)
 
         def run(outcome: Outcome) -> list[Tensor]:
             y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
             step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
-            return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y))[len(k) :]
+            return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y, within))[len(k) :]
 
         outcome = tried.step, tried.known
         if self.checkpoint is None:
@@ -346,7 +399,7 @@ class PerSample:
         cramped = ~accepted & (np.abs(tried.h) <= smallest)
         h_next = np.where(cramped, tried.h, h_next)
         asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
-        if asked and not counted.is_pure(_of_samples(t, tried.step.y), tried.step.y):
+        if asked and not counted.is_pure(_of_samples(t, tried.step.y, tried.within), tried.step.y):
             worst = int(below.argmax() if below.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
@@ -379,12 +432,15 @@ class PerSample:
         return found._replace(text=f"sample {sample} of {len(self.y0)}, {found.text}", component=component)
 
 
-def _stage_times(c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor) -> list[Tensor]:
+def _stage_times(
+    c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor, within: Within = None
+) -> list[Tensor]:
     """Times of the stages, as `stage_times`."""
-    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like) for ci in c]
+    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like, within) for ci in c]
 
 
-def _of_samples(values: Floats, like: Tensor) -> Tensor:
-    """One value a sample, as a column of the state's real dtype."""
+def _of_samples(values: Floats, like: Tensor, within: Within = None) -> Tensor:
+    """One value a sample, within its bounds, as a column of the state's real dtype."""
+    values = values if within is None else np.clip(values, *within)
     rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
     return rows.reshape(-1, *[1] * (like.ndim - 1))

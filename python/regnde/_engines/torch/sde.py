@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
 from regnde._engines.torch.failure import Diagnosis, diagnosed
@@ -33,6 +34,7 @@ from regnde._engines.torch.sde_step import (
 from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, stage_times, tolerance, whole_rms
 from regnde._noise import BrownianPath
 from regnde._solver import Local, ResolvedSolver
+from regnde._stops import Segment
 from regnde._tableau import StochasticTableau
 
 __all__ = ["StochasticRungeKutta"]
@@ -53,6 +55,7 @@ class StochasticRungeKutta:
         solver: its control of the step size.
         tolerances: relative and absolute.
         y0: the initial state.
+        segment: in which the solve begins.
         noise: the path, over the span of the solve.
         record: whether the estimates of accepted steps are recorded.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
@@ -66,6 +69,7 @@ class StochasticRungeKutta:
         solver: ResolvedSolver,
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
+        segment: Segment,
         noise: BrownianPath,
         *,
         record: bool,
@@ -77,6 +81,7 @@ class StochasticRungeKutta:
         self.bounds = Bounds(solver.dt_min, solver.dt_max)
         self.latest_stage = max(1.0, *tableau.c0, *tableau.c1)
         self.rtol, self.atol = tolerances
+        self.segment = segment
         self.noise = noise
         self.weights = noise_weights(tableau, y0)
         self.checkpoint = checkpoint
@@ -103,7 +108,7 @@ class StochasticRungeKutta:
         span = min(t1 - t0, self.bounds.largest)
         if y.numel() == 0:
             return span
-        (time,) = stage_times((0.0,), t0, 0.0, t0, y)
+        time = self._time(t0, y)
         f0, g0 = self.field(time, y).detach(), self.diffusion(time, y).detach()
         self.known = (f0, g0)
         with torch.no_grad():
@@ -117,7 +122,7 @@ class StochasticRungeKutta:
             )
         probe = probe_size(d0, d1, t0=t0, span=span)
         size = float(probe)
-        (later,) = stage_times((1.0,), t0, size, t0 + size, y)
+        later = self._time(t0 + size, y)
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
@@ -127,7 +132,7 @@ class StochasticRungeKutta:
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
-        (time,) = stage_times((0.0,), t0, 0.0, t0, y0)
+        time = self._time(t0, y0)
         here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
         there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size))).detach()
         bound = ADDITIVE_TOLERANCE * torch.finfo(y0.dtype).eps
@@ -136,6 +141,10 @@ class StochasticRungeKutta:
                 f"method {self.tableau.name!r} is for additive noise, but the diffusion changes with the state: "
                 "use 'sosri', 'sosri2' or 'sriw1'."
             )
+
+    def _time(self, t: float, y: Tensor) -> Tensor:
+        """A time as the fields get it."""
+        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
@@ -158,10 +167,10 @@ class StochasticRungeKutta:
     ) -> Callable[[Tensor], tuple[SDEStep, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
         drift, diffusion, tableau, rtol, atol = self.field, self.diffusion, self.tableau, self.rtol, self.atol
-        at_once = self.at_once
+        at_once, within = self.at_once, self.segment.within
 
         def run(y: Tensor) -> tuple[SDEStep, Estimates | None]:
-            step = take_sde_step(drift, diffusion, tableau, y, t, h, t1, noise)
+            step = take_sde_step(drift, diffusion, tableau, y, t, h, t1, noise, within)
             return step, sde_estimates(tableau, step, rtol, atol, whole_rms) if at_once else None
 
         return run
@@ -179,6 +188,11 @@ class StochasticRungeKutta:
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
+    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
+        """The next attempt starts from the stop (t, y); no stage was carried over."""
+        self.segment = segment
+        return y
+
     def warn_if_unresolved(self) -> None:
         """Warns if steps were so short that the path's law over them is not exact."""
         if self.unresolved < math.inf:
@@ -194,6 +208,11 @@ class StochasticRungeKutta:
         step = self.last_attempt[2]
         return torch.stack([torch.lerp(step.y, step.y1, theta) for theta in thetas])
 
+    def interpolant(self) -> Interpolant:
+        """The same as a function of time."""
+        t, h, step, _ = self.last_attempt
+        return Interpolant(t, h, step.y, [(step.y1 - step.y) / h], np.ones((1, 1)))
+
     # --- diagnosis -------------------------------------------------------------------------------
 
     def start_is_finite(self) -> bool:
@@ -203,7 +222,7 @@ class StochasticRungeKutta:
 
     def is_pure(self, t: float, y: Tensor) -> bool:
         """Whether two evaluations of drift and diffusion at (t, y) agree."""
-        (time,) = stage_times((0.0,), t, 0.0, t, y)
+        time = self._time(t, y)
         return self.field.is_pure(time, y) and self.diffusion.is_pure(time, y)
 
     @torch.no_grad()
@@ -218,7 +237,7 @@ class StochasticRungeKutta:
 
     # --- the local record ------------------------------------------------------------------------
 
-    def local_step(self, start: LocalStart, t1: float, local: Local) -> tuple[float, float, Estimates]:
+    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
         """One step that is not a part of the trajectory: its end, size and estimates, each of shape (1,).
 
         Its noise comes from a second path of the same seed, independent of the trajectory's, as a
@@ -226,7 +245,8 @@ class StochasticRungeKutta:
         what their code does to a stage carried over from the step before; these methods carry none,
         and all their stages are differentiated there as here.
         """
-        t, y = start.t, start.y
+        t, y, t1 = start.t, start.y, start.segment.end
+        self.segment = start.segment
         if local.step_size == "initial":
             h = self.initial_size(y, t, t1)
             self.known = None
@@ -234,7 +254,7 @@ class StochasticRungeKutta:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
         noise = self._noise_over(self.noise.independent(), t, h, end, y)
-        step = take_sde_step(self.field, self.diffusion, self.tableau, y, t, h, end, noise)
+        step = take_sde_step(self.field, self.diffusion, self.tableau, y, t, h, end, noise, self.segment.within)
         return end, h, sde_estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
 
 

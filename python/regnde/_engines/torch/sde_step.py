@@ -113,10 +113,11 @@ def take_sde_step(
     h: float,
     t1: float,
     noise: StepNoise,
+    within: tuple[float, float] | None = None,
 ) -> SDEStep:
-    """The step from (t, y) to t1 = t + h."""
-    drift_times = stage_times(tableau.c0, t, h, t1, y)
-    diffusion_times = stage_times(tableau.c1, t, h, t1, y)
+    """The step from (t, y) to t1 = t + h; the times of its stages lie `within` bounds."""
+    drift_times = stage_times(tableau.c0, t, h, t1, y, within)
+    diffusion_times = stage_times(tableau.c1, t, h, t1, y, within)
     root = math.sqrt(h)
     k: list[Tensor] = []
     g: list[Tensor] = []

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._dense import product
 from regnde._tableau import Row, Tableau
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "estimates_of_one",
     "extra_stages",
     "larger",
+    "product",
     "rms",
     "sample_rms",
     "shifted",
@@ -79,9 +81,14 @@ class Estimates(NamedTuple):
     stiffness: Tensor | None
 
 
-def stage_times(c: Sequence[float], t: float, h: float, t1: float, like: Tensor) -> tuple[Tensor, ...]:
-    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`."""
+def stage_times(
+    c: Sequence[float], t: float, h: float, t1: float, like: Tensor, within: tuple[float, float] | None = None
+) -> tuple[Tensor, ...]:
+    """Times of the stages as 0-dim tensors; a stage at the step's end gets exactly `t1`, all lie `within` bounds."""
     times = [t1 if ci == 1.0 else t + ci * h for ci in c]
+    if within is not None:
+        low, high = within
+        times = [min(max(time, low), high) for time in times]
     dtype, device = like.dtype.to_real(), like.device
     if len(times) <= FEW:
         return tuple([torch.full((), time, dtype=dtype, device=device) for time in times])
@@ -286,11 +293,3 @@ def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64
     powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)
     weights: NDArray[np.float64] = powers @ coefficients.T
     return weights
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """The matrix product; on a GPU in double precision, as one of float32 may be rounded to ten bits there (TF32)."""
-    if a.device.type != "cuda":
-        return a @ b
-    wide = torch.promote_types(a.dtype, torch.float64)
-    return (a.to(wide) @ b.to(wide)).to(a.dtype)

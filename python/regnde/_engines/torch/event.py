@@ -1,0 +1,142 @@
+"""Zeros of conditions along a solution: seen by a change of sign over a step, located on the step's interpolant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from regnde._dense import Interpolant
+from regnde._event import Event
+from regnde._transforms import has_derivative
+
+__all__ = ["Hit", "Watch", "bracketed_zero"]
+
+SLACK = 100  # in units of the resolution: a zero this close to the initial time is a zero at it
+NEWTON_STEPS = 2  # of which the first gives first derivatives, and each further one doubles their order and one more
+
+
+class Hit(NamedTuple):
+    """An event that occurred: which one, its time as a number, and time and state with their gradients."""
+
+    which: int
+    at: float
+    t: Tensor
+    y: Tensor
+
+
+class Watch:
+    """Compares the signs of conditions before and after each step.
+
+    Args:
+        events: what to look for.
+        t: initial time.
+        y: state there.
+    """
+
+    def __init__(self, events: Sequence[Event], t: float, y: Tensor) -> None:
+        self.events, self.t0 = events, t
+        self.values = [self._number(i, t, y) for i in range(len(events))]
+
+    def hits(self, interpolant: Callable[[], Interpolant], t: float, t1: float, y1: Tensor) -> list[Hit]:
+        """The events within a step from t to (t1, y1) in their order, up to the first terminal one."""
+        found: list[tuple[float, int]] = []
+        for i, event in enumerate(self.events):
+            before, after = self.values[i], self._number(i, t1, y1)
+            self.values[i] = after
+            passed = before < 0 <= after or after <= 0 < before
+            if passed and event.direction in (0, 1 if before < 0 else -1):
+                at = self._zero(i, interpolant().detached(), t, t1, before, after)
+                resolution = max(math.ulp(self.t0), torch.finfo(y1.dtype).eps * abs(t1 - t))
+                if abs(at - self.t0) > SLACK * resolution:
+                    found.append((at, i))
+        found.sort(key=lambda pair: abs(pair[0] - t))
+        last = next((n for n, (_, i) in enumerate(found, 1) if self.events[i].terminal), len(found))
+        return [self._hit(i, at, interpolant()) for at, i in found[:last]]
+
+    def terminal(self, hits: Sequence[Hit]) -> Hit | None:
+        """The one that stops the solve."""
+        return hits[-1] if hits and self.events[hits[-1].which].terminal else None
+
+    def _value(self, which: int, t: Tensor, y: Tensor) -> Tensor:
+        """The condition at (t, y), with the time in the dtype that the field gets."""
+        value = self.events[which].condition(t.to(y.device, y.dtype.to_real()), y)
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+            shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"the condition of event {which} must return a real 0-dim tensor, got {shown}.")
+        return value.reshape(())
+
+    def _number(self, which: int, t: float, y: Tensor) -> float:
+        with torch.no_grad():
+            value: float = self._value(which, torch.tensor(t, dtype=torch.float64), y.detach()).item()
+        if math.isnan(value):
+            raise ValueError(f"the condition of event {which} is nan at t={t:.6g}: it must have a sign in every state.")
+        return value
+
+    def _zero(self, which: int, within: Interpolant, t: float, t1: float, before: float, after: float) -> float:
+        """The time of the zero, as precise as the clock and the state are."""
+
+        def value(theta: float) -> float:
+            at = t + theta * (t1 - t)
+            return self._number(which, at, within(torch.tensor(at, dtype=torch.float64)))
+
+        if after == 0:
+            return t1
+        resolution = max(torch.finfo(within.y.dtype).eps, math.ulp(max(abs(t), abs(t1))) / abs(t1 - t))
+        return t + bracketed_zero(value, before, after, resolution) * (t1 - t)
+
+    def _hit(self, which: int, at: float, within: Interpolant) -> Hit:
+        """The event with its gradients, by the implicit function theorem: those of Newton's method from the zero.
+
+        Each of its steps doubles the number of derivatives that are exact, and adds one.
+        """
+        t = torch.tensor(at, dtype=torch.float64)
+        y = within(t)
+        if not has_derivative(self._value(which, t, y)):
+            return Hit(which, at, t, y)
+
+        def value(t: Tensor) -> Tensor:
+            return self._value(which, t, within(t))
+
+        for _ in range(NEWTON_STEPS):
+            slope, rest = torch.func.grad_and_value(value)(t)
+            if not (math.isfinite(slope.item()) and slope.item() != 0):
+                raise ValueError(
+                    f"the condition of event {which} has slope {slope.item():g} along the solution where it is zero, "
+                    f"at t={at:.6g}: the time of the event has no derivative. Give a condition that passes zero with "
+                    "a slope, or solve under torch.no_grad()."
+                )
+            shift = rest / slope
+            t = t - (shift - shift.detach())  # its value stays what it is
+        return Hit(which, at, t, within(t))
+
+
+def bracketed_zero(f: Callable[[float], float], at_0: float, at_1: float, resolution: float) -> float:
+    """A zero of f in (0, 1), given its values at the ends, which have different signs.
+
+    Inverse quadratic interpolation where it is safe, else bisection: T. R. Chandrupatla, Adv. Eng. Software 28
+    (1997) 145-149.
+    """
+    a, b, c, f_a, f_b, f_c = 1.0, 0.0, 0.0, at_1, at_0, at_0
+    share = 0.5  # of the way from a to b
+    while True:
+        x = a + share * (b - a)
+        f_x = f(x)
+        if (f_x > 0) == (f_a > 0):
+            c, f_c = a, f_a
+        else:
+            c, b, f_c, f_b = b, a, f_b, f_a
+        a, f_a = x, f_x
+        best, f_best = (a, f_a) if abs(f_a) < abs(f_b) else (b, f_b)
+        least = resolution / abs(b - a)
+        if f_best == 0 or least >= 0.5:
+            return best
+        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
+        share = 0.5
+        if phi**2 < xi and (1 - phi) ** 2 < 1 - xi:
+            share = f_a / (f_b - f_a) * f_c / (f_b - f_c)
+            share += (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
+        share = min(max(share, least), 1 - least)
