@@ -41,9 +41,12 @@ ALLOWED = {
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_solution"},
     "_cheapen": {"_budget", "_fit", "_penalty", "_solution"},
-    "_advice": {"_solution", "_solver", "plot"},
-    "_diagnose": BASE | {"_advice", "_penalty", "_solve"},
-    "plot": {"_advice", "_solution"},
+    "_report": {"_solution", "_solver", "plot"},
+    "_advice": {"_report"},
+    "_modules": set(),
+    "_bench": BASE | {"_modules", "_penalty", "_report", "_solve"},
+    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_report", "_solve"},
+    "plot": {"_report", "_solution"},
 }
 
 

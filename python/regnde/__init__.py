@@ -4,7 +4,6 @@ import importlib
 from types import ModuleType
 
 from regnde import nn
-from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
 from regnde._diagnose import diagnose
@@ -23,6 +22,7 @@ from regnde._fit import Progress, anneal, fit
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
+from regnde._report import Advice, Diagnosis
 from regnde._solution import Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver
