@@ -29,7 +29,7 @@ ALLOWED = {
     "_tableau": set(),
     "_equation": set(),
     "_noise": set(),
-    "_solution": {"_solver"},
+    "_solution": {"_last_step", "_solver"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},

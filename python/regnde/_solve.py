@@ -140,8 +140,8 @@ def _run_uncompiled(request: Request) -> Solution:
             _note_dtypes(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status == Status.SUCCESS and solution.stats.dt_next > 0:
-        last.size = solution.stats.dt_next
+    if last is not None and solution.status == Status.SUCCESS and (size := solution.stats.dt_next) > 0:
+        last.size = size
     return solution
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from regnde._equation import SDE, Equation
@@ -15,7 +13,7 @@ from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
 
-__all__ = ["FAILURES", "Engine", "Request", "next_first_step", "unsupported_everywhere"]
+__all__ = ["FAILURES", "Engine", "Request", "unsupported_everywhere"]
 
 FAILURES: dict[str, type[SolveError]] = {
     "non-finite": NonFiniteDynamics,
@@ -23,28 +21,6 @@ FAILURES: dict[str, type[SolveError]] = {
     "steps": MaxStepsReached,
 }
 """What an engine calls the ways in which a solve fails, and the exceptions for them."""
-
-FIRST_ERROR = 0.1  # of the first step that is aimed at: batches differ, and a rejected step costs more than a short one
-GROWTH = 10_000.0  # of a first step from solve to solve, at most: the error control's own bound within a solve
-
-
-def next_first_step(size: Any, error: Any, steps: Any, order: float) -> float:
-    """The first step of a solve like the one before: the smallest over samples, 0 if there is nothing to go by.
-
-    The error estimate of a step of size h goes with h to the power of the order.
-
-    Args:
-        size: of the first accepted step, a number or an array over samples; the sign does not matter.
-        error: its estimate; NaN where there was no step, or no estimate.
-        steps: how many were accepted.
-        order: of the method, as its step control has it.
-    """
-    size, error, steps = (np.atleast_1d(np.asarray(x, np.float64)) for x in (size, error, steps))
-    with np.errstate(all="ignore"):
-        growth = np.minimum((FIRST_ERROR / error) ** (1 / order), GROWTH)
-    sizes = np.abs(size) * np.where(steps == 1, np.maximum(growth, 1.0), growth)  # one step will do: not two
-    usable = sizes[np.isfinite(sizes) & (sizes > 0)]
-    return float(usable.min()) if usable.size else 0.0
 
 
 @dataclass(frozen=True)

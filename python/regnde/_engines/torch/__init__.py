@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, unsupported_everywhere
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint, transformed
 from regnde._engines.torch.failure import Failure
@@ -21,6 +21,7 @@ from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite, stage_times, take_step
 from regnde._equation import SDE, JuliaField
+from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
@@ -112,7 +113,7 @@ class TorchEngine(Engine):
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
-            dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         return _finished(request, ys, stats, steps, path.failure, path.t)
 
@@ -174,7 +175,7 @@ def _solve_per_sample(request: Request) -> Solution:
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
-        dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
+        first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     return _finished(request, batch.outputs.states(), stats, steps, batch.failure, batch.t)
 
