@@ -35,7 +35,7 @@ class Late:
     def __post_init__(self) -> None:
         self.balance, self.loss, self.on = Balance(1.0), math.inf, False
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """The weight of this iteration."""
         weight, now = self.balance.update(task, penalty, parameters), float(task.detach())
         self.loss = now if math.isinf(self.loss) else 0.9 * self.loss + 0.1 * now
@@ -53,7 +53,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.balance, self.fast, self.slow = Balance(1.0), math.inf, math.inf
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """The weight of this iteration."""
         weight, now = self.balance.update(task, penalty, parameters), float(task.detach())
         first = math.isinf(self.fast)

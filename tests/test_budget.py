@@ -15,6 +15,7 @@ from torch.nn import functional
 import regnde
 from regnde import Balance, ErrorPenalty, LossBudget, Solver, fit
 from regnde.nn import MLP
+from tolerances import FLOAT16
 
 
 def exclusive_or(
@@ -100,6 +101,39 @@ def test_lowers_the_evaluations_without_tuning() -> None:
     plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance(1.0))
     assert balanced[-1].nfe <= 0.7 * plain[-1].nfe
     assert balanced[-1].task < 0.05
+
+
+@pytest.mark.parametrize("scale", [65536.0, 2.0**40])
+def test_float16_is_measured_at_the_scale_of_a_scaler(scale: float) -> None:
+    """Gradients below 6e-8 are 0 in float16 without the scale, and at 2^40 they overflow: a smaller one is found."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
+    weights = {}
+    for mixed in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            y = linear(x)
+        task, penalty = 1e-6 * y.float().square().mean(), y.float().abs().mean()
+        parameters = list(linear.parameters())
+        weights[mixed] = Balance(1.0).update(task, penalty, parameters, scale=scale if mixed else 1.0)
+    assert weights[True] == pytest.approx(weights[False], rel=FLOAT16)
+
+
+def test_fit_gives_its_scalers_scale_to_a_weight() -> None:
+    class Scales(list[float]):
+        def update(self, task: object, penalty: object, parameters: object, *, scale: float = 1.0) -> float:
+            self.append(scale)
+            return 0.0
+
+    field, scales = MLP([2, 8, 2]), Scales()
+
+    def compute(y0: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        return solution.y1.square().mean(), solution
+
+    sgd = torch.optim.SGD(field.parameters(), 0.0)
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=512.0), None):
+        list(fit(compute, [torch.ones(3, 2)], sgd, penalty=ErrorPenalty(), weight=scales, scaler=scaler))
+    assert scales == [512.0, 1.0]
 
 
 @pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"every": 0}, {"smoothing": 1.0}])
@@ -312,9 +346,12 @@ def _in_a_process(rank: int, port: int) -> None:
         loss = math.nan if (i, rank) == (1, 1) else 2.0 + 2 * rank
         weight = budget.update(loss + (p - 1) * (1 + rank), 2 * p, [p])
     assert budget.loss == pytest.approx(3.0)
-    assert weight == pytest.approx(0.1 * 1.5 / 2)
+    assert weight == budget.value == pytest.approx(0.1 * 1.5 / 2)
     balance = Balance(1.0, distributed=True)
-    assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == pytest.approx((4 + 8) / 2)
+    assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == balance.value == pytest.approx((4 + 8) / 2)
+    again = Balance(1.0, distributed=True)
+    again.load_state_dict(balance.state_dict())
+    assert again.value == balance.value
 
     trained = Trained()
     torch.manual_seed(rank)
@@ -488,6 +525,26 @@ def test_cheapen_prefers_a_state_within_a_given_bound_to_a_cheaper_one_above_it(
     assert trained.measured() == pytest.approx((run.best.loss, run.best.nfe))
     with pytest.raises(ValueError, match="allowed is nan"):
         regnde.cheapen(trained.compute, trained.data, trained.adam, allowed=math.nan)
+
+
+def test_cheapen_compares_the_training_with_a_bound_on_other_batches() -> None:
+    """A loss of validation that is that of the training plus a number: the number must not matter."""
+    runs = []
+    for number in (0.0, 5.0):
+        trained = Trained()
+
+        def compute(
+            batch: tuple[torch.Tensor, float], trained: Trained = trained
+        ) -> tuple[torch.Tensor, regnde.Solution]:
+            loss, solution = trained.compute(batch[0])
+            return loss + batch[1], solution
+
+        data, other = ([(x, added) for x in trained.data] for added in (0.0, number))
+        allowed = number + 1.02 * trained.measured()[0]
+        run = regnde.cheapen(compute, data, trained.adam, measure=other, allowed=allowed, iterations=25, every=10)
+        runs.append([progress.weight for progress in run])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-6)
+    assert max(runs[0]) > 1.1 * runs[0][0]
 
 
 def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:

@@ -43,3 +43,6 @@ STANDARD_ERRORS = 3.0
 
 BFLOAT16 = 0.1
 """Relative, in norm: values and gradients of small networks under autocast, where every product is rounded to 2^-8."""
+
+FLOAT16 = 0.01
+"""Relative, in norm: gradients of one layer under autocast, where every product is rounded to 2^-11."""
