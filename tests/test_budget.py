@@ -380,13 +380,13 @@ def test_two_processes_follow_one_loss() -> None:
 class Trained:
     """A small regression, trained without a penalty."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int = 25) -> None:
         torch.manual_seed(0)
         self.field = MLP([3, 16, 3]).double()
         self.readout = torch.nn.Linear(3, 1).double()
         self.data = [torch.randn(32, 3, dtype=torch.float64) for _ in range(4)]
         self.adam = torch.optim.Adam([*self.field.parameters(), *self.readout.parameters()], 3e-2)
-        list(fit(self.compute, self.data * 25, self.adam))
+        list(fit(self.compute, self.data * passes, self.adam))
         self.adam.param_groups[0]["lr"] = 1e-2
 
     def compute(self, x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
@@ -531,7 +531,7 @@ def test_cheapen_compares_the_training_with_a_bound_on_other_batches() -> None:
     """A loss of validation that is that of the training plus a number: the number must not matter."""
     runs = []
     for number in (0.0, 5.0):
-        trained = Trained()
+        trained = Trained(passes=2)
 
         def compute(
             batch: tuple[torch.Tensor, float], trained: Trained = trained
