@@ -286,6 +286,25 @@ def test_budget_goes_on_from_its_state() -> None:
     assert follow(second, losses[33:]) == expected[33:]
 
 
+def test_budget_takes_a_loss_of_a_graph_as_its_bound() -> None:
+    p = torch.full((), 2.0, dtype=torch.float64, requires_grad=True)
+    budget = LossBudget(1.02 * p)
+    follow(budget, [1.0] * 10)
+    assert budget.allowed == 2.04
+    assert isinstance(budget.allowed, float)  # which keeps no graph alive
+    assert budget.within is True
+
+
+def test_balance_goes_on_in_another_dtype() -> None:
+    """A checkpoint is loaded on the CPU, or in float64, and the model is elsewhere."""
+    old, new = (torch.ones(2, dtype=dtype, requires_grad=True) for dtype in (torch.float64, torch.float32))
+    balance = Balance(1.0, every=1)
+    balance.update(8 * old.sum(), 2 * old.sum(), [old])
+    again = Balance(1.0, every=1)
+    again.load_state_dict(balance.state_dict())
+    assert again.update(8 * new.sum(), 2 * new.sum(), [new]) == pytest.approx(4.0)
+
+
 def test_budget_takes_a_penalty_without_gradient_and_a_loss_that_is_not_finite() -> None:
     p = torch.ones((), dtype=torch.float64, requires_grad=True)
     budget = LossBudget(1.0)

@@ -92,7 +92,7 @@ class Bench:
 
     def __str__(self) -> str:
         dtype = str(self.y0.dtype).removeprefix("torch.")
-        return f"{dtype} state {tuple(self.y0.shape)}, t from {float(self.ts[0]):g} to {float(self.ts[-1]):g}"
+        return f"{dtype} state {tuple(self.y0.shape)}, t from {float(self.ts[0]):.8g} to {float(self.ts[-1]):.8g}"
 
     def solve(
         self,

@@ -119,7 +119,7 @@ class Balance:
                 means = dict(self._means)  # a new one: a copy of this object may share the old one
                 for i, pair in shared.items():
                     old = means.get(i, pair)
-                    means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                    means[i] = tuple(_blend(b, a.to(b), self.smoothing) for a, b in zip(old, pair, strict=True))
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
@@ -207,19 +207,22 @@ class LossBudget:
 
     def __init__(
         self,
-        allowed: float | None,
+        allowed: float | Tensor | None,
         *,
         start: float = 0.1,
         largest: float = 1.0,
         every: int = 10,
         distributed: bool = False,
     ) -> None:
+        if isinstance(allowed, Tensor):
+            allowed = float(allowed.detach())
         if not (0 < start <= largest < math.inf and (allowed is None or math.isfinite(allowed))):
             raise ValueError(
                 f"LossBudget(allowed={allowed}, start={start}, largest={largest}): allowed must be a finite loss or "
                 "None, start above 0 and at most largest."
             )
-        self.allowed, self.start, self.largest, self.distributed = allowed, start, largest, distributed
+        self.allowed: float | None = allowed
+        self.start, self.largest, self.distributed = start, largest, distributed
         self.share = start
         self.loss = math.nan
         self._balance = Balance(1.0, every=every, distributed=distributed)

@@ -78,7 +78,7 @@ def cheapen(
     optimizer: Optimizer,
     *,
     budget: float = 0.02,
-    allowed: float | None = None,
+    allowed: float | Tensor | None = None,
     penalty: Penalty | None = None,
     measure: Sequence[Batch] | None = None,
     every: int = 20,
@@ -147,6 +147,8 @@ def cheapen(
             f"cheapen(budget={budget}, every={every}, patience={patience}, iterations={iterations}): the budget must "
             "be at least 0, the others at least 1."
         )
+    if isinstance(allowed, Tensor):
+        allowed = float(allowed.detach())
     samples = list(itertools.islice(batches, PASS) if measure is None else measure)
     if not samples:
         raise ValueError("cheapen: there are no batches.")
@@ -186,7 +188,7 @@ def cheapen(
                         done = progress.iteration + 1
                         yield progress
                     found = measured()
-                    if measure is not None:
+                    if measure is not None and math.isfinite(found.loss):
                         weight.allowed = bound - (found.loss - weight.loss)
                     waited += 1
                     cheaper = found.nfe < run.best.nfe * (1 - MIN_GAIN)
@@ -219,7 +221,7 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], distributed: bool) -> Measured:
     """The means over the batches, with the same random numbers at every call."""
     rows: list[tuple[float, int, int]] = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all of them: the seed is set on all
         torch.manual_seed(0)
         for batch in batches:
             task, solution = unpacked(_computed(compute, batch))

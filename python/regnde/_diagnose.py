@@ -70,14 +70,15 @@ def diagnose(
         error_allowed: largest error over the save times (root mean square over the entries of the state), relative to
             the root mean square of the states. The default of 1 % suits states whose use is to be classified or
             decoded. Give what you need where the states are the result.
-        methods: adaptive methods to compare; by default all that are known for the torch engine.
+        methods: adaptive methods to compare with that of the solver; by default all that the torch engine has.
 
     Returns:
         A `Diagnosis`: `print` it, `.plot()` it, solve with its `.recommended`.
 
     Raises:
         TypeError: for an SDE, and for arguments of the wrong type.
-        ValueError: for a span of length 0, an empty state, or a method that is not adaptive in `methods`.
+        ValueError: for a span of length 0, a state that is empty or not finite, a metric that is not finite, or a
+            method that is not adaptive in `methods`.
 
     Examples:
         >>> import regnde
@@ -94,6 +95,10 @@ def diagnose(
     times = checked_times(ts)[0].detach()
     if state.numel() == 0:
         raise ValueError(f"diagnose needs a state with entries, but y0 has the shape {tuple(state.shape)}.")
+    if bad := int((~torch.isfinite(state)).sum()):
+        raise ValueError(
+            f"diagnose needs a finite state, but {bad} of the {state.numel()} entries of y0 are not finite."
+        )
     if times[0] == times[-1]:
         raise ValueError(f"diagnose needs a span of time, but ts goes from {float(times[0]):g} to itself.")
     for name, value in (("error_allowed", error_allowed), ("metric_slack", metric_slack)):
@@ -103,10 +108,12 @@ def diagnose(
     for name in methods or ():
         if name not in adaptive:
             raise ValueError(f"methods: {name!r} is not one of the adaptive methods {', '.join(adaptive)}.")
-    solver = solver or Solver()
+    solver = Solver() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver, got {solver!r}.")
     with _modules.undisturbed((*_modules.found(f), *_modules.found(metric)), state):
         bench = Bench(f, state, times, metric, per_sample=solver.batch == "per-sample")
-        return _diagnosis(bench, solver, methods or adaptive, error_allowed, metric_slack)
+        return _diagnosis(bench, solver, adaptive if methods is None else methods, error_allowed, metric_slack)
 
 
 def _diagnosis(
@@ -281,7 +288,8 @@ def _stiff_share(bench: Bench, solution: Solution, base: Solver) -> float | None
 def _rounding(bench: Bench, now: Run) -> tuple[float | None, float | None]:
     """Share of the evaluations that the same solve in float64 saves, and the field's rounding if that is coarse."""
     resolution, roundoff = torch.finfo(bench.y0.dtype).eps, bench.roundoff()
-    coarse = roundoff is not None and roundoff > COARSE * resolution
+    late = float(bench.ts.abs().max()) / bench.span  # times far from 0 are rounded too
+    coarse = roundoff is not None and roundoff > COARSE * resolution * max(late, 1.0)
     double = bench.tried(now.solver, double=True) if coarse or resolution > torch.finfo(torch.float64).eps else None
     if double is None:
         return None, None

@@ -256,7 +256,7 @@ class Diagnosis:
             good = f"the metric changes by at most {self.metric_slack:.2g} of its value"
         items = [f"{i}. {advice}" for i, advice in enumerate(self.advice, 1)]
         filled = [textwrap.fill(item, WIDTH, subsequent_indent="   ", break_long_words=False) for item in items]
-        to_do = [f"what to do (as good: {good})", *filled]
+        to_do = [f"what to do (as good: {good})", *(filled or ["nothing: no change saves a tenth of the evaluations"])]
         return "\n".join([*self._head(), "", *self._table(), "", *self._facts(), "", *to_do])
 
     def quality(self, run: Run) -> str:
