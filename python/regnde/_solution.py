@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from regnde._dense import DenseOutput
+from regnde._last_step import FirstStep
 from regnde._solver import ResolvedSolver
 from regnde._state import tree_map
 
@@ -62,12 +63,10 @@ class Stats:
         accepted: accepted steps.
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).
-        dt_next: size (> 0) that a `LastStep` would give the next solve's first step: where the error estimate of
-            this solve's first step would have been 0.1, or the size of that step if it was the only one. 0 where no
-            step was made, or the method estimates no error. With `batch="per-sample"` the smallest of the samples'.
         nfe_diffusion: evaluations of the diffusion (0 for an ODE).
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
             batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
+        first_step: what `dt_next` follows from.
     """
 
     nfe: int
@@ -76,7 +75,17 @@ class Stats:
     dt_first: float
     nfe_diffusion: int = 0
     samples: tuple[SampleStats, ...] = ()
-    dt_next: float = 0.0
+    first_step: FirstStep | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dt_next(self) -> float:
+        """Size (> 0) that a `LastStep` would give the next solve's first step.
+
+        Where the error estimate of this solve's first step would have been 0.1, or the size of that step if it was
+        the only one; 0 where no step was made, or the method estimates no error. With `batch="per-sample"` the
+        smallest of the samples'.
+        """
+        return 0.0 if self.first_step is None else self.first_step.next_size()
 
 
 class Steps:

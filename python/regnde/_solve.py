@@ -22,7 +22,7 @@ from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
-from regnde._solution import Solution, Status
+from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
@@ -320,8 +320,8 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
             _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status in (Status.SUCCESS, Status.EVENT) and solution.stats.dt_next > 0:
-        last.size = solution.stats.dt_next
+    if last is not None and not solution.status.failed and (size := solution.stats.dt_next) > 0:
+        last.size = size
     return _in_structure(solution, structure) if structure.nested else solution
 
 

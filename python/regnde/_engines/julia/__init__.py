@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from regnde._controller import I
-from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
+from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
@@ -333,11 +334,11 @@ class _Run:
 
     # --- the outcome -----------------------------------------------------------------------------
 
-    def _dt_next(self, job: SolveJob) -> float:
+    def _first_step(self, job: SolveJob) -> FirstStep | None:
         method = self.request.solver.method
         if method == "em" or not job.accepted:
-            return 0.0
-        return next_first_step(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
+            return None
+        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
 
     def _assemble(self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
         request = self.request
@@ -351,7 +352,7 @@ class _Run:
                 rejected=job.rejected,
                 dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
-                dt_next=self._dt_next(job),
+                first_step=self._first_step(job),
             ),
             steps=steps,
             engine="julia",

@@ -17,7 +17,6 @@ from regnde._engines.base import (
     Request,
     StepRules,
     exporting,
-    next_first_step,
     unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
@@ -32,6 +31,7 @@ from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
+from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
@@ -147,7 +147,7 @@ class TorchEngine(Engine):
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
-            dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
         dense = DenseOutput(path.pieces, path.ends, times[0], path.t, start) if request.dense else None
@@ -224,7 +224,7 @@ def _solve_per_sample(request: Request) -> Solution:
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
-        dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
+        first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
     return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
