@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 import regnde
 from problems import exp_decay
 from regnde import Local, Solver
+from regnde._engines import engines
 from regnde._solver import NEAREST, OTHER_NAMES, hint
-from regnde.nn import MLP
+from regnde.nn import MLP, NeuralODE
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,3 +119,117 @@ def test_case_A14_pictures_of_samples_with_steps_of_their_own(quantity: str, end
     joint = regnde.solve(exp_decay, [1.0], [0.0, end], record="all")
     assert edges(regnde.plot.steps(joint, quantity)) == [[0.0, end]]
     matplotlib.pyplot.close("all")
+
+
+class Called:
+    """Fields in other forms than a function, each with (state, time)."""
+
+    def __call__(self, y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -y
+
+    def method(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+class TimeLast(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+def test_case_D3_a_field_that_takes_the_time_last() -> None:
+    """On a 0-dim state f(y, t) gave 0.5 for 0.368; the names of its arguments tell."""
+    y0 = torch.tensor(1.0)
+    for field in (lambda y, t: -y, Called(), Called().method, TimeLast(), regnde.SDE(exp_decay, lambda y, t: 0 * y)):
+        with pytest.raises(
+            ValueError, match=r"with the time first, (f|diffusion)\(t, y\): define it as \w+\((t|time), [xy]\)"
+        ):
+            regnde.solve(field, y0, [0.0, 1.0])
+    for field in (lambda t, y: -y, lambda s, t: -t, lambda time, state: -state, lambda *both: -both[1]):
+        assert float(regnde.solve(field, y0, [0.0, 1.0]).y1) == pytest.approx(math.exp(-1), rel=1e-4)
+    with pytest.raises(ValueError, match=r"returned shape \(\).*is the field written as f\(y, t\)\?"):
+        regnde.solve(lambda a, b: -a, torch.ones(3), [0.0, 1.0])
+
+
+def test_case_D3_scipys_order_of_arguments() -> None:
+    order = r"solve\(f, y0, ts\), the state before the times"
+    for y0, ts in (((0.0, 1.0), [1.0, 2.0]), ((0, 10), torch.ones(3)), ((0.0, 1.0), (0.5, 0.5))):
+        with pytest.raises(ValueError, match=rf"looks like a span of time.*{order}.*write it as a list, \[0"):
+            regnde.solve(exp_decay, y0, ts)
+    for ts in ([1.0, 2.0, 0.5], np.ones((2, 2)), 1.0, [1j]):
+        with pytest.raises((TypeError, ValueError), match="ts must be") as caught:
+            regnde.solve(exp_decay, [0.0, 1.0], ts)
+        assert re.search(order, caught.value.__notes__[0])
+    for y0, ts in (
+        ([0.0, 1.0], [1.0, 2.0]),
+        ((0.0, 1.0), [0.0, 1.0]),
+        ((2.0, 1.0), [1.0, 2.0]),
+        ((1.0, 2.0, 3.0), [1.0, 2.0]),
+    ):
+        assert regnde.solve(exp_decay, y0, ts).y1.shape == (len(y0),)
+
+
+def test_case_D3_the_last_state_of_a_solve_that_failed() -> None:
+    sol = regnde.solve(lambda t, y: -1000 * y, [1.0], [0.0, 0.5, 1.0], Solver(max_steps=5), throw=False)
+    with pytest.raises(ValueError, match=r"\(max steps reached\), so that there is no y1: the solution holds 1 of the"):
+        _ = sol.y1
+    assert sol.ys.tolist() == [[1.0]]
+    assert sol.status.failed
+    assert not regnde.solve(exp_decay, [1.0], [0.0, 1.0]).status.failed
+
+
+def test_case_D3_a_solution_in_the_place_of_a_tensor() -> None:
+    layer = NeuralODE(MLP([2, 4, 2]))
+    for following in (torch.nn.Linear(2, 1), torch.nn.Tanh(), torch.nn.Softmax(-1)):
+        with pytest.raises(
+            TypeError, match=r"was given a Solution, which is no tensor: take the last state, solution.y1"
+        ):
+            torch.nn.Sequential(layer, following)(torch.ones(3, 2))
+    with pytest.raises(AttributeError, match=r"'Solution' object has no attribute 'shape'. Is a tensor meant\? Take"):
+        _ = layer(torch.ones(3, 2)).shape
+    with pytest.raises(AttributeError, match=r"no attribute 'y2'\.$"):
+        _ = layer(torch.ones(3, 2)).y2
+
+
+def test_case_D3_a_penalty_after_eval() -> None:
+    layer = NeuralODE(MLP([2, 4, 2]), record="all").eval()
+    with pytest.raises(ValueError, match=r"Layers record in training mode only, not after \.eval\(\)"):
+        regnde.ErrorPenalty()(layer(torch.ones(3, 2)))
+
+
+def test_case_D3_methods_of_julia_without_julia(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines()["julia"].__class__, "unavailable", lambda self: "install Julia")
+    for auto, error in (("auto", regnde.EngineUnavailable), ("torch", ValueError)):
+        monkeypatch.setenv("REGNDE_ENGINE", auto)
+        for solver in (Solver(method="vern9"), Solver(method="kencarp4"), Solver(gradient="gauss")):
+            with pytest.raises(error, match="This needs the Julia engine: install Julia"):
+                regnde.solve(exp_decay, [1.0], [0.0, 1.0], solver)
+        with pytest.raises(error, match="This needs the Julia engine: install Julia"):
+            regnde.solve(regnde.JuliaField("(t, y) -> -y"), [1.0], [0.0, 1.0])
+        with pytest.raises(ValueError, match=r"no ODE method 'magic'; it has [^.]*\.$"):
+            regnde.solve(exp_decay, [1.0], [0.0, 1.0], Solver(method="magic"))
+    monkeypatch.setattr(engines()["julia"].__class__, "unavailable", lambda self: None)
+    with pytest.raises(ValueError, match=r"This needs the Julia engine: set Solver\(engine='julia'\)"):
+        regnde.solve(exp_decay, [1.0], [0.0, 1.0], Solver(method="vern9", engine="torch"))
+
+
+def test_case_D3_parameters_on_another_device() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        regnde.solve(MLP([2, 4, 2]).to("meta"), torch.ones(3, 2), [0.0, 1.0])
+    assert any("meta device and hold no numbers" in note for note in caught.value.__notes__)
+    net = MLP([2, 4, 2])
+    forward = net.forward
+    net.forward = lambda t, y: {"x": forward(t, y["x"])}  # a module of a state of parts
+    with pytest.raises(RuntimeError) as caught:
+        regnde.solve(net, {"x": torch.ones(3, 2, dtype=torch.float64)}, [0.0, 1.0])
+    assert any("y0.to(torch.float32)" in note for note in caught.value.__notes__)
+
+
+def test_case_D3_a_loss_that_is_no_number() -> None:
+    net = MLP([2, 4, 2])
+
+    def compute(y0: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        sol = regnde.solve(net, y0, [0.0, 1.0], record="all")
+        return sol.y1.square().sum(1), sol
+
+    with pytest.raises(ValueError, match=r"loss of shape \(3,\): reduce it to one number"):
+        next(regnde.fit(compute, [torch.ones(3, 2)], torch.optim.Adam(net.parameters())))

@@ -18,7 +18,7 @@ from torch import Tensor
 import regnde
 from frozen import relative
 from problems import exp_decay
-from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
+from regnde import SDE, BrownianPath, ErrorPenalty, Event, Local, Solver, StiffnessPenalty
 from regnde.comparators import RNODE, TayNODE, solve_with_integral
 from regnde.nn import NeuralODE, NeuralSDE
 from tolerances import EXACT, ROUNDING, SOLVER
@@ -184,6 +184,31 @@ def test_nested_states_of_an_sde(gradient: str) -> None:
     bad = SDE(lambda t, y: (-y[0], -y[1]), lambda t, y: y[0])
     with pytest.raises(TypeError, match=r"diffusion\(t, y\) is a tensor of shape \(2, 2\), but y is a tuple of 2"):
         regnde.solve(bad, (x, c), [0.0, 1.0])
+
+
+def test_nested_states_with_stops_and_events() -> None:
+    """A bouncing ball that is pushed from t = 0.5 on, and stops where it falls through its start."""
+    push = lambda t: torch.where(t < 0.5, 0.0, 4.0)  # noqa: E731 - one line reads best
+    found = []
+    for nested in (True, False):
+        v0 = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+        x0 = torch.tensor(1.0, dtype=torch.float64)
+        if nested:
+            field: Any = lambda t, y: {"x": y["v"], "v": 0 * y["v"] - 9.81 + push(t)}  # noqa: E731
+            y0, at = {"x": x0, "v": v0}, Event(lambda t, y: y["x"] - 1.0, direction=-1)
+        else:
+            field = lambda t, y: torch.stack((y[1], 0 * y[1] - 9.81 + push(t)))  # noqa: E731
+            y0, at = torch.stack((x0, v0)), Event(lambda t, y: y[0] - 1.0, direction=-1)
+        sol = regnde.solve(field, y0, [0.0, 0.2, 5.0], event=at, stops=[0.5])
+        y1 = torch.stack((sol.y1["x"], sol.y1["v"])) if nested else sol.y1
+        of_event = torch.stack((sol.events.y["x"], sol.events.y["v"]), -1) if nested else sol.events.y
+        found.append((sol.events.t, y1, of_event, *torch.autograd.grad(sol.events.t.sum() + y1.sum(), v0)))
+        assert sol.status == "event"
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
+    height, speed = 1.5 - 9.81 / 8, 3 - 9.81 / 2  # above the start, when the push begins
+    later = (speed + math.sqrt(speed**2 + 2 * 5.81 * height)) / 5.81
+    assert float(found[0][0].detach()) == pytest.approx(0.5 + later, rel=ROUNDING)
 
 
 # --- what is one tensor, and what is not ---------------------------------------------------------

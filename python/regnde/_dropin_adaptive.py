@@ -20,9 +20,11 @@ from regnde._solution import Solution
 from regnde._solve import solve_by_rules
 from regnde._solver import Solver
 from regnde._tolerance import entries
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["adaptive_until_event", "odeint_adaptive"]
 
+Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
 FOREVER = 1e12  # span in which an event must come: the clock's resolution there is 1e-4
 
@@ -30,13 +32,37 @@ FOREVER = 1e12  # span in which an event must come: the clock's resolution there
 def odeint_adaptive(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
     """Flat states at the times of a problem, by a method that adapts its step.
 
+    Their derivatives by the times are those of the interpolant, as in torchdiffeq, and cost no evaluation.
+
     Args:
         problem: what to solve.
         given: the user's options.
     """
+    if not (has_derivative(problem.t) and (torch.is_grad_enabled() or transformed())):
+        states: Tensor = _solved(problem, given, problem.field, dense=False).ys
+        return states
+    moved = problem.t[0] - problem.t[0].detach()  # zero: by how much the solve's clock lies before the user's
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return problem.field(t + moved.to(t), y)
+
+    at_times: Tensor = _solved(problem, given, field, dense=True)(problem.t.double() - moved.double())
+    return at_times
+
+
+def dense_output(problem: Problem, given: Mapping[str, Any] | None) -> Solution:
+    """A solution that can be called at any time between the first and the last of a problem.
+
+    Args:
+        problem: what to solve.
+        given: the user's options.
+    """
+    return _solved(problem, given, problem.field, dense=True)
+
+
+def _solved(problem: Problem, given: Mapping[str, Any] | None, field: Field, *, dense: bool) -> Solution:
     solver, rules, stops = _how(problem, given)
-    states: Tensor = solve_by_rules(problem.field, problem.y0, problem.t, solver, rules, stops=stops).ys
-    return states
+    return solve_by_rules(field, problem.y0, problem.t.detach(), solver, rules, stops=stops, dense=dense)
 
 
 def adaptive_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:

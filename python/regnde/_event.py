@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 __all__ = ["Event", "checked_events"]
 
-Condition = Callable[[Tensor, Tensor], Tensor]
+Condition = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass(frozen=True)

@@ -195,16 +195,16 @@ class Structure:
         """A function of a time and the state, such as an event's condition, as one of the flat state."""
         return (lambda t, y: condition(t, self.tree_of(y))) if self.nested else condition
 
-    def _field(self, function: Callable[..., Any], name: str) -> Callable[..., Tensor]:
+    def _field(self, f: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         """A field of the flat state; it is called with a third argument where the user's takes one."""
         structure = self
 
-        @functools.wraps(function, assigned=(), updated=())
+        @functools.wraps(f, assigned=(), updated=())
         def field(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
             time = t.reshape(-1, *[1] * (structure.dimensions - 1)) if t.ndim else t
             state = structure.tree_of(y)
             try:
-                value = function(time, state, *samples)
+                value = f(time, state, *samples)
             except (TypeError, AttributeError) as problem:
                 problem.add_note(
                     f"y0 is a {structure.kind} of tensors, and so is what the field is given. If they are entries of "

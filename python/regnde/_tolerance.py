@@ -59,7 +59,7 @@ class _Shown:
         if isinstance(self.leaf, float):
             return repr(self.leaf)
         if self.leaf.size <= FEW:
-            return repr(self.leaf.tolist())
+            return np.array2string(self.leaf, separator=", ", formatter={"float_kind": lambda x: f"{x:g}"})
         return f"array(shape={self.leaf.shape}, {self.leaf.min():g} to {self.leaf.max():g})"
 
 

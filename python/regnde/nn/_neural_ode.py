@@ -42,7 +42,7 @@ class NeuralODE(nn.Module):
 
     def __init__(
         self,
-        field: Callable[[Tensor, Tensor], Tensor],
+        field: Callable[[Tensor, Any], Any],
         ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",

@@ -42,8 +42,8 @@ class NeuralSDE(nn.Module):
 
     def __init__(
         self,
-        drift: Callable[[Tensor, Tensor], Tensor],
-        diffusion: Callable[[Tensor, Tensor], Tensor],
+        drift: Callable[[Tensor, Any], Any],
+        diffusion: Callable[[Tensor, Any], Any],
         ts: Times = (0.0, 1.0),
         solver: Solver | None = None,
         record: Record = "none",

@@ -113,6 +113,11 @@ class GridStepper:
         self.segment = segment
         return y
 
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment: no slope is known."""
+        self.segment = segment
+        self.past.clear()
+
     def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
         """The state y, with its derivatives by a time whose value is t: see `RungeKutta`."""
         return moved(self.field, self._time(t, y), y, by - t, sign)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from regnde._engines.base import StepCallbacks
 from regnde._engines.torch.loop import Stepper, Trial
-from regnde._stops import Segment
 
 __all__ = ["Observed"]
 
@@ -22,19 +21,11 @@ class Observed:
     def __init__(self, stepper: Stepper, callbacks: StepCallbacks) -> None:
         self.stepper, self.callbacks = stepper, callbacks
         self.controller, self.bounds, self.latest_stage = stepper.controller, stepper.bounds, stepper.latest_stage
-        self.outputs, self.interpolant, self.enter = stepper.outputs, stepper.interpolant, stepper.enter
+        self.outputs, self.interpolant = stepper.outputs, stepper.interpolant
+        self.enter, self.restart = stepper.enter, stepper.restart
         self.start_is_finite, self.is_pure, self.diagnosis = stepper.start_is_finite, stepper.is_pure, stepper.diagnosis
         self.last: tuple[float, Tensor, float] | None = None  # attempt, until it is known what became of it
         self.end: tuple[float, Tensor]
-
-    @property
-    def segment(self) -> Segment:
-        """In which the next attempt lies."""
-        return self.stepper.segment
-
-    @segment.setter
-    def segment(self, segment: Segment) -> None:
-        self.stepper.segment = segment
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t1 = t + h."""
