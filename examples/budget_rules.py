@@ -35,7 +35,7 @@ class Late:
     def __post_init__(self) -> None:
         self.balance, self.loss, self.on = Balance(1.0), math.inf, False
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """The weight of this iteration."""
         weight, now = self.balance.update(task, penalty, parameters), float(task.detach())
         self.loss = now if math.isinf(self.loss) else 0.9 * self.loss + 0.1 * now
@@ -53,7 +53,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.balance, self.fast, self.slow = Balance(1.0), math.inf, math.inf
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """The weight of this iteration."""
         weight, now = self.balance.update(task, penalty, parameters), float(task.detach())
         first = math.isinf(self.fast)
@@ -67,12 +67,33 @@ class Steps:
         return self.share * weight
 
 
+class Projected:
+    """`Balance(1)` with a penalty's gradient that never undoes the task's step.
+
+    Of the penalty's gradient p the part against the task's gradient g is taken out, p + c g with c = -p.g / |g|^2 where
+    that is positive (T. Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020). The sum g + w (p + c g)
+    points where g + w / (1 + w c) p does: a smaller weight. Its length is another one, which Adam does not heed.
+    """
+
+    def __init__(self) -> None:
+        self.balance = Balance(1.0)
+
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
+        """The weight of this iteration."""
+        weight = self.balance.update(task, penalty, parameters)
+        slopes = (torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True) for x in (task, penalty))
+        pairs = [(g, p) for g, p in zip(*slopes, strict=True) if not (g is None or p is None)]
+        against = -sum(float((g * p).sum()) for g, p in pairs) / sum(float(g.square().sum()) for g, _ in pairs)
+        return weight / (1 + weight * max(against, 0.0))
+
+
 RULES: dict[str, Callable[[float], MeasuredWeight]] = {
     "Balance(0.1)": lambda allowed: Balance(0.1),
     "Balance(0.3)": lambda allowed: Balance(0.3),
     "Balance(1)": lambda allowed: Balance(1.0),
     "late switch": Late,
     "fixed factors": Steps,
+    "projected": lambda allowed: Projected(),
     "LossBudget": LossBudget,
 }
 

@@ -23,7 +23,7 @@ import torch
 import regnde
 from regnde import Local, Solver
 from regnde._engines import choose, engines
-from regnde._engines.base import Request
+from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, runtime
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +48,12 @@ def looked_again() -> str:
     return runtime.why_not() or ""
 
 
+OF_REQUEST = ("tolerances", "stops", "events", "rules")
+
+
 def request(f: object = lambda t, y: -y, y0: object = None, record: object = "none", **options: object) -> Request:
     state = torch.ones(2, 2) if y0 is None else y0
+    more = {name: options.pop(name) for name in OF_REQUEST if name in options}
     solver = Solver(engine="julia", **options).resolve(sde=isinstance(f, regnde.SDE))  # type: ignore[arg-type]
     return Request(
         equation=f,  # type: ignore[arg-type]
@@ -60,6 +64,7 @@ def request(f: object = lambda t, y: -y, y0: object = None, record: object = "no
         record=record,  # type: ignore[arg-type]
         noise=None,
         throw=True,
+        **more,  # type: ignore[arg-type]
     )
 
 
@@ -230,6 +235,14 @@ def test_errors_leave_the_worker_as_text() -> None:
             "estimates no error",
         ),
         (dict(batch="per-sample"), "one system"),
+        (dict(controller=regnde.I(accepted_min_factor=1.0)), "accepted_min_factor"),
+        (dict(controller=regnde.PI(), method="rodas5p"), "controller of its own"),
+        (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), dt_min=0.1), "dt_min"),
+        (dict(method="rosenbrock23", tolerances=(torch.ones(2, 2), 1e-3)), "one number as rtol"),
+        (dict(gradient="gauss", tolerances=(1e-3, torch.ones(2, 2))), "tolerances of each entry"),
+        (dict(gradient="gauss", stops=(0.5,)), "neither stops"),
+        (dict(rules=StepRules(accept_smallest=True)), "rules"),
+        (dict(events=(regnde.Event(lambda t, y: y[0, 0]),)), "events"),
         (dict(atol=0.0, y0=torch.zeros(2)), "atol"),
     ],
 )

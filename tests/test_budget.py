@@ -15,6 +15,7 @@ from torch.nn import functional
 import regnde
 from regnde import Balance, ErrorPenalty, LossBudget, Solver, fit
 from regnde.nn import MLP
+from tolerances import FLOAT16
 
 
 def exclusive_or(
@@ -100,6 +101,39 @@ def test_lowers_the_evaluations_without_tuning() -> None:
     plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance(1.0))
     assert balanced[-1].nfe <= 0.7 * plain[-1].nfe
     assert balanced[-1].task < 0.05
+
+
+@pytest.mark.parametrize("scale", [65536.0, 2.0**40])
+def test_float16_is_measured_at_the_scale_of_a_scaler(scale: float) -> None:
+    """Gradients below 6e-8 are 0 in float16 without the scale, and at 2^40 they overflow: a smaller one is found."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
+    weights = {}
+    for mixed in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=mixed):
+            y = linear(x)
+        task, penalty = 1e-6 * y.float().square().mean(), y.float().abs().mean()
+        parameters = list(linear.parameters())
+        weights[mixed] = Balance(1.0).update(task, penalty, parameters, scale=scale if mixed else 1.0)
+    assert weights[True] == pytest.approx(weights[False], rel=FLOAT16)
+
+
+def test_fit_gives_its_scalers_scale_to_a_weight() -> None:
+    class Scales(list[float]):
+        def update(self, task: object, penalty: object, parameters: object, *, scale: float = 1.0) -> float:
+            self.append(scale)
+            return 0.0
+
+    field, scales = MLP([2, 8, 2]), Scales()
+
+    def compute(y0: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
+        solution = regnde.solve(field, y0, [0.0, 1.0], record="all")
+        return solution.y1.square().mean(), solution
+
+    sgd = torch.optim.SGD(field.parameters(), 0.0)
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=512.0), None):
+        list(fit(compute, [torch.ones(3, 2)], sgd, penalty=ErrorPenalty(), weight=scales, scaler=scaler))
+    assert scales == [512.0, 1.0]
 
 
 @pytest.mark.parametrize("wrong", [{"fraction": 0.0}, {"every": 0}, {"smoothing": 1.0}])
@@ -252,6 +286,25 @@ def test_budget_goes_on_from_its_state() -> None:
     assert follow(second, losses[33:]) == expected[33:]
 
 
+def test_budget_takes_a_loss_of_a_graph_as_its_bound() -> None:
+    p = torch.full((), 2.0, dtype=torch.float64, requires_grad=True)
+    budget = LossBudget(1.02 * p)
+    follow(budget, [1.0] * 10)
+    assert budget.allowed == 2.04
+    assert isinstance(budget.allowed, float)  # which keeps no graph alive
+    assert budget.within is True
+
+
+def test_balance_goes_on_in_another_dtype() -> None:
+    """A checkpoint is loaded on the CPU, or in float64, and the model is elsewhere."""
+    old, new = (torch.ones(2, dtype=dtype, requires_grad=True) for dtype in (torch.float64, torch.float32))
+    balance = Balance(1.0, every=1)
+    balance.update(8 * old.sum(), 2 * old.sum(), [old])
+    again = Balance(1.0, every=1)
+    again.load_state_dict(balance.state_dict())
+    assert again.update(8 * new.sum(), 2 * new.sum(), [new]) == pytest.approx(4.0)
+
+
 def test_budget_takes_a_penalty_without_gradient_and_a_loss_that_is_not_finite() -> None:
     p = torch.ones((), dtype=torch.float64, requires_grad=True)
     budget = LossBudget(1.0)
@@ -312,9 +365,12 @@ def _in_a_process(rank: int, port: int) -> None:
         loss = math.nan if (i, rank) == (1, 1) else 2.0 + 2 * rank
         weight = budget.update(loss + (p - 1) * (1 + rank), 2 * p, [p])
     assert budget.loss == pytest.approx(3.0)
-    assert weight == pytest.approx(0.1 * 1.5 / 2)
+    assert weight == budget.value == pytest.approx(0.1 * 1.5 / 2)
     balance = Balance(1.0, distributed=True)
-    assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == pytest.approx((4 + 8) / 2)
+    assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == balance.value == pytest.approx((4 + 8) / 2)
+    again = Balance(1.0, distributed=True)
+    again.load_state_dict(balance.state_dict())
+    assert again.value == balance.value
 
     trained = Trained()
     torch.manual_seed(rank)
@@ -343,13 +399,13 @@ def test_two_processes_follow_one_loss() -> None:
 class Trained:
     """A small regression, trained without a penalty."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int = 25) -> None:
         torch.manual_seed(0)
         self.field = MLP([3, 16, 3]).double()
         self.readout = torch.nn.Linear(3, 1).double()
         self.data = [torch.randn(32, 3, dtype=torch.float64) for _ in range(4)]
         self.adam = torch.optim.Adam([*self.field.parameters(), *self.readout.parameters()], 3e-2)
-        list(fit(self.compute, self.data * 25, self.adam))
+        list(fit(self.compute, self.data * passes, self.adam))
         self.adam.param_groups[0]["lr"] = 1e-2
 
     def compute(self, x: torch.Tensor) -> tuple[torch.Tensor, regnde.Solution]:
@@ -488,6 +544,26 @@ def test_cheapen_prefers_a_state_within_a_given_bound_to_a_cheaper_one_above_it(
     assert trained.measured() == pytest.approx((run.best.loss, run.best.nfe))
     with pytest.raises(ValueError, match="allowed is nan"):
         regnde.cheapen(trained.compute, trained.data, trained.adam, allowed=math.nan)
+
+
+def test_cheapen_compares_the_training_with_a_bound_on_other_batches() -> None:
+    """A loss of validation that is that of the training plus a number: the number must not matter."""
+    runs = []
+    for number in (0.0, 5.0):
+        trained = Trained(passes=2)
+
+        def compute(
+            batch: tuple[torch.Tensor, float], trained: Trained = trained
+        ) -> tuple[torch.Tensor, regnde.Solution]:
+            loss, solution = trained.compute(batch[0])
+            return loss + batch[1], solution
+
+        data, other = ([(x, added) for x in trained.data] for added in (0.0, number))
+        allowed = number + 1.02 * trained.measured()[0]
+        run = regnde.cheapen(compute, data, trained.adam, measure=other, allowed=allowed, iterations=25, every=10)
+        runs.append([progress.weight for progress in run])
+    assert runs[1] == pytest.approx(runs[0], rel=1e-6)
+    assert len(set(runs[0])) > 5  # it moves
 
 
 def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:

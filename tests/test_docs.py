@@ -12,7 +12,7 @@ import pytest
 from regnde._doctor import methods_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def test_the_table_of_methods_is_generated() -> None:

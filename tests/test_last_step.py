@@ -15,7 +15,7 @@ from torch import Tensor
 import regnde
 from problems import exp_decay
 from regnde import SDE, LastStep, Local, Solver
-from regnde._engines.base import next_first_step
+from regnde._last_step import FirstStep
 from tolerances import ROUNDING
 
 ADAPTIVE = ("tsit5", "dp5", "bs3", "heun", "vern7")
@@ -84,7 +84,7 @@ def test_a_solve_of_one_step_stays_one() -> None:
     ],
 )
 def test_size_of_the_next_first_step(size: object, error: object, steps: object, order: float, expected: float) -> None:
-    assert next_first_step(size, error, steps, order) == pytest.approx(expected, rel=ROUNDING)
+    assert FirstStep(size, error, steps, order).next_size() == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_per_sample_batches_begin_with_the_smallest_size() -> None:
@@ -137,6 +137,7 @@ def test_the_solution_tells_the_size_that_the_solve_was_given() -> None:
     sol = solved(last)
     assert sol.solver.dt0 == size
     assert last.size == sol.stats.dt_next
+    assert pickle.loads(pickle.dumps(sol.stats)).dt_next == sol.stats.dt_next
 
 
 def test_sdes_pass_it_on() -> None:

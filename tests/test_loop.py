@@ -94,6 +94,9 @@ class Scripted:
         self.entered.append((segment, t))
         return y
 
+    def restart(self, segment: Segment) -> None:
+        self.entered.append((segment, math.nan))
+
     def start_is_finite(self) -> bool:
         return self.finite_start
 

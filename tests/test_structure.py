@@ -41,7 +41,7 @@ ALLOWED = {
     "_stops": set(),
     "_transforms": set(),
     "_noise": set(),
-    "_solution": {"_dense", "_solver", "_state"},
+    "_solution": {"_dense", "_last_step", "_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
@@ -59,9 +59,12 @@ ALLOWED = {
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},
     "_cheapen": {"_budget", "_fit", "_penalty", "_recording", "_solver"},
-    "_advice": {"_solution", "_solver", "plot"},
-    "_diagnose": BASE | {"_advice", "_penalty", "_recording", "_solve"},
-    "plot": {"_advice", "_solution"},
+    "_report": {"_solution", "_solver", "plot"},
+    "_advice": {"_report"},
+    "_modules": set(),
+    "_bench": BASE | {"_modules", "_penalty", "_report", "_solve"},
+    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_solve"},
+    "plot": {"_report", "_solution"},
 }
 
 

@@ -46,3 +46,6 @@ BFLOAT16 = 0.1
 
 SINGLE = 1e-5
 """Relative and absolute, float32: the same formula by another library, whose sums have another order."""
+
+FLOAT16 = 0.01
+"""Relative, in norm: gradients of one layer under autocast, where every product is rounded to 2^-11."""

@@ -15,8 +15,9 @@ using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: BLAS, dot, mul!
 using NaNMath: NaNMath
 using NNlib: NNlib
-using OrdinaryDiffEqCore: OrdinaryDiffEqCore, _loopfooter!, handle_tstop!, loopheader!, ode_addsteps!,
-    ode_interpolant!, perform_step!
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
+    handle_tstop!, loopheader!, modify_dt_for_tstops!, ode_addsteps!, ode_interpolant!, perform_step!, set_EEst!,
+    sync_controllers!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
@@ -24,7 +25,7 @@ using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem,
-    check_error!, init
+    check_error!, derivative_discontinuity!, init
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
 using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1

@@ -7,7 +7,9 @@ Solves u' = field from `ts[1]` to `ts[end]`, saves the states at `ts`, and recor
 
 `field` is a [`Dynamics`](@ref), or a pair `(drift, diffusion)` of them for an SDE with diagonal Ito
 noise. Keywords: `method` (a name of `RegNDE.METHODS`), `rtol` and `atol` (1e-6; 1e-2 for an SDE),
-`dt0` (first step; every step for `:em`), `max_steps`, `record` (estimates of error and stiffness),
+`dt0` (first step; every step for `:em`), `dt_min` and `dt_max` (bounds of steps), `controller` (a function of an
+algorithm that returns a controller of OrdinaryDiffEqCore), `stops` (times at which the field may jump: steps
+end there, and the field is evaluated beside them), `max_steps`, `record` (estimates of error and stiffness),
 `keep` (`:stages`, `:states` or `:nothing`, see [`RegNDE.Settings`](@ref)) and `noise` (a process of
 DiffEqNoiseProcess for an SDE).
 
@@ -33,12 +35,14 @@ true
 """
 function solve_recorded(
         dynamics, u0::AbstractArray, ts; method::Symbol = :tsit5, rtol = nothing, atol = nothing,
-        dt0 = NaN, max_steps = 100_000, record = true, keep = :stages, noise = nothing
+        dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, stops = Float64[], max_steps = 100_000,
+        record = true, keep = :stages, noise = nothing
     )
     parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
     default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
     settings = Settings(;
-        rtol = something(rtol, default), atol = something(atol, default), dt0, max_steps, record, keep
+        rtol = something(rtol, default), atol = something(atol, default), dt0, dt_min, dt_max, controller, max_steps,
+        record, keep, segments = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops)
     )
     y0 = vec(copy(u0))
     ys = similar(y0, length(y0), length(ts))

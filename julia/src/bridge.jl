@@ -86,27 +86,37 @@ end
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
-    bridge_solve(address, count, method, rtol, atol, dt0, max_steps, record, keep, path, threads) -> number
+    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep,
+        path, threads) -> number
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
-or where to write the first slope, then the number of fields and for each its code and parameters.
+or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
+(3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), then
+the number of fields and for each its code and parameters.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
 t_last, dt_last, first_error. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
-        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
-        max_steps::Int, record::Bool, keep::String, path::Int, threads::Int
+        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
+        dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, keep::String, path::Int, threads::Int
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
     state, ys, times, results, first_slope = (array(r) for _ in 1:5)
+    each, parts, constants = tolerances_of(r, rtol, atol), segments_of(r), array(r)
     codes, parameters = read_fields(r)
     y0, fields = vec(state), fields_of(codes, parameters, state)
-    first_slope === nothing || fields[1].value(vec(first_slope), y0, eltype(y0)(times[1]), nothing)
-    settings = Settings(; rtol, atol, dt0, max_steps, record, keep = Symbol(keep))
+    own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
+    settings = Settings(;
+        each..., dt0, dt_min, dt_max, controller = own, segments = parts, max_steps, record, keep = Symbol(keep)
+    )
     ys = reshape(ys, length(y0), :)
     recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
-    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], times[end], y0)
+    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), y0)
+    if first_slope !== nothing
+        confine!(fields[1], recording.segments[1])
+        fields[1].value(vec(first_slope), y0, time_within(fields[1], times[1]), nothing)
+    end
     forward!(recording, fields...; noise)
     results .= (
         findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
@@ -115,6 +125,19 @@ function bridge_solve(
     )
     synchronize(state)
     return save!(recording, codes, parameters, size(state))
+end
+
+"Tolerances, those of each entry if they are given; Python's memory is not kept."
+function tolerances_of(r::Reader, rtol, atol)
+    rtols, atols = array(r), array(r)
+    return (;
+        rtol = rtols === nothing ? rtol : copy(vec(rtols)), atol = atols === nothing ? atol : copy(vec(atols)),
+    )
+end
+
+function segments_of(r::Reader)
+    table = array(r)
+    return table === nothing ? Segment[] : [Segment(column...) for column in eachcol(table)]
 end
 
 function read_fields(r::Reader)
@@ -163,19 +186,19 @@ end
     bridge_backward(number, address, count, adjoint)
 
 By the discrete gradient, or one of SciMLSensitivity's adjoints. The arguments: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
-null), cotangents of the times (null, or written) and the saved states, then for each field its
-parameters' cotangents (added to).
+null), cotangents of the times (null, or written) and the saved states, cotangents of the stops (null, or
+written), then for each field its parameters' cotangents (added to).
 """
 function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
-    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys = (array(r) for _ in 1:6)
+    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys, stopsbar = (array(r) for _ in 1:7)
     pbars = [arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
     fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars)
-    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar)
+    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar, stopsbar)
     reverse!(vec(y0bar), recording, fields..., cotangents)
     tbar === nothing || reverse_times!(
-        tbar, fields[1], recording.times, reshape(ys, length(recording.y0), :), cotangents.ys, vec(y0bar)
+        tbar, recording, fields[1], reshape(ys, length(recording.y0), :), cotangents.ys, vec(y0bar)
     )
     synchronize(y0bar)
     return nothing
@@ -218,21 +241,22 @@ function bridge_local_start(number::Int, step::Int)
 end
 
 """
-    bridge_local(address, count, method, rtol, atol, t, t_end, h, path) -> number
+    bridge_local(address, count, method, rtol, atol, t, t_end, h, dt_max, path) -> number
 
-One step apart from a solve; h = NaN chooses its size. The arguments: state, results, then fields as for
-[`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
+One step apart from a solve; h = NaN chooses its size. The arguments: state, results, tolerances, segment (or null)
+and fields as for [`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
 """
 function bridge_local(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, t::Float64,
-        t_end::Float64, h::Float64, path::Int
+        t_end::Float64, h::Float64, dt_max::Float64, path::Int
     )
     r = Reader(address, count)
     state, results = array(r), array(r)
+    settings = Settings(; tolerances_of(r, rtol, atol)..., dt_max, segments = segments_of(r))
     codes, parameters = read_fields(r)
     fields = fields_of(codes, parameters, state)
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
-    here = local_step(method(Symbol(method_name)), Settings(; rtol, atol), fields, vec(state), t, t_end, h; noise)
+    here = local_step(method(Symbol(method_name)), settings, fields, vec(state), t, t_end, h; noise)
     results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
     return save!(here, codes, parameters, size(state))

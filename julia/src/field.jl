@@ -72,7 +72,8 @@ typed(::WithResiduals{R}, residuals) where {R} = residuals::R
     Field(dynamics, shape, V)
 
 `dynamics` over flat vectors of type `V` that stand for arrays of size `shape`, behind function
-pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls.
+pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls, and
+keeps times `within` bounds.
 Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`.
 """
 struct Field{V, T}
@@ -80,6 +81,7 @@ struct Field{V, T}
     vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
     residuals::FunctionWrapper{Any, Tuple{}}
     calls::Base.RefValue{Int}
+    within::Base.RefValue{Tuple{T, T}}
 end
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where {V}
@@ -95,8 +97,18 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where
         residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
         return nothing
     end
-    return Field{V, eltype(V)}(value, product, () -> acquire!(V, with_residuals), Ref(0))
+    T = eltype(V)
+    return Field{V, T}(value, product, () -> acquire!(V, with_residuals), Ref(0), Ref((T(-Inf), T(Inf))))
 end
+
+"Bounds the field's times by those of a segment, or a local step."
+function confine!(field::Field, segment)
+    field.within[] = (segment.low, segment.high)
+    return field
+end
+
+"The time that the field is given for t: another one where t is a stop."
+time_within(field::Field{V, T}, t) where {V, T} = clamp(T(t), field.within[]...)
 
 "Arrays for the residuals of one evaluation; `nothing` if the field has none."
 residuals(field::Field) = field.residuals()
@@ -104,7 +116,7 @@ residuals(field::Field) = field.residuals()
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
 function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
     field.calls[] += 1
-    field.value(dy, y, T(t), residuals)
+    field.value(dy, y, time_within(field, t), residuals)
     return dy
 end
 
@@ -115,7 +127,7 @@ Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter c
 are those of [`evaluate!`](@ref) at (t, y).
 """
 function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
-    field.vjp(ybar, ct, y, T(t), residuals)
+    field.vjp(ybar, ct, y, time_within(field, t), residuals)
     return ybar
 end
 

@@ -3,16 +3,49 @@
 const NON_FINITE_ATTEMPTS = 6  # before the field, not the step size, is held to be at fault
 
 """
-    Settings(; rtol, atol, dt0 = NaN, max_steps = 100_000, record = true, keep = :stages)
+    Segment(t_end, low, high)
 
-How to solve: tolerances, first step (NaN: chosen automatically), the limit of attempts, whether error
-and stiffness are recorded, and what the tape keeps of each step for the reverse sweep: `:nothing`,
+A part of the span between two stops: where its last step ends, and the bounds of the times that the
+field is given there, inside the open interval and in the state's precision.
+"""
+struct Segment
+    t_end::Float64
+    low::Float64
+    high::Float64
+end
+
+"The segments from t0 to t1 between `stops`, those outside the span left out; `T` is the precision of the field's times."
+function segments(::Type{T}, t0, t1, stops) where {T}
+    list, from, rising = Segment[], t0 in stops ? t0 : nothing, t1 > t0
+    inner = filter(s -> min(t0, t1) < s < max(t0, t1), unique(stops))
+    for to in [sort(inner; rev = !rising); t1]
+        at, other = (from, to == t1 && !(t1 in stops) ? nothing : to)
+        below, above = rising ? (at, other) : (other, at)
+        low, high = below === nothing ? -Inf : nextfloat(T(below)), above === nothing ? Inf : prevfloat(T(above))
+        push!(list, Segment(to, low, high))
+        from = to
+    end
+    return list
+end
+
+"""
+    Settings(; rtol, atol, dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, segments = Segment[],
+        max_steps = 100_000, record = true, keep = :stages)
+
+How to solve: tolerances (numbers, or arrays like the state), first step (NaN: chosen automatically), bounds
+of the steps that the error control chooses, a function that makes the controller for an algorithm (or
+`nothing` for its own), the [`Segment`](@ref)s of the span if there are stops, the limit of attempts, whether
+error and stiffness are recorded, and what the tape keeps of each step for the reverse sweep: `:nothing`,
 `:states` (one state a step; stages are computed again) or `:stages`.
 """
-Base.@kwdef struct Settings
-    rtol::Float64
-    atol::Float64
+Base.@kwdef struct Settings{R, A}
+    rtol::R
+    atol::A
     dt0::Float64 = NaN
+    dt_min::Float64 = 0.0
+    dt_max::Float64 = Inf
+    controller::Any = nothing
+    segments::Vector{Segment} = Segment[]
     max_steps::Int = 100_000
     record::Bool = true
     keep::Symbol = :stages
@@ -33,9 +66,10 @@ an implicit method made it. `ys`: the saved states as columns. `status`: `:succe
 `:underflow` or `:steps`, with `reason`. `first_error`: estimate of the first accepted step, whether or not
 the others are recorded; NaN without one. `tape`: what the reverse sweep needs.
 """
-mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K}
+mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
-    const settings::Settings
+    const settings::S
+    const segments::Vector{Segment}
     const times::Vector{Float64}
     const y0::V
     const ys::O
@@ -57,8 +91,9 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
 end
 
 function Recording(method, settings, times, y0, ys)
+    segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
-        method, settings, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
+        method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
         tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
@@ -67,15 +102,14 @@ end
 tape_entry(::Method, ::Type{V}) where {V} = V
 tape_entry(::RungeKutta, ::Type{V}) where {V} = Step{V}
 
+"Times at which a step ends: the end time, and the stops before it."
+ends(rec::Recording) = [segment.t_end for segment in rec.segments]
+
 "Number of accepted steps."
 accepted(rec::Recording) = length(rec.dt)
 
-"The integrator's error estimate of its last attempt (a field up to version 6)."
-function error_of(integrator)
-    return Float64(
-        isdefined(OrdinaryDiffEqCore, :get_EEst) ? OrdinaryDiffEqCore.get_EEst(integrator) : integrator.EEst
-    )
-end
+"The integrator's error estimate of its last attempt."
+error_of(integrator) = Float64(get_EEst(integrator))
 
 const SILENT = DEVerbosity(SciMLLogging.None())
 
@@ -84,12 +118,15 @@ function forward!(rec::Recording, fields...; noise = nothing)
     save_start!(rec)
     span = (rec.times[1], rec.times[end])
     span[1] == span[2] && return rec
+    foreach(field -> confine!(field, rec.segments[1]), fields)
     steps = recorder(rec.method, rec.settings, rec.y0, fields...)
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise)
     integrator = init(problem, rec.method.algorithm; options(rec)...)
+    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
+    bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
-    run!(rec, integrator, steps, fields[1])
+    run!(rec, integrator, steps, fields)
     release!(steps)
     return rec
 end
@@ -98,23 +135,42 @@ end
 function tolerances(settings::Settings, y)
     T = real(eltype(y))
     return (;
-        reltol = T(settings.rtol), abstol = T(settings.atol), save_everystep = false, dense = false, verbose = SILENT,
+        reltol = converted(T, settings.rtol), abstol = converted(T, settings.atol), save_everystep = false, dense = false,
+        verbose = SILENT,
     )
 end
 
 function options(rec::Recording)
-    dt0, span = rec.settings.dt0, rec.times[end] - rec.times[1]
+    (; dt0, dt_max, controller) = rec.settings
+    distance = rec.segments[1].t_end - rec.times[1]
     # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
     common = (;
         tolerances(rec.settings, rec.y0)..., save_start = false, save_end = false, calck = rec.method isa Implicit,
-        maxiters = typemax(Int),
+        maxiters = typemax(Int), tstops = ends(rec),
+        dtmax = min(dt_max, abs(distance)), # of the first step; `forward!` sets that of the others
     )
-    return isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(span)), span))
+    sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, dt_max, abs(distance)), distance))
+    return controller === nothing ? sized : (; sized..., controller = controller(rec.method.algorithm))
 end
 
-function run!(rec::Recording, integrator, recorder, field)
-    t_end, max_steps = rec.times[end], rec.settings.max_steps
+"""
+Gives the next attempt that size, at least `dt_min` where no stop is nearer. The size after it will follow from the
+size that is tried, whatever the integrator wanted before a stop cut it.
+"""
+function bound!(integrator, dt_min, size = integrator.dt)
+    abs(size) < dt_min && !integrator.next_step_tstop && (size = copysign(dt_min, size))
+    if size != integrator.dt
+        integrator.dt = size
+        modify_dt_for_tstops!(integrator)
+    end
+    integrator.dtpropose = integrator.dt
+    return nothing
+end
+
+function run!(rec::Recording, integrator, recorder, fields)
+    t_end, (; max_steps, dt_min), field, current = rec.times[end], rec.settings, fields[1], 1
     failures, earliest = 0, integrator.t  # non-finite attempts, and the earliest time that one aimed at
+    wanted, non_finite = 0.0, false  # size that the control wants after an accepted step; of the last attempt
     while integrator.t != t_end
         check_stop_flag()
         if accepted(rec) + rec.rejected >= max_steps
@@ -122,30 +178,50 @@ function run!(rec::Recording, integrator, recorder, field)
         end
         t = integrator.t
         loopheader!(integrator)
+        shrunk = non_finite && length(fields) == 1  # the noise has been told the controller's size
+        bound!(integrator, dt_min, shrunk ? rec.dt_last / 5 : integrator.dt)
         if integrator.do_error_check && check_error!(integrator) != ReturnCode.Success
             return diagnose!(rec, integrator, field)
         end
         before_attempt!(recorder)
         perform_step!(integrator, integrator.cache)
         h = integrator.dt
+        # a step that a stop cuts has an error that says little of those that the control wants
+        cut = abs(h) < wanted && current < length(rec.segments)
+        control = cut ? deepcopy(integrator.controller_cache) : integrator.controller_cache
+        isnan(error_of(integrator)) && set_EEst!(integrator, Inf)  # controllers know what to do with that
         _loopfooter!(integrator)
         if integrator.accept_step
             t1 = integrator.t
+            if cut
+                sync_controllers!(integrator.controller_cache, control)
+                integrator.dtpropose = copysign(max(abs(integrator.dtpropose), wanted), h)
+            end
+            wanted, non_finite = adapts(rec.method) ? abs(integrator.dtpropose) : 0.0, false
             # after a step cut at the end time the integrator may hold the next size already
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
             handle_tstop!(integrator)
+            if t1 == rec.segments[current].t_end && current < length(rec.segments)
+                current += 1
+                foreach(f -> confine!(f, rec.segments[current]), fields)
+                start_anew!(recorder, integrator)
+            end
             failures > 0 && abs(t1 - rec.times[1]) >= abs(earliest - rec.times[1]) && (failures = 0)
         else
             rec.rejected += 1
-            rec.dt_last = h
-            if !integrator.force_stepfail && !isfinite(error_of(integrator))
+            rec.dt_last, wanted = h, 0.0
+            non_finite = !integrator.force_stepfail && !isfinite(error_of(integrator))
+            if non_finite
                 failures += 1
                 earliest = failures == 1 || abs(h) < abs(earliest - t) ? t + h : earliest
                 if failures >= NON_FINITE_ATTEMPTS || count_bad(field, t, integrator.uprev) > 0
                     return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
                 end
+            end
+            if abs(h) <= dt_min
+                return fail!(rec, integrator, :underflow, too_small(integrator, "dt_min=$dt_min"))
             end
         end
     end
@@ -164,16 +240,21 @@ function diagnose!(rec::Recording, integrator, field)
     if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || count_bad(field, integrator.t, integrator.uprev) > 0
         return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
     end
+    implicit = code == ReturnCode.ConvergenceFailure
+    reason = implicit ? "the implicit equations of a step could not be solved" : too_small(integrator, "the clock's resolution")
+    return fail!(rec, integrator, :underflow, reason)
+end
+
+"What is wrong with a step that would have to be below some size, with what the last attempt showed."
+function too_small(integrator, size)
     E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(eltype(integrator.u)))
-    reason = code == ReturnCode.ConvergenceFailure ? "the implicit equations of a step could not be solved" :
-        "the error control asks for a step below the clock's resolution"
-    return fail!(rec, integrator, :underflow, "$reason (error ratio $E, |y| up to $y)")
+    return "the error control asks for a step below $size (error ratio $E, |y| up to $y)"
 end
 
 "How many components of the slope at (t, y) are not finite."
 function count_bad(field, t, y)
     slope = similar(y)
-    field.value(slope, y, eltype(y)(t), nothing)
+    field.value(slope, y, time_within(field, t), nothing)
     return count(!isfinite, slope)
 end
 

@@ -39,3 +39,8 @@ difference(x, y) = instantiate(broadcasted(-, x, y))
 "In double precision at least."
 wide(x) = x
 wide(x::Float32) = Float64(x)
+
+"A tolerance in the state's precision: a number, or an array like the state."
+converted(::Type{T}, tolerance::Number) where {T} = T(tolerance)
+converted(::Type{T}, tolerance::AbstractArray{T}) where {T} = tolerance
+converted(::Type{T}, tolerance::AbstractArray) where {T} = T.(tolerance)

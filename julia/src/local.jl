@@ -1,9 +1,9 @@
 # The local record (A. Pal, A. Edelman, C. Rackauckas, ICML 2023): one step taken apart from the solve.
 
 "One step from (t, y): its `error` and `stiffness` (NaN where the method has none), and what their reverse needs."
-struct LocalStep{S, M}
+struct LocalStep{S, M, O <: Settings}
     tableau::M
-    settings::Settings
+    settings::O
     step::S
     error::Float64
     stiffness::Float64
@@ -12,14 +12,15 @@ end
 """
     local_step(method, settings, fields, y, t, t_end, h = NaN; noise) -> LocalStep
 
-One step of size `h`, cut at `t_end`; with NaN the size is the first-step heuristic's at (t, y). An
-implicit method's local step is made by tsit5. An SDE's takes its increments from the path `noise`,
-a function like a [`PathNoise`](@ref)'s source.
+One step of size `h`, cut at `t_end`, in the settings' first segment if they have one; with NaN the size is
+the first-step heuristic's at (t, y). An implicit method's local step is made by tsit5. An SDE's takes its
+increments from the path `noise`, a function like a [`PathNoise`](@ref)'s source.
 """
 function local_step(
         m::Union{RungeKutta, Implicit}, settings::Settings, (field,), y, t, t_end, h = NaN; noise = nothing
     )
     tableau = tableau_of(m)
+    confine!((field,), settings)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, field, y, t, t_end) : h, t, t_end)
     step = keep_residuals!(Step(tableau, y), tableau, field)
     copyto!(step.arguments[1], y)
@@ -32,6 +33,7 @@ function local_step(
         m::StochasticRungeKutta, settings::Settings, (drift, diffusion), y, t, t_end, h = NaN; noise
     )
     tableau = m.tableau
+    confine!((drift, diffusion), settings)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, drift, diffusion, y, t, t_end) : h, t, t_end)
     step = keep_residuals!(SDEStep(tableau, y), tableau, drift, diffusion)
     copyto!(step.H0[1], y)
@@ -41,6 +43,10 @@ function local_step(
 end
 
 release!(here::LocalStep) = release!(here.step)
+
+"Bounds the fields' times by the first segment."
+confine!(fields::Tuple, settings::Settings) =
+    isempty(settings.segments) || foreach(field -> confine!(field, settings.segments[1]), fields)
 
 "The step's size, cut at the end time, and its end."
 function local_size(h, t, t_end)
@@ -52,7 +58,8 @@ end
 function initial_size(m, settings::Settings, field, y, t, t_end)
     algorithm = m isa Implicit ? Tsit5() : m.algorithm
     problem = ODEProblem(ODEFunction{true, FullSpecialize}(RightHandSide(field)), y, (t, t_end))
-    integrator = init(problem, algorithm; tolerances(settings, y)...)
+    dtmax = min(settings.dt_max, abs(t_end - t))
+    integrator = init(problem, algorithm; tolerances(settings, y)..., dtmax)
     # a fresh solve evaluates an FSAL method's first stage; here the step itself does
     tableau_of(m).fsal && (field.calls[] -= 1)
     return integrator.dt
@@ -62,7 +69,8 @@ function initial_size(m::StochasticRungeKutta, settings::Settings, drift, diffus
     f = SDEFunction{true, FullSpecialize}(RightHandSide(drift), RightHandSide(diffusion))
     still = PathNoise((w, z, _, _) -> (fill!(w, 0); fill!(z, 0); nothing), t, t_end, y)
     problem = SDEProblem(f, y, (t, t_end); noise = still)
-    return init(problem, m.algorithm; tolerances(settings, y)...).dt
+    dtmax = min(settings.dt_max, abs(t_end - t))
+    return init(problem, m.algorithm; tolerances(settings, y)..., dtmax).dt
 end
 
 """
@@ -73,6 +81,7 @@ Writes the cotangent of the state that the step started from; parameter cotangen
 """
 function reverse!(ybar, here::LocalStep{<:Step}, (field,), Ebar, Sbar; freeze = false)
     (; tableau, settings, step) = here
+    confine!((field,), settings)
     rev = Reverse(tableau, ybar)
     reverse_step!(rev, step, tableau, field, settings.rtol, settings.atol; Ebar, Sbar, freeze)
     return copyto!(ybar, reverse_first_stage!(rev, field, step).lam)
@@ -80,6 +89,7 @@ end
 
 function reverse!(ybar, here::LocalStep{<:SDEStep}, (drift, diffusion), Ebar, Sbar; freeze = false)
     (; tableau, settings, step) = here
+    confine!((drift, diffusion), settings)
     rev = SDEReverse(tableau, ybar)
     reverse_step!(rev, step, tableau, drift, diffusion, settings.rtol, settings.atol; Ebar, Sbar)
     return copyto!(ybar, rev.base.lam)

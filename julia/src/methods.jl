@@ -56,6 +56,20 @@ function method(name::Symbol)
     throw(ArgumentError("no method $name; there are $known"))
 end
 
+"""
+    controller((name, constants), algorithm)
+
+The controller `"PI"`, `"I"` or `"PID"` of an algorithm. A constant that is NaN is the algorithm's own. PI: beta1,
+beta2, qoldinit, gamma, qmin, qmax, qmax_first_step; I: the last four; PID: beta1, beta2, beta3, accept_safety.
+"""
+function controller((name, constants), algorithm)
+    x = map(c -> isnan(c) ? nothing : c, constants)
+    name == "PID" && return PIDController(Float64, algorithm; beta = (x[1], x[2], x[3]), accept_safety = x[4])
+    bounds = NamedTuple{(:gamma, :qmin, :qmax, :qmax_first_step)}(x[(end - 3):end])
+    name == "I" && return IController(Float64, algorithm; bounds...)
+    return PIController(Float64, algorithm; beta1 = x[1], beta2 = x[2], qoldinit = x[3], bounds...)
+end
+
 "Whether the method has an error estimate and thus adapts its step."
 adapts(m::StochasticRungeKutta) = m.tableau.adaptive
 adapts(::Method) = true

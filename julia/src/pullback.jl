@@ -1,18 +1,22 @@
 # The reverse sweep over the accepted steps: the exact gradient of the discrete solution, with times and
 # step sizes constant. Nothing is allocated inside the loop.
 
-"Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`."
+"""
+Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`; and where to
+add those of the stops, in the order in which they are passed, or `nothing`.
+"""
 struct Cotangents{Y}
     ys::Union{Nothing, Y}
     error::Union{Nothing, Vector{Float64}}
     stiffness::Union{Nothing, Vector{Float64}}
+    stops::Union{Nothing, Vector{Float64}}
 
-    Cotangents{Y}(ys, error, stiffness) where {Y} = new{Y}(ys, error, stiffness)
+    Cotangents{Y}(ys, error, stiffness, stops) where {Y} = new{Y}(ys, error, stiffness, stops)
 end
 
-function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness) where {V, M, O}
+function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness, stops = nothing) where {V, M, O}
     flat = ys === nothing ? nothing : reshape(ys, length(rec.y0), :)
-    return Cotangents{O}(flat, error, stiffness)
+    return Cotangents{O}(flat, error, stiffness, stops)
 end
 
 cotangent_of(::Nothing, n) = 0.0
@@ -45,6 +49,7 @@ function sweep!(
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
+        confine!(field, rec.segments[segment_at(rec, rec.t[n])])
         recall!(step, rec.tape[n], tableau, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
@@ -54,14 +59,35 @@ function sweep!(
             rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
             Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside
         )
+        if n == 1 || segment_at(rec, rec.t[n - 1]) != segment_at(rec, rec.t[n])  # no stage is carried over a stop
+            reverse_first_stage!(rev, field, step)
+            n == 1 || cotangents.stops === nothing || reverse_stop!(cotangents.stops, rev, rec, field, step, n)
+        end
         last = first - 1
     end
-    reverse_first_stage!(rev, field, step)
     add_outputs!(rev.lam, rec, cotangents, 1, last)
     copyto!(y0bar, rev.lam)
     release!(rev)
     again && release!(step)
     return y0bar
+end
+
+"The index of the segment that a time lies in; a stop belongs to the segment that it ends."
+function segment_at(rec::Recording, t)
+    falling = rec.times[end] < rec.times[1]
+    return searchsortedfirst(rec.segments, t; lt = (s, t) -> falling ? s.t_end > t : s.t_end < t)
+end
+
+"""
+Adds the cotangent of the stop where step `n` begins: where the stop moves, the state there moves with the slope
+before it, and from there on against the slope after it, which is the step's first. Evaluates the former.
+"""
+function reverse_stop!(stopsbar, rev::Reverse, rec::Recording, field, step::Step, n)
+    here = segment_at(rec, rec.t[n - 1])
+    confine!(field, rec.segments[here])
+    evaluate!(rev.x, field, rec.t[n - 1], step.arguments[1])
+    stopsbar[here] += dot(rev.lam, rev.x) - dot(rev.lam, step.k[1])
+    return nothing
 end
 
 "Brings a step back, from the tape or by taking it again."
@@ -89,6 +115,7 @@ function sweep!(
     len, last = length(rec.y0), length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
+        foreach(field -> confine!(field, rec.segments[segment_at(rec, rec.t[n])]), (drift, diffusion))
         h, t, entry = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1], rec.tape[n]
         copyto!(step.H0[1], 1, entry, 1, len)
         copyto!(step.dW, 1, entry, 1 + len, len)
@@ -143,14 +170,15 @@ end
 column(cotangents, output, y) = copyto!(similar(y), view(cotangents.ys, :, output.row))
 
 """
-    reverse_times!(tbar, field, times, ys, ysbar, y0bar)
+    reverse_times!(tbar, recording, field, ys, ysbar, y0bar)
 
-Adds the cotangents of the save times: the state at t_i moves with the slope there, and the whole
-trajectory against the slope at the start when t_0 moves.
+Adds the cotangents of the save times: the state at t_i moves with the slope there, at a stop that before it, and
+the whole trajectory against the slope at the start when t_0 moves.
 """
-function reverse_times!(tbar, field::Field, times, ys, ysbar, y0bar)
-    y, slope = similar(y0bar), similar(y0bar)
+function reverse_times!(tbar, rec::Recording, field::Field, ys, ysbar, y0bar)
+    y, slope, times = similar(y0bar), similar(y0bar), rec.times
     for i in eachindex(times)
+        confine!(field, rec.segments[segment_at(rec, times[i])])
         copyto!(y, view(ys, :, i))
         evaluate!(slope, field, times[i], y)
         tbar[i] += dot(view(ysbar, :, i), slope)

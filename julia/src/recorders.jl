@@ -56,6 +56,18 @@ end
 before_attempt!(recorder::SDERecorder) = recorder.rhs.slot[] = 1
 before_attempt!(::IntegratorRecorder) = nothing
 
+"Called at a stop: the field may have jumped, and nothing that an FSAL method carries over is right."
+function start_anew!(recorder::StageRecorder, integrator)
+    (; step, tableau, rhs) = recorder
+    tableau.fsal || return nothing
+    recorder.on_tape && renew!(step, tableau, rhs.field; carry = false)
+    recorder.on_tape = false
+    rhs.slot[] = 1  # the integrator evaluates the first stage before `before_attempt!` is called
+    return derivative_discontinuity!(integrator, true)
+end
+start_anew!(::IntegratorRecorder, integrator) = derivative_discontinuity!(integrator, true)
+start_anew!(::SDERecorder, _) = nothing
+
 "Releases the memory that the tape has not taken."
 release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
 
@@ -101,11 +113,11 @@ function snapshot(step::Step, tableau::Tableau)
     return Step(t, h, t1, k[stages], arguments[stages], residuals[stages], y1, scratch)
 end
 
-"Arrays for the step after one that the tape has taken; an FSAL method's first stage stays."
-function renew!(step::Step{V}, tableau::Tableau, field) where {V}
+"Arrays for the step after one that the tape has taken; with `carry` the first stage is that one's last."
+function renew!(step::Step{V}, tableau::Tableau, field; carry = tableau.fsal) where {V}
     (; k, arguments, residuals), n, len = step, tableau.stages, length(step.scratch)
-    tableau.fsal && ((k[1], arguments[1], residuals[1]) = (k[n], arguments[n], residuals[n]))
-    for i in (tableau.fsal ? 2 : 1):n
+    carry && ((k[1], arguments[1], residuals[1]) = (k[n], arguments[n], residuals[n]))
+    for i in (carry ? 2 : 1):n
         k[i], arguments[i], residuals[i] = acquire!(V, len), acquire!(V, len), RegNDE.residuals(field)
     end
     step.y1 = tableau.fsal ? arguments[n] : acquire!(V, len)

@@ -142,7 +142,7 @@ are equal.
 """
 function ratio_pullback!(errorbar, ybar, y1bar, ratio, y, y1, rtol, atol, scale)
     T = eltype(ratio)
-    rt, at, s = T(rtol), T(atol), T(scale)
+    rt, at, s = converted(T, rtol), converted(T, atol), T(scale)
     @.. errorbar = s * ratio / tolerance(larger(y, y1), rt, at)
     @.. y1bar -= (abs(y1) >= abs(y)) * (rt * sign(y1) * errorbar * ratio)
     @.. ybar -= (abs(y1) < abs(y)) * (rt * sign(y) * errorbar * ratio)

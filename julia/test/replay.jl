@@ -1,8 +1,8 @@
 # The recorded steps made again, at their recorded times and sizes, with other parameters: what the
 # discrete gradient is the gradient of.
 
-using RegNDE: Field, SDEStep, Step, dense_output!, error_estimate!, evaluate!, extra_stages!, sde_error_estimate!,
-    sde_stiffness_estimate, stiffness_estimate, take_sde_step!, take_step!
+using RegNDE: Field, SDEStep, Step, confine!, dense_output!, error_estimate!, evaluate!, extra_stages!, sde_error_estimate!,
+    sde_stiffness_estimate, stiffness_estimate, segment_at, take_sde_step!, take_step!
 
 struct Replay{T}
     ys::Matrix{T}
@@ -21,6 +21,7 @@ function replay(rec, dynamics, shape, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
+        confine!(field, rec.segments[segment_at(rec, rec.t[n])])
         t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
         copyto!(step.arguments[1], y)
         evaluate!(step.k[1], field, t, y)
@@ -43,6 +44,7 @@ function replay(rec, drift, diffusion, shape, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
+        foreach(field -> confine!(field, rec.segments[segment_at(rec, rec.t[n])]), fields)
         t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
         copyto!(step.H0[1], y)
         copyto!(step.dW, view(rec.tape[n], (len + 1):(2len)))

@@ -4,7 +4,6 @@ import importlib
 from types import ModuleType
 
 from regnde import nn
-from regnde._advice import Advice, Diagnosis
 from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
 from regnde._controller import PI, PID, I
@@ -29,6 +28,7 @@ from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment
 from regnde._penalty import ErrorPenalty, Penalty, SquaredErrorPenalty, StepPenalty, StiffnessPenalty, steer
 from regnde._recording import Recording, recording
+from regnde._report import Advice, Diagnosis
 from regnde._solution import Events, Solution, SolutionArrays, Stats, Status, Steps
 from regnde._solve import solve
 from regnde._solver import Local, Solver

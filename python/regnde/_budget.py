@@ -14,6 +14,7 @@ __all__ = ["Balance", "LossBudget", "MeasuredWeight"]
 
 MEMORY = 0.98  # of the penalty's largest norm, a measurement
 GROWN = 2.0  # a penalty that grew by this factor is measured at once
+SMALLER = 256.0  # a scale at which gradients overflow is divided by this
 
 # Of a `LossBudget`; chosen on small trainings such as those of docs/training.md.
 FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
@@ -30,8 +31,8 @@ BUDGET_STATE = ("share", "loss", "_slow", "_last", "_variance", "_lowest", "_see
 class MeasuredWeight(Protocol):
     """A weight that is found from the losses, once an iteration and before the backward pass."""
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
-        """The weight for this iteration."""
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
+        """The weight for this iteration; `scale` is that of the training's GradScaler."""
 
 
 class Balance:
@@ -56,8 +57,9 @@ class Balance:
             train the same loss. Every process must then call `update` equally often.
 
     Attributes:
-        value: the weight; 0 before the first measurement, and where the penalty has no gradient. A warning says so
-            where the penalty is not 0 but reaches none of the parameters that the task does.
+        value: the weight, as the last `update` returned it; 0 before the first, and where the penalty has no
+            gradient. A warning says so where the penalty is not 0 but reaches none of the parameters that the task
+            does.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -81,24 +83,22 @@ class Balance:
                 "every at least 1, smoothing in [0, 1)."
             )
         self.fraction, self.every, self.smoothing, self.distributed = fraction, every, smoothing, distributed
+        self.value = 0.0
         self._task = self._peak = 0.0
         self._level = math.inf  # of the penalty, when it was last measured
         self._seen = 0
         self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
         self._warned = False
 
-    @property
-    def value(self) -> float:
-        """The weight now."""
-        return self.fraction * self._task / self._peak if self._peak > 0 else 0.0
-
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """Measures if it is time to; called once an iteration, before the backward pass.
 
         Args:
             task: loss of the task, 0-dim.
             penalty: regulariser before its weight, 0-dim.
             parameters: those that are trained.
+            scale: factor of the losses while their gradients are measured: `scaler.get_scale()` of a GradScaler,
+                without which float16 loses small ones. `fit` gives it.
 
         Returns:
             The weight.
@@ -110,7 +110,7 @@ class Balance:
             self._level = level
             if any(i >= len(parameters) or m[0].shape != parameters[i].shape for i, m in self._means.items()):
                 self._means = {}  # others are trained now
-            slopes = [_slopes(loss, parameters) for loss in (task, penalty)]
+            slopes = [_slopes(loss, parameters, scale) for loss in (task, penalty)]
             shared = {i: (a, b) for i, (a, b) in enumerate(zip(*slopes, strict=True)) if not (a is None or b is None)}
             if not shared:
                 self._warn(penalty, len(parameters))
@@ -119,11 +119,17 @@ class Balance:
                 means = dict(self._means)  # a new one: a copy of this object may share the old one
                 for i, pair in shared.items():
                     old = means.get(i, pair)
-                    means[i] = tuple(_blend(b, a, self.smoothing) for a, b in zip(old, pair, strict=True))
+                    means[i] = tuple(_blend(b, a.to(b), self.smoothing) for a, b in zip(old, pair, strict=True))
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
-        return averaged(self.value) if self.distributed else self.value
+        weight = self._weight()
+        self.value = averaged(weight) if self.distributed else weight
+        return self.value
+
+    def _weight(self) -> float:
+        """This process's own."""
+        return self.fraction * self._task / self._peak if self._peak > 0 else 0.0
 
     def _warn(self, penalty: Tensor, count: int) -> None:
         """Says once why the weight stays 0."""
@@ -139,6 +145,7 @@ class Balance:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
         return {
+            "value": self.value,
             "task": self._task,
             "peak": self._peak,
             "seen": self._seen,
@@ -151,6 +158,7 @@ class Balance:
         self._task, self._peak, self._seen = state["task"], state["peak"], state["seen"]
         self._level = state.get("level", math.inf)  # states of version 0.1.0 have none
         self._means = dict(state["means"])
+        self.value = state.get("value", self._weight())
 
 
 class LossBudget:
@@ -179,6 +187,7 @@ class LossBudget:
         distributed: average over the processes of `torch.distributed`, as in `Balance`.
 
     Attributes:
+        allowed: as given; may be set.
         share: of the task's gradient that the penalty's has now, between 0.02 and `largest`.
         loss: the smoothed task loss; NaN before the first iteration.
         within: whether it is at or below what is allowed.
@@ -198,22 +207,25 @@ class LossBudget:
 
     def __init__(
         self,
-        allowed: float | None,
+        allowed: float | Tensor | None,
         *,
         start: float = 0.1,
         largest: float = 1.0,
         every: int = 10,
         distributed: bool = False,
     ) -> None:
+        if isinstance(allowed, Tensor):
+            allowed = float(allowed.detach())
         if not (0 < start <= largest < math.inf and (allowed is None or math.isfinite(allowed))):
             raise ValueError(
                 f"LossBudget(allowed={allowed}, start={start}, largest={largest}): allowed must be a finite loss or "
                 "None, start above 0 and at most largest."
             )
-        self.allowed, self.start, self.largest, self.distributed = allowed, start, largest, distributed
+        self.allowed: float | None = allowed
+        self.start, self.largest, self.distributed = start, largest, distributed
         self.share = start
         self.loss = math.nan
-        self._balance = Balance(1.0, every=every)
+        self._balance = Balance(1.0, every=every, distributed=distributed)
         self._slow = self._last = math.nan  # the loss smoothed over longer, and the last one
         self._variance = 0.0  # of single losses
         self._lowest = math.inf
@@ -222,7 +234,7 @@ class LossBudget:
 
     @property
     def value(self) -> float:
-        """The weight now."""
+        """The weight, as the last `update` returned it."""
         return self.share * self._balance.value
 
     @property
@@ -238,18 +250,19 @@ class LossBudget:
         """Whether the smoothed loss is at or below what is allowed."""
         return self.loss <= self.limit
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor]) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """Follows the loss; called once an iteration, before the backward pass.
 
         Args:
             task: loss of the task, 0-dim.
             penalty: regulariser before its weight, 0-dim.
             parameters: those that are trained.
+            scale: as in `Balance.update`; `task` and `penalty` are given without it.
 
         Returns:
             The weight.
         """
-        self._balance.update(task, penalty, parameters)
+        self._balance.update(task, penalty, parameters, scale=scale)
         loss = float(task.detach())
         if self.distributed:
             loss = averaged(loss)  # in every process, so that they stay in step: one that is not finite is so in all
@@ -257,7 +270,7 @@ class LossBudget:
             self._smooth(loss)
             if self._seen > SETTLED:
                 self._follow()
-        return averaged(self.value) if self.distributed else self.value
+        return self.value
 
     def _smooth(self, loss: float) -> None:
         """Takes a loss into the means; the first ones are plain means."""
@@ -307,11 +320,15 @@ def averaged(value: float) -> float:
     return float(total) / torch.distributed.get_world_size()
 
 
-def _slopes(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The loss' gradient by each parameter, None where there is none."""
+def _slopes(loss: Tensor, parameters: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+    """The loss' gradient by each parameter, None where there is none; measured at this scale, or one that is finite."""
     if not (loss.requires_grad and parameters):
-        return (None,) * len(parameters)
-    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return [None] * len(parameters)
+    while True:
+        slopes = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
+        if scale == 1 or math.isfinite(_norm(slope for slope in slopes if slope is not None)):
+            return [slope if slope is None or scale == 1 else slope / scale for slope in slopes]
+        scale = max(scale / SMALLER, 1.0)
 
 
 def _blend(new: Tensor, old: Tensor, share: float) -> Tensor:

@@ -28,6 +28,7 @@ MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
 LARGEST = 3.0  # share of a `LossBudget`: a state that went too far is not kept
+PASS = 50  # batches that are measured at most if none are given
 FEWEST = 2  # steps that an adaptive solve makes at least: one, and the rest of the span
 
 
@@ -78,7 +79,7 @@ def cheapen(
     optimizer: Optimizer,
     *,
     budget: float = 0.02,
-    allowed: float | None = None,
+    allowed: float | Tensor | None = None,
     penalty: Penalty | None = None,
     record: Record = "all",
     measure: Sequence[Batch] | None = None,
@@ -111,8 +112,10 @@ def cheapen(
             to a cheaper one above it.
         penalty: what is lowered, by default `ErrorPenalty("mean")`.
         record: what `fit` records where `compute` returns the loss alone.
-        measure: batches on which loss and evaluations are measured, by default the first pass of `batches` (at
-            most 50 of them). Randomness inside `compute` is drawn alike in all measurements.
+        measure: batches on which loss and evaluations are measured, such as validation batches; by default the
+            first pass of `batches` (at most 50 of them). The loss on other batches than those of the training is
+            another one: the weight then follows the training's loss plus the difference of the two, which every
+            measurement renews. Randomness inside `compute` is drawn alike in all measurements.
         every: iterations between two measurements.
         patience: measurements without a saving before the learning rate falls.
         iterations: at most so many.
@@ -148,16 +151,21 @@ def cheapen(
             f"cheapen(budget={budget}, every={every}, patience={patience}, iterations={iterations}): the budget must "
             "be at least 0, the others at least 1."
         )
-    samples = list(itertools.islice(batches, 50)) if measure is None else list(measure)
+    if isinstance(allowed, Tensor):
+        allowed = float(allowed.detach())
+    samples = list(itertools.islice(batches, PASS) if measure is None else measure)
     if not samples:
         raise ValueError("cheapen: there are no batches.")
     state = _State(optimizer, model)
 
-    def measured() -> Measured:
+    def measured(some: Sequence[Batch] = samples) -> Measured:
         with state.buffers_left():
-            return _measured(compute, samples, distributed)
+            return _measured(compute, some, distributed)
 
     before = measured()
+    gap = 0.0  # of the measured loss over that of the training, which the weight sees
+    if measure is not None and (trained := list(itertools.islice(batches, PASS))):
+        gap = before.loss - measured(trained).loss
     if not math.isfinite(before.loss if allowed is None else allowed):
         raise ValueError(f"cheapen: the loss is {before.loss} before anything was trained, allowed is {allowed}.")
     if before.steps <= FEWEST and allowed is None:
@@ -173,10 +181,10 @@ def cheapen(
     endless = _again_and_again(batches)
 
     def steps() -> Iterator[Progress]:
-        done = 0
+        done, kept_gap = 0, gap
         try:
             for shrinking in range(STAGES):
-                weight = LossBudget(bound, largest=LARGEST, distributed=distributed)
+                weight = LossBudget(bound - kept_gap, largest=LARGEST, distributed=distributed)
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
@@ -185,10 +193,13 @@ def cheapen(
                         done = progress.iteration + 1
                         yield progress
                     found = measured()
+                    if measure is not None and math.isfinite(found.loss):
+                        weight.allowed = bound - (found.loss - weight.loss)
                     waited += 1
                     cheaper = found.nfe < run.best.nfe * (1 - MIN_GAIN)
                     if found.loss <= bound and (cheaper or not run.best.loss <= bound):
                         run.best, waited = found, 0
+                        kept_gap = bound - (weight.allowed or 0.0)
                         state.keep()
                 if shrinking + 1 < STAGES and done < iterations:
                     state.restore()
@@ -215,7 +226,7 @@ def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], distributed: bool) -> Measured:
     """The means over the batches, with the same random numbers at every call."""
     rows: list[tuple[float, int, float]] = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all of them: the seed is set on all
         torch.manual_seed(0)
         for batch in batches:
             with recording("none") as log:

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnde._advice import Diagnosis
 from regnde._budget import FAST, LossBudget
 from regnde._demo_report import Prediction, Row, conclusion, picture, short, table
 from regnde._diagnose import diagnose
 from regnde._fit import Progress, anneal, fit
 from regnde._penalty import ErrorPenalty, Penalty, StiffnessPenalty, steer
+from regnde._report import Diagnosis
 from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
 from regnde.nn import MLP, NeuralODE

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["Interpolant", "product"]
+__all__ = ["DenseOutput", "Interpolant", "product"]
 
-RESOLUTIONS = 4  # by so many units of a time's own resolution it may lie outside the span
+ROUNDING = 4.0  # in units of a time's resolution: so far it may lie outside the span
 
 
 class Interpolant(NamedTuple):
@@ -45,6 +45,61 @@ class Interpolant(NamedTuple):
     def detached(self) -> Interpolant:
         """Without gradients."""
         return self._replace(y=self.y.detach(), k=[k.detach() for k in self.k])
+
+
+class DenseOutput:
+    """The solution at any time of its span: what `sol(t)` calls.
+
+    Args:
+        steps: the interpolants of the steps, in their order.
+        ends: times at which these steps end.
+        t0: initial time.
+        t1: time at which the solution ends, within the last step.
+        y0: state at the initial time.
+    """
+
+    def __init__(self, steps: Sequence[Interpolant], ends: Sequence[float], t0: float, t1: float, y0: Tensor) -> None:
+        self.steps, self.ends = list(steps), np.asarray(ends, np.float64)
+        self.t0, self.t1, self.y0 = t0, t1, y0
+
+    def __call__(self, t: Tensor | ArrayLike) -> Tensor:
+        """States at times t of any shape, shape (*t.shape, *y0.shape), with gradients.
+
+        Raises:
+            ValueError: for a time outside the span.
+        """
+        given = t if isinstance(t, Tensor) else torch.as_tensor(np.asarray(t, np.float64))
+        times = given.reshape(-1).to(torch.float64)
+        values = times.detach().cpu().numpy()
+        self._check(values, given)
+        if not self.steps:
+            return self.y0.expand(*given.shape, *self.y0.shape)
+        sign = 1.0 if self.t1 >= self.t0 else -1.0
+        place = np.searchsorted(sign * self.ends[:-1], sign * values)  # a time between two steps belongs to the first
+        parts, order = [self.y0.new_zeros((0, *self.y0.shape))], []
+        for step in np.unique(place):
+            chosen = np.flatnonzero(place == step)
+            parts.append(self.steps[step](times[torch.as_tensor(chosen, device=times.device)]))
+            order.append(chosen)
+        back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
+        rows = torch.cat(parts).index_select(0, torch.as_tensor(back, device=self.y0.device))
+        return rows.reshape(*given.shape, *self.y0.shape)
+
+    def _check(self, values: NDArray[np.float64], given: Tensor) -> None:
+        """Raises an error for a time outside the span, beyond its own rounding."""
+        low, high = min(self.t0, self.t1), max(self.t0, self.t1)
+        rounding = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
+        slack = ROUNDING * max(rounding, np.finfo(np.float64).eps) * max(abs(low), abs(high))
+        outside = ~((values >= low - slack) & (values <= high + slack))
+        if outside.any():
+            raise ValueError(
+                f"t={float(values[outside][0])!r} lies outside the span [{low!r}, {high!r}] of the solution."
+            )
+
+    def detached(self) -> DenseOutput:
+        """Without gradients."""
+        steps = [step.detached() for step in self.steps]
+        return DenseOutput(steps, self.ends.tolist(), self.t0, self.t1, self.y0.detach())
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

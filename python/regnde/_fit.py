@@ -240,7 +240,9 @@ class _Iteration(Generic[Batch]):
 
     def _weight(self, task: Tensor, regulariser: Tensor) -> float:
         if isinstance(self.weight, MeasuredWeight):
-            return self.weight.update(task, regulariser, self.parameters)
+            if self.scaler is None:
+                return self.weight.update(task, regulariser, self.parameters)
+            return self.weight.update(task, regulariser, self.parameters, scale=self.scaler.get_scale())
         return self.weight(self.number) if callable(self.weight) else self.weight
 
     def _blame(self, task: float, penalty: float) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["LastStep"]
+import numpy as np
+
+__all__ = ["FirstStep", "LastStep"]
+
+FIRST_ERROR = 0.1  # of the first step that is aimed at: batches differ, and a rejected step costs more than a short one
+GROWTH = 10_000.0  # of a first step from solve to solve, at most: the error control's own bound within a solve
 
 
 class LastStep:
@@ -67,3 +72,31 @@ class LastStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from such a state."""
         self.size = state["size"]
+
+
+class FirstStep(NamedTuple):
+    """The first accepted step of a solve: numbers, or arrays over samples.
+
+    Attributes:
+        size: its size; the sign does not matter.
+        error: its error estimate; NaN where there was no step, or no estimate.
+        accepted: how many steps the solve made.
+        order: of the method, as its step control has it.
+    """
+
+    size: Any
+    error: Any
+    accepted: Any
+    order: float
+
+    def next_size(self) -> float:
+        """The first step of a solve like this one: the smallest over samples, 0 if there is nothing to go by.
+
+        The error estimate of a step of size h goes with h to the power of the order.
+        """
+        size, error, accepted = (np.atleast_1d(np.asarray(x, np.float64)) for x in self[:3])
+        with np.errstate(all="ignore"):
+            growth = np.minimum((FIRST_ERROR / error) ** (1 / self.order), GROWTH)
+        sizes = np.abs(size) * np.where(accepted == 1, np.maximum(growth, 1.0), growth)  # one step will do: not two
+        usable = sizes[np.isfinite(sizes) & (sizes > 0)]
+        return float(usable.min()) if usable.size else 0.0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from regnde._dense import DenseOutput
+from regnde._last_step import FirstStep
 from regnde._solver import ResolvedSolver
 from regnde._state import tree_map
 
@@ -61,12 +63,10 @@ class Stats:
         accepted: accepted steps.
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).
-        dt_next: size (> 0) that a `LastStep` would give the next solve's first step: where the error estimate of
-            this solve's first step would have been 0.1, or the size of that step if it was the only one. 0 where no
-            step was made, or the method estimates no error. With `batch="per-sample"` the smallest of the samples'.
         nfe_diffusion: evaluations of the diffusion (0 for an ODE).
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
             batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
+        first_step: what `dt_next` follows from.
     """
 
     nfe: int
@@ -75,7 +75,17 @@ class Stats:
     dt_first: float
     nfe_diffusion: int = 0
     samples: tuple[SampleStats, ...] = ()
-    dt_next: float = 0.0
+    first_step: FirstStep | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def dt_next(self) -> float:
+        """Size (> 0) that a `LastStep` would give the next solve's first step.
+
+        Where the error estimate of this solve's first step would have been 0.1, or the size of that step if it was
+        the only one; 0 where no step was made, or the method estimates no error. With `batch="per-sample"` the
+        smallest of the samples'.
+        """
+        return 0.0 if self.first_step is None else self.first_step.next_size()
 
 
 class Steps:
@@ -218,6 +228,7 @@ class Solution(Generic[State]):
         status: `Status.SUCCESS`, `Status.EVENT` if a terminal event stopped it, or why it failed (with `throw=False`,
             or in a `SolveError`).
         events: the events that occurred, or None if `event` was not given.
+        dense: the solution at any time of its span, or None without `dense=True`; calling the solution calls it.
     """
 
     ts: Tensor
@@ -228,6 +239,7 @@ class Solution(Generic[State]):
     solver: ResolvedSolver
     status: Status = Status.SUCCESS
     events: Events | None = None
+    dense: DenseOutput | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "status", Status(self.status))
@@ -280,6 +292,29 @@ class Solution(Generic[State]):
             )
         return cast(State, tree_map(lambda x: x[-1], self.ys))
 
+    def __call__(self, t: Tensor | ArrayLike) -> State:
+        """States at any times t of the span, shape (*t.shape, *y0.shape), with gradients; needs `dense=True`.
+
+        For a state of several parts they have its structure.
+
+        Raises:
+            ValueError: without `dense=True`, or for a time outside the span.
+        """
+        if self.dense is None:
+            raise ValueError("sol(t) needs the dense output: solve(..., dense=True).")
+        flat, end = self.dense(t), 0
+        if isinstance(self.ys, Tensor):
+            return cast(State, flat)
+
+        def part(saved: Tensor) -> Tensor:
+            nonlocal end
+            begin, shape = end, saved.shape[1:]
+            end = begin + shape.numel()
+            x = flat[..., begin:end].reshape((*flat.shape[:-1], *shape))
+            return (x if saved.is_complex() or not x.is_complex() else x.real).to(saved.dtype)
+
+        return cast(State, tree_map(part, self.ys))
+
     def numpy(self) -> SolutionArrays:
         """The solution as detached numpy arrays on the host."""
 
@@ -303,7 +338,7 @@ def _detached(state: Mapping[str, Any]) -> dict[str, Any]:
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach()
-        return value.detached() if isinstance(value, Events) else value
+        return value.detached() if isinstance(value, (DenseOutput, Events)) else value
 
     return {name: tree_map(cut, value) if name == "ys" else cut(value) for name, value in state.items()}
 

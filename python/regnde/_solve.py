@@ -22,7 +22,7 @@ from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
-from regnde._solution import Solution, Status
+from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
@@ -50,6 +50,7 @@ def solve(
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
     event: Event | Sequence[Event] | None = ...,
+    dense: bool = ...,
     throw: bool = ...,
 ) -> Solution: ...
 
@@ -65,6 +66,7 @@ def solve(
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
     event: Event | Sequence[Event] | None = ...,
+    dense: bool = ...,
     throw: bool = ...,
 ) -> Solution[Parts]: ...
 
@@ -80,6 +82,7 @@ def solve(
     noise: BrownianPath | None = ...,
     stops: Tensor | ArrayLike = ...,
     event: Event | Sequence[Event] | None = ...,
+    dense: bool = ...,
     throw: bool = ...,
 ) -> Solution[Any]: ...
 
@@ -94,6 +97,7 @@ def solve(
     noise: BrownianPath | None = None,
     stops: Tensor | ArrayLike = (),
     event: Event | Sequence[Event] | None = None,
+    dense: bool = False,
     throw: bool = True,
 ) -> Solution[Any]:
     """Solves dy/dt = f(t, y) from ts[0] to ts[-1], saving the states at `ts`.
@@ -117,6 +121,8 @@ def solve(
             are ignored. Stops that require a gradient get the solution's derivative by them.
         event: an `Event`, or several, whose zeros are looked for. A terminal one stops the solve: `ts` and `ys` then
             hold the save times before it and, as the last, the event itself.
+        dense: whether the solution can be called, `sol(t)`, at any times in its span. It then keeps the stages of all
+            steps; methods whose interpolant has further stages evaluate these in every step.
         throw: raise a `SolveError` when the end time can not be reached; False returns the partial
             solution with its `status` instead.
 
@@ -139,7 +145,7 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
-    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, throw)  # type: ignore[no-any-return]  # as _solve
+    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, dense, throw)  # type: ignore[no-any-return]  # as _solve
 
 
 def _solve(
@@ -151,6 +157,7 @@ def _solve(
     noise: BrownianPath | None,
     stops: Tensor | ArrayLike,
     event: Event | Sequence[Event] | None,
+    dense: bool,
     throw: bool,
 ) -> Solution[Any]:
     sde = isinstance(f, SDE)
@@ -190,6 +197,7 @@ def _solve(
             dataclasses.replace(each, condition=structure.condition_on_flat(each.condition))
             for each in checked_events(event)
         ),
+        dense=bool(dense),
         moving_stops=stop_tensor
         if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
         else None,
@@ -312,8 +320,8 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
             _note_mismatch(problem, request.equation, request.y0)
         raise
     last = request.solver.last_step
-    if last is not None and solution.status in (Status.SUCCESS, Status.EVENT) and solution.stats.dt_next > 0:
-        last.size = solution.stats.dt_next
+    if last is not None and not solution.status.failed and (size := solution.stats.dt_next) > 0:
+        last.size = size
     return _in_structure(solution, structure) if structure.nested else solution
 
 

@@ -10,7 +10,7 @@ from regnde._solution import Solution
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from regnde._advice import Diagnosis
+    from regnde._report import Diagnosis
 
 __all__ = ["COLOURS", "diagnosis", "pareto", "progress", "steps"]
 

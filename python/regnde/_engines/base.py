@@ -6,9 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +21,10 @@ from regnde._stops import Segment, segments
 __all__ = [
     "FAILURES",
     "Engine",
-    "FirstStep",
+    "FirstStepRule",
     "Request",
     "StepRules",
     "exporting",
-    "next_first_step",
     "unsupported_everywhere",
 ]
 
@@ -38,30 +35,8 @@ FAILURES: dict[str, type[SolveError]] = {
 }
 """What an engine calls the ways in which a solve fails, and the exceptions for them."""
 
-FIRST_ERROR = 0.1  # of the first step that is aimed at: batches differ, and a rejected step costs more than a short one
-GROWTH = 10_000.0  # of a first step from solve to solve, at most: the error control's own bound within a solve
 
-
-def next_first_step(size: Any, error: Any, steps: Any, order: float) -> float:
-    """The first step of a solve like the one before: the smallest over samples, 0 if there is nothing to go by.
-
-    The error estimate of a step of size h goes with h to the power of the order.
-
-    Args:
-        size: of the first accepted step, a number or an array over samples; the sign does not matter.
-        error: its estimate; NaN where there was no step, or no estimate.
-        steps: how many were accepted.
-        order: of the method, as its step control has it.
-    """
-    size, error, steps = (np.atleast_1d(np.asarray(x, np.float64)) for x in (size, error, steps))
-    with np.errstate(all="ignore"):
-        growth = np.minimum((FIRST_ERROR / error) ** (1 / order), GROWTH)
-    sizes = np.abs(size) * np.where(steps == 1, np.maximum(growth, 1.0), growth)  # one step will do: not two
-    usable = sizes[np.isfinite(sizes) & (sizes > 0)]
-    return float(usable.min()) if usable.size else 0.0
-
-
-FirstStep = Callable[[Callable[[float, Tensor], Tensor], float, float, Tensor, Tensor], float]
+FirstStepRule = Callable[[Callable[[float, Tensor], Tensor], float, float, Tensor, Tensor], float]
 """Size (> 0) of a first step, from the field (of a time and a state), t0, t1, y0 and the slope there."""
 
 
@@ -77,7 +52,7 @@ class StepRules:
     """
 
     norm: Callable[[Tensor], Tensor] | None = None
-    first_step: FirstStep | None = None
+    first_step: FirstStepRule | None = None
     accept_smallest: bool = False
 
 
@@ -98,6 +73,7 @@ class Request:
         stops: times at which the field may jump or bend, as floats, in any order.
         moving_stops: the same as a tensor, shape (S,), if their gradient is asked for.
         events: conditions whose zeros are looked for.
+        dense: whether the solution is asked for at any time.
         rules: another package's rules for steps.
         tolerances: relative and absolute: numbers, or real tensors of y0's shape on its device, where an entry
             without control has an infinite absolute tolerance and the relative one 0. None: the solver's numbers.
@@ -115,6 +91,7 @@ class Request:
     stops: tuple[float, ...] = ()
     moving_stops: Tensor | None = None
     events: tuple[Event, ...] = ()
+    dense: bool = False
     rules: StepRules = field(default_factory=StepRules)
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from regnde._engines.base import FAILURES, Engine, Request, StepRules, next_first_step, unsupported_everywhere
+from regnde._controller import I
+from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
 from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
+from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
+from regnde._stops import Segment
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX
 
 __all__ = ["JuliaEngine"]
@@ -63,15 +66,10 @@ class JuliaEngine(Engine):
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
         if request.grid is not None:
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
-        if (
-            solver.controller is not None
-            or solver.dt_min > 0
-            or solver.dt_max < math.inf
-            or request.rules != StepRules()
-        ):
-            return "controller=, dt_min= and dt_max= run on the torch engine: set Solver(engine='torch')."
-        if request.stops or request.events:
-            return "stops and events run on the torch engine: set Solver(engine='torch')."
+        if request.rules != StepRules():
+            return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
+        if request.events or request.dense:
+            return "events and dense output run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
@@ -87,11 +85,26 @@ class JuliaEngine(Engine):
                 "on CUDA devices the Julia engine has explicit and stochastic methods with their discrete gradient, "
                 f"not {solver.method!r} with gradient={solver.gradient!r}."
             )
-        if isinstance(request.rtol, torch.Tensor) or isinstance(request.atol, torch.Tensor):
-            return "tolerances for parts or entries are the torch engine's: set Solver(engine='torch')."
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
-        return unsupported_everywhere(request, adaptive=solver.method != "em") or self._unsupported_gradient(request)
+        return (
+            unsupported_everywhere(request, adaptive=solver.method != "em")
+            or self._unsupported_control(request)
+            or self._unsupported_gradient(request)
+        )
+
+    def _unsupported_control(self, request: Request) -> str | None:
+        """Ways to choose steps that OrdinaryDiffEq's integrators do not have."""
+        method, controller = request.solver.method, request.solver.controller
+        if isinstance(controller, I) and controller.accepted_min_factor not in (None, controller.min_factor):
+            return "I(accepted_min_factor=...) runs on the torch engine: set Solver(engine='torch')."
+        if method in IMPLICIT and controller is not None:
+            return f"{method!r} has a controller of its own: leave out controller=."
+        if method in STOCHASTIC and request.solver.dt_min > 0:
+            return "dt_min= of an SDE runs on the torch engine: set Solver(engine='torch')."
+        if method in ("rosenbrock23", "rodas5p", "autotsit5") and isinstance(request.rtol, Tensor):
+            return f"{method!r} takes one number as rtol; atol may differ between entries."
+        return None
 
     def _unsupported_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
@@ -107,6 +120,12 @@ class JuliaEngine(Engine):
                     f"gradient={gradient!r} is a continuous adjoint of the trajectory, in which the solver's estimates "
                     "do not occur: the records' gradient would be zero without a word. Use gradient='discrete', "
                     "record=Local(...), or torch.no_grad() to look at them."
+                )
+            controlled = request.solver.controller is not None or request.solver.dt_max < math.inf or request.stops
+            if controlled or isinstance(request.rtol, Tensor) or isinstance(request.atol, Tensor):
+                return (
+                    f"gradient={gradient!r} solves again on the way back, with neither stops, a controller, dt_max nor "
+                    "tolerances of each entry: use 'discrete' or 'checkpoint'."
                 )
             if request.ts.requires_grad:
                 return f"gradient={gradient!r} gives no derivative with respect to the times: use 'discrete'."
@@ -148,7 +167,8 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
 
 
 def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
-    needed = request.y0.requires_grad or request.ts.requires_grad or any(any(code.needs_gradient) for code in codes)
+    moving = request.ts.requires_grad or request.moving_stops is not None
+    needed = request.y0.requires_grad or moving or any(any(code.needs_gradient) for code in codes)
     return torch.is_grad_enabled() and needed
 
 
@@ -158,6 +178,7 @@ class _Run:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.local = request.record if isinstance(request.record, Local) else None
+        self.segments = request.segments()
         self.path = self._noise()
         self.random = self._random()
         self.drawn = math.nan
@@ -202,19 +223,24 @@ class _Run:
             codes=self.codes,
             times=times,
             solver=solver,
+            tolerances=(request.rtol, request.atol),
+            segments=self.segments,
             record=request.record == "all",
             keep=keep,
             path=self.path,
             local_start=by_step,
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
+            drawn=row,
             first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
         if isinstance(request.equation, JuliaField) and self.graph:
             runtime.load("Zygote")
-        full, error, stiffness = run(job, request.y0.contiguous(), request.ts, *self.tensors, graph=self.graph)
+        moving = [segment.start for segment in self.segments if segment.start is not None]
+        stops = torch.stack(moving) if moving else torch.empty(0)
+        full, error, stiffness = run(job, request.y0.contiguous(), request.ts, stops, *self.tensors, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
         calls, steps = job.calls, None
@@ -229,7 +255,9 @@ class _Run:
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        check_unchanged(equation.drift if isinstance(equation, SDE) else equation, self.request.times[0], y0, value)
+        t0, within = self.request.times[0], self.segments[0].within
+        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
+        check_unchanged(equation.drift if isinstance(equation, SDE) else equation, t0, y0, value)
 
     def _times(self) -> tuple[tuple[float, ...], int | None]:
         """The save times with the drawn one among them, and its row."""
@@ -247,11 +275,11 @@ class _Run:
         return torch.cat([full[:row], full[row + 1 : max(saved, row)]])[:saved]
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
-        method, like = self.request.solver.method, self.request.y0
+        method, device = self.request.solver.method, self.request.y0.device
         size = SIZES["tsit5" if self.local and method in IMPLICIT else method]
         return Steps(
-            t=t.to(like),
-            dt=dt.to(like),
+            t=t.to(device),
+            dt=dt.to(device),
             error=None if method == "em" else error,
             stiffness=None if size is None else stiffness,
             method=method,
@@ -279,9 +307,10 @@ class _Run:
         here = LocalJob(
             codes=self.codes,
             t=t,
-            t_end=request.times[-1],
+            segment=self._segment(float(ends[step - 1])),
             h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
             solver=request.solver,
+            tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
             freeze=local.freeze_first_stage,
         )
@@ -289,6 +318,11 @@ class _Run:
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
+
+    def _segment(self, end: float) -> Segment:
+        """The segment in which a step that ends there lies."""
+        sign = math.copysign(1.0, self.request.times[-1] - self.request.times[0])
+        return next(segment for segment in self.segments if sign * end <= sign * segment.end)
 
     def _reservoir(self, accepted: int) -> int:
         """One of the steps 1 to `accepted`, each equally likely: the torch engine's draw."""
@@ -300,11 +334,11 @@ class _Run:
 
     # --- the outcome -----------------------------------------------------------------------------
 
-    def _dt_next(self, job: SolveJob) -> float:
+    def _first_step(self, job: SolveJob) -> FirstStep | None:
         method = self.request.solver.method
         if method == "em" or not job.accepted:
-            return 0.0
-        return next_first_step(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
+            return None
+        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
 
     def _assemble(self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
         request = self.request
@@ -318,7 +352,7 @@ class _Run:
                 rejected=job.rejected,
                 dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
-                dt_next=self._dt_next(job),
+                first_step=self._first_step(job),
             ),
             steps=steps,
             engine="julia",

@@ -8,6 +8,7 @@ structure that the DLPack protocol describes it by.
 from __future__ import annotations
 
 import ctypes
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from regnde._controller import PID, Controller, I
 from regnde._engines.julia import runtime
 from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
+from regnde._stops import Segment
 
 __all__ = ["ArgumentBuffer", "Handle", "path_address", "synchronize"]
 
@@ -56,6 +59,35 @@ class ArgumentBuffer:
             self.add(DLPACK, self.dlpack(tensor))
             return
         self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
+
+    def numbers(self, rows: Sequence[Sequence[float]]) -> None:
+        """Rows of numbers, the columns of a matrix in Julia; None if there are none."""
+        self.tensor(torch.tensor(rows, dtype=torch.float64) if rows else None)
+
+    def tolerances(self, rtol: float | Tensor, atol: float | Tensor) -> tuple[float, float]:
+        """Those of each entry, if there are any; returns numbers, NaN in the place of those."""
+        for value in (rtol, atol):
+            self.tensor(value.contiguous() if isinstance(value, Tensor) else None)
+        return math.nan if isinstance(rtol, Tensor) else rtol, math.nan if isinstance(atol, Tensor) else atol
+
+    def segments(self, segments: Sequence[Segment]) -> None:
+        """End and bounds of each segment; none if the span is one without bounds."""
+        bounded = len(segments) > 1 or any(segment.within for segment in segments)
+        self.numbers([(s.end, *(s.within or (-math.inf, math.inf))) for s in segments] if bounded else [])
+
+    def controller(self, controller: Controller | None) -> str:
+        """Its constants, NaN for those of the method; returns its name."""
+        if controller is None:
+            self.tensor(None)
+            return ""
+        c = controller
+        if isinstance(c, PID):
+            constants: tuple[float | None, ...] = c.beta1, c.beta2, c.beta3, c.accept_factor
+        else:
+            bounds = c.safety, c.min_factor, c.max_factor, c.first_max_factor
+            constants = bounds if isinstance(c, I) else (c.beta1, c.beta2, c.error_floor, *bounds)
+        self.tensor(torch.tensor([math.nan if x is None else x for x in constants], dtype=torch.float64))
+        return type(controller).__name__
 
     def dlpack(self, tensor: Tensor) -> int:
         """The address of the tensor's DLPack structure, which is freed with this buffer."""

@@ -16,9 +16,11 @@ from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address
 from regnde._engines.julia.fields import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
+from regnde._stops import Segment
 
 __all__ = ["LocalJob", "SolveJob", "run"]
 
+Tolerances = tuple[float | Tensor, float | Tensor]
 STATUSES = ("success", "non-finite", "underflow", "steps")
 
 
@@ -29,13 +31,16 @@ class SolveJob:
     Attributes:
         codes: the field, or drift and diffusion.
         times: save times.
-        solver: method and tolerances.
+        solver: method, controller, sizes of steps.
+        tolerances: relative and absolute: numbers, or tensors like the state.
+        segments: of the span between the stops.
         record: whether estimates are recorded.
         keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
         times_need_gradient: whether the times carry a gradient.
+        drawn: index of the save time that is not the caller's, or None.
         first_slope: where to write the field's value at the start, or None.
         status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
         saved: rows of `ys` that were reached.
@@ -48,12 +53,15 @@ class SolveJob:
     codes: tuple[Code, ...]
     times: tuple[float, ...]
     solver: ResolvedSolver
+    tolerances: Tolerances
+    segments: tuple[Segment, ...]
     record: bool
     keep: str
     path: BrownianPath | None = None
     local_start: bool = False
     adjoint: str = ""
     times_need_gradient: bool = False
+    drawn: int | None = None
     first_slope: Tensor | None = None
     status: str = ""
     reason: str = ""
@@ -68,7 +76,7 @@ class SolveJob:
     table: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
-    def run(self, y0: Tensor, ts: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """States at the save times, and error and stiffness records in the state's dtype."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
@@ -76,10 +84,13 @@ class SolveJob:
         arguments = ArgumentBuffer()
         for tensor in (y0, ys, times, results, self.first_slope):
             arguments.tensor(tensor)
-        arguments.fields(self.codes, tensors)
+        rtol, atol = arguments.tolerances(*self.tolerances)
+        arguments.segments(self.segments)
         solver, threads = self.solver, torch.get_num_threads()
-        dt0 = math.nan if solver.dt0 is None else solver.dt0
-        options = (solver.method, solver.rtol, solver.atol, dt0, solver.max_steps, self.record, self.keep)
+        controller = arguments.controller(solver.controller)
+        arguments.fields(self.codes, tensors)
+        sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
+        options = (solver.method, rtol, atol, *sizes, controller, solver.max_steps, self.record, self.keep)
 
         def solve(julia: Any) -> tuple[int, Tensor, str]:
             number = int(runtime.without_gil(julia.bridge_solve)(*arguments.location, *options, path, threads))
@@ -109,8 +120,9 @@ class SolveJob:
         stiffnessbar: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Cotangents of the inputs of `run`; `ys`, its first result, if the times need gradients."""
-        y0, ts, *tensors = inputs
+        y0, ts, stops, *tensors = inputs
         y0bar, tbar = torch.zeros_like(y0), None
+        stopsbar = torch.zeros(len(stops), dtype=torch.float64) if len(stops) else None
         if ys is not None:
             tbar = torch.zeros(len(self.times), dtype=torch.float64)
             ysbar = torch.zeros_like(ys) if ysbar is None else ysbar
@@ -121,10 +133,14 @@ class SolveJob:
             arguments.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
         arguments.tensor(tbar)
         arguments.tensor(ys)
+        arguments.tensor(stopsbar)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
         _call("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
-        return y0bar, None if tbar is None else tbar.to(ts), *gradients
+        if tbar is not None and self.drawn is not None:
+            tbar = torch.cat([tbar[: self.drawn], tbar[self.drawn + 1 :]])
+        of_times = (None if bar is None else bar.to(like) for bar, like in ((tbar, ts), (stopsbar, stops)))
+        return y0bar, *of_times, *gradients
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -139,9 +155,10 @@ class LocalJob:
     Attributes:
         codes: the field, or drift and diffusion.
         t: where it starts.
-        t_end: where it is cut at the latest.
+        segment: in which it lies.
         h: its size, or NaN for the first-step heuristic's.
-        solver: method and tolerances.
+        solver: method, longest step.
+        tolerances: as for a solve.
         path: the step's noise.
         freeze: whether the first stage is a constant.
         times_need_gradient: never.
@@ -149,9 +166,10 @@ class LocalJob:
 
     codes: tuple[Code, ...]
     t: float
-    t_end: float
+    segment: Segment
     h: float
     solver: ResolvedSolver
+    tolerances: Tolerances
     path: BrownianPath | None = None
     freeze: bool = False
     times_need_gradient: bool = False
@@ -166,9 +184,11 @@ class LocalJob:
         arguments = ArgumentBuffer()
         arguments.tensor(y)
         arguments.tensor(results)
+        tolerances = arguments.tolerances(*self.tolerances)
+        arguments.segments((self.segment,))
         arguments.fields(self.codes, tensors)
         solver = self.solver
-        options = (solver.method, solver.rtol, solver.atol, self.t, self.t_end, self.h)
+        options = (solver.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
         def step(julia: Any) -> int:
             return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))

@@ -10,13 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from regnde._dense import DenseOutput
 from regnde._engines.base import (
     FAILURES,
     Engine,
     Request,
     StepRules,
     exporting,
-    next_first_step,
     unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
@@ -31,6 +31,7 @@ from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
+from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
@@ -111,9 +112,17 @@ class TorchEngine(Engine):
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
                 watch = Watch(request.events, times[0], start) if request.events else None
-                steps_at_most = solver.max_steps
                 path = integrate(
-                    stepper, start, times, segments, h, max_steps=steps_at_most, local=local, grid=grid, watch=watch
+                    stepper,
+                    start,
+                    times,
+                    segments,
+                    h,
+                    max_steps=solver.max_steps,
+                    local=local,
+                    grid=grid,
+                    watch=watch,
+                    dense=request.dense,
                 )
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
@@ -138,10 +147,12 @@ class TorchEngine(Engine):
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
-            dt_next=next_first_step(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
-        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, path.stopped is not None)
+        dense = DenseOutput(path.pieces, path.ends, times[0], path.t, start) if request.dense else None
+        stopped = path.stopped is not None
+        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
 def _tableau(request: Request) -> Tableau | StochasticTableau:
@@ -171,6 +182,8 @@ def _why_not_per_sample(request: Request) -> str | None:
         return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
     if not _tableau(request).adaptive:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if request.dense:
+        return "batch='per-sample' has no dense output: give the times as ts."
     if request.events:
         return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
@@ -211,7 +224,7 @@ def _solve_per_sample(request: Request) -> Solution:
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         samples=tuple(SampleStats(*count) for count in counts),
-        dt_next=next_first_step(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
+        first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
     return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
@@ -235,6 +248,8 @@ def _finished(
     failure: Failure | None,
     t: float,
     events: Events | None = None,
+    dense: DenseOutput | None = None,
+    *,
     stopped: bool = False,
 ) -> Solution:
     """The solution up to time t; a failure is raised or told by its status."""
@@ -248,6 +263,7 @@ def _finished(
         solver=request.solver,
         status=status if failure is None else FAILURES[failure.kind].status,
         events=events,
+        dense=dense,
     )
     if failure is None or not request.throw:
         return solution
@@ -300,7 +316,7 @@ def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], y
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
         while t > segments[at].end if forward else t < segments[at].end:
             at += 1
-        stepper.segment = segments[at]
+        stepper.restart(segments[at])
         rows.append(stepper.moved(y, t, moving, 1.0))
     return torch.stack(rows)
 

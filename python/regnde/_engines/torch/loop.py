@@ -42,7 +42,6 @@ class Stepper(Protocol):
     controller: Controller | None  # None: the step size is fixed
     bounds: Bounds  # of the sizes that the controller chooses
     latest_stage: float  # time of the latest stage, in units of the step (>= 1)
-    segment: Segment  # in which the next attempt lies
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t1 = t + h."""
@@ -52,6 +51,9 @@ class Stepper(Protocol):
 
     def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
         """The next attempt starts from (t, y), a stop, in another segment; y with its derivative by the stop."""
+
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment."""
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt, shape (len(thetas), *y.shape)."""
@@ -89,6 +91,7 @@ class Path:
         t: time reached.
         ends, sizes: of the accepted steps.
         first_error: estimate of the first of them; NaN without one.
+        pieces: interpolants of the accepted steps, if they are asked for.
         hits: the events that occurred.
         stopped: the terminal one of them.
     """
@@ -102,6 +105,7 @@ class Path:
     dt_first: float = 0.0
     first_error: float = math.nan
     local_start: LocalStart | None = None
+    pieces: list[Interpolant] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     stopped: Hit | None = None
     failure: Failure | None = None
@@ -164,6 +168,7 @@ def integrate(
     local: Local | None = None,
     grid: Iterator[float] | None = None,
     watch: Watch | None = None,
+    dense: bool = False,
 ) -> Path:
     """Steps from times[0] to times[-1], saving the states at `times`.
 
@@ -177,6 +182,7 @@ def integrate(
         local: draw the start of a local record, or None.
         grid: ends of the steps, if they are fixed.
         watch: looks for events, or None.
+        dense: whether the interpolants of all steps are asked for.
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
@@ -244,6 +250,8 @@ def integrate(
 
         path.ends.append(t1)
         path.sizes.append(h)
+        if dense:
+            path.pieces.append(stepper.interpolant())
         if watch is not None:
             if controller is None and not all_finite(y1):  # a condition has no sign there
                 y = y1
@@ -296,8 +304,9 @@ def _fail_at_first_non_finite(
 ) -> None:
     """Goes back to where the state was finite, and takes the steps again up to the one at fault."""
     n, t, y, chunks, path.saved, at = place
-    stepper.segment = segments[at]
+    stepper.restart(segments[at])
     ends, path.ends, path.sizes, path.chunks = path.ends[n:], path.ends[:n], path.sizes[:n], path.chunks[:chunks]
+    path.pieces, dense = path.pieces[:n], len(path.pieces) > n
     h = 0.0
     for t1 in ends:
         if t == segments[at].end:
@@ -309,6 +318,8 @@ def _fail_at_first_non_finite(
             break
         path.ends.append(t1)
         path.sizes.append(h)
+        if dense:
+            path.pieces.append(stepper.interpolant())
         _save(path, stepper, times, t, h, t1, y1)
         t, y = t1, y1
     path.t = t

@@ -110,6 +110,8 @@ class RungeKutta:
         self.segment = segment
         self.checkpoint, self.compiled = checkpoint, solver.compile
         self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
+        b = (*tableau.b, *(0.0,) * (tableau.stages - len(tableau.b)))
+        self.ends_with_slope = tableau.extra_a == (b,) and tableau.extra_c == (1.0,)
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
         of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, error_norm=norm)
         record = record and tableau.adaptive  # else there is nothing to estimate
@@ -200,6 +202,8 @@ class RungeKutta:
         step, known = self.last_attempt[2]
         if self.carries:
             self.first = step.k[-1]
+        elif self.ends_with_slope:  # the interpolant's only further stage
+            self.first = None if self.stages is None else self.stages[-1]
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
@@ -207,7 +211,7 @@ class RungeKutta:
         """The next attempt starts from the stop (t, y): the FSAL stage is evaluated anew."""
         if segment.start is not None:
             y = self.moved(y, t, segment.start, 1.0)
-        self.segment = segment
+        self.segment, self.first = segment, None
         if segment.start is not None:
             y = self.moved(y, t, segment.start, -1.0)
         if self.carries:
@@ -218,6 +222,10 @@ class RungeKutta:
 
             self.first = slope(y) if self.checkpoint is None else self.checkpoint(slope, y, ends=lambda k: (k,))
         return y
+
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment: no stage is carried over."""
+        self.segment, self.first = segment, None
 
     def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
         """The state y, with its derivatives by a time whose value is t: exact up to the fourth.

@@ -193,6 +193,10 @@ class StochasticRungeKutta:
         self.segment = segment
         return y
 
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment."""
+        self.segment = segment
+
     def warn_if_unresolved(self) -> None:
         """Warns if steps were so short that the path's law over them is not exact."""
         if self.unresolved < math.inf:

@@ -1,0 +1,103 @@
+"""The modules of a user's field while `diagnose` works with them: found, quiet, in float64, with smooth activations."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Activations", "found", "in_double", "undisturbed"]
+
+DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+KINKED = "relu leaky_relu rrelu prelu relu6 elu selu celu hardswish threshold softshrink hardshrink"
+SMOOTH = dict.fromkeys(KINKED.split(), functional.silu) | {"hardtanh": torch.tanh, "hardsigmoid": torch.sigmoid}
+"""A smooth function for each activation that has a kink in its value or in its first derivative."""
+
+
+def found(f: Any) -> tuple[nn.Module, ...]:
+    """The modules that a function is, belongs to, is given, or refers to by name."""
+    if isinstance(f, nn.Module):
+        return (f,)
+    f = inspect.unwrap(f) if callable(f) else f
+    if isinstance(f, functools.partial):
+        candidates = [*found(f.func), *f.args, *f.keywords.values()]
+    else:
+        candidates = [getattr(f, "__self__", None), *getattr(f, "__dict__", {}).values()]
+        with contextlib.suppress(TypeError, ValueError):  # not a Python function
+            names = inspect.getclosurevars(f)
+            candidates += [*names.nonlocals.values(), *names.globals.values()]
+    return tuple({id(x): x for x in candidates if isinstance(x, nn.Module)}.values())
+
+
+class Activations(TorchFunctionMode):
+    """Counts the calls of activations that have kinks, and calls smooth functions in their place if asked.
+
+    Attributes:
+        calls: how often each was called, by name.
+    """
+
+    def __init__(self, *, replace: bool = False) -> None:
+        super().__init__()
+        self.replace = replace
+        self.calls: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name: str = getattr(func, "__name__", "")
+        kinked = name.strip("_")
+        if kinked in SMOOTH:
+            self.calls[kinked] += 1
+            if self.replace:
+                x = args[0] if args else (kwargs or {})["input"]
+                smooth = SMOOTH[kinked](x)
+                return x.copy_(smooth) if name.endswith("_") else smooth
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def undisturbed(modules: Iterable[nn.Module], y0: Tensor) -> Iterator[None]:
+    """Evaluation mode and no warnings; afterwards the modes and torch's random numbers are as they were."""
+    training = [m for module in modules for m in module.modules() if m.training]
+    devices = [y0.device] if y0.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tolerances below the resolution are a finding here
+        try:
+            for m in training:
+                m.training = False
+            yield
+        finally:
+            for m in training:
+                m.training = True
+
+
+@contextlib.contextmanager
+def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Copies in float64 in the place of parameters, buffers and tensors that are plain attributes for a while.
+
+    The tensors themselves are left alone: a change of their dtype would cut them off from graphs and hooks.
+    """
+    parts = {id(m): m for module in modules for m in module.modules()}.values()
+    places: list[tuple[dict[str, Any], str, Tensor]] = [
+        (attributes, name, x)
+        for m in parts
+        for attributes in (m._parameters, m._buffers, vars(m))
+        for name, x in attributes.items()
+        if isinstance(x, Tensor) and x.dtype in DOUBLE
+    ]
+    copies = {id(x): x.detach().to(DOUBLE[x.dtype]) for _, _, x in places}  # shared ones stay shared
+    try:
+        for attributes, name, x in places:
+            attributes[name] = copies[id(x)]
+        yield
+    finally:
+        for attributes, name, x in places:
+            attributes[name] = x
