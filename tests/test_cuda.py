@@ -78,3 +78,20 @@ def test_cuda() -> None:
         outcomes.append((solution.y1.detach().cpu(), layer.field.weights[0].grad.cpu()))
     for a, b in zip(*outcomes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_states_and_tolerances_of_parts_on_cuda(batch: str) -> None:
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        y0 = {"x": torch.ones(3, 2, device=device), "v": (torch.zeros(3, 2, device=device),)}
+        solver = Solver(atol={"x": torch.tensor([1e-5, 1e-4], device=device), "v": 1e20}, batch=batch, engine="torch")
+        sol = regnde.solve(lambda t, y: {"x": y["v"][0], "v": (-y["x"],)}, y0, [0.0, 1.0], solver, record="all")
+        assert sol.y1["x"].device.type == sol.steps.error.device.type == device
+        outcomes.append(sol.y1["v"][0].cpu())
+    torch.testing.assert_close(*outcomes, rtol=CLOSE, atol=CLOSE)
+    y0 = {"x": torch.ones(3), "v": torch.ones(3, device="cuda")}
+    with pytest.raises(ValueError, match=r"y0\['x'\] is on cpu, y0\['v'\] on cuda:0"):
+        regnde.solve(lambda t, y: y, y0, [0.0, 1.0])
+    numbers = regnde.solve(lambda t, y: {k: -x for k, x in y.items()}, {"c": 1.0, "v": y0["v"]}, [0.0, 1.0])
+    assert numbers.y1["c"].device.type == "cuda"  # numbers go to where the tensors are
