@@ -40,7 +40,7 @@ class Interpolant(NamedTuple):
         weights = self.h * powers @ torch.as_tensor(self.weights.T, device=t.device)
         rows = torch.stack(list(self.k)).reshape(len(self.k), y.numel())
         change = product(weights.to(y.device, y.dtype.to_real()).to(y.dtype), rows)
-        return y + change.reshape(*t.shape, *y.shape)
+        return y + change.reshape((*t.shape, *y.shape))
 
     def detached(self) -> Interpolant:
         """Without gradients."""

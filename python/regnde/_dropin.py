@@ -6,24 +6,24 @@ The arguments and their meaning are that package's; what is not covered raises a
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from regnde._solve import solve, solve_on_grid
-from regnde._solver import Gradient, Solver
+from regnde._dropin_adaptive import odeint_adaptive
+from regnde._dropin_event import until_event
+from regnde._dropin_grid import odeint_on_grid
+from regnde._dropin_problem import problem_of
+from regnde._dropin_scipy import Backwards, odeint_by_scipy
+from regnde._solver import Gradient
 
 __all__ = ["odeint", "odeint_adjoint"]
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
 Tolerance = float | Tensor
 
-ADAPTIVE = {"dopri5": "dp5", "tsit5": "tsit5", "bosh3": "bs3", "adaptive_heun": "heun"}
-FIXED = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4": "rk38"}
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 
@@ -65,7 +65,7 @@ def odeint(
         >>> odeint(lambda t, y: -y, torch.tensor([1.0]), torch.tensor([0.0, 1.0]))[-1]
         tensor([0.3679])
     """
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete")
+    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
     return states
 
 
@@ -83,7 +83,7 @@ def odeint_adjoint(
     adjoint_atol: Tolerance | None = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
-    adjoint_params: object = None,
+    adjoint_params: Iterable[Tensor] | None = None,
 ) -> State:
     """`odeint` with memory for one state a step: the gradient is exact and recomputes one step at a time.
 
@@ -113,164 +113,46 @@ def odeint_adjoint(
     Raises:
         ValueError, SolveError: as `odeint` does.
     """
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint")
+    if adjoint_params is not None:
+        parameters = tuple(adjoint_params)
+    else:
+        parameters = tuple(func.parameters()) if isinstance(func, torch.nn.Module) else ()
+    if method == "scipy_solver" and adjoint_params is None and not isinstance(func, torch.nn.Module):
+        raise ValueError("odeint_adjoint: method='scipy_solver' needs adjoint_params=, or a torch.nn.Module as func.")
+    backwards = Backwards(
+        rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol, parameters
+    )
+    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
     return states
 
 
 def _odeint(
     func: Callable[[Tensor, Any], Any],
-    y0: object,
+    y0: Any,
     t: Tensor,
-    rtol: Tolerance,
-    atol: Tolerance,
+    rtol: Any,
+    atol: Any,
     method: str | None,
     options: Mapping[str, Any] | None,
-    event_fn: object,
+    event_fn: Callable[[Tensor, Any], Tensor] | None,
     gradient: Gradient,
+    backwards: Backwards | None,
 ) -> Any:
     """Both drop-ins: they differ in how the gradient is computed."""
-    name = "dopri5" if method is None else method
+    problem = problem_of(func, y0, t, "dopri5" if method is None else method, rtol, atol, gradient)
+    tree = problem.structure.tree_of
+    parameters = () if backwards is None or problem.kind == "scipy" else backwards.parameters
     if event_fn is not None:
-        raise ValueError("odeint: event_fn is not covered.")
-    for callback in (*CALLBACKS, *(f"{name}_adjoint" for name in CALLBACKS)):
-        if hasattr(func, callback):
-            raise ValueError(f"odeint: func.{callback} is not covered; solve(..., record='all') records the steps.")
-    if name not in ADAPTIVE and name not in FIXED:
-        raise ValueError(f"odeint: method={name!r} is not covered; choose one of {', '.join((*ADAPTIVE, *FIXED))}.")
-    given = dict(options or {})
-    flat, field, shapes = _flattened(func, y0)
-    times = torch.as_tensor(t)
-    if name in FIXED:
-        ys = _fixed(field, flat, times, name, given, gradient)
+        time, states = until_event(problem, options, event_fn)
+        return time, tree(_with_zeros(states, parameters))
+    if problem.kind == "scipy":
+        ys = odeint_by_scipy(problem, options, backwards)
     else:
-        inexact = flat.is_floating_point() or flat.is_complex()
-        eps = torch.finfo(flat.dtype if inexact else torch.get_default_dtype()).eps
-        relative, absolute = _tolerance("rtol", rtol), _tolerance("atol", atol)
-        solver = Solver(
-            method=ADAPTIVE[name],
-            rtol=relative if absolute >= eps else max(relative, eps),
-            atol=absolute,
-            dt0=_optional_float(given.pop("first_step", None)),
-            max_steps=int(given.pop("max_num_steps", 100_000)),
-            gradient=gradient,
-        )
-        given.pop("dtype", None)
-        _refuse_rest(name, given)
-        ys = solve(field, flat, times, solver).ys
-    return ys if shapes is None else tuple(_parts(ys, shapes))
+        ys = (odeint_adaptive if problem.kind == "adaptive" else odeint_on_grid)(problem, options)
+    return tree(_with_zeros(ys, parameters))
 
 
-def _flattened(
-    func: Callable[[Tensor, Any], Any], y0: object
-) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor], list[torch.Size] | None]:
-    """The state as one tensor, the field on it, and the parts' shapes if it was a tuple."""
-    if isinstance(y0, Tensor):
-        return y0, func, None
-    if not (isinstance(y0, tuple) and y0 and all(isinstance(part, Tensor) for part in y0)):
-        raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
-    shapes = [part.shape for part in y0]
-
-    def field(t: Tensor, y: Tensor) -> Tensor:
-        slopes = func(t, tuple(_parts(y, shapes)))
-        if [slope.shape for slope in slopes] != shapes:
-            got = [tuple(slope.shape) for slope in slopes]
-            raise ValueError(f"odeint: func returned shapes {got} for parts of shapes {[tuple(s) for s in shapes]}.")
-        return torch.cat([slope.reshape(-1) for slope in slopes])
-
-    return torch.cat([part.reshape(-1) for part in y0]), field, shapes
-
-
-def _parts(y: Tensor, shapes: Sequence[torch.Size]) -> Iterator[Tensor]:
-    """The parts of a flat state, or of a stack of them."""
-    begin = 0
-    for shape in shapes:
-        yield y.narrow(-1, begin, shape.numel()).reshape((*y.shape[:-1], *shape))
-        begin += shape.numel()
-
-
-def _tolerance(name: str, value: Tolerance) -> float:
-    if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-        return float(value)
-    raise ValueError(f"odeint: {name} must be one number; one for each part or entry is not covered.")
-
-
-def _optional_float(value: Any) -> float | None:
-    return None if value is None else abs(float(value))
-
-
-def _refuse_rest(name: str, options: Mapping[str, object]) -> None:
-    if options:
-        raise ValueError(f"odeint: options {', '.join(map(repr, options))} of method {name!r} are not covered.")
-
-
-def _fixed(
-    field: Callable[[Tensor, Tensor], Tensor],
-    y: Tensor,
-    t: Tensor,
-    method: str,
-    options: dict[str, Any],
-    gradient: Gradient,
-) -> Tensor:
-    """States at `t` of a method that steps along a grid, as torchdiffeq's FixedGridODESolver makes it."""
-    step, construct = options.pop("step_size", None), options.pop("grid_constructor", None)
-    interpolation = options.pop("interp", "linear")
-    if options.pop("perturb", False):
-        options["perturb"] = True
-    _refuse_rest(method, options)
-    if step is not None and construct is not None:
-        raise ValueError("odeint: step_size and grid_constructor exclude each other.")
-    if interpolation not in ("linear", "cubic"):
-        raise ValueError(f"odeint: interp={interpolation!r}: choose 'linear' or 'cubic'.")
-    grid = t
-    _check_order("t", t)
-    if step is not None:
-        if not float(step):
-            raise ValueError("odeint: step_size=0 reaches no time.")
-        grid = _uniform(t, float(step))
-    elif construct is not None:
-        grid = construct(field, y, t)
-        _check_order("the grid", grid)
-    places, saves = grid.tolist(), t.tolist()
-    if not (places[0] == saves[0] and places[-1] == saves[-1]):
-        raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
-    solver = Solver(method=FIXED[method], gradient=gradient, engine="torch")
-    ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
-    if grid is t or interpolation == "cubic":
-        return solve_on_grid(field, y, _precise(t), ends, solver)
-    return _on_chords(_precise(grid), _precise(t), lambda ts: solve_on_grid(field, y, ts, ends, solver))
-
-
-def _precise(times: Tensor) -> Tensor:
-    """Times for a clock of double precision, as everywhere."""
-    return times.double() if times.dtype == torch.float32 else times
-
-
-def _check_order(name: str, times: Tensor) -> None:
-    values = times.tolist() if times.ndim == 1 else []
-    pairs = list(itertools.pairwise(values))
-    if not values or not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
-        raise ValueError(f"odeint: {name} must be times of shape (T,), increasing or decreasing, got {times.detach()}.")
-
-
-def _uniform(t: Tensor, step: float) -> Tensor:
-    """A grid of this step from t[0], the last one cut at t[-1]."""
-    span = float((t[-1] - t[0]).detach())
-    count = max(1, math.ceil(abs(span) / abs(step) * (1 - 4 * torch.finfo(t.dtype).eps)))
-    inner = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(step, span)
-    return torch.cat([t[0] + inner, t[-1:]])
-
-
-def _on_chords(grid: Tensor, t: Tensor, states_at: Callable[[Tensor], Tensor]) -> Tensor:
-    """The states at t on the chords between those at the grid points, of which only the needed ones are asked for."""
-    sign = 1.0 if grid[-1] >= grid[0] else -1.0
-    last = torch.searchsorted(sign * grid.detach(), sign * t.detach()).clamp(max=len(grid) - 1)
-    exact = grid[last] == t
-    first = torch.where(exact, last, (last - 1).clamp(min=0))
-    needed, places = torch.unique(torch.cat([first, last]), return_inverse=True)
-    states = states_at(grid[needed])
-    if bool(exact.all()):
-        return states if len(needed) == len(t) else states.index_select(0, places[len(t) :].to(states.device))
-    width = (grid[last] - grid[first]).masked_fill(exact, 1.0)  # else the gradient were 0 / 0
-    share = ((t - grid[first]) / width).masked_fill(exact, 1.0)
-    before, after = (states.index_select(0, i.to(states.device)) for i in places.chunk(2))
-    return torch.lerp(before, after, share.view(-1, *[1] * (states.ndim - 1)).to(states.device, states.dtype))
+def _with_zeros(ys: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The states; a parameter that they do not depend on gets a gradient of zeros, as in torchdiffeq."""
+    empty = [p.reshape(-1)[:0].to(ys.device, ys.dtype) for p in parameters if p.requires_grad]
+    return ys + torch.cat(empty).sum() if empty else ys

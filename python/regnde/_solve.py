@@ -31,6 +31,7 @@ from regnde._transforms import has_derivative, transformed
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
 
 DEFAULT_SOLVER = Solver()
+OWN_RULES = StepRules()
 ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
@@ -207,7 +208,14 @@ def _solve(
 
 
 def solve_on_grid(
-    f: Equation, y0: Tensor, ts: Tensor, grid: Sequence[float], solver: Solver, noise: BrownianPath | None = None
+    f: Equation,
+    y0: Tensor,
+    ts: Tensor,
+    grid: Sequence[float],
+    solver: Solver,
+    noise: BrownianPath | None = None,
+    stops: Sequence[float] = (),
+    rules: StepRules = OWN_RULES,
 ) -> Tensor:
     """States at `ts`, solved by a method of fixed step size, with steps that end at given times.
 
@@ -218,8 +226,10 @@ def solve_on_grid(
         grid: the initial time and the ends of the steps; the first and the last are those of `ts`.
         solver: a method of fixed step size; its `dt0` is not used.
         noise: the Brownian path of an `SDE`.
+        stops: as for `solve`.
+        rules: another package's.
     """
-    structure = Structure(y0)
+    structure = Structure(y0, half=True)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=isinstance(f, SDE))
     allowed = entries(resolved.rtol, resolved.atol, structure)
@@ -233,17 +243,28 @@ def solve_on_grid(
         noise=noise,
         throw=True,
         grid=tuple(grid),
+        stops=tuple(stops),
+        rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    states: Tensor = _run(request, structure, _precision(structure, allowed)).ys
+    states: Tensor = _run(request, structure, _resolvable(structure, allowed)).ys
     return states
 
 
 def solve_by_rules(
-    f: Equation, y0: Tensor, ts: Tensor, solver: Solver, rules: StepRules, *, record: Record = "none"
+    f: Equation,
+    y0: Tensor,
+    ts: Tensor,
+    solver: Solver,
+    rules: StepRules,
+    *,
+    record: Record = "none",
+    stops: Sequence[float] = (),
+    events: Sequence[Event] = (),
+    dense: bool = False,
 ) -> Solution:
-    """An ODE solved as `solve` does, with the steps of another package."""
-    structure = Structure(y0)
+    """An ODE of a state of one tensor, solved as `solve` does, with the steps of another package."""
+    structure = Structure(y0, half=True)
     times, values = checked_times(ts)
     resolved = solver.resolve(sde=False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
@@ -256,10 +277,13 @@ def solve_by_rules(
         record=record,
         noise=None,
         throw=True,
+        stops=tuple(stops),
+        events=tuple(events),
+        dense=dense,
         rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request, structure, _precision(structure, allowed))
+    return _run(request, structure, _resolvable(structure, allowed))
 
 
 def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -458,6 +482,11 @@ def _precision(structure: Structure, allowed: Entries) -> Precision:
     for part, tolerance in zip(structure.parts, allowed.tightest, strict=True):
         tightest[part.dtype] = min(tolerance, tightest.get(part.dtype, tolerance))
     return tuple(tightest.items())
+
+
+def _resolvable(structure: Structure, allowed: Entries) -> Precision:
+    """The same with tolerances that the dtypes can resolve, where nothing is to be said about others."""
+    return tuple((dtype, max(tol, torch.finfo(dtype).eps)) for dtype, tol in _precision(structure, allowed))
 
 
 def _warn_of_rounding(request: Request, dtype: torch.dtype, tolerance: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from regnde._controller import PI, PID, Controller, I
+from regnde._grid_method import GridMethod
 from regnde._last_step import LastStep
 from regnde._options import keyword_only
 from regnde._tableau import Tableau
@@ -120,7 +121,7 @@ class Solver:
         Solver(rtol=0.001)
     """
 
-    method: str | Tableau | None = None
+    method: str | Tableau | GridMethod | None = None
     rtol: Any = None  # a number, None or a Tolerance; Any, as most read a number
     atol: Any = None
     dt0: float | LastStep | None = None
@@ -136,7 +137,7 @@ class Solver:
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             object.__setattr__(self, "method", self.method.lower())
-        elif self.method is not None and not isinstance(self.method, Tableau):
+        elif self.method is not None and not isinstance(self.method, (Tableau, GridMethod)):
             raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
         for name in ("rtol", "atol", "dt0", "dt_min", "dt_max"):
             value = getattr(self, name)
@@ -193,11 +194,14 @@ class Solver:
         """The same choices with every default filled in for an ODE or an SDE."""
         method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
         tableau = self.method if isinstance(self.method, Tableau) else None
+        grid_method = self.method if isinstance(self.method, GridMethod) else None
+        given = tableau or grid_method
         last = self.dt0 if isinstance(self.dt0, LastStep) else None
         dt0 = self.dt0 if last is None else last.size
         return ResolvedSolver(
-            method=self.method if isinstance(self.method, str) else method if tableau is None else tableau.name,
+            method=self.method if isinstance(self.method, str) else method if given is None else given.name,
             tableau=tableau,
+            grid_method=grid_method,
             rtol=_resolved(self.rtol, tolerance),
             atol=_resolved(self.atol, tolerance),
             dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
@@ -230,9 +234,9 @@ def _resolved(tolerance: Any, default: float) -> float | Tolerance:
 class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
 
-    `method` is the name, of a named method or of the user's own `tableau` (else None). `dt0` is the size that a
-    `LastStep` had for this solve; `last_step` is that object (else None). `controller` is None for the default one,
-    whose constants belong to the method.
+    `method` is the name: of a named method, of the user's own `tableau` or of a drop-in's `grid_method` (else None).
+    `dt0` is the size that a `LastStep` had for this solve; `last_step` is that object (else None). `controller` is None
+    for the default one, whose constants belong to the method.
     """
 
     method: str
@@ -245,6 +249,7 @@ class ResolvedSolver:
     batch: str = "joint"
     compile: bool = False
     tableau: Tableau | None = None
+    grid_method: GridMethod | None = None
     dt_min: float = 0.0
     dt_max: float = math.inf
     controller: Controller | None = None

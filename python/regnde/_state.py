@@ -86,6 +86,7 @@ class Structure:
     Args:
         y0: the initial state as the user gave it.
         samples: whether the leading dimension of every part is that of samples.
+        half: whether half precision is taken, in which no error can be controlled.
 
     Attributes:
         flat: the initial state as one tensor.
@@ -101,17 +102,17 @@ class Structure:
     # No __dict__: what a field captures is looked for in those, and this belongs to the solver.
     __slots__ = ("device", "dimensions", "dtype", "flat", "nested", "parts", "samples", "sizes", "tree")
 
-    def __init__(self, y0: Any, *, samples: bool = False) -> None:
+    def __init__(self, y0: Any, *, samples: bool = False, half: bool = False) -> None:
         found: list[tuple[str, Any]] = []
         self.tree = _numbered(y0, "", found)
         self.nested = isinstance(self.tree, Node)
         self.samples = samples
         if not self.nested:
-            self.flat = checked_state(y0)
+            self.flat = checked_state(y0, half=half)
             shape = self.flat.shape
             self.parts: tuple[Part, ...] = (Part("", shape, shape, self.flat.dtype, 0, self.flat.numel()),)
             return
-        tensors = _together([path for path, _ in found], [value for _, value in found])
+        tensors = _together([path for path, _ in found], [value for _, value in found], half)
         parts: list[Part] = []
         begin = 0
         for (path, _), x in zip(found, tensors, strict=True):
@@ -368,11 +369,11 @@ def _shown(value: object) -> str:
 # --- tensors -------------------------------------------------------------------------------------
 
 
-def _together(paths: Sequence[str], values: Sequence[Any]) -> list[Tensor]:
+def _together(paths: Sequence[str], values: Sequence[Any], half: bool) -> list[Tensor]:
     """The parts as tensors on one device. Numbers and integers take the precision and the device of the others."""
     if not values:
         raise ValueError("y0 has no parts: give one tensor or more.")
-    tensors = [checked_state(value, f"y0{path}") for path, value in zip(paths, values, strict=True)]
+    tensors = [checked_state(value, f"y0{path}", half=half) for path, value in zip(paths, values, strict=True)]
     given = [(path, x) for path, x, value in zip(paths, tensors, values, strict=True) if isinstance(value, Tensor)]
     for path, x in given[1:]:
         if x.device != given[0][1].device:
@@ -401,12 +402,13 @@ def _is_precise(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "fc"
 
 
-def checked_state(y0: Tensor | ArrayLike, name: str = "y0") -> Tensor:
+def checked_state(y0: Tensor | ArrayLike, name: str = "y0", *, half: bool = False) -> Tensor:
     """A state of one tensor, or a part of one, as a floating-point or complex tensor.
 
     Args:
         y0: what the user gave.
         name: what messages call it.
+        half: whether half precision is taken.
     """
     try:
         state = _tensor(y0)
@@ -417,7 +419,7 @@ def checked_state(y0: Tensor | ArrayLike, name: str = "y0") -> Tensor:
     if state.is_meta or state.layout != torch.strided:
         kind = "on the meta device and holds no numbers" if state.is_meta else f"a {state.layout} tensor"
         raise TypeError(f"{name} is {kind}: give a dense tensor on a device that computes, such as 'cpu'.")
-    if state.dtype in (torch.float16, torch.bfloat16):
+    if state.dtype in (torch.float16, torch.bfloat16) and not half:
         if torch.is_autocast_enabled(state.device.type):  # such a state comes out of the layer before
             return state.float()
         raise TypeError(

@@ -135,6 +135,11 @@ class Tableau:
         return self.stages > 1 and self.c[-1] == 1.0 and self.b == self.a[-1]
 
     @property
+    def carries(self) -> bool:
+        """Whether the next step takes the last stage for its first one."""
+        return self.fsal
+
+    @property
     def adaptive(self) -> bool:
         """Whether the method has an error estimate and thus adapts its step."""
         return self.btilde is not None

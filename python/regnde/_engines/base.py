@@ -41,6 +41,24 @@ FirstStepRule = Callable[[Callable[[float, Tensor], Tensor], float, float, Tenso
 
 
 @dataclass(frozen=True)
+class StepCallbacks:
+    """Functions that a solve calls with the time and state where a step starts, and its signed size.
+
+    Attributes:
+        step: as an attempt begins.
+        accept: when one is accepted.
+        reject: when one was rejected.
+        back: in the backward pass, when it has come to the end of an accepted step: time and state there, the gradient
+            of the state, and the step's size.
+    """
+
+    step: Callable[[float, Tensor, float], object] | None = None
+    accept: Callable[[float, Tensor, float], object] | None = None
+    reject: Callable[[float, Tensor, float], object] | None = None
+    back: Callable[[float, Tensor, Tensor, float], None] | None = None
+
+
+@dataclass(frozen=True)
 class StepRules:
     """How another package takes its steps, where that differs from ours; for one system that is an ODE.
 
@@ -49,11 +67,13 @@ class StepRules:
             is the error that is recorded. None for the root mean square.
         first_step: the size of the first step, for adaptive methods without a `dt0`. None for our own heuristic.
         accept_smallest: whether a step of the size `dt_min`, or below it, is accepted whatever its error.
+        callbacks: what is called at each step.
     """
 
     norm: Callable[[Tensor], Tensor] | None = None
     first_step: FirstStepRule | None = None
     accept_smallest: bool = False
+    callbacks: StepCallbacks | None = None
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,15 @@ from regnde._engines.torch.event import Watch
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import solve_for_export
+from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
+from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -40,6 +43,8 @@ from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
+
+AnyStepper = RungeKutta | StochasticRungeKutta | GridStepper
 
 
 class TorchEngine(Engine):
@@ -60,7 +65,9 @@ class TorchEngine(Engine):
         known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
         if sde and solver.tableau is not None:
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
-        if solver.tableau is None and solver.method not in known:
+        if solver.grid_method is not None and (sde or solver.compile):
+            return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
+        if solver.tableau is None and solver.grid_method is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
             return f"{text} {hint(solver.method)}".rstrip()
@@ -95,8 +102,9 @@ class TorchEngine(Engine):
         segments = request.segments()
         stepper = _stepper(request, segments[0])
         start = y0
-        if has_derivative(request.ts):  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            assert isinstance(stepper, RungeKutta)  # an SDE has no derivative by the times
+        moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
+        if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
+            assert not isinstance(stepper, StochasticRungeKutta)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
@@ -112,8 +120,10 @@ class TorchEngine(Engine):
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
                 watch = Watch(request.events, times[0], start) if request.events else None
+                callbacks = request.rules.callbacks
+                observed = stepper if callbacks is None else Observed(stepper, callbacks)
                 path = integrate(
-                    stepper,
+                    observed,
                     start,
                     times,
                     segments,
@@ -124,6 +134,8 @@ class TorchEngine(Engine):
                     watch=watch,
                     dense=request.dense,
                 )
+                if isinstance(observed, Observed):
+                    observed.close()
                 if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
@@ -132,13 +144,13 @@ class TorchEngine(Engine):
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
-        if has_derivative(request.ts) and path.failure is None:
-            assert isinstance(stepper, RungeKutta)
+        if moves and path.failure is None:
+            assert not isinstance(stepper, StochasticRungeKutta)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
             ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
         steps = _steps(request, stepper, path, local)
-        first_size, order = path.sizes[0] if path.sizes else 0.0, stepper.tableau.order
+        first_size, order = path.sizes[0] if path.sizes else 0.0, float(stepper.tableau.order)
         if isinstance(stepper, StochasticRungeKutta):
             order += 0.5
         stats = Stats(
@@ -155,16 +167,16 @@ class TorchEngine(Engine):
         return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
-def _tableau(request: Request) -> Tableau | StochasticTableau:
+def _tableau(request: Request) -> Tableau | StochasticTableau | GridMethod:
     solver = request.solver
+    if solver.grid_method is not None:
+        return solver.grid_method
     if isinstance(request.equation, SDE):
         return SDE_TABLEAUX[solver.method]
     return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
 
 
-def _grid(
-    request: Request, stepper: RungeKutta | StochasticRungeKutta, segments: Sequence[Segment], h: float
-) -> Iterator[float] | None:
+def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
     """Ends of the steps of a fixed-step method."""
     if stepper.controller is not None:
         return None
@@ -288,7 +300,7 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
     return Checkpoint(fields, request.y0.device) if wanted and not transformed() else None
 
 
-def _stepper(request: Request, segment: Segment) -> RungeKutta | StochasticRungeKutta:
+def _stepper(request: Request, segment: Segment) -> AnyStepper:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
     record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
@@ -301,16 +313,18 @@ def _stepper(request: Request, segment: Segment) -> RungeKutta | StochasticRunge
         return StochasticRungeKutta(
             drift, diffusion, tableau, solver, tolerances, y0, segment, noise, record=record, checkpoint=checkpoint
         )
-    assert isinstance(tableau, Tableau)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
+    if isinstance(tableau, GridMethod):
+        return GridStepper(field, tableau, segment, checkpoint)
+    assert isinstance(tableau, Tableau)
     return RungeKutta(
         field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
     )
 
 
-def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+def _moved(request: Request, stepper: RungeKutta | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
@@ -321,16 +335,14 @@ def _moved(request: Request, stepper: RungeKutta, segments: Sequence[Segment], y
     return torch.stack(rows)
 
 
-def _steps(
-    request: Request, stepper: RungeKutta | StochasticRungeKutta, path: Path, local: Local | None
-) -> Steps | None:
+def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | None) -> Steps | None:
     """The records; clocks in double precision, estimates in the state's real dtype."""
     if request.record == "none":
         return None
     tableau, y0 = stepper.tableau, request.y0
     ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
     error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
-    if local and path.local_start is not None and path.failure is None:
+    if local and path.local_start is not None and path.failure is None and not isinstance(stepper, GridStepper):
         end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
         ends, sizes = [end], [size]
 

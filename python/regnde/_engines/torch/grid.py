@@ -13,6 +13,7 @@ from regnde._engines.base import Request
 from regnde._engines.torch.loop import uniform
 from regnde._engines.torch.step import Field, dense_output, extra_stages, stage_times, take_step
 from regnde._equation import SDE, JuliaField
+from regnde._grid_method import GridMethod
 from regnde._solution import Solution, Stats
 from regnde._tableau import StochasticTableau, Tableau
 
@@ -51,7 +52,7 @@ def evaluations(tableau: Tableau, ends: Sequence[float], times: Sequence[float])
     return stages + inside * len(tableau.extra_a)
 
 
-def solve_for_export(request: Request, tableau: Tableau | StochasticTableau) -> Solution:
+def solve_for_export(request: Request, tableau: Tableau | StochasticTableau | GridMethod) -> Solution:
     """A solve with fixed steps as a plain sequence of evaluations.
 
     Raises:
@@ -60,6 +61,10 @@ def solve_for_export(request: Request, tableau: Tableau | StochasticTableau) -> 
     equation, times, solver, y0 = request.equation, request.times, request.solver, request.y0
     if isinstance(equation, (SDE, JuliaField)) or isinstance(tableau, StochasticTableau):
         raise ValueError("torch.export: the solve of an SDE can not be exported, only that of an ODE with fixed steps.")
+    if not isinstance(tableau, Tableau):
+        raise ValueError(
+            f"torch.export: {solver.method!r} decides by numbers: choose an explicit method such as 'rk4'."
+        )
     if tableau.adaptive:
         raise ValueError(
             f"torch.export: {solver.method!r} adapts its steps to numbers, and a graph has none: choose fixed steps "

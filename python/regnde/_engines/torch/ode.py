@@ -109,7 +109,7 @@ class RungeKutta:
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
         self.segment = segment
         self.checkpoint, self.compiled = checkpoint, solver.compile
-        self.carries = tableau.fsal and tableau.adaptive  # the last stage to the next step
+        self.carries = tableau.carries and tableau.adaptive  # the last stage to the next step
         b = (*tableau.b, *(0.0,) * (tableau.stages - len(tableau.b)))
         self.ends_with_slope = tableau.extra_a == (b,) and tableau.extra_c == (1.0,)
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
@@ -232,11 +232,7 @@ class RungeKutta:
 
         It is a step whose size is 0 and carries the gradient: for sign 1 from t to `by`, else back.
         """
-        size = (by - t).to(y.device, y.dtype.to_real())
-        origin = self._time(t, y)
-        origin = origin if sign > 0 else origin + size
-        tableau = TABLEAUX["rk4"]
-        return take_step(self.field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1
+        return moved(self.field, self._time(t, y), y, by - t, sign)
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt."""
@@ -310,6 +306,17 @@ def _number(norm: Norm, x: Tensor) -> float:
 def _norm_of_each(norm: Norm, x: Tensor) -> Tensor:
     """A norm of each step of a batch."""
     return torch.stack([norm(of_step) for of_step in x])
+
+
+def moved(field: CountedField, t: Tensor, y: Tensor, by: Tensor, sign: float) -> Tensor:
+    """The state y at t, with its derivatives by a time that is `by`, a zero with a gradient, later than t.
+
+    It is a step of this size: for sign 1 from t, else back to t.
+    """
+    size = by.to(y.device, y.dtype.to_real())
+    origin = t if sign > 0 else t + size
+    tableau = TABLEAUX["rk4"]
+    return take_step(field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1
 
 
 def first_step_sizes(

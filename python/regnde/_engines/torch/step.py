@@ -60,6 +60,7 @@ Norm = Callable[[Tensor], Tensor]
 StepSize = float | Tensor
 Tolerance = float | Tensor  # for all entries, or one for each
 ARRAYS = {torch.float32: np.float32, torch.float64: np.float64}
+HALF = (torch.float16, torch.bfloat16)
 FEW = 4  # stages whose times are made faster one by one than together
 
 
@@ -107,8 +108,17 @@ def shifted(y: Tensor, k: Sequence[Tensor], weights: Row, h: StepSize) -> Tensor
     """The state y + h sum_j weights_j k_j. Graph nodes of `torch.add(y, k, alpha=float)` save no tensors."""
     if isinstance(h, Tensor):
         return torch.addcmul(y, h, weighted(k, weights))
+    if y.dtype in HALF:
+        return _rounded_once(y, k, weights, h)
     total = _sum(y, k, weights, h)
     return y if total is None else total
+
+
+def _rounded_once(y: Tensor, k: Sequence[Tensor], weights: Row, h: float) -> Tensor:
+    """The same, where the state's resolution rounds one sum and not one for each slope: one operation more."""
+    several = len(weights) - weights.count(0.0) > 1
+    total = _sum(None if several else y, k, weights, h)
+    return y if total is None else y + total if several else total
 
 
 def _sum(y: Tensor | None, k: Sequence[Tensor], weights: Row, h: float) -> Tensor | None:
@@ -134,7 +144,10 @@ def take_step(
     for i in range(1, tableau.stages):
         previous, argument = argument, shifted(y, k, tableau.a[i], h)
         k.append(field(times[i], argument))
-    y1 = argument if tableau.fsal else shifted(y, k, tableau.b, h)
+    if tableau.fsal:
+        y1 = argument
+    else:
+        y1 = shifted(y, k, tableau.b, h) if isinstance(h, Tensor) else _rounded_once(y, k, tableau.b, h)
     return Step(y, h, k, y1, argument, previous)
 
 

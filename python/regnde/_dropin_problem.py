@@ -1,0 +1,113 @@
+"""What torchdiffeq's functions are given, with the state as one tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regnde._dropin_callbacks import callbacks_of
+from regnde._dropin_methods import Kind, kind_of
+from regnde._engines.base import StepCallbacks
+from regnde._solver import Gradient
+from regnde._state import Structure
+
+__all__ = ["Problem", "problem_of", "root_mean_square"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+HALF: tuple[Kind, ...] = ("explicit", "adams")  # take states of half precision; the others control or solve something
+STEP, ALL = ("callback_step",), ("callback_step", "callback_accept_step", "callback_reject_step")
+CALLBACKS: Mapping[Kind, tuple[str, ...]] = {
+    "adaptive": ALL,
+    "explicit": STEP,
+    "adams": STEP,
+    "implicit": STEP,
+    "scipy": (),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """An initial value problem.
+
+    Attributes:
+        method: torchdiffeq's name of the method.
+        kind: of the method.
+        field: the right-hand side, of the flat state.
+        y0: the flat state at t[0].
+        t: times, shape (T,).
+        structure: how the state is put together.
+        rtol, atol: as they were given.
+        gradient: how it is computed.
+        callbacks: what is called at each step.
+    """
+
+    method: str
+    kind: Kind
+    field: Field
+    y0: Tensor
+    t: Tensor
+    structure: Structure
+    rtol: Any
+    atol: Any
+    gradient: Gradient
+    callbacks: StepCallbacks | None
+
+    def times_until(self, span: float) -> Tensor:
+        """The first time, and one that is this span away in the direction of the second one; in double precision."""
+        first = self.t[:1].double()
+        return torch.cat([first, first.detach() + (span if self.t[1] >= self.t[0] else -span)])
+
+    def norm(self, given: Callable[[Any], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
+        """The norm of a flat state: the given one, of the user's state, or of several parts the largest part's RMS.
+
+        None is the root mean square over all entries.
+        """
+        tree = self.structure.tree_of
+        if given is not None:
+            return lambda x: given(tree(x))
+        return (lambda x: largest_part(tree(x))) if self.structure.nested else None
+
+
+def problem_of(
+    func: Callable[[Tensor, Any], Any],
+    y0: Any,
+    t: Any,
+    method: str,
+    rtol: Any,
+    atol: Any,
+    gradient: Gradient,
+) -> Problem:
+    """The problem that the user's arguments pose; `gradient` is how its gradient is computed."""
+    kind = kind_of(method)
+    if not callable(func):
+        raise TypeError(f"odeint: func must be callable as func(t, y), got {type(func).__name__}.")
+    if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0):
+        raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
+    structure = Structure(y0, half=kind in HALF)
+    field: Any = structure.on_flat(func)
+    callbacks = callbacks_of(func, method, CALLBACKS[kind], structure, adjoint=gradient == "checkpoint")
+    return Problem(method, kind, field, structure.flat, torch.as_tensor(t), structure, rtol, atol, gradient, callbacks)
+
+
+def largest_part(state: tuple[Any, ...]) -> Tensor:
+    """The largest root mean square of the parts of a state."""
+    return torch.stack([root_mean_square(part) for part in _leaves(state)]).amax()
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Over all entries; 0 where there are none, with gradient 0 where it is 0."""
+    size: Tensor = torch.linalg.vector_norm(x)
+    return size / math.sqrt(max(x.numel(), 1))
+
+
+def _leaves(state: Any) -> Iterator[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    else:
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from _leaves(part)
