@@ -55,6 +55,24 @@ def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> 
         torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)  # the field's own products are rounded
 
 
+def test_stops_events_and_dense_output_on_cuda() -> None:
+    found = []
+    for device in ("cuda", "cpu"):
+        stops, level = (torch.tensor(x, dtype=torch.float64, device=device, requires_grad=True) for x in ([0.4], 0.2))
+        y0 = torch.ones(2, dtype=torch.float64, device=device)
+        event = regnde.Event(lambda t, y, level=level: y[0] - level)
+        sol = regnde.solve(
+            lambda t, y: torch.where(t < 0.4, -y, -3 * y), y0, [0.0, 9.0], stops=stops, event=event, dense=True
+        )
+        times = torch.tensor([0.1, 0.4, 0.5], device=device)
+        assert torch.equal(sol(times), sol(times.cpu()))
+        loss = sol.events.t.sum() + sol.y1.sum() + sol(times).sum() + sol.ts[-1].to(device)
+        found.append([sol.y1, sol.events.t, *torch.autograd.grad(loss, (stops, level))])
+        assert {x.device.type for x in (sol.y1, sol.events.t, sol.events.y, sol.events.which)} == {device}
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.usefixtures("coarse_products")
 def test_tf32_does_not_reach_the_solver() -> None:
     y0 = torch.linspace(-1, 1, 20).reshape(10, 2)
