@@ -566,6 +566,12 @@ def test_cheapen_compares_the_training_with_a_bound_on_other_batches() -> None:
     assert len(set(runs[0])) > 5  # it moves
 
 
+def test_cheapen_takes_a_scaler() -> None:
+    trained, scaler = Trained(passes=1), torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+    list(regnde.cheapen(trained.compute, trained.data, trained.adam, scaler=scaler, iterations=2))
+    assert scaler.get_scale() == 32.0  # two steps were made at its scale
+
+
 def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)

@@ -55,6 +55,24 @@ def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> 
         torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)  # the field's own products are rounded
 
 
+def test_stops_events_and_dense_output_on_cuda() -> None:
+    found = []
+    for device in ("cuda", "cpu"):
+        stops, level = (torch.tensor(x, dtype=torch.float64, device=device, requires_grad=True) for x in ([0.4], 0.2))
+        y0 = torch.ones(2, dtype=torch.float64, device=device)
+        event = regnde.Event(lambda t, y, level=level: y[0] - level)
+        sol = regnde.solve(
+            lambda t, y: torch.where(t < 0.4, -y, -3 * y), y0, [0.0, 9.0], stops=stops, event=event, dense=True
+        )
+        times = torch.tensor([0.1, 0.4, 0.5], device=device)
+        assert torch.equal(sol(times), sol(times.cpu()))
+        loss = sol.events.t.sum() + sol.y1.sum() + sol(times).sum() + sol.ts[-1].to(device)
+        found.append([sol.y1, sol.events.t, *torch.autograd.grad(loss, (stops, level))])
+        assert {x.device.type for x in (sol.y1, sol.events.t, sol.events.y, sol.events.which)} == {device}
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.usefixtures("coarse_products")
 def test_tf32_does_not_reach_the_solver() -> None:
     y0 = torch.linspace(-1, 1, 20).reshape(10, 2)
@@ -78,3 +96,20 @@ def test_cuda() -> None:
         outcomes.append((solution.y1.detach().cpu(), layer.field.weights[0].grad.cpu()))
     for a, b in zip(*outcomes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_states_and_tolerances_of_parts_on_cuda(batch: str) -> None:
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        y0 = {"x": torch.ones(3, 2, device=device), "v": (torch.zeros(3, 2, device=device),)}
+        solver = Solver(atol={"x": torch.tensor([1e-5, 1e-4], device=device), "v": 1e20}, batch=batch, engine="torch")
+        sol = regnde.solve(lambda t, y: {"x": y["v"][0], "v": (-y["x"],)}, y0, [0.0, 1.0], solver, record="all")
+        assert sol.y1["x"].device.type == sol.steps.error.device.type == device
+        outcomes.append(sol.y1["v"][0].cpu())
+    torch.testing.assert_close(*outcomes, rtol=CLOSE, atol=CLOSE)
+    y0 = {"x": torch.ones(3), "v": torch.ones(3, device="cuda")}
+    with pytest.raises(ValueError, match=r"y0\['x'\] is on cpu, y0\['v'\] on cuda:0"):
+        regnde.solve(lambda t, y: y, y0, [0.0, 1.0])
+    numbers = regnde.solve(lambda t, y: {k: -x for k, x in y.items()}, {"c": 1.0, "v": y0["v"]}, [0.0, 1.0])
+    assert numbers.y1["c"].device.type == "cuda"  # numbers go to where the tensors are

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
+import weakref
 from io import BytesIO
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from problems import exp_decay
-from regnde import SDE, BrownianPath, Solution, Solver, solve
+from regnde import SDE, BrownianPath, ErrorPenalty, Solution, Solver, recording, solve
 from regnde.nn import CNF, MLP, Augmented, NeuralCDE, NeuralODE, NeuralSDE
 from tolerances import EXACT, ROUNDING, SOLVER
 
@@ -114,6 +116,26 @@ def test_outputs_of_an_sde() -> None:
     for output, wanted in (("state", ys[-1]), ("states", ys)):
         layer = NeuralSDE(exp_decay, lambda t, y: 0.1 * y, TS, output=output)
         assert torch.equal(layer(y0, noise=noise), wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "NeuralSDE"])
+def test_records_of_a_pipeline_are_reached_by_a_recording(name: str) -> None:
+    """A layer that returns a tensor keeps no solution: the log has it, and its penalty a gradient."""
+    model, x = MODELS[name](), inputs(name)
+    with recording() as log:
+        loss = model(x).square().sum()
+    (solution,) = log.solutions
+    assert solution.steps is not None
+    task = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    both = torch.autograd.grad(loss + 100 * log.penalty(ErrorPenalty()), list(model.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(task, both, strict=True))
+
+
+def test_nothing_stays_behind_a_pipeline() -> None:
+    model, x = MODELS["NeuralODE"](), inputs("NeuralODE")
+    held = weakref.ref(model(x))
+    gc.collect()
+    assert held() is None
 
 
 @pytest.mark.parametrize("dim", [-1, 1, 0])

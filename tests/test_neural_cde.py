@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import regnde
 from frozen import central_differences, relative
 from regnde import ErrorPenalty, Solver
 from regnde.nn import ControlPath, CubicPath, LinearPath, NeuralCDE, RectilinearPath
@@ -204,6 +205,23 @@ def test_identity_follows_the_path(kind: type[ControlPath]) -> None:
     ts = torch.linspace(first, last, 7, dtype=torch.float64)
     states = layer(path, ts=ts)
     torch.testing.assert_close(states, torch.stack([path(t) for t in ts]), rtol=0, atol=SOLVER * TIGHT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_knots_are_stops(kind: type[ControlPath]) -> None:
+    """Steps end at every knot, and fewer evaluations give a smaller error than without."""
+    path, z0 = made(kind, data(3, 5, 2)), data(3, 2)
+    solver = Solver(rtol=1e-5, atol=1e-5)
+    exact = NeuralCDE(linear, solver=tight())(path, z0).y1
+    solution = NeuralCDE(linear, solver=solver, record="all")(path, z0)
+    assert set(path.stops) <= set(solution.steps.t.tolist())
+
+    def across(t: Tensor, z: Tensor) -> Tensor:
+        return (linear(t, z) @ path.derivative(t).unsqueeze(-1)).squeeze(-1)
+
+    without = regnde.solve(across, z0, path.span, solver)
+    assert solution.stats.nfe < without.stats.nfe
+    assert (solution.y1 - exact).abs().max() < (without.y1 - exact).abs().max()
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])

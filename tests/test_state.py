@@ -406,6 +406,16 @@ def test_a_failure_has_the_structure_of_the_state_and_names_the_entry() -> None:
     assert caught.value.__notes__ == ["Component 3 is y['x'], index (1, 1)."]
 
 
+def test_a_checkpoint_names_what_changed_of_a_field_of_many_parts() -> None:
+    options, w = {"factor": 1.0}, torch.tensor(1.0, requires_grad=True)
+    y0 = {str(i): torch.ones(2) for i in range(300)}
+    field = lambda t, y: {key: -options["factor"] * w * x for key, x in y.items()}  # noqa: E731 - one line reads best
+    sol = regnde.solve(field, y0, [0.0, 1.0], Solver(gradient="checkpoint", rtol=1e-3, atol=1e-3))
+    options["factor"] = 2.0
+    with pytest.raises(RuntimeError, match=r"Changed since the solve: f\.options\.factor\."):
+        sol.y1["0"].sum().backward()
+
+
 def test_layers_take_nested_states() -> None:
     class Field(torch.nn.Module):
         def __init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import regnde
 from problems import exp_decay
 from regnde import FixedGrid, Solver
-from regnde.nn import CNF, MLP, Augmented, NeuralCDE, NeuralODE
+from regnde.nn import CNF, MLP, Augmented, CubicPath, LinearPath, NeuralCDE, NeuralODE
 from tolerances import EXACT, SINGLE
 
 BATCH = torch.export.Dim("batch")
@@ -32,7 +32,7 @@ def points(samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
 @pytest.mark.parametrize("ts", [(0.0, 1.0), (1.0, 0.35, 0.0), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5)], ids=str)
 def test_a_layer_with_fixed_steps(method: str, ts: tuple[float, ...]) -> None:
-    layer = NeuralODE(MLP([3, 8, 3]), ts, Solver(method=method, dt0=0.3), output="states")
+    layer = NeuralODE(MLP([3, 8, 3]), ts, Solver(method=method, dt0=0.6), output="states")
     model = nn.Sequential(nn.Linear(3, 3), layer, nn.Linear(3, 2))
     program = exported(model, points(4))
     for samples in (1, 4, 7):
@@ -44,7 +44,7 @@ def test_a_layer_with_fixed_steps(method: str, ts: tuple[float, ...]) -> None:
 @pytest.mark.parametrize("method", ["tsit5", "bs3", "heun", "dp5", "vern7"])
 def test_a_fixed_grid_of_a_method_that_adapts(method: str) -> None:
     """Its further stages for save times inside of steps included; the program is stored and read again."""
-    grid = FixedGrid(MLP([3, 8, 3]).double(), (0.0, 0.1, 0.6, 1.0), (0.0, 0.3, 0.4, 1.0), method, output="states")
+    grid = FixedGrid(MLP([3, 8, 3]).double(), (0.0, 0.6, 1.0), (0.0, 0.4, 1.0), method, output="states")
     file = BytesIO()
     torch.export.save(exported(grid, points(4, torch.float64)), file)
     file.seek(0)
@@ -68,10 +68,11 @@ def test_other_layers_around_fixed_steps() -> None:
         def forward(self, t: Tensor, z: Tensor) -> Tensor:
             return self.layer(z).unflatten(-1, (4, 2))
 
-    driven = NeuralCDE(Matrix(), nn.Linear(2, 4), solver, output="state")
-    series = [torch.randn(batch, 5, 2, generator=torch.Generator().manual_seed(batch)) for batch in (3, 6)]
-    program = exported(driven, series[0])
-    torch.testing.assert_close(program.module()(series[1]), driven(series[1]), rtol=EXACT, atol=EXACT)
+    for path in (CubicPath, LinearPath):  # its knots are stops: the field is evaluated beside them
+        driven = NeuralCDE(Matrix(), nn.Linear(2, 4), solver, path=path, output="state")
+        series = [torch.randn(batch, 4, 2, generator=torch.Generator().manual_seed(batch)) for batch in (3, 6)]
+        program = exported(driven, series[0])
+        torch.testing.assert_close(program.module()(series[1]), driven(series[1]), rtol=EXACT, atol=EXACT)
 
 
 @QUIET
@@ -90,10 +91,16 @@ def test_what_can_not_be_exported() -> None:
     refused(NeuralODE(net, solver=Solver(method="rk4"), output="state"), "give its size")
 
     class Module(nn.Module):
-        def forward(self, y: Tensor) -> Tensor:
-            return regnde.solve(exp_decay, y, torch.tensor([0.0, 1.0]), fixed).y1
+        def __init__(self, ts: object, **other: object) -> None:
+            super().__init__()
+            self.ts, self.other = ts, other
 
-    refused(Module(), "give ts as a list of floats", TypeError)
+        def forward(self, y: Tensor) -> Tensor:
+            return regnde.solve(exp_decay, y, self.ts, fixed, **self.other).y1
+
+    refused(Module(torch.tensor([0.0, 1.0])), "give ts as a list of floats", TypeError)
+    refused(Module([0, 1], stops=torch.tensor([0.5])), "give stops as a list of floats", TypeError)
+    refused(Module([0, 1], event=regnde.Event(lambda t, y: y.sum())), "leave event= out")
 
 
 @QUIET

@@ -38,13 +38,13 @@ of the steps that the error control chooses, a function that makes the controlle
 error and stiffness are recorded, and what the tape keeps of each step for the reverse sweep: `:nothing`,
 `:states` (one state a step; stages are computed again) or `:stages`.
 """
-Base.@kwdef struct Settings{R, A}
+Base.@kwdef struct Settings{R, A, C}
     rtol::R
     atol::A
     dt0::Float64 = NaN
     dt_min::Float64 = 0.0
     dt_max::Float64 = Inf
-    controller::Any = nothing
+    controller::C = nothing
     segments::Vector{Segment} = Segment[]
     max_steps::Int = 100_000
     record::Bool = true

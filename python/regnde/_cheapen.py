@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from regnde._budget import LossBudget, averaged
@@ -87,6 +88,7 @@ def cheapen(
     patience: int = 5,
     iterations: int = 1000,
     model: nn.Module | None = None,
+    scaler: GradScaler | None = None,
     distributed: bool = False,
 ) -> Cheapening[Batch]:
     """Trains a finished model on until its solves are as cheap as a budget of its loss allows.
@@ -121,6 +123,7 @@ def cheapen(
         iterations: at most so many.
         model: the module whose buffers (batch norm's statistics) belong to the state that is kept. Without one
             only the optimiser's parameters are.
+        scaler: of a training in float16, as `fit` takes it.
         distributed: average what is measured over the processes of `torch.distributed`'s default group, so that all
             keep the same state. Without it each process decides for itself.
 
@@ -188,7 +191,16 @@ def cheapen(
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
-                    run_on = fit(compute, part, optimizer, penalty=stage, weight=weight, record=record, start=done)
+                    run_on = fit(
+                        compute,
+                        part,
+                        optimizer,
+                        penalty=stage,
+                        weight=weight,
+                        record=record,
+                        start=done,
+                        scaler=scaler,
+                    )
                     for progress in run_on:
                         done = progress.iteration + 1
                         yield progress

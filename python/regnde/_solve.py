@@ -413,12 +413,7 @@ def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
         )
     if times.device.type != "mps":  # which has no float64
         times = times.to(torch.float64)
-    if isinstance(ts, (list, tuple)) and all(type(t) in (int, float) for t in ts):
-        values = tuple(map(float, ts))
-    elif exporting():
-        raise TypeError("torch.export: times in a graph are numbers: give ts as a list of floats, not as a tensor.")
-    else:
-        values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    values = _numbers("ts", ts, times)
     if not all(map(_finite, values)):
         raise ValueError(f"ts must be finite, got {_short(values)}.")
     rising = all(a <= b for a, b in itertools.pairwise(values))
@@ -435,10 +430,21 @@ def _checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]
         raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
     if times.ndim != 1:
         raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
-    values = tuple(times.detach().to("cpu", torch.float64).tolist())
+    values = _numbers("stops", stops, times)
     if not all(map(_finite, values)):
         raise ValueError(f"stops must be finite, got {_short(values)}.")
     return times, values
+
+
+def _numbers(name: str, given: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
+    """The times as floats."""
+    if isinstance(given, (list, tuple)) and all(type(t) in (int, float) for t in given):
+        return tuple(map(float, given))
+    if exporting():
+        raise TypeError(
+            f"torch.export: times in a graph are numbers: give {name} as a list of floats, not as a tensor."
+        )
+    return tuple(times.detach().to("cpu", torch.float64).tolist())
 
 
 def _short(values: Sequence[float]) -> str:

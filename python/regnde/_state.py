@@ -99,6 +99,9 @@ class Structure:
         ValueError: for parts that do not go together.
     """
 
+    # No __dict__: what a field captures is looked for in those, and this belongs to the solver.
+    __slots__ = ("device", "dimensions", "dtype", "flat", "nested", "parts", "samples", "sizes", "tree")
+
     def __init__(self, y0: Any, *, samples: bool = False, half: bool = False) -> None:
         found: list[tuple[str, Any]] = []
         self.tree = _numbered(y0, "", found)

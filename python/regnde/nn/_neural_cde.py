@@ -92,7 +92,7 @@ class NeuralCDE(nn.Module):
             z0 = self.initial(path(floats[0]))
         kind = _SampledField if self.solver.batch == "per-sample" else _DrivenField
         record = self.record if self.training else "none"
-        solution = solve(kind(self.field, path), z0, times, self.solver, record=record)
+        solution = solve(kind(self.field, path), z0, times, self.solver, record=record, stops=path.stops)
         return picked(solution, self.output)
 
     def extra_repr(self) -> str:

@@ -24,11 +24,12 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.event import Watch
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.observed import Observed
-from regnde._engines.torch.ode import NonFiniteStart, RungeKutta
+from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite

@@ -1,4 +1,4 @@
-"""Step sizes: the first one, and the controllers after it. For one system (floats) and for samples (arrays) alike.
+"""Controllers of the step size after the first one. For one system (floats) and for samples (arrays) alike.
 
 All follow OrdinaryDiffEq.jl v7 (`regnde._controller` has the sources), with exact powers where Julia uses
 `fastpower`, which moves step sizes by about 1e-5 relative.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
@@ -25,8 +24,6 @@ __all__ = [
     "Controller",
     "controller_of",
     "landed",
-    "probe_size",
-    "size_from_probe",
     "ulp",
 ]
 
@@ -35,7 +32,6 @@ NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be 
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
 SMALLEST_ERROR = float(np.finfo(np.float64).eps)  # that a PID controller divides by
 
-Floats = NDArray[np.float64]
 Value = Any  # a float for one system, an array for samples: the formulas are the same
 Past = tuple[Value, ...]
 
@@ -218,49 +214,9 @@ def landed(t: Value, h: Value, t_end: Value) -> tuple[Value, Value]:
     return h, _either(last, t_end, t + h)
 
 
-def probe_size(d0: Floats, d1: Floats, *, t0: float, span: float) -> Floats:
-    """Size (> 0) of the Euler step that probes the change of the slope.
-
-    Args:
-        d0: norm of the scaled initial state, one for each system.
-        d1: norm of the scaled initial slope.
-        t0: initial time.
-        span: length of the time span (> 0), an upper bound of the result.
-    """
-    small = max(_smallest(t0), 1e-6)
-    with np.errstate(all="ignore"):
-        return np.minimum(np.where((d0 < 1e-5) | (d1 < 1e-5), small, d0 / d1 / 100), span)
-
-
-def size_from_probe(probe: Floats, d1: Floats, d2: Floats, *, t0: float, span: float, order: float) -> Floats:
-    """Size (> 0) of the first step once the probe has told the change of the slope.
-
-    Args:
-        probe: from `probe_size`.
-        d1: norm of the scaled initial slope.
-        d2: norm of the scaled change of the slope over the probe, divided by its size; NaN if the slope did
-            not change at all.
-        t0: initial time.
-        span: length of the time span (> 0), an upper bound of the result.
-        order: order of the method (3/2 + 1/2 for SOSRI).
-    """
-    smallest = _smallest(t0)
-    largest = np.maximum(d1, d2)
-    with np.errstate(all="ignore"):
-        size = np.where(
-            largest <= 1e-15, np.maximum(max(smallest, 1e-6), probe * 1e-3), 10 ** (-(2 + np.log10(largest)) / order)
-        )
-    size = np.where(np.isnan(d2), 100 * probe, np.minimum(100 * probe, size))
-    return np.minimum(np.maximum(smallest, size), span)
-
-
 def ulp(t: Value) -> Value:
     """The clock's resolution at t."""
     return np.spacing(np.abs(t)) if isinstance(t, np.ndarray) else math.ulp(t)
-
-
-def _smallest(t0: float) -> float:
-    return math.nextafter(math.ulp(t0), math.inf)
 
 
 def _either(condition: Value, a: Value, b: Value) -> Value:

@@ -93,7 +93,7 @@ class Watch:
 
         Each of its steps doubles the number of derivatives that are exact, and adds one.
         """
-        t = torch.tensor(at, dtype=torch.float64)
+        t = torch.tensor(at, dtype=torch.float64, device=within.y.device)
         y = within(t)
         if not has_derivative(self._value(which, t, y)):
             return Hit(which, at, t, y)

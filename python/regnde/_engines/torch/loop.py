@@ -8,23 +8,22 @@ the span.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
 from regnde._engines.torch.event import Hit, Watch
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
+from regnde._engines.torch.local import Draw, LocalStart
 from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Diagnosis", "LocalStart", "Path", "Stepper", "Trial", "integrate", "uniform"]
+__all__ = ["Diagnosis", "Path", "Stepper", "Trial", "integrate", "uniform"]
 
 CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
 
@@ -72,16 +71,6 @@ class Stepper(Protocol):
 
 
 @dataclass
-class LocalStart:
-    """Where a local step starts: time, state, the size of the solver's step there, and the segment it lies in."""
-
-    t: float
-    h: float
-    y: Tensor
-    segment: Segment
-
-
-@dataclass
 class Path:
     """What the loop gathered.
 
@@ -114,39 +103,6 @@ class Path:
     def accepted(self) -> int:
         """Number of accepted steps."""
         return len(self.ends)
-
-
-class _Draw:
-    """Draws the start of a local record while the loop runs, so that the trajectory need not be saved.
-
-    Args:
-        local: how to draw.
-        t0: initial time.
-        t1: end time; None if an event may come before it.
-    """
-
-    def __init__(self, local: Local, t0: float, t1: float | None) -> None:
-        seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())
-        self.random = random.Random(seed)
-        self.local, self.t0 = local, t0
-        self.known = t1 is not None
-        self.t = t0 + self.random.random() * (t1 - t0) if local.sampling == "time" and t1 is not None else math.nan
-
-    def visit(self, path: Path, stepper: Stepper, t: float, h: float, t1: float, y: Tensor, segment: Segment) -> None:
-        """Looks at an accepted step; called before the stepper moves on."""
-        if self.local.sampling == "step":
-            if self.random.random() * path.accepted < 1.0:  # reservoir: each step equally likely
-                path.local_start = LocalStart(t, h, self._state(y), segment)
-            return
-        if not self.known and self.random.random() * abs(t1 - self.t0) < abs(t1 - t):  # each step by its length
-            self.t, path.local_start = t + self.random.random() * (t1 - t), None
-        if path.local_start is None and abs(self.t - t) < abs(t1 - t):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.local.detach_state):
-                state = y if self.t == t else stepper.outputs([(self.t - t) / h])[0]
-            path.local_start = LocalStart(self.t, h, self._state(state), segment)
-
-    def _state(self, y: Tensor) -> Tensor:
-        return y.detach() if self.local.detach_state else y
 
 
 def uniform(t0: float, t1: float, h: float) -> Iterator[float]:
@@ -186,7 +142,7 @@ def integrate(
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
-    draw = _Draw(local, t, t_end if watch is None else None) if local else None
+    draw = Draw(local, t, t_end if watch is None else None) if local else None
     path.saved = _count(times, 0, t, t_end)
     path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
     controller, bounds = stepper.controller, stepper.bounds
@@ -262,7 +218,7 @@ def integrate(
         end = t1 if path.stopped is None else path.stopped.at
         _save(path, stepper, times, t, h, t1, y1, path.stopped)
         if draw:
-            draw.visit(path, stepper, t, h, end, y, segments[at])
+            draw.visit(stepper.outputs, t, h, end, y, segments[at])
         stepper.accepted()
         if controller and error is not None:
             if path.accepted == 1:
@@ -285,6 +241,7 @@ def integrate(
             finite = _Place(path.accepted, t, y, len(path.chunks), path.saved, at)
     if controller is None and path.accepted > finite.accepted and not all_finite(y):
         _fail_at_first_non_finite(path, stepper, times, segments, finite)
+    path.local_start = draw.start if draw else None
     return path
 
 

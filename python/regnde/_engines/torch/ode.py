@@ -16,10 +16,12 @@ from regnde._dense import Interpolant
 from regnde._engines.base import StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
-from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
+from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import LocalStart, Trial
+from regnde._engines.torch.first_step import NonFiniteStart, first_step_sizes
+from regnde._engines.torch.local import LocalStart
+from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
     Estimates,
@@ -37,21 +39,16 @@ from regnde._engines.torch.step import (
     stage_times,
     stiffness_estimate,
     take_step,
-    tolerance,
     whole_rms,
 )
 from regnde._solver import Local, ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import TABLEAUX, Tableau
 
-__all__ = ["NonFiniteStart", "Outcome", "RungeKutta", "first_step_sizes", "last_size", "step_end", "step_ends"]
+__all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
 
 Floats = NDArray[np.float64]
 OWN_RULES = StepRules()
-
-
-class NonFiniteStart(Exception):
-    """The field is not finite at the initial state."""
 
 
 Outcome = tuple[Step, Estimates | None]
@@ -317,59 +314,3 @@ def moved(field: CountedField, t: Tensor, y: Tensor, by: Tensor, sign: float) ->
     origin = t if sign > 0 else t + size
     tableau = TABLEAUX["rk4"]
     return take_step(field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1
-
-
-def first_step_sizes(
-    field: Callable[[Floats, Tensor], Tensor],
-    order: float,
-    y: Tensor,
-    t0: float,
-    span: float,
-    rtol: Tolerance,
-    atol: Tolerance,
-    *,
-    samples: bool,
-) -> tuple[Floats, Tensor]:
-    """The first-step heuristic: sizes (> 0), shape (B,), and the slope at the start.
-
-    A size is NaN where the state or the slope over its tolerance is not finite.
-
-    Args:
-        field: of times, shape (B,), and of the state.
-        order: of the method.
-        y: state at t0.
-        t0: initial time.
-        span: signed bound of the sizes.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
-        samples: whether y is a batch of B samples with sizes of their own; else B is 1.
-    """
-    batch = len(y) if samples else 1
-
-    def norms(x: Tensor) -> Floats:
-        rows = x.reshape(batch, -1)
-        values = torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
-        return values.double().cpu().numpy() if samples else np.array([values.item()])
-
-    def slope_at(t: Floats, y: Tensor) -> Tensor:
-        return field(t, y).detach()  # with its graph: the field may need it, or make what belongs to later calls
-
-    sign, span = math.copysign(1.0, span), abs(span)
-    slope = slope_at(np.full(batch, t0), y)
-    with torch.no_grad():
-        allowed = tolerance(y.abs(), rtol, atol)
-        d0, d1 = norms(y / allowed), norms(slope / allowed)
-    finite = np.isfinite(d0) & np.isfinite(d1)
-    if not finite.any():
-        return np.full(batch, math.nan), slope
-    probe = np.where(finite, probe_size(d0, d1, t0=t0, span=span), span)
-    if samples:
-        size = torch.as_tensor(sign * probe).to(y.device, y.dtype.to_real())
-        moved = torch.addcmul(y, size.view(-1, *[1] * (y.ndim - 1)), slope)
-    else:
-        moved = torch.add(y, slope, alpha=float(sign * probe[0]))
-    change = slope_at(t0 + sign * probe, moved) - slope
-    with torch.no_grad():
-        d2 = np.where(norms((change != 0).to(allowed.dtype)) == 0, math.nan, norms(change / allowed) / probe)
-    sizes = size_from_probe(probe, d1, d2, t0=t0, span=span, order=order)
-    return np.where(finite, sizes, math.nan), slope

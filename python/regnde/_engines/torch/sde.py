@@ -14,11 +14,13 @@ from torch import Tensor
 
 from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.control import Bounds, controller_of, probe_size, size_from_probe
+from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.loop import LocalStart, Trial
-from regnde._engines.torch.ode import NonFiniteStart, step_end
+from regnde._engines.torch.first_step import NonFiniteStart, probe_size, size_from_probe
+from regnde._engines.torch.local import LocalStart
+from regnde._engines.torch.loop import Trial
+from regnde._engines.torch.ode import step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_step import (
     SDEStep,
