@@ -23,13 +23,14 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_noise", "_tableau", "_tolerance", "_transforms"),
+    *("_equation", "_grid_method", "_noise", "_tableau", "_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
     "_options": set(),
     "_controller": {"_options"},
-    "_solver": {"_controller", "_last_step", "_options", "_tableau", "_tolerance"},
+    "_grid_method": {"_tableau"},
+    "_solver": {"_controller", "_grid_method", "_last_step", "_options", "_tableau", "_tolerance"},
     "_state": {"_equation"},
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
@@ -48,7 +49,16 @@ ALLOWED = {
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
     "_recording": {"_solution", "_solver", "_state"},
     "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
-    "_dropin": BASE | {"_solve"},
+    "_dropin_options": set(),
+    "_dropin_methods": BASE,
+    "_dropin_callbacks": BASE | {"_engines.base"},
+    "_dropin_problem": BASE | {"_dropin_callbacks", "_dropin_methods", "_engines.base"},
+    "_dropin_adaptive": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
+    "_dropin_grid": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
+    "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem"},
+    "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
+    "_dropin": BASE
+    | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_methods", "_dropin_problem", "_dropin_scipy"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
