@@ -8,7 +8,7 @@ from regnde._budget import Balance, LossBudget
 from regnde._cheapen import Cheapening, Measured, cheapen
 from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
-from regnde._dropin import odeint, odeint_adjoint
+from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
 from regnde._dropin_sde import sdeint
 from regnde._equation import SDE, JuliaField
 from regnde._errors import (
@@ -87,6 +87,8 @@ __all__ = [
     "nn",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "recording",
     "sdeint",
     "solve",

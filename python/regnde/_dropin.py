@@ -1,30 +1,28 @@
-"""Drop-ins for torchdiffeq: `odeint` and `odeint_adjoint` over `solve` (`_dropin_sde` has torchsde's).
+"""Drop-ins for torchdiffeq's functions, with their arguments and meaning (`_dropin_sde` has torchsde's).
 
-The arguments and their meaning are that package's; what is not covered raises an error that names it.
 `docs/dropin.md` has the differences, and what became of torchdiffeq's own test suite.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from regnde._dropin_adaptive import odeint_adaptive
+from regnde._dropin_adaptive import dense_output, odeint_adaptive
 from regnde._dropin_event import until_event
 from regnde._dropin_grid import odeint_on_grid
 from regnde._dropin_problem import problem_of
 from regnde._dropin_scipy import Backwards, odeint_by_scipy
 from regnde._solver import Gradient
 
-__all__ = ["odeint", "odeint_adjoint"]
+__all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
-Tolerance = float | Tensor
-
-CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+EventFunction = Callable[[Tensor, Any], Tensor]
 
 
 def odeint(
@@ -32,41 +30,43 @@ def odeint(
     y0: State,
     t: Tensor,
     *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
-    event_fn: None = None,
-) -> State:
+    event_fn: EventFunction | None = None,
+) -> Any:
     """Solves dy/dt = func(t, y) as `torchdiffeq.odeint` does, differentiably through the accepted steps.
 
     Args:
-        func: function of a 0-dim time and a state, returning the slope.
-        y0: initial state at t[0], any shape, or a tuple of tensors. A tuple is solved as one system:
-            its error norm is the RMS over all entries, where torchdiffeq takes the largest part's.
+        func: function of a 0-dim time and a state, returning the slope. Its methods `callback_step`,
+            `callback_accept_step` and `callback_reject_step`, if it has them, are called as (t0, y0, dt).
+        y0: initial state at t[0], any shape, or a tuple of tensors.
         t: times, shape (T,), increasing or decreasing; may require a gradient.
-        rtol: relative tolerance, at least the resolution of the state's dtype.
-        atol: absolute tolerance, in units of the state.
-        method: adaptive `"dopri5"` (default), `"tsit5"`, `"bosh3"`, `"adaptive_heun"`; or `"euler"`,
-            `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (as in torchdiffeq, the 3/8 rule), which step
-            from each time in `t` to the next.
-        options: adaptive: `first_step`, `max_num_steps`, `dtype` (ignored: the clock has double
-            precision). Fixed: `step_size` or `grid_constructor`, and `interp`, `"linear"` or `"cubic"`.
-        event_fn: not covered.
+        rtol: relative tolerance: one number, one for each part of a tuple, or numbers for entries.
+        atol: absolute tolerance, in units of the state; likewise.
+        method: `"dopri5"` (default), `"tsit5"`, `"bosh3"`, `"dopri8"`, `"adaptive_heun"`, `"fehlberg2"` adapt their
+            step. On a fixed grid: `"euler"`, `"midpoint"`, `"heun2"`, `"heun3"`, `"rk4"` (as in torchdiffeq, the 3/8
+            rule), `"explicit_adams"`, `"implicit_adams"` (or `"fixed_adams"`), and the implicit `"implicit_euler"`,
+            `"implicit_midpoint"`, `"trapezoid"`, `"radauIIA3"`, `"gl4"`, `"radauIIA5"`, `"gl6"`, `"sdirk2"`,
+            `"trbdf2"`. `"scipy_solver"` steps by scipy, without a gradient.
+        options: of the method, as in torchdiffeq; unknown ones are warned about. `docs/dropin.md` lists them.
+        event_fn: function of a time and a state: the solve stops where an entry of it is zero first, and of `t` only
+            the first time and the direction count.
 
     Returns:
-        The states at `t`, shape (T, *y0.shape), or a tuple of them.
+        The states at `t`, shape (T, *y0.shape), or a tuple of them. With `event_fn`: the time of the event, and the
+        states at the start and there, shape (2, *y0.shape).
 
     Raises:
-        ValueError: for a method, option, callback or tolerance that is not covered.
+        ValueError: for a method, option or tolerance that can not be used.
         SolveError: as `solve` does.
 
     Examples:
         >>> odeint(lambda t, y: -y, torch.tensor([1.0]), torch.tensor([0.0, 1.0]))[-1]
         tensor([0.3679])
     """
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
-    return states
+    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
 
 
 def odeint_adjoint(
@@ -74,55 +74,143 @@ def odeint_adjoint(
     y0: State,
     t: Tensor,
     *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
-    event_fn: None = None,
-    adjoint_rtol: Tolerance | None = None,
-    adjoint_atol: Tolerance | None = None,
+    event_fn: EventFunction | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
-) -> State:
+) -> Any:
     """`odeint` with memory for one state a step: the gradient is exact and recomputes one step at a time.
 
     torchdiffeq solves an adjoint equation backwards, whose result is off by that solve's own error and
     misses parameters that `func` does not own. Here the accepted steps themselves are differentiated
     (`Solver(gradient="checkpoint")`), every tensor that `func` uses gets its gradient, and nothing is
-    solved backwards: the `adjoint_*` arguments are accepted and have nothing to set.
+    solved backwards: the `adjoint_*` arguments are accepted and have nothing to set. Only `"scipy_solver"`, whose
+    steps are scipy's, has an adjoint solve.
 
     Args:
-        func: as for `odeint`, and so are the arguments up to `event_fn`.
+        func: as for `odeint`, and so are the arguments up to `event_fn`. Its methods `callback_step_adjoint` and
+            `callback_accept_step_adjoint` are called for each step of the backward pass.
         y0: initial state.
         t: times, shape (T,).
         rtol: relative tolerance.
         atol: absolute tolerance.
         method: name of the method.
         options: options of the method.
-        event_fn: not covered.
-        adjoint_rtol: ignored.
-        adjoint_atol: ignored.
+        event_fn: where to stop.
+        adjoint_rtol: of the adjoint solve of `"scipy_solver"`; else ignored, as the next three.
+        adjoint_atol: likewise.
         adjoint_method: ignored.
         adjoint_options: ignored.
-        adjoint_params: ignored.
+        adjoint_params: tensors that get a gradient, of zeros where they are not used. Default: the parameters of a
+            module `func`.
 
     Returns:
-        The states at `t`, shape (T, *y0.shape), or a tuple of them.
+        As `odeint`.
 
     Raises:
         ValueError, SolveError: as `odeint` does.
     """
-    if adjoint_params is not None:
-        parameters = tuple(adjoint_params)
-    else:
-        parameters = tuple(func.parameters()) if isinstance(func, torch.nn.Module) else ()
-    if method == "scipy_solver" and adjoint_params is None and not isinstance(func, torch.nn.Module):
+    module = isinstance(func, torch.nn.Module)
+    if adjoint_params is None and not module and method == "scipy_solver":
         raise ValueError("odeint_adjoint: method='scipy_solver' needs adjoint_params=, or a torch.nn.Module as func.")
+    own = func.parameters() if isinstance(func, torch.nn.Module) else ()
     backwards = Backwards(
-        rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol, parameters
+        rtol=rtol if adjoint_rtol is None else adjoint_rtol,
+        atol=atol if adjoint_atol is None else adjoint_atol,
+        parameters=tuple(own if adjoint_params is None else adjoint_params),
     )
-    states: State = _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
+    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
+
+
+def odeint_event(
+    func: Callable[[Tensor, State], State],
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: EventFunction,
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The time of an event and the states at the start and there, as `torchdiffeq.odeint_event`, with exact gradients.
+
+    Args:
+        func: as for `odeint`.
+        y0: initial state at t0.
+        t0: initial time, 0-dim.
+        event_fn: as for `odeint`.
+        reverse_time: whether the solve goes back in time.
+        odeint_interface: `odeint` or `odeint_adjoint`.
+        kwargs: further arguments of that function.
+
+    Returns:
+        The time, 0-dim, and states of shape (2, *y0.shape), or a tuple of them.
+
+    Raises:
+        ValueError: for torchdiffeq's own functions, which leave the gradient to its `odeint_event`.
+
+    Examples:
+        >>> falling = lambda t, y: torch.stack([y[1], torch.full_like(y[1], -9.81)])
+        >>> t, y = odeint_event(falling, torch.tensor([10.0, 0.0]), torch.tensor(0.0), event_fn=lambda t, y: y[0])
+        >>> round(float(t), 3)
+        1.428
+    """
+    interface: Any = odeint_interface
+    while isinstance(interface, functools.partial):
+        interface = interface.func
+    ours = getattr(interface, "__code__", None) in (odeint.__code__, odeint_adjoint.__code__)
+    if not ours and str(getattr(interface, "__module__", "")).startswith("torchdiffeq"):
+        raise ValueError(
+            f"odeint_event: give regnde's odeint or odeint_adjoint as odeint_interface, not {interface!r}."
+        )
+    start = torch.as_tensor(t0).reshape(-1)
+    t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
+    time, states = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    return time, states
+
+
+def odeint_dense(
+    func: Callable[[Tensor, Tensor], Tensor],
+    y0: Tensor,
+    t0: Tensor,
+    t1: Tensor,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """The solution as a function of time, as `torchdiffeq.odeint_dense`, by any adaptive method.
+
+    Args:
+        func: as for `odeint`.
+        y0: initial state at t0.
+        t0: initial time.
+        t1: end time.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        method: name of the method.
+        options: options of the method.
+
+    Returns:
+        A function of times between t0 and t1, of any shape, that returns the states there.
+    """
+    t = torch.stack([torch.as_tensor(t0), torch.as_tensor(t1)]).detach()
+    problem = problem_of(func, y0, t, "dopri5" if method is None else method, rtol, atol, "discrete")
+    if problem.kind != "adaptive":
+        raise ValueError(f"odeint_dense: {method!r} has a fixed grid: choose a method that adapts its step.")
+    solution = dense_output(problem, options)
+
+    def states(t: Tensor) -> Tensor:
+        found: Tensor = solution(t)
+        return problem.structure.tree_of(found)  # type: ignore[no-any-return]  # of one tensor here
+
     return states
 
 
@@ -134,7 +222,7 @@ def _odeint(
     atol: Any,
     method: str | None,
     options: Mapping[str, Any] | None,
-    event_fn: Callable[[Tensor, Any], Tensor] | None,
+    event_fn: EventFunction | None,
     gradient: Gradient,
     backwards: Backwards | None,
 ) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from regnde._dropin import odeint, odeint_adjoint
+from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
 from regnde._dropin_sde import sdeint
 
 __all__ = ["Installation", "install"]
@@ -45,7 +45,7 @@ def _copies(package: str, *functions: Callable[..., Any]) -> dict[str, Callable[
 
 
 DROPINS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
-    "torchdiffeq": _copies("torchdiffeq", odeint, odeint_adjoint),
+    "torchdiffeq": _copies("torchdiffeq", odeint, odeint_adjoint, odeint_dense, odeint_event),
     "torchsde": _copies("torchsde", sdeint),
 }
 
@@ -104,7 +104,8 @@ def install(*packages: str) -> Installation:
     runs. To install again what is installed replaces what was loaded in between.
 
     Args:
-        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`), `"torchsde"` (`sdeint`), or both.
+        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`, `odeint_dense`, `odeint_event`), `"torchsde"` (`sdeint`),
+            or both.
 
     Returns:
         An `Installation`. As a context manager it undoes itself, unless the packages were installed before.
