@@ -70,6 +70,8 @@ class Flow(Problem):
         width: of the hidden layers.
     """
 
+    noisy = True
+
     def __init__(self, settings: Settings, method: Method, place: Place, width: int = 16) -> None:
         super().__init__(settings, method, place)
         x = ring().to(place.device, place.dtype)
@@ -99,7 +101,7 @@ class Flow(Problem):
     def evaluate(self) -> Evaluation:
         """The same on the test points, with noise that every model shares."""
         loss = -float(self.likelihood(self.solve(self.test_x, torch.Generator().manual_seed(0))))
-        return Evaluation(loss, *self.timed(lambda i: self.solve(self.test_x, torch.Generator().manual_seed(i))))
+        return Evaluation(loss, loss, *self.timed(lambda i: self.solve(self.test_x, torch.Generator().manual_seed(i))))
 
 
 def _settings(options: Options) -> Settings:
