@@ -15,7 +15,6 @@ ODE = ("tsit5", "bs3", "dp5", "heun")
 SDE = ("sosri", "sosri2", "sriw1")
 LOOSEST = 0.1  # tolerance, but for an experiment whose own is near it
 ALLOWED = 0.02  # of a loss, as a share of its size: what counts as equal
-POINTS = 0.005  # of an accuracy, likewise: half a point
 
 
 def factors(tolerance: float, least: int = 1) -> list[float]:
@@ -48,16 +47,11 @@ def solved(by: str, factors: list[float], score: Callable[[str, float], Line], m
     return found
 
 
-def slack(vanilla: list[Line], least: float | None = None) -> float:
-    """What a loss may differ by and count as equal: `least`, or what vanilla's seeds scatter if that is more.
-
-    Args:
-        vanilla: its lines, one a seed.
-        least: in units of the loss; None: `ALLOWED` of it.
-    """
+def slack(vanilla: list[Line]) -> float:
+    """What a loss may differ by and count as equal: a share of vanilla's, or what its seeds scatter if that is more."""
     losses: list[float] = [line["test_loss"] for line in vanilla]
     scatter = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return max(ALLOWED * abs(statistics.mean(losses)) if least is None else least, scatter)
+    return max(ALLOWED * abs(statistics.mean(losses)), scatter)
 
 
 def cheapest(line: Line, vanilla: Line, margin: float, *, given: bool = True) -> Line | None:
@@ -72,7 +66,6 @@ def cheapest(line: Line, vanilla: Line, margin: float, *, given: bool = True) ->
         margin: what counts as equal.
         given: whether a given first step counts, or tolerance and method alone.
     """
-    margin *= 1 + 1e-9  # 0.93 - 0.925 is not 0.005
     equal = [
         entry
         for entry in line["solved"]

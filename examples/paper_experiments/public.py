@@ -20,9 +20,8 @@ import torch
 
 import regnde
 from paper_experiments import free, public_cells, public_points, public_series
-from paper_experiments.free import ALLOWED, LOOSEST
+from paper_experiments.free import ALLOWED, LOOSEST, Line
 from paper_experiments.public_model import Client, Model
-from paper_experiments.report import Line
 from regnde import Solver
 
 CLIENTS: dict[str, Client] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 
-from paper_experiments.free import ALLOWED, cheapest, slack
+from paper_experiments.free import ALLOWED, Line, cheapest, slack
 from paper_experiments.public import CLIENTS, ROWS
-from paper_experiments.report import Line, cell
+from paper_experiments.report import cell
 
 
 def sections(lines: list[Line]) -> str:

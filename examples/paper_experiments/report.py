@@ -27,19 +27,6 @@ def grouped(lines: list[Line]) -> dict[str, list[Line]]:
     return groups
 
 
-def judged(line: Line, quality: str) -> Line:
-    """The line with what its quality is judged by as its loss: of an accuracy, the share of errors."""
-    if quality == "loss":
-        return line
-    solved = [entry | {"loss": 1 - entry["quality"]} for entry in line["solved"]]
-    return line | {"test_loss": 1 - line["accuracy"], "solved": solved}
-
-
-def margin(vanilla: list[Line], quality: str) -> float:
-    """What counts as equal, of judged lines."""
-    return free.slack(vanilla, None if quality == "loss" else free.POINTS)
-
-
 def table(lines: list[Line], quality: str) -> str:
     """Means and sample standard deviations over the seeds; ratios to vanilla, seed by seed.
 
@@ -49,11 +36,11 @@ def table(lines: list[Line], quality: str) -> str:
     """
     groups = grouped(lines)
     base = {line["seed"]: line for line in groups.get("vanilla", [])}
-    best = _Best([judged(line, quality) for line in base.values()], quality)
+    best = _Best(base)
     accuracy = quality == "accuracy"
     text = [
         f"| row | seeds | {'accuracy % | ' if accuracy else ''}test loss | training NFE | test NFE | to vanilla "
-        "| to free | cheapest NFE | kept | to free | prediction time | training time |",
+        "| to free | own cheapest | kept | that to free | prediction time | training time |",
         "|---|--:|" + "--:|" * (10 + accuracy),
     ]
 
@@ -85,18 +72,16 @@ def loosened(vanilla: Line, factor: float, quality: str) -> Line | None:
 
 
 class _Best:
-    """What vanilla's best tolerance and method take at equal quality, and others beside it.
+    """What vanilla's best tolerance and method take at equal quality, and other rows beside it.
 
     Args:
-        vanilla: its judged lines.
-        quality: "accuracy" or "loss".
+        vanilla: its line of each seed.
     """
 
-    def __init__(self, vanilla: list[Line], quality: str) -> None:
-        self.quality = quality
-        self.margin = margin(vanilla, quality) if vanilla else 0.0
-        self.vanilla = {line["seed"]: line for line in vanilla}
-        found = {seed: free.cheapest(line, line, self.margin) for seed, line in self.vanilla.items()}
+    def __init__(self, vanilla: dict[int, Line]) -> None:
+        self.vanilla = vanilla
+        self.margin = free.slack(list(vanilla.values())) if vanilla else 0.0
+        found = {seed: free.cheapest(line, line, self.margin) for seed, line in vanilla.items()}
         self.nfe = {seed: entry["nfe"] for seed, entry in found.items() if entry}
 
     def over(self, rows: list[Line]) -> str:
@@ -106,13 +91,10 @@ class _Best:
     def cells(self, rows: list[Line]) -> list[str]:
         """Evaluations with each row's own best tolerance and method, seeds that keep the quality, and the ratio."""
         paired = [line for line in rows if line["seed"] in self.nfe]
-        found = [
-            (line["seed"], entry["nfe"])
-            for line in paired
-            if (entry := free.cheapest(judged(line, self.quality), self.vanilla[line["seed"]], self.margin))
-        ]
-        nfe = cell([nfe for _, nfe in found], 1) if found else "-"
-        return [nfe, f"{len(found)}/{len(paired)}", _mean([nfe / self.nfe[seed] for seed, nfe in found])]
+        found = [(line["seed"], free.cheapest(line, self.vanilla[line["seed"]], self.margin)) for line in paired]
+        kept = [(seed, entry["nfe"]) for seed, entry in found if entry]
+        nfe = cell([nfe for _, nfe in kept], 1) if kept else "-"
+        return [nfe, f"{len(kept)}/{len(paired)}", _mean([nfe / self.nfe[seed] for seed, nfe in kept])]
 
 
 def _mean(ratios: list[float]) -> str:

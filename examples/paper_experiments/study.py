@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from paper_experiments import report
-from paper_experiments.free import POINTS, Line
+from paper_experiments.free import Line, slack
 from paper_experiments.methods import SWEPT
 from paper_experiments.report import grouped
+
+ALLOWED = 0.005  # of accuracy, as a fraction: half a point
 
 
 def means(lines: list[Line], quality: str) -> dict[str, list[tuple[str, float, float]]]:
@@ -26,12 +27,12 @@ def means(lines: list[Line], quality: str) -> dict[str, list[tuple[str, float, f
 
 
 def best(lines: list[Line]) -> str:
-    """A Markdown table: each method's row of fewest evaluations that is as accurate as vanilla, less half a point."""
+    """A Markdown table: each method's row of fewest evaluations that is as accurate as vanilla less `ALLOWED`."""
     found = means(lines, "accuracy")
     _, base, accuracy = found["vanilla"][0]
     text = ["| method | its best row | test NFE | NFE ratio | accuracy, points |", "|---|---|--:|--:|--:|"]
     for method, rows in found.items():
-        good = [row for row in rows if row[2] >= accuracy - POINTS - 1e-12]
+        good = [row for row in rows if row[2] >= accuracy - ALLOWED - 1e-12]
         if good and method != "vanilla":
             name, nfe, value = min(good, key=lambda row: row[1])
             text.append(f"| {method} | {name} | {nfe:.1f} | {nfe / base:.2f} | {100 * (value - accuracy):+.1f} |")
@@ -40,38 +41,33 @@ def best(lines: list[Line]) -> str:
     return "\n".join(text)
 
 
-def chosen(lines: list[Line], quality: str) -> dict[str, float]:
+def chosen(lines: list[Line]) -> dict[str, float]:
     """The factor of the weight of each method in `SWEPT`, by its runs of seed 0 that are in the lines.
 
-    It is the one of fewest evaluations at vanilla's quality; where none keeps that, the one of the best quality.
+    It is the one of fewest evaluations at vanilla's loss; where none keeps that, the one of the lowest loss.
     """
-    judged = [report.judged(line, quality) for line in lines]
-    vanilla = [line for line in judged if line["method"] == "vanilla"]
-    limit = next(line["test_loss"] for line in vanilla if line["seed"] == 0) + report.margin(vanilla, quality)
+    vanilla = [line for line in lines if line["method"] == "vanilla"]
+    limit = next(line["test_loss"] for line in vanilla if line["seed"] == 0) + slack(vanilla)
 
     def rank(line: Line) -> tuple[bool, float, float]:
-        lost = line["test_loss"] > limit * (1 + 1e-9)
+        lost = line["test_loss"] > limit
         return lost, line["test_loss"] if lost else line["test_nfe"], line["test_loss"]
 
-    swept = {name: [line for line in judged if line["method"] == name and line["seed"] == 0] for name in SWEPT}
+    swept = {name: [line for line in lines if line["method"] == name and line["seed"] == 0] for name in SWEPT}
     return {name: min(rows, key=rank)["settings"]["factor"] for name, rows in swept.items() if rows}
 
 
-def sweep(lines: list[Line], quality: str) -> str:
-    """A Markdown table: evaluations and quality of seed 0 of the methods in `SWEPT` at each weight."""
+def sweep(lines: list[Line]) -> str:
+    """A Markdown table: evaluations and loss of seed 0 of the methods in `SWEPT` at each weight."""
     first = [line for line in lines if line["seed"] == 0]
     rows = {name: [line for line in first if line["method"] == name] for name in SWEPT}
     factors = sorted({line["settings"]["factor"] for part in rows.values() for line in part})
     text = [f"| weight, times | {' | '.join(f'{factor:g}' for factor in factors)} |", "|---|" + "--:|" * len(factors)]
     for name, part in rows.items():
-        cells = {line["settings"]["factor"]: f"{line['test_nfe']:.1f} ({_shown(line, quality)})" for line in part}
+        cells = {line["settings"]["factor"]: f"{line['test_nfe']:.1f} ({line['test_loss']:.3g})" for line in part}
         if cells:
             text.append(f"| {name} | {' | '.join(cells.get(factor, '-') for factor in factors)} |")
     return "\n".join(text)
-
-
-def _shown(line: Line, quality: str) -> str:
-    return f"{100 * line[quality]:.1f} %" if quality == "accuracy" else f"{line[quality]:.3g}"
 
 
 def picture(lines: list[Line], path: Path) -> None:
@@ -97,7 +93,7 @@ def picture(lines: list[Line], path: Path) -> None:
                 color=colour,
                 textcoords="offset points",
             )
-    limit = 100 * (found["vanilla"][0][2] - POINTS)
+    limit = 100 * (found["vanilla"][0][2] - ALLOWED)
     axes.axhline(limit, color="#999999", linewidth=1, linestyle=":")
     axes.set(
         xlabel="NFE of a prediction",
