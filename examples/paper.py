@@ -2,8 +2,8 @@
 
 Pal et al. (ICML 2021) is source A, Pal, Edelman, Rackauckas (ICML 2023) source B; they differ in optimisers, lengths
 and weights. `--scale small` is sized for two cores; `--scale paper` has the papers' shapes and wants a GPU or a night.
-`public` trains nine kinds of public models instead; `all` is the papers' alone. Every trained model is also solved at looser
-tolerances and by other methods, which cost nothing: "to free" is a row's evaluations over those of vanilla's best one.
+`public` trains nine kinds of public models instead; `all` is the papers' alone. Every trained model is also solved at
+looser tolerances and by other methods, which cost nothing: "to free" is a row's evaluations over vanilla's fewest.
 A run that was killed goes on from its checkpoint, and what is in DIR/results.jsonl is not run again.
 
 Run: python examples/paper.py mnist-ode --methods vanilla,ernode,local-time --seeds 3 --out results
