@@ -19,7 +19,6 @@ from regnde._event import Event
 from regnde._solution import Solution
 from regnde._solve import solve_by_rules
 from regnde._solver import Solver
-from regnde._tolerance import entries
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["adaptive_until_event", "odeint_adaptive"]
@@ -82,10 +81,11 @@ def _how(problem: Problem, given: Mapping[str, Any] | None) -> tuple[Solver, Ste
     """The solver, the rules of its steps and the times at which they end."""
     options = options_of(AdaptiveOptions, problem.method, given)
     tableau = ADAPTIVE_METHODS[problem.method]
+    allowed = problem.tolerances()
     solver = Solver(
         method=tableau,
-        rtol=problem.rtol,
-        atol=problem.atol,
+        rtol=allowed.rtol,
+        atol=allowed.atol,
         dt0=options.first_step,
         # theirs counts from one time of the output to the next
         max_steps=options.max_num_steps * max(1, len(problem.t) - 1),
@@ -101,8 +101,7 @@ def _how(problem: Problem, given: Mapping[str, Any] | None) -> tuple[Solver, Ste
         dt_min=options.min_step or None,
         dt_max=None if options.max_step == math.inf else options.max_step,
     )
-    norm, resolved = problem.norm(options.norm), solver.resolve(sde=False)
-    allowed = entries(resolved.rtol, resolved.atol, problem.structure)
+    norm = problem.norm(options.norm)
     rules = StepRules(
         norm=norm,
         first_step=FirstStep(tableau.order, allowed.rtol, allowed.atol, root_mean_square if norm is None else norm),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 from regnde._dropin_callbacks import callbacks_of
 from regnde._dropin_methods import Kind, kind_of
 from regnde._engines.base import StepCallbacks
-from regnde._solver import Gradient
+from regnde._solver import Gradient, Solver
 from regnde._state import Structure
+from regnde._tolerance import Entries, entries
 
 __all__ = ["Problem", "problem_of", "root_mean_square"]
 
@@ -57,6 +59,11 @@ class Problem:
     gradient: Gradient
     callbacks: StepCallbacks | None
 
+    def tolerances(self) -> Entries:
+        """The tolerances of the flat state's entries."""
+        resolved = Solver(rtol=self.rtol, atol=self.atol).resolve(sde=False)
+        return entries(resolved.rtol, resolved.atol, self.structure)
+
     def times_until(self, span: float) -> Tensor:
         """The first time, and one that is this span away in the direction of the second one; in double precision."""
         first = self.t[:1].double()
@@ -89,9 +96,29 @@ def problem_of(
     if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0):
         raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
     structure = Structure(y0, half=kind in HALF)
-    field: Any = structure.on_flat(func)
+    field: Any = structure.on_flat(_with_shapes_of(func) if structure.nested else func)
     callbacks = callbacks_of(func, method, CALLBACKS[kind], structure, adjoint=gradient == "checkpoint")
     return Problem(method, kind, field, structure.flat, torch.as_tensor(t), structure, rtol, atol, gradient, callbacks)
+
+
+def _with_shapes_of(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Any], Any]:
+    """A field of several parts, whose slopes may have other dimensions of size 1 than the parts, as in torchdiffeq."""
+
+    @functools.wraps(func, assigned=(), updated=())
+    def field(t: Tensor, y: Any) -> Any:
+        slopes = func(t, y)
+        if not isinstance(slopes, (tuple, list)) or len(slopes) != len(y):
+            return slopes
+        return tuple([_shaped(slope, part) for slope, part in zip(slopes, y, strict=True)])
+
+    return field
+
+
+def _shaped(slope: Any, part: Any) -> Any:
+    if not (isinstance(slope, Tensor) and isinstance(part, Tensor)) or slope.shape == part.shape:
+        return slope
+    same = [n for n in slope.shape if n != 1] == [n for n in part.shape if n != 1]
+    return slope.reshape(part.shape) if same else slope
 
 
 def largest_part(state: tuple[Any, ...]) -> Tensor:
