@@ -2,10 +2,12 @@
 
 Pal et al. (ICML 2021) is source A, Pal, Edelman, Rackauckas (ICML 2023) source B; they differ in optimisers, lengths
 and weights. `--scale small` is sized for two cores; `--scale paper` has the papers' shapes and wants a GPU or a night.
-`public` trains nine kinds of public models instead, each beside what costs nothing; `all` is the papers' alone.
+`public` trains nine kinds of public models instead; `all` is the papers' alone. Every trained model is also solved at
+looser tolerances and by other methods, which cost nothing: "to free" is a row's evaluations over vanilla's fewest.
 A run that was killed goes on from its checkpoint, and what is in DIR/results.jsonl is not run again.
 
 Run: python examples/paper.py mnist-ode --methods vanilla,ernode,local-time --seeds 3 --out results
+     python examples/paper.py mnist-ode --sweep 0.1,0.3,1,3,10 --seeds 3 --once steer,srnode --out results
      python examples/paper.py all --jobs 2 --out results
      python examples/paper.py public --seeds 3 --jobs 2 --out results
      python examples/paper.py mnist-ode --scale paper --source A --mnist FOLDER --device cuda --out results
@@ -29,11 +31,9 @@ from tqdm import tqdm
 import regnde
 from paper_experiments import public, public_report, report, study
 from paper_experiments.base import Options, Place, Settings
-from paper_experiments.methods import NAMES, STUDY, WEIGHTLESS
-from paper_experiments.report import Line
+from paper_experiments.free import ALLOWED, Line
+from paper_experiments.methods import NAMES, STUDY, SWEPT, WEIGHTLESS
 from paper_experiments.runner import EXPERIMENTS, Run, append, done, find, train
-
-NO_SDE = ("rnode", "taynode")  # penalise derivatives along a smooth solution
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -60,6 +60,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, help="instead of the experiment's")
     parser.add_argument("--dtype", choices=["float32", "float64"], help="instead of the experiment's")
     parser.add_argument("--factor", default="1", help="times every weight of the penalties; some, as 0.3,1,3")
+    parser.add_argument(
+        "--sweep", default="", help="likewise of rnode and taynode: all at seed 0, the best at the others"
+    )
+    parser.add_argument("--once", default="", help="those of the methods that are trained on seed 0 alone")
     parser.add_argument("--weights", help="START,END of the penalties' weight, instead of the experiment's")
     parser.add_argument("--order", type=int, choices=[2, 3], help="TayNODE's K, instead of the experiment's")
     parser.add_argument("--weight", choices=["tuned", "auto"], default="tuned", help="auto: set by regnde.Balance")
@@ -68,10 +72,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="of torch: small states are fastest with one")
     options = parser.parse_args(arguments)
-    try:
-        options.factor = [float(text) for text in options.factor.split(",")]
-    except ValueError:
-        parser.error(f"--factor {options.factor}: give numbers with commas between them")
+    for name in ("factor", "sweep"):
+        try:
+            setattr(options, name, [float(text) for text in getattr(options, name).split(",") if text])
+        except ValueError:
+            parser.error(f"--{name} {getattr(options, name)}: give numbers with commas between them")
     if options.weights is not None:
         try:
             start, end = (float(text) for text in options.weights.split(","))
@@ -80,6 +85,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         options.weights = start, end
     known, usual = (public.ROWS, public.ROWS) if options.experiment == "public" else (NAMES + STUDY, NAMES)
     options.methods = _listed(parser, "methods", options.methods, known, usual)
+    needs = "budget" if "budget" in options.methods else "--sweep" if options.sweep else ""
+    if options.experiment != "public" and needs and "vanilla" not in options.methods:
+        parser.error(f"{needs} is judged by vanilla: add vanilla to --methods")
+    options.once = _listed(parser, "methods", options.once, tuple(options.methods), ()) if options.once else []
     options.clients = _listed(parser, "clients", options.clients, tuple(public.CLIENTS), tuple(public.CLIENTS))
     options.free = tuple(options.free.split(","))
     return options
@@ -97,21 +106,61 @@ def _listed(
 
 
 def runs(name: str, arguments: argparse.Namespace) -> list[Run]:
-    """The runs of one experiment, seed by seed; what has no weight is run once for all factors."""
-    experiment = EXPERIMENTS[name]
+    """The runs of one experiment that need no other one, seed by seed; what has no weight is run once for all factors.
+
+    A method whose weight is looked for has runs of seed 0 at every factor of `--sweep`.
+    """
+    made = []
+    for seed in range(arguments.seeds):
+        for method in _methods(name, arguments, seed):
+            factors = arguments.factor
+            if method in WEIGHTLESS:
+                factors = [1.0]
+            elif method in SWEPT and arguments.sweep:
+                factors = arguments.sweep if seed == 0 else []
+            if method != "budget":
+                made += [_run(name, method, seed, arguments, factor=factor) for factor in factors]
+    return made
+
+
+def followers(name: str, lines: list[Line], arguments: argparse.Namespace) -> list[Run]:
+    """The runs that need those lines: with a budget of vanilla's loss, and at a weight that was looked for."""
+    made = []
+    if arguments.sweep:
+        for method, factor in study.chosen(lines).items():
+            if method in _methods(name, arguments, 1):
+                made += [_run(name, method, seed, arguments, factor=factor) for seed in range(1, arguments.seeds)]
+    for line in lines:
+        if line["method"] == "vanilla" and "budget" in _methods(name, arguments, line["seed"]):
+            allowed = line["train_loss"] + ALLOWED * abs(line["train_loss"])
+            made.append(_run(name, "budget", line["seed"], arguments, allowed=allowed))
+    return made
+
+
+def _methods(name: str, arguments: argparse.Namespace, seed: int) -> list[str]:
+    """Those of the command line that the experiment has and the seed is trained by."""
+    sde = EXPERIMENTS[name].sde
+    return [m for m in arguments.methods if not (sde and m in SWEPT) and not (seed and m in arguments.once)]
+
+
+def _run(
+    name: str,
+    method: str,
+    seed: int,
+    arguments: argparse.Namespace,
+    *,
+    factor: float = 1.0,
+    allowed: float | None = None,
+) -> Run:
+    """One run, with what the command line changes in its settings."""
     options = _options(arguments)
-    settings = experiment.settings(options)
+    settings = EXPERIMENTS[name].settings(options)
     changes = {key: getattr(arguments, key) for key in ("iterations", "tolerance", "dtype")}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     place = Place(torch.device(arguments.device), getattr(torch, settings.dtype), arguments.engine)
-    methods = [method for method in arguments.methods if not (experiment.sde and method in NO_SDE)]
-    made = []
-    for seed in range(arguments.seeds):
-        for method in methods:
-            for factor in arguments.factor[:1] if method in WEIGHTLESS else arguments.factor:
-                changed = settings if method in WEIGHTLESS else _weighted(settings, factor, arguments)
-                made.append(Run(name, method, seed, options, place, changed))
-    return made
+    if method not in WEIGHTLESS:
+        settings = _weighted(settings, factor, arguments)
+    return Run(name, method, seed, options, place, dataclasses.replace(settings, allowed=allowed))
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -171,24 +220,36 @@ def conclude(name: str, lines: list[Line], arguments: argparse.Namespace) -> Non
     """Prints an experiment's table, and writes it and its picture."""
     experiment = EXPERIMENTS[name]
     quality = experiment.quality
-    text = report.table(lines, quality)
+    factors = study.chosen(lines) if arguments.sweep else {}
+    shown = [
+        line for line in lines if line["settings"]["factor"] == factors.get(line["method"], line["settings"]["factor"])
+    ]
+    text = report.table(shown, quality)
+    if factors:
+        text = f"{text}\n\nTest NFE (and test loss) of seed 0 at each weight:\n\n{study.sweep(lines)}"
     options = _options(arguments)
     if reference := experiment.reference(experiment.settings(options), options):
         text = f"{text}\n\n{reference}"
     print(f"\n{name}, {arguments.scale} scale:\n\n{text}\n", flush=True)
     (arguments.out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    report.picture(lines, quality, name, arguments.out / f"{name}.png")
-    methods = {line["method"] for line in lines}
-    if quality == "accuracy" and "vanilla" in methods and len(report.grouped(lines)) > len(methods):
-        print(f"The fewest evaluations at half a point of accuracy:\n\n{study.best(lines)}\n", flush=True)
-        study.picture(lines, arguments.out / f"{name}-study.png")
+    report.picture(shown, quality, name, arguments.out / f"{name}.png")
+    methods = {line["method"] for line in shown}
+    if quality == "accuracy" and "vanilla" in methods and len(report.grouped(shown)) > len(methods):
+        print(f"The fewest evaluations at half a point of accuracy:\n\n{study.best(shown)}\n", flush=True)
+        study.picture(shown, arguments.out / f"{name}-study.png")
 
 
 def perform(names: list[str], arguments: argparse.Namespace) -> None:
     """Trains what is not done yet; an experiment whose runs have all ended gets its table and picture."""
     results: Path = arguments.out / "results.jsonl"
-    wanted = {name: runs(name, arguments) for name in names}
-    waiting = dict(wanted)
+    first = {name: runs(name, arguments) for name in names}
+    for _ in _trained([run for part in first.values() for run in part], arguments, results):
+        pass
+    ended = done(results)
+    waiting = {
+        name: part + followers(name, [line for run in part if (line := find(ended, run))], arguments)
+        for name, part in first.items()
+    }
 
     def look() -> None:
         ended = done(results)
@@ -199,9 +260,14 @@ def perform(names: list[str], arguments: argparse.Namespace) -> None:
                 conclude(name, [line for line in lines if line], arguments)
 
     look()
-    for line in completed(
-        [run for part in waiting.values() for run in part if not find(done(results), run)], arguments, carry_out
-    ):
+    for _ in _trained([run for part in waiting.values() for run in part], arguments, results):
+        look()
+
+
+def _trained(todo: list[Run], arguments: argparse.Namespace, results: Path) -> Iterator[Line]:
+    """The lines of those runs that the results do not have yet, as they end."""
+    ended = done(results)
+    for line in completed([run for run in todo if not find(ended, run)], arguments, carry_out):
         append(line, results)
         quality = EXPERIMENTS[line["experiment"]].quality
         print(
@@ -209,7 +275,7 @@ def perform(names: list[str], arguments: argparse.Namespace) -> None:
             f"test NFE {line['test_nfe']:.1f}, training NFE {line['train_nfe']:.1f} in {line['train_seconds']:.1f} s",
             flush=True,
         )
-        look()
+        yield line
 
 
 def perform_public(arguments: argparse.Namespace) -> None:

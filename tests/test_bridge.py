@@ -48,7 +48,7 @@ def looked_again() -> str:
     return runtime.why_not() or ""
 
 
-OF_REQUEST = ("tolerances", "stops", "events", "rules")
+OF_REQUEST = ("tolerances", "stops", "events", "rules", "dense")
 
 
 def request(f: object = lambda t, y: -y, y0: object = None, record: object = "none", **options: object) -> Request:
@@ -243,6 +243,8 @@ def test_errors_leave_the_worker_as_text() -> None:
         (dict(gradient="gauss", stops=(0.5,)), "neither stops"),
         (dict(rules=StepRules(accept_smallest=True)), "rules"),
         (dict(events=(regnde.Event(lambda t, y: y[0, 0]),)), "events"),
+        (dict(method="trbdf2", dense=True), "give the times as ts"),
+        (dict(gradient="gauss", dense=True), "give the times as ts"),
         (dict(atol=0.0, y0=torch.zeros(2)), "atol"),
     ],
 )

@@ -24,6 +24,7 @@ from paper_experiments import (
     cifar,
     data,
     ffjord,
+    free,
     latent,
     methods,
     mnist,
@@ -31,10 +32,10 @@ from paper_experiments import (
     public,
     public_model,
     public_points,
-    public_report,
     report,
     runner,
     spiral,
+    study,
 )
 from paper_experiments.base import Options, Place
 from regnde import Local, plot
@@ -56,6 +57,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffjord, "ring", lambda: points)
     moments = spiral_sde.simulate(50)
     monkeypatch.setattr(spiral, "moments", lambda: moments)
+    monkeypatch.setattr(spiral_sde, "PREDICTIONS", 1)
+    monkeypatch.setattr(free, "ODE", ("tsit5", "heun"))
+    monkeypatch.setattr(free, "SDE", ("sosri",))
     for name, experiment in list(runner.EXPERIMENTS.items()):
 
         def settings(options: Options, original=experiment.settings):
@@ -71,15 +75,22 @@ def test_every_method_of_every_experiment(tiny: None, name: str, tmp_path: Path)
     paper.main([name, *TINY, "--out", str(tmp_path)])
     experiment = runner.EXPERIMENTS[name]
     rows = runner.done(tmp_path / "results.jsonl")
-    wanted = [m for m in methods.NAMES if not (experiment.sde and m in paper.NO_SDE)]
+    wanted = [m for m in methods.NAMES if not (experiment.sde and m in methods.SWEPT)]
     assert [row["method"] for row in rows] == wanted
     for row in rows:
         assert set(row) >= KEYS | {experiment.quality}
         assert row["experiment"] == name
         assert row["test_nfe"] > 0
         assert row["settings"]["weights"]["error"]
+        own, *solved = row["solved"]
+        assert (own["by"], own["nfe"], own["quality"]) == ("own", row["test_nfe"], row[experiment.quality])
+        assert {entry["by"] for entry in solved} <= set(free.SDE if experiment.sde else free.ODE)
+        assert all(entry["nfe"] <= row["test_nfe"] for entry in solved)
+        if row["method"] in ("vanilla", "ernode"):  # the usual method at the usual tolerance is the model as it is
+            usual = next(entry for entry in solved if entry["by"] in ("tsit5", "sosri") and entry["factor"] == 1.0)
+            assert usual == own | {"by": usual["by"]}
     table = (tmp_path / f"{name}.md").read_text()
-    assert all(f"| {m} |" in table for m in wanted)
+    assert all(f"| {m} |" in table for m in [*wanted, "vanilla, tolerance x10", "vanilla, tolerance x100"])
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
     assert not list(tmp_path.glob("*.pt"))
 
@@ -145,10 +156,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["steer+ernode", "local-step", "rnode"])
+@pytest.mark.parametrize("name", ["steer+ernode", "local-step", "rnode", "budget"])
 def test_resumes_after_a_kill_as_if_there_was_none(tiny: None, name: str, tmp_path: Path) -> None:
-    arguments = ["mnist-ode", "--methods", name, "--iterations", "7", "--engine", "torch"]
-    run = paper.runs("mnist-ode", paper.parse(arguments))[0]
+    arguments = paper.parse(["mnist-ode", "--methods", f"vanilla,{name}", *TINY[2:], "--iterations", "7"])
+    usual = [{"method": "vanilla", "seed": 0, "train_loss": 100.0}]
+    _, run = paper.runs("mnist-ode", arguments) + paper.followers("mnist-ode", usual, arguments)
     whole = runner.train(run, tmp_path / "whole.pt")
 
     def kill(progress: object, seen: list[object] = []) -> None:  # noqa: B006  # counts the calls
@@ -164,8 +176,9 @@ def test_resumes_after_a_kill_as_if_there_was_none(tiny: None, name: str, tmp_pa
     resumed = runner.train(run, checkpoint, every=0.0, watch=seen.append)
     assert len(seen) == 3
     assert not checkpoint.exists()
-    for key in ("accuracy", "test_nfe", "train_nfe", "nfe_history", "settings"):
+    for key in ("accuracy", "test_nfe", "train_nfe", "train_loss", "within", "nfe_history", "solved", "settings"):
         assert resumed[key] == whole[key]
+    assert whole["within"] is (True if name == "budget" else None)
 
 
 def test_goes_on_after_a_real_kill(tmp_path: Path) -> None:
@@ -226,6 +239,65 @@ def test_weights_and_orders_of_the_command_line(tiny: None, tmp_path: Path) -> N
     assert len({line["loss"] for line in lines}) == 5
 
 
+def test_a_budget_allows_a_share_more_than_vanillas_loss(tiny: None, tmp_path: Path) -> None:
+    words = ["cubic-spiral", "--methods", "vanilla,budget", "--seeds", "2", *TINY, "--out", str(tmp_path)]
+    paper.main(words)
+    lines = runner.done(tmp_path / "results.jsonl")
+    assert [(line["method"], line["seed"]) for line in lines] == [
+        ("vanilla", 0),
+        ("vanilla", 1),
+        ("budget", 0),
+        ("budget", 1),
+    ]
+    for vanilla, budget in zip(lines[:2], lines[2:], strict=True):
+        assert budget["settings"]["allowed"] == pytest.approx(1.02 * vanilla["train_loss"])
+        assert (vanilla["settings"]["allowed"], vanilla["within"]) == (None, None)
+    with pytest.raises(SystemExit):
+        paper.main(["cubic-spiral", "--methods", "ernode,budget"])
+
+
+def test_a_weight_is_looked_for_on_one_seed(tiny: None, tmp_path: Path) -> None:
+    words = ["cubic-spiral", "--methods", "vanilla,ernode,rnode,taynode", "--sweep", "0.1,10", "--seeds", "2"]
+    paper.main([*words, "--once", "ernode,taynode", *TINY, "--out", str(tmp_path)])
+    lines = runner.done(tmp_path / "results.jsonl")
+    best = study.chosen(lines)
+    rows = [(line["method"], line["seed"], line["settings"]["factor"]) for line in lines]
+    seed_0 = [("vanilla", 0, 1.0), ("ernode", 0, 1.0)] + [(m, 0, x) for m in ("rnode", "taynode") for x in (0.1, 10.0)]
+    assert rows == [*seed_0, ("vanilla", 1, 1.0), ("rnode", 1, best["rnode"])]
+    table = (tmp_path / "cubic-spiral.md").read_text()
+    assert f"| {report.label(lines[-1])} | 2 |" in table
+    assert "| weight, times | 0.1 | 10 |" in table
+    assert table.count("\n| taynode") == 2  # the best one, and the line of all
+    for wrong in (["--sweep", "x"], ["--sweep", "1", "--methods", "rnode"], ["--once", "srnode", *words[1:3]]):
+        with pytest.raises(SystemExit):
+            paper.main(["cubic-spiral", *wrong])
+
+
+def scored(
+    method: str, seed: int, factor: float, loss: float, nfe: float, cheap: tuple[float, float] | None = None
+) -> dict[str, object]:
+    """A line with its model's alternatives: bs3 at ten times the tolerance, if its loss and evaluations are given."""
+    own = {"factor": 1.0, "loss": loss, "quality": loss, "nfe": nfe}
+    solved = [{"by": "own"} | own, {"by": "tsit5"} | own]
+    if cheap:
+        solved.append({"by": "bs3", "factor": 10.0, "quality": cheap[0], "loss": cheap[0], "nfe": cheap[1]})
+    fixed = {"train_nfe": nfe, "predict_seconds": 0.1, "train_seconds": 1.0, "settings": {"factor": factor}}
+    return {"method": method, "seed": seed, "loss": loss, "test_loss": loss, "test_nfe": nfe, "solved": solved} | fixed
+
+
+def test_the_best_weight_has_the_fewest_evaluations_at_equal_quality() -> None:
+    vanilla = scored("vanilla", 0, 1.0, 1.0, 90)
+    rnode = [scored("rnode", 0, x, loss, nfe) for x, loss, nfe in ((0.1, 0.99, 80), (1.0, 1.02, 60), (10.0, 1.03, 30))]
+    assert study.chosen([vanilla, *rnode]) == {"rnode": 1.0}
+    other = scored("rnode", 1, 10.0, 0.9, 10)  # another seed's
+    worse = [scored("taynode", 0, x, loss, nfe) for x, loss, nfe in ((0.1, 1.05, 80), (1.0, 1.2, 60))]
+    assert study.chosen([vanilla, *rnode, other, *worse]) == {"rnode": 1.0, "taynode": 0.1}
+    assert study.sweep([vanilla, *rnode, *worse]).splitlines()[2:] == [
+        "| rnode | 80.0 (0.99) | 60.0 (1.02) | 30.0 (1.03) |",
+        "| taynode | 80.0 (1.05) | 60.0 (1.2) | - |",
+    ]
+
+
 def test_what_is_done_is_not_run_again(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ["--out", str(tmp_path)]
     paper.main(["cubic-spiral", "--methods", "vanilla,ernode", *TINY, *out])
@@ -243,15 +315,53 @@ def test_what_is_done_is_not_run_again(tiny: None, tmp_path: Path, monkeypatch: 
 
 
 def test_table_pairs_the_seeds() -> None:
-    def line(method: str, seed: int, nfe: float) -> dict[str, object]:
-        fixed = {"accuracy": 0.9, "train_nfe": nfe, "predict_seconds": 0.1, "train_seconds": 1.0}
-        return {"method": method, "seed": seed, "test_nfe": nfe, **fixed}
+    lines = [scored("ernode", 0, 1.0, 1.0, 50), scored("vanilla", 0, 1.0, 1.0, 100)]
+    lines += [scored("ernode", 1, 1.0, 1.0, 30), scored("vanilla", 1, 1.0, 1.0, 120)]
+    rows = report.table(lines, "loss").splitlines()
+    assert rows[2].startswith("| vanilla | 2 | 1 ± 0 | 110.0 ± 14.1 | 110.0 ± 14.1 | 1.00 |")
+    assert rows[3].split(" | ")[5] == "0.38"  # the mean of 0.5 and 0.25, not the ratio of the means
+    assert report.table(lines[:1], "loss").splitlines()[2].count(" - |") == 6
 
-    lines = [line("ernode", 0, 50), line("vanilla", 0, 100), line("ernode", 1, 30), line("vanilla", 1, 120)]
-    rows = report.table(lines, "accuracy").splitlines()
-    assert rows[2].startswith("| vanilla | 2 | 90.0 ± 0.0 | 110.0 ± 14.1 |")
-    assert rows[3].split(" | ")[7] == "0.38"  # the mean of 0.5 and 0.25, not the ratio of the means
-    assert " - |" in report.table(lines[:1], "accuracy")
+
+def test_table_against_the_best_free_alternative() -> None:
+    lines = [scored("vanilla", 0, 1.0, 1.0, 90, (1.01, 30)), scored("ernode", 0, 1.0, 1.015, 60)]
+    lines += [scored("srnode", 0, 1.0, 1.0, 45, (0.99, 15)), scored("rnode", 0, 1.0, 1.1, 20)]
+    cells = [row.split(" | ")[4:10] for row in report.table(lines, "loss").splitlines()[2:]]
+    #                   test NFE, to vanilla, to free, the own cheapest, kept, that to free
+    assert cells[0] == ["90.0", "1.00", "3.00", "30.0", "1/1", "1.00"]
+    assert cells[1:] == [
+        ["60.0", "0.67", "2.00", "60.0", "1/1", "2.00"],
+        ["45.0", "0.50", "1.50", "15.0", "1/1", "0.50"],
+        ["20.0", "0.22", "0.67", "-", "0/1", "-"],
+    ]
+
+
+def test_table_has_vanilla_at_looser_tolerances() -> None:
+    vanilla = scored("vanilla", 0, 1.0, 1.0, 90)
+    vanilla["solved"] += [
+        {"by": "tsit5", "factor": x, "loss": 1.2, "quality": 1.2, "nfe": n} for x, n in ((10.0, 60), (100.0, 45))
+    ]
+    vanilla["solved"] += [{"by": "bs3", "factor": 10.0, "loss": 1.0, "quality": 1.0, "nfe": 10}]
+    rows = report.table([vanilla], "loss").splitlines()
+    assert rows[3].startswith("| vanilla, tolerance x10 | 1 | 1.2 |  | 60.0 | 0.67 | 6.00 |")
+    assert rows[4].startswith("| vanilla, tolerance x100 | 1 | 1.2 |  | 45.0 | 0.50 | 4.50 |")
+
+
+def test_a_tolerance_is_loosened_until_a_tenth() -> None:
+    assert free.factors(1e-3) == [1.0, 10.0, 100.0]
+    assert free.factors(0.14) == [1.0]
+    assert free.factors(0.14, least=3) == [1.0, 10.0, 100.0]
+    asked = []
+
+    def score(by: str, factor: float) -> dict[str, float]:
+        asked.append(factor)
+        if factor == 100.0:
+            regnde.solve(lambda t, y: y * torch.nan, torch.ones(1), (0.0, 1.0))
+        return {"loss": 1.0, "quality": 1.0, "nfe": 1000 / factor}
+
+    found = free.solved("bs3", [1.0, 10.0, 100.0, 1000.0], score, most=300)
+    assert [entry["factor"] for entry in found] == [10.0, 1000.0]  # in order, without the failure and the dearer
+    assert asked == [1000.0, 100.0, 10.0, 1.0]
 
 
 def idx(values: torch.Tensor) -> bytes:
@@ -483,16 +593,16 @@ def test_free_alternatives_count_at_equal_quality_only() -> None:
     solved += [entry("bs3", 1.0, 1.0, 50), entry("bs3", 10.0, 0.9, 20)]  # a likelihood that the solver's error improves
     vanilla = {"test_loss": 1.0, "test_nfe": 90, "solved": solved}
     assert public.recommended(vanilla) == 10.0
-    margin = public_report.slack([vanilla])
+    margin = free.slack([vanilla])
     assert margin == pytest.approx(0.02)
-    assert public_report.slack([vanilla, {"test_loss": 1.2}]) == pytest.approx(0.2**2 / 2**0.5 / 0.2)
-    assert public_report.cheapest(vanilla, vanilla, margin)["nfe"] == 40
+    assert free.slack([vanilla, {"test_loss": 1.2}]) == pytest.approx(0.2**2 / 2**0.5 / 0.2)
+    assert free.cheapest(vanilla, vanilla, margin)["nfe"] == 40
     better = {"test_loss": 0.9, "test_nfe": 30, "solved": [entry("tsit5", 1.0, 0.9, 30)]}
     worse = {"test_loss": 1.03, "test_nfe": 30, "solved": [entry("tsit5", 1.0, 1.03, 30), entry("bs3", 1.0, 1.01, 9)]}
-    assert public_report.cheapest(better, vanilla, margin)["nfe"] == 30
-    assert public_report.cheapest(worse, vanilla, margin) is None
+    assert free.cheapest(better, vanilla, margin)["nfe"] == 30
+    assert free.cheapest(worse, vanilla, margin) is None
     below = [{"test_loss": -2.0}]
-    assert public_report.slack(below) == pytest.approx(0.04)
+    assert free.slack(below) == pytest.approx(0.04)
 
 
 def test_transport_pairs_points() -> None:

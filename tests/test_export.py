@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import regnde
 from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from regnde import UnsupportedField
@@ -393,6 +394,19 @@ def test_torch_func_inside_a_field() -> None:
     check(lambda t, y: torch.func.grad(lambda x: (weight * x.sin()).sum())(y), state(3, 2))
     energy = torch.func.grad(lambda x: module(torch.zeros(()), x).tanh().sum())
     check(lambda t, y: torch.func.vmap(energy)(y), state(3, 2))
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_field_of_a_flow(trace: str) -> None:
+    """The field that `nn.CNF` solves, whose slope has a product with a Jacobian in it."""
+    fields: list[Field] = []
+
+    def seen(field: Field, start: Tensor, ts: object, record: object) -> regnde.Solution:
+        fields.append(field)
+        return regnde.solve(field, start, ts, regnde.Solver(method="euler", dt0=1.0, engine="torch"))
+
+    regnde.nn.CNF(Net(), 2, trace=trace)(state(3, 2), integrate=seen)
+    check(fields[0], state(3, 3))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing the compiler raises them

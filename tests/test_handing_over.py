@@ -248,6 +248,7 @@ def test_status_is_an_enum_that_equals_its_text() -> None:
         "non-finite dynamics",
         "step size underflow",
         "max steps reached",
+        "event",
     }
 
 

@@ -13,6 +13,7 @@ import regnde
 from frozen import relative
 from problems import SMALL_P, SMALL_Y0, exp_decay, lotka_volterra, small_net
 from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
+from regnde._tableau import TABLEAUX
 from test_controller import NAMES, RUNS, VARIANTS
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
 
@@ -238,3 +239,53 @@ def test_a_field_that_has_no_value_at_the_start() -> None:
     for module.rate in (1.0, 2.0):
         sol = regnde.solve(module, f64([1.0]), [0.0, 1.0], Solver(rtol=1e-8, atol=1e-8, engine="julia"), stops=[0.0])
         assert float(sol.y1) == pytest.approx(math.exp(-module.rate), rel=SOLVER * 1e-8)
+
+
+TIMES = [0.0, 0.05, 0.3, 0.3, 0.61, 0.899, 0.9]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "heun", "vern6", "vern7", "vern8", "vern9"])
+def test_dense_output_is_the_state_at_save_times(method: str, sign: float) -> None:
+    chosen, ts = Solver(method=method, rtol=1e-4, atol=1e-4, engine="julia"), [sign * t for t in TIMES]
+    with torch.no_grad():
+        sol = regnde.solve(small_net(SMALL_P), SMALL_Y0, [0.0, sign * 0.9], chosen, dense=True, stops=[sign * 0.4])
+        saved = regnde.solve(small_net(SMALL_P), SMALL_Y0, ts, chosen, stops=[sign * 0.4])
+        if method in TABLEAUX:
+            other = dataclasses.replace(chosen, engine="torch")
+            torchs = regnde.solve(
+                small_net(SMALL_P), SMALL_Y0, [0.0, sign * 0.9], other, dense=True, stops=[sign * 0.4]
+            )
+            assert torchs.stats.nfe == sol.stats.nfe
+    torch.testing.assert_close(sol(ts), saved.ys, rtol=STEP, atol=STEP)  # vern9's weights are large, and cancel
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "heun", "vern7"])
+def test_gradients_of_dense_output_equal_torchs(method: str, gradient: str) -> None:
+    results = []
+    for engine in ("torch", "julia"):
+        p, y0 = SMALL_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+        t, ts = f64(TIMES).requires_grad_(), f64([0.0, 0.11, 0.9]).requires_grad_()
+        chosen = Solver(method=method, dt0=0.9, rtol=1e3, atol=1e3, gradient=gradient, engine=engine)
+        sol = regnde.solve(small_net(p), y0, ts, chosen, record="all", stops=[0.4], dense=True)
+        value = sol(t).square().sum() + sol.ys.sum() + 1e6 * sol.steps.error.square().sum()
+        results.append((sol, torch.autograd.grad(value, (p, y0, t, ts))))
+    (ours, grads), (theirs, others) = results
+    assert ours.steps.t.tolist() == theirs.steps.t.tolist() == [0.4, 0.9]
+    for a, b in zip(grads, others, strict=True):
+        assert relative(a, b) < 1e-6
+
+
+def test_dense_output_of_an_sde() -> None:
+    results = []
+    for engine in ("torch", "julia"):
+        y0 = f64([0.5, 0.1, -0.2]).requires_grad_()
+        path = BrownianPath(0.0, 0.9, (3,), seed=1)
+        chosen = Solver(method="em", dt0=0.1, engine=engine)
+        sol = regnde.solve(
+            SDE(exp_decay, lambda t, y: 0.3 * torch.sin(y)), y0, [0.0, 0.9], chosen, noise=path, dense=True
+        )
+        results.append((sol(TIMES), *torch.autograd.grad(sol(TIMES).square().sum(), y0)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)

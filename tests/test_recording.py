@@ -39,22 +39,23 @@ TIMES = torch.tensor([0.0, 1.0], dtype=torch.float64)
 Y0 = torch.tensor([2.0, 0.5], dtype=torch.float64)
 
 
+FIRST = Solver(method="dp5", rtol=1e-6, atol=1e-8)
+SECOND = Solver(method="tsit5", rtol=1e-5, atol=1e-7, gradient="checkpoint")
+
+
 class Twice(nn.Module):
-    """A model in the style of torchdiffeq's users: two solves, and no solution comes out."""
+    """A model of which no solution comes out: two solves. `tests/clients` has such models on the drop-ins."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = MLP([2, 8, 2]).double(), MLP([2, 8, 2]).double()
 
     def forward(self, y: Tensor) -> Tensor:
-        middle = regnde.odeint(self.first, y, TIMES, rtol=1e-6, atol=1e-8)[-1]
-        return regnde.odeint_adjoint(self.second, middle, TIMES, rtol=1e-5, atol=1e-7, method="tsit5")[-1]
+        return solve(self.second, solve(self.first, y, TIMES, FIRST).y1, TIMES, SECOND).y1
 
     def by_hand(self, y: Tensor, record: str | Local) -> list[regnde.Solution]:
-        one = Solver(method="dp5", rtol=1e-6, atol=1e-8)
-        two = Solver(method="tsit5", rtol=1e-5, atol=1e-7, gradient="checkpoint")
-        first = solve(self.first, y, TIMES, one, record=record)
-        return [first, solve(self.second, first.y1, TIMES, two, record=record)]
+        first = solve(self.first, y, TIMES, FIRST, record=record)
+        return [first, solve(self.second, first.y1, TIMES, SECOND, record=record)]
 
 
 class Decay:
@@ -102,7 +103,7 @@ def test_the_penalty_is_the_sum_over_the_solves(record: str | Local, penalty: re
 def test_the_gradient_is_that_of_the_steps_that_were_taken() -> None:
     w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     with recording() as log:
-        regnde.odeint(lambda t, y: w * van_der_pol(1.0)(t, y), Y0, 5 * TIMES, rtol=1e-6, atol=1e-6)
+        solve(lambda t, y: w * van_der_pol(1.0)(t, y), Y0, 5 * TIMES, Solver(method="dp5", rtol=1e-6, atol=1e-6))
     got = torch.autograd.grad(log.penalty(SquaredErrorPenalty()), w)[0]
     frozen = Frozen.of(log.solutions[0], 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ import regnde
 from frozen import central_differences, combined, relative, stages_of
 from problems import exp_decay
 from regnde import SDE, Local, Solver
+from regnde._engines import engines
+from regnde._engines.base import Request
 from regnde._tableau import TABLEAUX
 from tolerances import GRADIENT, ORDER, ROUNDING, SOLVER
 
@@ -478,3 +481,24 @@ def test_no_stops(stops: Sequence[float]) -> None:
 
 def test_no_span() -> None:
     assert regnde.solve(exp_decay, f64([1.0]), [1.0, 1.0], stops=[1.0]).ys.tolist() == [[1.0], [1.0]]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_given_grid_gets_the_stops(sign: float) -> None:
+    field = jumps(sign * f64(STOPS), sign)
+    coarse = [*(0.13 * n for n in range(24)), 3.0]
+    grids = [[sign * t for t in grid] for grid in (coarse, sorted({*coarse, *STOPS}))]
+    request = Request(
+        equation=field,
+        y0=f64([1.0]),
+        ts=sign * f64([0.0, 3.0]),
+        times=(0.0, sign * 3.0),
+        solver=Solver(method="rk4", engine="torch").resolve(sde=False),
+        record="none",
+        noise=None,
+        throw=True,
+        stops=tuple(sign * stop for stop in STOPS),
+    )
+    found = [engines()["torch"].solve(dataclasses.replace(request, grid=tuple(grid))).ys for grid in grids]
+    assert torch.equal(*found)
+    assert float(found[0][-1]) == pytest.approx(switched_exact(3.0), rel=1e-2)

@@ -321,17 +321,22 @@ def test_rounding_is_warned_of_where_a_part_asks_for_it() -> None:
     regnde.solve(exp_decay, y0, SPAN, Solver(rtol=torch.tensor([math.inf, 1e-3]), atol=1e-9))  # no warning
 
 
-def test_the_julia_engine_says_that_it_takes_numbers() -> None:
-    request = Request(
-        equation=exp_decay,
-        y0=torch.ones(2),
-        ts=torch.tensor([0.0, 1.0]),
-        times=(0.0, 1.0),
-        solver=Solver(engine="julia").resolve(sde=False),
-        record="none",
-        noise=None,
-        throw=True,
-        tolerances=(1e-3, torch.tensor([1e-3, 1.0])),
-    )
-    assert "set Solver(engine='torch')" in (engines()["julia"].why_unsupported(request) or "")
-    assert engines()["julia"].why_unsupported(dataclasses.replace(request, tolerances=(1e-3, 1e-3))) is None
+def test_the_julia_engine_says_which_tolerances_it_does_not_take() -> None:
+    for solver, record, message in (
+        (Solver(method="rodas5p", gradient="gauss"), "none", "one number as rtol"),
+        (Solver(gradient="gauss"), "none", "tolerances of each entry"),
+        (Solver(), "all", None),
+    ):
+        request = Request(
+            equation=exp_decay,
+            y0=torch.ones(2),
+            ts=torch.tensor([0.0, 1.0]),
+            times=(0.0, 1.0),
+            solver=solver.resolve(sde=False),
+            record=record,
+            noise=None,
+            throw=True,
+            tolerances=(torch.tensor([1e-3, 1.0]), 1e-3),
+        )
+        why = engines()["julia"].why_unsupported(request)
+        assert why is None if message is None else message in (why or "")

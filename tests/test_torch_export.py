@@ -55,7 +55,7 @@ def test_a_fixed_grid_of_a_method_that_adapts(method: str) -> None:
 
 @QUIET
 def test_other_layers_around_fixed_steps() -> None:
-    solver = Solver(method="rk4", dt0=0.5)
+    solver = Solver(method="rk4", dt0=1.0)
     augmented = Augmented(NeuralODE(MLP([5, 8, 5]), solver=solver, output="state"), 2)
     program = exported(augmented, points(4))
     torch.testing.assert_close(program.module()(points(6)), augmented(points(6)), rtol=EXACT, atol=EXACT)
@@ -114,8 +114,8 @@ def test_samples_of_a_flow_are_exported_as_its_field() -> None:
 @QUIET
 @pytest.mark.parametrize("kind", ["layer", "grid"])
 def test_onnx_runs_in_onnxruntime(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install onnxscript")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'regnde[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install 'regnde[onnx]'")
     net = MLP([3, 8, 3])
     if kind == "layer":
         model: nn.Module = nn.Sequential(NeuralODE(net, solver=Solver(method="rk4", dt0=0.5), output="state"))

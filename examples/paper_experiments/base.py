@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from paper_experiments.methods import Method, Weights
 from regnde import Solution, Solver, solve
@@ -39,6 +40,7 @@ class Settings:
         official_local: a local step as paper B's code takes it.
         factor: what the weights are multiplied by already.
         balance: fraction of a `regnde.Balance` that sets the penalty's weight, or 0 for the weights above.
+        allowed: training loss that the row `budget` may have, or None.
         timing: solves of one test batch, of which the median is the prediction time.
     """
 
@@ -58,6 +60,7 @@ class Settings:
     official_local: bool = False
     factor: float = 1.0
     balance: float = 0.0
+    allowed: float | None = None
     timing: int = 11
 
     def steps(self, items: int) -> tuple[int, int]:
@@ -67,11 +70,18 @@ class Settings:
 
 
 class Evaluation(NamedTuple):
-    """Accuracy as a fraction or loss, evaluations and seconds of one solve of a test batch."""
+    """Accuracy as a fraction or loss, the loss in either case, evaluations and seconds of one solve of a test batch."""
 
     quality: float
+    loss: float
     nfe: float
     predict_seconds: float
+
+
+def scores(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Share of the labels that the logits hit, and cross-entropy."""
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return float(accuracy), float(functional.cross_entropy(logits, labels))
 
 
 @dataclass(frozen=True)
@@ -100,15 +110,25 @@ class Problem(nn.Module, ABC):
     """
 
     items: int  # of training data
+    noisy = False  # whether the solves of one test batch differ
 
     def __init__(self, settings: Settings, method: Method, place: Place) -> None:
         super().__init__()
         self.settings, self.method, self.place = settings, method, place
         self.integral: Tensor | None = None
+        self.given: Solver | None = None
+        self.repeats = settings.timing
+
+    def use(self, method: str, factor: float, repeats: int) -> None:
+        """From now on solves by another method, the tolerances times a factor, and `timed` so often."""
+        self.given, self.repeats = self._solver(method, factor), repeats
 
     def solver(self, method: str | None = None) -> Solver:
-        """The solver of the settings."""
-        t = self.settings.tolerance
+        """The solver of the settings, or what is in use instead."""
+        return self._solver(method, 1.0) if self.given is None else self.given
+
+    def _solver(self, method: str | None, factor: float) -> Solver:
+        t = factor * self.settings.tolerance
         return Solver(method=method, rtol=t, atol=t, engine=self.place.engine)  # type: ignore[arg-type]  # checked
 
     def record(self) -> Record:
@@ -145,9 +165,9 @@ class Problem(nn.Module, ABC):
         """Measures the model on the test data."""
 
     def timed(self, run: Callable[[int], Solution]) -> tuple[float, float]:
-        """Mean NFE and median seconds of the settings' number of solves, each given its number."""
+        """Mean NFE and median seconds of a number of solves, each given its number."""
         seconds, evaluations = [], []
-        for i in range(self.settings.timing):
+        for i in range(self.repeats):
             began = self.place.clock()
             solution = run(i)
             seconds.append(self.place.clock() - began)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings
+from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings, scores
 from paper_experiments.data import Images, load_cifar, load_mnist
 from paper_experiments.methods import Method, Weights
 from regnde import Solution, steer
@@ -158,12 +158,10 @@ class ImageODE(Problem):
         return self.penalised(functional.cross_entropy(logits, self.data.train_y[index])), solution
 
     def evaluate(self) -> Evaluation:
-        """Accuracy on all test images, in batches as in training; NFE and seconds of the first of them."""
-        right, size = 0, self.settings.batch
-        for x, y in zip(self.data.test_x.split(size), self.data.test_y.split(size), strict=True):
-            right += int((self.logits(x)[0].argmax(1) == y).sum())
-        nfe, seconds = self.timed(lambda _: self.logits(self.data.test_x[:size])[1])
-        return Evaluation(right / len(self.data.test_y), nfe, seconds)
+        """Accuracy and cross-entropy on all test images, in batches as in training; NFE and seconds of the first."""
+        parts = self.data.test_x.split(self.settings.batch)
+        logits = torch.cat([self.logits(x)[0] for x in parts])
+        return Evaluation(*scores(logits, self.data.test_y), *self.timed(lambda _: self.logits(parts[0])[1]))
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ class Flow(Problem):
         trace: as `CNF` takes it.
     """
 
+    noisy = True
+
     def __init__(
         self, settings: Settings, method: Method, place: Place, width: int = 16, trace: Trace = "hutchinson"
     ) -> None:
@@ -103,7 +105,8 @@ class Flow(Problem):
         def density(seed: int) -> Density:
             return self.density(self.test_x, torch.Generator().manual_seed(seed))
 
-        return Evaluation(-float(density(0).log_prob.mean()), *self.timed(lambda i: density(i).solution))
+        loss = -float(density(0).log_prob.mean())
+        return Evaluation(loss, loss, *self.timed(lambda i: density(i).solution))
 
 
 def _settings(options: Options) -> Settings:

@@ -97,8 +97,8 @@ class Latent(Problem):
         for values, mask in zip(self.test_data.values.split(size), self.test_data.mask.split(size), strict=True):
             errors.append(self.run(Series(values, mask), TIMES, self.sampled)[0])
         sample = Series(self.test_data.values[:size], self.test_data.mask[:size])
-        nfe, seconds = self.timed(lambda _: self.run(sample, TIMES, self.sampled)[2])
-        return Evaluation(float(torch.cat(errors).mean()), nfe, seconds)
+        error = float(torch.cat(errors).mean())
+        return Evaluation(error, error, *self.timed(lambda _: self.run(sample, TIMES, self.sampled)[2]))
 
 
 def _settings(options: Options) -> Settings:

@@ -22,9 +22,11 @@ NAMES = (
     "local-step",
     "rnode",
     "taynode",
+    "budget",
 )
 STUDY = ("squared",)  # not in the papers' tables: their squared error estimates
-WEIGHTLESS = ("vanilla", "steer")
+WEIGHTLESS = ("vanilla", "steer", "budget")
+SWEPT = ("rnode", "taynode")  # the rows whose weight is looked for
 TSIT5_SIZE, SOSRI2_SIZE = 3.5068, 10.6  # stability sizes: the papers' code divides the stiffness by them
 
 Pair = tuple[float, float]
@@ -105,7 +107,7 @@ def method(name: str, weights: Weights, *, sde: bool, official_local: bool) -> M
     """
     if name not in NAMES + STUDY:
         raise ValueError(f"unknown method {name!r}: choose from {', '.join(NAMES + STUDY)}")
-    if sde and name in ("rnode", "taynode"):
+    if sde and name in SWEPT:
         raise ValueError(f"{name} penalises derivatives along a smooth solution: a path of an SDE has none")
     if name == "vanilla":
         return Method()
@@ -114,7 +116,7 @@ def method(name: str, weights: Weights, *, sde: bool, official_local: bool) -> M
     if name.startswith("steer+"):
         return dataclasses.replace(method(name[6:], weights, sde=sde, official_local=official_local), steer=True)
     per_size = 1 / (SOSRI2_SIZE if sde else TSIT5_SIZE)
-    if name == "ernode":
+    if name in ("ernode", "budget"):  # of a budget the weight is found in training
         return Method("all", ErrorPenalty("mean"), weights.error)
     if name == "squared":
         return Method("all", SquaredErrorPenalty("mean"), weights.squared)

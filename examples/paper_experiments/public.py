@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import regnde
-from paper_experiments import public_cells, public_points, public_series
-from paper_experiments.public_model import Client, Model, Score
-from paper_experiments.report import Line
+from paper_experiments import free, public_cells, public_points, public_series
+from paper_experiments.free import ALLOWED, LOOSEST, Line
+from paper_experiments.public_model import Client, Model
 from regnde import Solver
 
 CLIENTS: dict[str, Client] = {
@@ -39,11 +39,9 @@ FREE = ("tsit5", "bs3", "dp5", "heun", "tsit5:0.5", "bs3:0.5")
 Those that this version of regnde has are taken."""
 
 FRACTION = regnde.Balance().fraction
-ALLOWED = 0.02  # of a loss, as a share of its size: what counts as equal
 MEASURED = 30  # batches on which `cheapen` measures a model
 SLOWER = 0.3  # its learning rate, as a share of the first training's
-SAME = 0.002  # likewise: what the loss may change by at the recommended tolerance
-LOOSEST = 0.1  # tolerance
+SAME = 0.002  # of a loss, as a share of its size: what it may change by at the recommended tolerance
 
 
 @dataclass(frozen=True)
@@ -211,29 +209,16 @@ def _weight(run: PublicRun) -> Any:
     return CLIENTS[run.client].weight
 
 
-def solved(client: Client, model: Model[Any], free: tuple[str, ...]) -> list[dict[str, Any]]:
+def solved(client: Client, model: Model[Any], alternatives: tuple[str, ...]) -> list[Line]:
     """Scores of the test batch by every alternative, each from the client's tolerances to the loosest."""
-    found = []
-    for by in free:
+
+    def score(by: str, factor: float) -> Line:
         method, _, share = by.partition(":")
         dt0 = float(share) * client.span if share else None
-        factor = 1.0
-        while True:
-            score = _score(model, client.solver(factor, method, dt0))
-            if score is not None:
-                found.append({"by": by, "factor": factor} | score._asdict())
-            if factor * min(client.rtol, client.atol) >= LOOSEST * (1 - 1e-9):
-                break
-            factor *= 10
-    return found
+        return model.evaluate(client.solver(factor, method, dt0))._asdict()
 
-
-def _score(model: Model[Any], solver: Solver) -> Score | None:
-    """The score, or None where this solver fails."""
-    try:
-        return model.evaluate(solver)
-    except regnde.SolveError:
-        return None
+    steps = free.factors(min(client.rtol, client.atol))
+    return [entry for by in alternatives for entry in free.solved(by, steps, score)]
 
 
 @functools.cache

@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
-from paper_experiments.public import ALLOWED, CLIENTS, ROWS
-from paper_experiments.report import Line, cell
-
-
-def slack(vanilla: list[Line]) -> float:
-    """What a loss may differ by and count as equal: a share of vanilla's, or what its seeds scatter if that is more."""
-    losses: list[float] = [line["test_loss"] for line in vanilla]
-    scatter = statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return max(ALLOWED * abs(statistics.mean(losses)), scatter)
-
-
-def cheapest(line: Line, vanilla: Line, margin: float, *, given: bool = True) -> dict[str, Any] | None:
-    """The alternative of fewest evaluations that solves a model at equal quality, or None if its quality is lost.
-
-    `given`: whether a given first step counts, or tolerance and method alone.
-
-    The loss may be above vanilla's by the margin, and may differ from the model's own by the margin to either side: a
-    loose tolerance that makes a likelihood better makes it wrong.
-    """
-    equal = [
-        entry
-        for entry in line["solved"]
-        if (given or ":" not in entry["by"])
-        and entry["loss"] <= vanilla["test_loss"] + margin
-        and (entry["by"] == "own" or abs(entry["loss"] - line["test_loss"]) <= margin)
-    ]
-    if line["test_loss"] > vanilla["test_loss"] + margin or not equal:
-        return None
-    return min(equal, key=lambda entry: (entry["nfe"], entry["factor"]))  # type: ignore[no-any-return]  # a dict
+from paper_experiments.free import ALLOWED, Line, cheapest, slack
+from paper_experiments.public import CLIENTS, ROWS
+from paper_experiments.report import cell
 
 
 def sections(lines: list[Line]) -> str:

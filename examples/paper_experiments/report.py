@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
 
-Line = dict[str, Any]
+from paper_experiments import free
+from paper_experiments.free import Line
+
+LOOSE = (10.0, 100.0)  # factors of vanilla's tolerance in rows of their own
 
 
 def label(line: Line) -> str:
@@ -34,31 +36,69 @@ def table(lines: list[Line], quality: str) -> str:
     """
     groups = grouped(lines)
     base = {line["seed"]: line for line in groups.get("vanilla", [])}
+    best = _Best(base)
+    accuracy = quality == "accuracy"
+    text = [
+        f"| row | seeds | {'accuracy % | ' if accuracy else ''}test loss | training NFE | test NFE | to vanilla "
+        "| to free | own cheapest | kept | that to free | prediction time | training time |",
+        "|---|--:|" + "--:|" * (10 + accuracy),
+    ]
 
     def ratio(rows: list[Line], key: str) -> str:
-        pairs = [line[key] / base[line["seed"]][key] for line in rows if line["seed"] in base]
-        return f"{statistics.mean(pairs):.2f}" if pairs else "-"
+        return _mean([line[key] / base[line["seed"]][key] for line in rows if line["seed"] in base])
 
-    shown = "test accuracy %" if quality == "accuracy" else "test loss"
-    text = [
-        f"| method | seeds | {shown} | test NFE | training NFE | predict ms | train s "
-        "| NFE ratio | predict ratio | train ratio |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, rows in groups.items():
-        values = [row[quality] for row in rows]
-        measured = cell([100 * v for v in values], 1) if quality == "accuracy" else _loss(values)
-        cells = [
-            str(len(rows)),
-            measured,
-            cell([row["test_nfe"] for row in rows], 1),
-            cell([row["train_nfe"] for row in rows], 1),
-            cell([1e3 * row["predict_seconds"] for row in rows], 1),
-            cell([row["train_seconds"] for row in rows], 1),
-            *(ratio(rows, key) for key in ("test_nfe", "predict_seconds", "train_seconds")),
-        ]
+    def row(name: str, rows: list[Line], nfe: str, ratios: list[str]) -> None:
+        scored = [cell([100 * line[quality] for line in rows], 1)] if accuracy else []
+        cells = [str(len(rows)), *scored, _loss([line["test_loss"] for line in rows]), nfe]
+        cells += [cell([line["test_nfe"] for line in rows], 1), ratio(rows, "test_nfe"), best.over(rows), *ratios]
         text.append(f"| {name} | {' | '.join(cells)} |")
+
+    for name, rows in groups.items():
+        times = [ratio(rows, key) for key in ("predict_seconds", "train_seconds")]
+        row(name, rows, cell([line["train_nfe"] for line in rows], 1), [*best.cells(rows), *times])
+        for factor in LOOSE if name == "vanilla" else ():
+            if loose := [made for line in rows if (made := loosened(line, factor, quality))]:
+                row(f"vanilla, tolerance x{factor:g}", loose, "", [""] * 5)
     return "\n".join(text)
+
+
+def loosened(vanilla: Line, factor: float, quality: str) -> Line | None:
+    """The line of the same model with its own solver at another tolerance, if that was measured."""
+    by = next(entry["by"] for entry in vanilla["solved"] if entry["by"] != "own")  # the own method is the first
+    for entry in vanilla["solved"]:
+        if (entry["by"], entry["factor"]) == (by, factor):
+            return vanilla | {quality: entry["quality"], "test_loss": entry["loss"], "test_nfe": entry["nfe"]}
+    return None
+
+
+class _Best:
+    """What vanilla's best tolerance and method take at equal quality, and other rows beside it.
+
+    Args:
+        vanilla: its line of each seed.
+    """
+
+    def __init__(self, vanilla: dict[int, Line]) -> None:
+        self.vanilla = vanilla
+        self.margin = free.slack(list(vanilla.values())) if vanilla else 0.0
+        found = {seed: free.cheapest(line, line, self.margin) for seed, line in vanilla.items()}
+        self.nfe = {seed: entry["nfe"] for seed, entry in found.items() if entry}
+
+    def over(self, rows: list[Line]) -> str:
+        """Evaluations as the rows are solved, over the baseline's."""
+        return _mean([line["test_nfe"] / self.nfe[line["seed"]] for line in rows if line["seed"] in self.nfe])
+
+    def cells(self, rows: list[Line]) -> list[str]:
+        """Evaluations with each row's own best tolerance and method, seeds that keep the quality, and the ratio."""
+        paired = [line for line in rows if line["seed"] in self.nfe]
+        found = [(line["seed"], free.cheapest(line, self.vanilla[line["seed"]], self.margin)) for line in paired]
+        kept = [(seed, entry["nfe"]) for seed, entry in found if entry]
+        nfe = cell([nfe for _, nfe in kept], 1) if kept else "-"
+        return [nfe, f"{len(kept)}/{len(paired)}", _mean([nfe / self.nfe[seed] for seed, nfe in kept])]
+
+
+def _mean(ratios: list[float]) -> str:
+    return f"{statistics.mean(ratios):.2f}" if ratios else "-"
 
 
 def cell(values: list[float], digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -18,8 +19,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import regnde
-from paper_experiments import cifar, ffjord, latent, mnist, spiral
-from paper_experiments.base import Experiment, Options, Place, Settings
+from paper_experiments import cifar, ffjord, free, latent, mnist, spiral
+from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings
 from paper_experiments.methods import Method, method
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -116,18 +117,21 @@ def train(
     total, per_epoch = run.settings.steps(model.items)
     optimizer = _optimizer(model, run.settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(run.settings, total))
-    balance = regnde.Balance(run.settings.balance or 1.0)
     weight = _weight(chosen, run.settings, total, per_epoch)
+    found = _found(run)
 
-    start, nfes, seconds = 0, [], 0.0
+    start, nfes, tasks, seconds = 0, [], [], 0.0
+    kept: dict[str, Tensor] | None = None  # the last parameters within a budget
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=run.place.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"].cpu())
-        start, nfes, seconds = state["iteration"], state["nfes"], state["seconds"]
-        balance.load_state_dict(state["balance"])
+        start, nfes, tasks, seconds = (state[key] for key in ("iteration", "nfes", "tasks", "seconds"))
+        kept = state["kept"]
+        if found is not None:
+            found.load_state_dict(state["weight"])
 
     def compute(batch: tuple[int, Tensor]) -> tuple[Tensor, regnde.Solution]:
         iteration, index = batch
@@ -138,12 +142,15 @@ def train(
         _batches(model.items, run.settings.batch, run.seed, start, total),
         optimizer,
         penalty=chosen.penalty,
-        weight=balance if run.settings.balance else lambda i: weight(start + i),
+        weight=(lambda i: weight(start + i)) if found is None else found,
         scheduler=scheduler,
     )
     saved, began = time.monotonic(), run.place.clock()
     for iteration, progress in enumerate(steps, start + 1):
         nfes.append(progress.nfe)
+        tasks.append(progress.task)
+        if isinstance(found, regnde.LossBudget) and found.within:
+            kept = copy.deepcopy(model.state_dict())
         watch(progress)
         if time.monotonic() - saved >= every and iteration < total:
             seconds += run.place.clock() - began
@@ -152,31 +159,60 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "rng": torch.get_rng_state(),
-                "balance": balance.state_dict(),
+                "weight": None if found is None else found.state_dict(),
+                "kept": kept,
                 "iteration": iteration,
                 "nfes": nfes,
+                "tasks": tasks,
                 "seconds": seconds,
             }
             _save(state, checkpoint)
             saved, began = time.monotonic(), run.place.clock()
     seconds += run.place.clock() - began
 
-    model.eval()
-    torch.manual_seed(run.seed)  # a run that was resumed is measured as one that was not
-    with torch.no_grad():
-        quality, test_nfe, predict_seconds = model.evaluate()
+    if kept is not None:
+        model.load_state_dict(kept)
+    quality, loss, test_nfe, predict_seconds = _measured(model, run.seed)
     group = max(1, math.ceil(len(nfes) / HISTORY_POINTS))
     line = run.described() | {
         "test_nfe": test_nfe,
         "train_nfe": statistics.mean(nfes),
         experiment.quality: quality,
+        "test_loss": loss,
+        "train_loss": statistics.mean(tasks[-max(1, total // 10) :]),
         "predict_seconds": predict_seconds,
         "train_seconds": seconds,
         "iterations": total,
+        "within": found.within if isinstance(found, regnde.LossBudget) else None,
         "nfe_history": [round(statistics.mean(nfes[i : i + group]), 1) for i in range(0, len(nfes), group)],
+        "solved": [
+            {"by": "own", "factor": 1.0, "loss": loss, "quality": quality, "nfe": test_nfe},
+            *_solved(model, run, free.SDE if experiment.sde else free.ODE, test_nfe),
+        ],
     }
     checkpoint.unlink(missing_ok=True)
     return line
+
+
+def _measured(model: Problem, seed: int) -> Evaluation:
+    """The model's numbers on the test data, which do not depend on what was drawn before."""
+    model.eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return model.evaluate()
+
+
+def _solved(model: Problem, run: Run, alternatives: tuple[str, ...], most: float) -> list[free.Line]:
+    """The model's scores by every alternative, up to so many evaluations; by vanilla's method at x10 and x100 too."""
+    repeats = run.settings.timing if model.noisy else 1
+
+    def score(by: str, factor: float) -> free.Line:
+        model.use(by, factor, repeats)
+        quality, loss, nfe, _ = _measured(model, run.seed)
+        return {"loss": loss, "quality": quality, "nfe": nfe}
+
+    steps = free.factors(run.settings.tolerance, least=3)
+    return [entry for by in alternatives for entry in free.solved(by, steps, score, most)]
 
 
 def append(line: dict[str, Any], path: Path) -> None:
@@ -230,6 +266,13 @@ def _rate(settings: Settings, total: int) -> Callable[[int], float]:
         return fallen * min(1.0, left)
 
     return factor
+
+
+def _found(run: Run) -> regnde.Balance | regnde.LossBudget | None:
+    """What finds the penalty's weight, or None for a schedule."""
+    if run.method == "budget":
+        return regnde.LossBudget(run.settings.allowed)
+    return regnde.Balance(run.settings.balance) if run.settings.balance else None
 
 
 def _weight(chosen: Method, settings: Settings, total: int, per_epoch: int) -> Callable[[int], float]:

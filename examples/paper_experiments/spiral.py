@@ -58,8 +58,8 @@ class CubicSpiral(Problem):
 
     def evaluate(self) -> Evaluation:
         """The same error, at the points' own times."""
-        error = (self.integrate(self.field, self.start, ODE_TIMES).ys - self.truth).square().mean()
-        return Evaluation(float(error), *self.timed(lambda _: self.integrate(self.field, self.start, ODE_TIMES)))
+        error = float((self.integrate(self.field, self.start, ODE_TIMES).ys - self.truth).square().mean())
+        return Evaluation(error, error, *self.timed(lambda _: self.integrate(self.field, self.start, ODE_TIMES)))
 
 
 @functools.cache
@@ -72,6 +72,7 @@ class SpiralSDE(Problem):
     """Mean and variance of a hundred trajectories at thirty times."""
 
     items = 1
+    noisy = True
 
     def __init__(self, settings: Settings, method: Method, place: Place) -> None:
         super().__init__(settings, method, place)
@@ -80,6 +81,11 @@ class SpiralSDE(Problem):
         self.start = torch.tensor(START, dtype=place.dtype, device=place.device).expand(spiral_sde.TRAJECTORIES, 2)
         mean, variance = (x.to(place.device, place.dtype) for x in moments())
         self.truth = mean, variance
+
+    def use(self, method: str, factor: float, repeats: int) -> None:
+        """Likewise, for the layer that solves."""
+        super().use(method, factor, repeats)
+        self.sde.solver = self.solver()
 
     def loss(self, index: Tensor, iteration: int, epoch: float) -> tuple[Tensor, Solution]:
         """Mean squared error of both moments."""
@@ -95,7 +101,8 @@ class SpiralSDE(Problem):
     def evaluate(self) -> Evaluation:
         """The same error, averaged over several paths."""
         losses = [float(spiral_sde.mismatch(self.run(i), self.truth)) for i in range(spiral_sde.PREDICTIONS)]
-        return Evaluation(sum(losses) / len(losses), *self.timed(self.run))
+        loss = sum(losses) / len(losses)
+        return Evaluation(loss, loss, *self.timed(self.run))
 
 
 def _ode_settings(options: Options) -> Settings:

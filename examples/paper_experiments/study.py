@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from paper_experiments.report import Line, grouped
+from paper_experiments.free import Line, slack
+from paper_experiments.methods import SWEPT
+from paper_experiments.report import grouped
 
 ALLOWED = 0.005  # of accuracy, as a fraction: half a point
 
@@ -36,6 +38,35 @@ def best(lines: list[Line]) -> str:
             text.append(f"| {method} | {name} | {nfe:.1f} | {nfe / base:.2f} | {100 * (value - accuracy):+.1f} |")
         elif method != "vanilla":
             text.append(f"| {method} | none | - | - | - |")
+    return "\n".join(text)
+
+
+def chosen(lines: list[Line]) -> dict[str, float]:
+    """The factor of the weight of each method in `SWEPT`, by its runs of seed 0 that are in the lines.
+
+    It is the one of fewest evaluations at vanilla's loss; where none keeps that, the one of the lowest loss.
+    """
+    vanilla = [line for line in lines if line["method"] == "vanilla"]
+    limit = next(line["test_loss"] for line in vanilla if line["seed"] == 0) + slack(vanilla)
+
+    def rank(line: Line) -> tuple[bool, float, float]:
+        lost = line["test_loss"] > limit
+        return lost, line["test_loss"] if lost else line["test_nfe"], line["test_loss"]
+
+    swept = {name: [line for line in lines if line["method"] == name and line["seed"] == 0] for name in SWEPT}
+    return {name: min(rows, key=rank)["settings"]["factor"] for name, rows in swept.items() if rows}
+
+
+def sweep(lines: list[Line]) -> str:
+    """A Markdown table: evaluations and loss of seed 0 of the methods in `SWEPT` at each weight."""
+    first = [line for line in lines if line["seed"] == 0]
+    rows = {name: [line for line in first if line["method"] == name] for name in SWEPT}
+    factors = sorted({line["settings"]["factor"] for part in rows.values() for line in part})
+    text = [f"| weight, times | {' | '.join(f'{factor:g}' for factor in factors)} |", "|---|" + "--:|" * len(factors)]
+    for name, part in rows.items():
+        cells = {line["settings"]["factor"]: f"{line['test_nfe']:.1f} ({line['test_loss']:.3g})" for line in part}
+        if cells:
+            text.append(f"| {name} | {' | '.join(cells.get(factor, '-') for factor in factors)} |")
     return "\n".join(text)
 
 

@@ -86,7 +86,7 @@ end
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
-    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep,
+    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, dense, keep,
         path, threads) -> number
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
@@ -98,7 +98,8 @@ t_last, dt_last, first_error. `path` is the address of a Brownian path's `void (
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
-        dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, keep::String, path::Int, threads::Int
+        dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, dense::Bool, keep::String, path::Int,
+        threads::Int
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
@@ -108,7 +109,7 @@ function bridge_solve(
     y0, fields = vec(state), fields_of(codes, parameters, state)
     own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
     settings = Settings(;
-        each..., dt0, dt_min, dt_max, controller = own, segments = parts, max_steps, record, keep = Symbol(keep)
+        each..., dt0, dt_min, dt_max, controller = own, segments = parts, max_steps, record, dense, keep = Symbol(keep)
     )
     ys = reshape(ys, length(y0), :)
     recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
@@ -182,20 +183,36 @@ function bridge_records(number::Int, address::Int)
     return nothing
 end
 
+"Copies the steps' pieces to the columns of an array, and forgets them; the argument: the array."
+function bridge_pieces(number::Int, address::Int, count::Int)
+    (; pieces, y0) = SAVED_SOLVES[number].recording
+    columns = reshape(array(Reader(address, count)), length(y0), :)
+    foreach((i, x) -> copyto!(view(columns, :, i), x), eachindex(pieces), pieces)
+    empty!(pieces)
+    synchronize(y0)
+    return nothing
+end
+
+"The number of slopes in a method's interpolant, and row by row the coefficients of theta, theta^2, ... of each, as text."
+function bridge_interpolant(method_name::String)
+    weights = tableau_of(method(Symbol(method_name))).dense
+    return join((size(weights, 1), permutedims(weights)...), ' ')
+end
+
 """
     bridge_backward(number, address, count, adjoint)
 
 By the discrete gradient, or one of SciMLSensitivity's adjoints. The arguments: initial state's cotangent (written), outputs' cotangents, error's, stiffness's (each may be
-null), cotangents of the times (null, or written) and the saved states, cotangents of the stops (null, or
-written), then for each field its parameters' cotangents (added to).
+null), those of the steps' pieces (null), cotangents of the times (null, or written) and the saved states,
+cotangents of the stops (null, or written), then for each field its parameters' cotangents (added to).
 """
 function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
-    y0bar, ysbar, errorbar, stiffnessbar, tbar, ys, stopsbar = (array(r) for _ in 1:7)
+    y0bar, ysbar, errorbar, stiffnessbar, pieces, tbar, ys, stops = (array(r) for _ in 1:8)
     pbars = [arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
     fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars)
-    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar, stopsbar)
+    cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar; pieces, stops)
     reverse!(vec(y0bar), recording, fields..., cotangents)
     tbar === nothing || reverse_times!(
         tbar, recording, fields[1], reshape(ys, length(recording.y0), :), cotangents.ys, vec(y0bar)

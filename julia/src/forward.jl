@@ -30,13 +30,13 @@ end
 
 """
     Settings(; rtol, atol, dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, segments = Segment[],
-        max_steps = 100_000, record = true, keep = :stages)
+        max_steps = 100_000, record = true, dense = false, keep = :stages)
 
 How to solve: tolerances (numbers, or arrays like the state), first step (NaN: chosen automatically), bounds
 of the steps that the error control chooses, a function that makes the controller for an algorithm (or
 `nothing` for its own), the [`Segment`](@ref)s of the span if there are stops, the limit of attempts, whether
-error and stiffness are recorded, and what the tape keeps of each step for the reverse sweep: `:nothing`,
-`:states` (one state a step; stages are computed again) or `:stages`.
+error and stiffness are recorded, whether the interpolants of all steps are, and what the tape keeps of each
+step for the reverse sweep: `:nothing`, `:states` (one state a step; stages are computed again) or `:stages`.
 """
 Base.@kwdef struct Settings{R, A, C}
     rtol::R
@@ -48,6 +48,7 @@ Base.@kwdef struct Settings{R, A, C}
     segments::Vector{Segment} = Segment[]
     max_steps::Int = 100_000
     record::Bool = true
+    dense::Bool = false
     keep::Symbol = :stages
 end
 
@@ -64,7 +65,8 @@ end
 What a solve gathered. `t`, `dt`, `error`, `stiffness`: one entry an accepted step; `implicit`: whether
 an implicit method made it. `ys`: the saved states as columns. `status`: `:success`, `:nonfinite`,
 `:underflow` or `:steps`, with `reason`. `first_error`: estimate of the first accepted step, whether or not
-the others are recorded; NaN without one. `tape`: what the reverse sweep needs.
+the others are recorded; NaN without one. `pieces`: of each step what its interpolant is made of, state at the
+start and all slopes, or both ends' states of a stochastic method. `tape`: what the reverse sweep needs.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
@@ -79,6 +81,7 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     const stiffness::Vector{Float64}
     const implicit::Vector{Bool}
     const outputs::Vector{Output}
+    const pieces::Vector{V}
     const tape::Vector{K}
     saved::Int
     rejected::Int
@@ -94,7 +97,7 @@ function Recording(method, settings, times, y0, ys)
     segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
         method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
+        typeof(y0)[], tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -240,9 +243,9 @@ function diagnose!(rec::Recording, integrator, field)
     if code == ReturnCode.DtNaN || !all(isfinite, integrator.u) || count_bad(field, integrator.t, integrator.uprev) > 0
         return fail!(rec, integrator, :nonfinite, non_finite_reason(field, integrator))
     end
-    implicit = code == ReturnCode.ConvergenceFailure
-    reason = implicit ? "the implicit equations of a step could not be solved" : too_small(integrator, "the clock's resolution")
-    return fail!(rec, integrator, :underflow, reason)
+    code == ReturnCode.ConvergenceFailure &&
+        return fail!(rec, integrator, :underflow, "the implicit equations of a step could not be solved")
+    return fail!(rec, integrator, :underflow, too_small(integrator, "the clock's resolution"))
 end
 
 "What is wrong with a step that would have to be below some size, with what the last attempt showed."

@@ -28,13 +28,13 @@ function rehearse(code::Int, p::Tuple, y0, name::String)
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
         integers = integers_of(y0, ys, times, results, nothing, nothing, nothing, nothing, nothing, 1, code, p)
         number = bridge_solve(
-            Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, true, "stages", 0,
-            BLAS.get_num_threads()
+            Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, true, false, "stages",
+            0, BLAS.get_num_threads()
         )
         table = zeros(Int(results[2]), 5)
         bridge_records(number, Int(pointer(table)))
         bar = ones(Int(results[2]))
-        integers = integers_of(y0bar, ysbar, bar, bar, nothing, nothing, nothing, pbar)
+        integers = integers_of(y0bar, ysbar, bar, bar, nothing, nothing, nothing, nothing, pbar)
         bridge_backward(number, Int(pointer(integers)), length(integers), "")
         bridge_free(number)
     end

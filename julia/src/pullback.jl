@@ -2,21 +2,22 @@
 # step sizes constant. Nothing is allocated inside the loop.
 
 """
-Cotangents of a recording: of the saved states and of the two records, each possibly `nothing`; and where to
-add those of the stops, in the order in which they are passed, or `nothing`.
+Cotangents of a recording, each possibly `nothing`: of the saved states, of the two records, of the steps' pieces
+(columns as in `Recording.pieces`); and where to add those of the stops, in the order in which they are passed.
 """
 struct Cotangents{Y}
     ys::Union{Nothing, Y}
     error::Union{Nothing, Vector{Float64}}
     stiffness::Union{Nothing, Vector{Float64}}
+    pieces::Union{Nothing, Y}
     stops::Union{Nothing, Vector{Float64}}
 
-    Cotangents{Y}(ys, error, stiffness, stops) where {Y} = new{Y}(ys, error, stiffness, stops)
+    Cotangents{Y}(ys, error, stiffness, pieces, stops) where {Y} = new{Y}(ys, error, stiffness, pieces, stops)
 end
 
-function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness, stops = nothing) where {V, M, O}
-    flat = ys === nothing ? nothing : reshape(ys, length(rec.y0), :)
-    return Cotangents{O}(flat, error, stiffness, stops)
+function Cotangents(rec::Recording{V, M, O}, ys, error, stiffness; pieces = nothing, stops = nothing) where {V, M, O}
+    flat(x) = x === nothing ? nothing : reshape(x, length(rec.y0), :)
+    return Cotangents{O}(flat(ys), error, stiffness, flat(pieces), stops)
 end
 
 cotangent_of(::Nothing, n) = 0.0
@@ -45,7 +46,8 @@ function sweep!(
     tableau, (; rtol, atol) = rec.method.tableau, rec.settings
     again = rec.settings.keep === :states
     step = again ? keep_residuals!(Step(tableau, rec.y0), tableau, field) : empty_step(tableau, rec.y0)
-    rev = Reverse(tableau, rec.y0, any(output -> output.step > 0 && output.theta != 1, rec.outputs))
+    dense = cotangents.pieces !== nothing
+    rev = Reverse(tableau, rec.y0, dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs))
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
@@ -53,11 +55,11 @@ function sweep!(
         recall!(step, rec.tape[n], tableau, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
-        isempty(inside) || extra_stages!(step, tableau, field; keep = true)
+        (isempty(inside) && !dense) || extra_stages!(step, tableau, field; keep = true)
         add_outputs!(rev.lam, rec, cotangents, first, last)
         reverse_step!(
             rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
-            Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside
+            Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside, pieces = pieces_of(cotangents, n, tableau)
         )
         if n == 1 || segment_at(rec, rec.t[n - 1]) != segment_at(rec, rec.t[n])  # no stage is carried over a stop
             reverse_first_stage!(rev, field, step)
@@ -122,14 +124,24 @@ function sweep!(
         copyto!(step.dZ, 1, entry, 1 + 2len, len)
         take_sde_step!(step, tableau, drift, diffusion, t, h, rec.t[n])
         first = first_output(rec, n, last)
+        outputs = on_the_line(rec, cotangents, first, last, rec.y0)
+        for theta in (cotangents.pieces === nothing ? () : (0, 1))
+            push!(outputs, (theta, copyto!(similar(rec.y0), view(cotangents.pieces, :, 2n - 1 + theta))))
+        end
         reverse_step!(
             rev, step, tableau, drift, diffusion, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
-            Sbar = cotangent_of(cotangents.stiffness, n), outputs = on_the_line(rec, cotangents, first, last, rec.y0)
+            Sbar = cotangent_of(cotangents.stiffness, n), outputs
         )
         last = first - 1
     end
     add_outputs!(rev.base.lam, rec, cotangents, 1, last)
     return copyto!(y0bar, rev.base.lam)
+end
+
+"Cotangents of the pieces of step `n`, as columns; none without cotangents of pieces."
+function pieces_of(cotangents, n, tableau)
+    count = 1 + total(tableau)
+    return cotangents.pieces === nothing ? () : view(cotangents.pieces, :, ((n - 1) * count + 1):(n * count))
 end
 
 "Index of the first of the outputs up to `last` that lie in step `n`."

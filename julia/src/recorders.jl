@@ -81,7 +81,11 @@ function record_step!(rec::Recording, recorder::StageRecorder, integrator, t, h,
         tableau.pair && push!(rec.stiffness, stiffness_estimate(step, tableau))
     end
     recorder.on_tape = keep!(rec, step, tableau)
-    ready = false
+    ready = rec.settings.dense
+    if ready
+        extra_stages!(step, tableau, rhs.field)
+        foreach(x -> push!(rec.pieces, copy(x)), (step.arguments[1], step.k...))
+    end
     save_outputs!(rec, t, h, t1, integrator.u) do theta
         ready || extra_stages!(step, tableau, rhs.field)
         ready = true
@@ -169,6 +173,7 @@ function record_step!(rec::Recording, recorder::SDERecorder, integrator, t, h, t
         noise.dZ === nothing || copyto!(entry, 1 + 2n, noise.dZ, 1, n)
         push!(rec.tape, entry)
     end
+    rec.settings.dense && foreach(y -> push!(rec.pieces, copy(y)), (integrator.uprev, integrator.u))
     save_outputs!(rec, t, h, t1, integrator.u) do theta
         @. step.scratch = (1 - theta) * integrator.uprev + theta * integrator.u
     end

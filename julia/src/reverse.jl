@@ -36,20 +36,22 @@ function release!(rev::Reverse)
 end
 
 """
-    reverse_step!(rev, step, tableau, field, rtol, atol; Ebar, Sbar, outputs, freeze)
+    reverse_step!(rev, step, tableau, field, rtol, atol; Ebar, Sbar, outputs, pieces, freeze)
 
 Reverse of one step. On entry `rev.lam` is the cotangent of the new state and `rev.carry` of the last
 slope as the next step's first; on return they are those of the step's initial state and first slope.
 The field's parameter cotangents are added to. `outputs` are pairs (weights, cotangent) of states
-inside the step. A `freeze`d first stage is a constant.
+inside the step, `pieces` cotangents of the state at the start and of all slopes, as columns. A `freeze`d first
+stage is a constant.
 """
 function reverse_step!(
         rev::Reverse, step::Step, tableau::Tableau, field, rtol, atol;
-        Ebar = 0.0, Sbar = 0.0, outputs = (), freeze = false
+        Ebar = 0.0, Sbar = 0.0, outputs = (), pieces = (), freeze = false
     )
     n = tableau.stages
-    m = isempty(outputs) ? n : total(tableau)
+    m = isempty(outputs) && isempty(pieces) ? n : total(tableau)
     start_reverse!(rev, m)
+    isempty(pieces) || add_pieces!(rev, pieces, m)
     (; kbar, gbar, ybar, k_live, g_live) = rev
     T, h = eltype(ybar), step.h
     Ebar == 0 || error_pullback!(rev, step, tableau, rtol, atol, Ebar)
@@ -82,6 +84,16 @@ function reverse_step!(
     rev.carry_live[] = k_live[1] && !freeze
     copyto!(rev.lam, ybar)
     tableau.fsal || reverse_first_stage!(rev, field, step)
+    return rev
+end
+
+"Adds the cotangents of the state at the start and of the first `m` slopes."
+function add_pieces!(rev::Reverse, pieces, m)
+    (; kbar, ybar, x, k_live) = rev
+    T = eltype(x)
+    for i in 0:m
+        add!(i == 0 ? ybar : touch!(kbar, k_live, i), one(T), copyto!(x, view(pieces, :, i + 1)))
+    end
     return rev
 end
 

@@ -189,7 +189,7 @@ end
     )
     rec, stopsbar, timesbar, Y = sol.recording, zeros(2), zeros(3), [0.0 0.0 1.0]
     field = RegNDE.Field(Switched.dynamics(), (1,), Vector{Float64}; pbar = ())
-    y0bar = RegNDE.reverse!(zeros(1), rec, field, RegNDE.Cotangents(rec, Y, nothing, nothing, stopsbar))
+    y0bar = RegNDE.reverse!(zeros(1), rec, field, RegNDE.Cotangents(rec, Y, nothing, nothing; stops = stopsbar))
     # y(4) = (2 + (exp(-a) - 2) exp(a - b)) exp(5 b - 20) for stops a and b
     decay = exp(-5 * 1.5)
     @test stopsbar ≈ [-2 * exp(-1.5) * decay, (-(exp(-1) - 2) * exp(-1.5) + 5 * Switched.middle(2.5)) * decay] rtol = 1.0e-6

@@ -117,6 +117,27 @@ end
     @test all(isapprox(a, b; rtol = tolerance) for (a, b) in zip(here, there))
 end
 
+@testset "stops, tolerances of each entry and dense output of $method without reading single entries" for method in (:tsit5, :em)
+    results = map((identity, JLArray)) do on
+        p, u0 = map(on, parameters(Xoshiro(3), Float64)), on(randn(Xoshiro(4), 2, 5))
+        drift, stochastic = dynamics(DRIFT, u0, p), method === :em
+        settings = RegNDE.Settings(;
+            rtol = 1.0e-3, atol = on(1.0e-3 .* (1:10)), dt0 = stochastic ? 0.1 : NaN, dense = true,
+            segments = RegNDE.segments(Float64, 0.0, 1.0, [0.4]),
+        )
+        y0 = vec(u0)
+        rec = RegNDE.Recording(RegNDE.method(method), settings, [0.0, 1.0], y0, similar(y0, 10, 2))
+        pbars = map(_ -> map(zero, p), 1:(stochastic ? 2 : 1))
+        fields = map(pbar -> RegNDE.Field(drift, size(u0), typeof(y0); pbar), pbars)
+        RegNDE.forward!(rec, fields...; noise = stochastic ? PathNoise(still, 0.0, [0.4, 1.0], y0) : nothing)
+        pieces = on(ones(10, length(rec.pieces)))
+        y0bar = RegNDE.reverse!(similar(y0), rec, fields..., RegNDE.Cotangents(rec, nothing, nothing, nothing; pieces))
+        Array(reduce(hcat, rec.pieces)), rec.t, map(Array, (y0bar, pbars[1]...))...
+    end
+    @test 0.4 in results[1][2]
+    @test all(isapprox(a, b; rtol = 1.0e-9) for (a, b) in zip(results...))
+end
+
 @testset "a local step without reading single entries" begin
     results = map((identity, JLArray)) do on
         p, u0 = map(on, parameters(Xoshiro(4), Float64)), on(randn(Xoshiro(5), 2, 5))

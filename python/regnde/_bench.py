@@ -59,11 +59,8 @@ class Bench:
         self.parameters: list[Tensor] = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         self.span = abs(float(self.ts[-1]) - float(self.ts[0]))
         self.size = float(self.y0.abs().square().mean().sqrt()) or 1.0
-        for graph in (False, True):
-            with (
-                contextlib.suppress(Exception),
-                _modules.Activations() as activations,
-            ):  # the solve will say what is wrong
+        for graph in (False, True):  # if neither works, the solve will say what is wrong
+            with contextlib.suppress(Exception), _modules.Activations() as activations:
                 self.slope(self.y0, graph=graph)
                 self.needs_graph = graph
                 self.kinks = tuple(f"{name} ({count})" for name, count in activations.calls.items())

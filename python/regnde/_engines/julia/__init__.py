@@ -6,10 +6,13 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._controller import I
+from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
@@ -68,8 +71,13 @@ class JuliaEngine(Engine):
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
         if request.rules != StepRules():
             return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
-        if request.events or request.dense:
-            return "events and dense output run on the torch engine: set Solver(engine='torch')."
+        if request.events:
+            return "events run on the torch engine: set Solver(engine='torch')."
+        if request.dense and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
+            return (
+                "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
+                f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
+            )
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
@@ -219,6 +227,7 @@ class _Run:
         keep = "nothing"
         if (self.graph and not adjoint) or by_step:
             keep = "stages" if self.graph and solver.gradient == "discrete" else "states"
+        weights = self._interpolant() if request.dense else None
         job = SolveJob(
             codes=self.codes,
             times=times,
@@ -227,6 +236,7 @@ class _Run:
             segments=self.segments,
             record=request.record == "all",
             keep=keep,
+            pieces=0 if weights is None else 1 + len(weights),
             path=self.path,
             local_start=by_step,
             adjoint=adjoint,
@@ -240,7 +250,8 @@ class _Run:
             runtime.load("Zygote")
         moving = [segment.start for segment in self.segments if segment.start is not None]
         stops = torch.stack(moving) if moving else torch.empty(0)
-        full, error, stiffness = run(job, request.y0.contiguous(), request.ts, stops, *self.tensors, graph=self.graph)
+        inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
+        full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
         calls, steps = job.calls, None
@@ -250,7 +261,26 @@ class _Run:
         elif request.record == "all":
             implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
             steps = self._steps(job.table[0], job.table[1], error, stiffness, implicit)
-        return self._assemble(job, self._rows(full, row, job.saved), steps, calls)
+        dense = None if weights is None else self._dense(job, pieces, weights)
+        return self._assemble(job, self._rows(full, row, job.saved), steps, calls, dense)
+
+    def _interpolant(self) -> NDArray[np.float64]:
+        """Weights of the method's interpolant, as an `Interpolant` has them."""
+        method = self.request.solver.method
+        if method in STOCHASTIC:
+            return np.ones((1, 1))  # a straight line
+        rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
+        return np.array(weights, np.float64).reshape(int(rows), -1)
+
+    def _dense(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64]) -> DenseOutput:
+        """The solution at any time, from what the interpolants of the steps are made of."""
+        request, ends = self.request, job.table[0].tolist()
+        steps = []
+        for t0, h, rows in zip((request.times[0], *ends), job.table[1].tolist(), pieces.unbind(), strict=False):
+            y, *k = rows.unbind()
+            k = [(k[0] - y) / h] if isinstance(request.equation, SDE) else k
+            steps.append(Interpolant(t0, h, y, k, weights))
+        return DenseOutput(steps, ends, request.times[0], job.t, request.y0)
 
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
@@ -340,7 +370,9 @@ class _Run:
             return None
         return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
 
-    def _assemble(self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int]) -> Solution:
+    def _assemble(
+        self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int], dense: DenseOutput | None
+    ) -> Solution:
         request = self.request
         saved = ys.shape[0]
         solution = Solution(
@@ -357,6 +389,7 @@ class _Run:
             steps=steps,
             engine="julia",
             solver=request.solver,
+            dense=dense,
             status=Status.SUCCESS if job.status == "success" else FAILURES[job.status].status,
         )
         if job.status != "success" and request.throw:

@@ -35,6 +35,7 @@ class SolveJob:
         tolerances: relative and absolute: numbers, or tensors like the state.
         segments: of the span between the stops.
         record: whether estimates are recorded.
+        pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
@@ -57,6 +58,7 @@ class SolveJob:
     segments: tuple[Segment, ...]
     record: bool
     keep: str
+    pieces: int = 0
     path: BrownianPath | None = None
     local_start: bool = False
     adjoint: str = ""
@@ -76,8 +78,8 @@ class SolveJob:
     table: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
-    def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """States at the save times, and error and stiffness records in the state's dtype."""
+    def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
         results = torch.zeros(10, dtype=torch.float64)
@@ -90,22 +92,37 @@ class SolveJob:
         controller = arguments.controller(solver.controller)
         arguments.fields(self.codes, tensors)
         sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
-        options = (solver.method, rtol, atol, *sizes, controller, solver.max_steps, self.record, self.keep)
+        options = (
+            solver.method,
+            rtol,
+            atol,
+            *sizes,
+            controller,
+            solver.max_steps,
+            self.record,
+            self.pieces > 0,
+            self.keep,
+        )
 
-        def solve(julia: Any) -> tuple[int, Tensor, str]:
+        def solve(julia: Any) -> tuple[int, Tensor, Tensor, str]:
             number = int(runtime.without_gil(julia.bridge_solve)(*arguments.location, *options, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
-            return number, table, str(julia.bridge_reason(number)) if results[0] else ""
+            pieces = y0.new_empty((table.shape[1], self.pieces, *y0.shape))
+            if self.pieces:
+                place = ArgumentBuffer()
+                place.tensor(pieces)
+                julia.bridge_pieces(number, *place.location)
+            return number, table, pieces, str(julia.bridge_reason(number)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0) as path:
-            number, self.table, self.reason = runtime.call(solve)
+            number, self.table, pieces, self.reason = runtime.call(solve)
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:].tolist()
-        return ys, self.table[2].to(y0), self.table[3].to(y0)
+        return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
@@ -118,6 +135,7 @@ class SolveJob:
         ysbar: Tensor | None,
         errorbar: Tensor | None,
         stiffnessbar: Tensor | None,
+        piecesbar: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         """Cotangents of the inputs of `run`; `ys`, its first result, if the times need gradients."""
         y0, ts, stops, *tensors = inputs
@@ -131,6 +149,7 @@ class SolveJob:
         arguments.tensor(None if ysbar is None else ysbar.contiguous())
         for bar in (errorbar, stiffnessbar):
             arguments.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
+        arguments.tensor(None if piecesbar is None or not self.pieces else piecesbar.contiguous())
         arguments.tensor(tbar)
         arguments.tensor(ys)
         arguments.tensor(stopsbar)

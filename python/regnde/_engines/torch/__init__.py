@@ -182,7 +182,8 @@ def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h:
     if stepper.controller is not None:
         return None
     if request.grid is not None:
-        return iter(request.grid[1:])
+        ends = {*request.grid[1:], *(segment.end for segment in segments)}  # steps end at stops, too
+        return iter(sorted(ends, reverse=request.times[-1] < request.times[0]))
     starts = (request.times[0], *(segment.end for segment in segments))
     return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
