@@ -149,6 +149,16 @@ def test_gradients_copies_and_parameters() -> None:
     assert "method='tsit5'" in repr(grid)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("method", ["tsit5", "rk4"])
+def test_a_compiled_grid_is_one_graph(method: str) -> None:
+    """With save times at ends of steps."""
+    grid = FixedGrid(MLP([2, 4, 2]).double(), (0.0, 0.5, 1.0), (0.0, 0.5, 1.0), method, output="states")
+    y0 = f64([[1.0, -0.5], [0.3, 0.8]])
+    compiled = torch.compile(grid, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(y0), grid(y0), rtol=EXACT, atol=EXACT)
+
+
 def test_a_field_that_changes_its_argument_is_seen() -> None:
     with pytest.raises(ValueError, match="changed its argument in place"):
         FixedGrid(lambda t, y: y.mul_(-1), (0.0, 1.0), (0.0, 1.0))(torch.ones(1))

@@ -243,6 +243,16 @@ def test_gradients_by_parameters_and_data(kind: type[ControlPath], gradient: str
     assert relative(of_x, central_differences(lambda v: value(p, v), values)) < GRADIENT
 
 
+def test_gradient_by_the_times() -> None:
+    """Of z(t1) = X(t1) by t1, and by t0, from which `initial` takes X(t0): with dz = dX they cancel."""
+    path = CubicPath(data(3, 5, 2), KNOTS)
+    layer = NeuralCDE(lambda t, z: torch.eye(2).double().expand(*z.shape, 2), nn.Identity(), tight(), output="state")
+    ts = torch.tensor([0.2, 1.7], dtype=torch.float64, requires_grad=True)
+    of_start, of_end = torch.autograd.grad(layer(path, ts=ts).sum(), ts)[0]
+    assert float(of_start) == pytest.approx(0.0, abs=SOLVER * TIGHT)
+    assert float(of_end) == pytest.approx(float(path.derivative(torch.tensor(1.7).double()).sum()), rel=GRADIENT)
+
+
 class Field(nn.Module):
     def __init__(self, hidden: int, channels: int) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ ALLOWED = {
     "_dropin_sde": BASE | {"_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
-    "_grid": BASE | {"_engines.base", "_engines.torch", "_solve"},
+    "_grid": BASE | {"_engines.torch", "_solve"},
     "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve"},
     "nn": BASE | {"_divergence", "_solve", "nn"},
     "_penalty": {"_solution"},

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.base import exporting
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import Field
@@ -115,6 +114,7 @@ class FixedGrid(nn.Module):
             (T, *y0.shape).
 
     Attributes:
+        nfe: evaluations of the field in a solve.
         report: what the steps were chosen on, or None.
 
     Examples:
@@ -151,12 +151,8 @@ class FixedGrid(nn.Module):
         self.tableau = explicit(method)
         self.rtol, self.atol = float(rtol), float(atol)
         self.output = output
+        self.nfe = evaluations(self.tableau, steps, times)
         self.report = None
-
-    @property
-    def nfe(self) -> int:
-        """Evaluations of the field in a solve."""
-        return evaluations(self.tableau, self.ends, self.ts)
 
     def forward(self, y0: Tensor) -> Tensor:
         """The state at the last time, or those at all times, from y0 of any shape."""
@@ -198,7 +194,7 @@ class FixedGrid(nn.Module):
         )
 
     def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
-        field = self.field if exporting() else CountedField(self.field)
+        field = self.field if torch.compiler.is_compiling() else CountedField(self.field)
         return walk(field, self.tableau, checked_state(y0), ends, self.ts)
 
 

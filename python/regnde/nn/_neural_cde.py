@@ -89,7 +89,7 @@ class NeuralCDE(nn.Module):
                 raise ValueError(
                     "NeuralCDE: give an initial state z0, or the layer an `initial` that makes it of X(t0)."
                 )
-            z0 = self.initial(path(floats[0]))
+            z0 = self.initial(path(times[0]))
         kind = _SampledField if self.solver.batch == "per-sample" else _DrivenField
         record = self.record if self.training else "none"
         solution = solve(kind(self.field, path), z0, times, self.solver, record=record, stops=path.stops)

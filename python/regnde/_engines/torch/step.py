@@ -90,7 +90,7 @@ def stage_times(
     if within is not None:
         low, high = within
         times = [min(max(time, low), high) for time in times]
-    dtype, device = like.dtype.to_real(), like.device
+    dtype, device = like.real.dtype, like.device
     if len(times) <= FEW:
         return tuple([torch.full((), time, dtype=dtype, device=device) for time in times])
     if device.type == "cpu" and dtype in ARRAYS:
