@@ -112,6 +112,7 @@ def test_samples_of_a_flow_are_exported_as_its_field() -> None:
 
 
 @QUIET
+@pytest.mark.timeout(400)  # the exporter is slow to import
 @pytest.mark.parametrize("kind", ["layer", "grid"])
 def test_onnx_runs_in_onnxruntime(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install 'regnde[onnx]'")

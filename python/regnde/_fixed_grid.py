@@ -149,20 +149,17 @@ class _Problem:
         places = _spaced(_recorded(adaptive), max(COARSE, adaptive.stats.accepted))
         times = sorted({*ts, *places}, reverse=ts[-1] < ts[0])
         saved, coarse = ([times.index(t) for t in some] for some in (ts, places))
-        finest = RESOLUTION * torch.finfo(y0.dtype).eps
-
-        def reference(share: float) -> Tensor:
-            fine = dataclasses.replace(
-                plain,
-                method=REFERENCE_METHOD,
-                rtol=max(share * rtol, finest),
-                atol=share * atol,
-                max_steps=DEAREST * plain.max_steps,
-            )
-            return solve(field, y0, times, fine).ys
-
-        states = reference(FINER)
-        unsure = float(distances(reference(LOOSER * FINER)[saved], states[saved], rtol, atol).max())
+        fine = dataclasses.replace(
+            plain,
+            method=REFERENCE_METHOD,
+            rtol=max(FINER * rtol, RESOLUTION * torch.finfo(y0.dtype).eps),
+            atol=FINER * atol,
+            max_steps=DEAREST * plain.max_steps,
+            dt_min=0.0,
+        )
+        rougher = dataclasses.replace(fine, rtol=LOOSER * fine.rtol, atol=LOOSER * fine.atol)
+        states, others = (solve(field, y0, times, each).ys for each in (fine, rougher))
+        unsure = float(distances(others[saved], states[saved], rtol, atol).max())
         if not unsure <= UNSURE:
             raise ValueError(
                 f"fixed_grid: references at two tolerances are {unsure:.2g} apart in units of the tolerance "
