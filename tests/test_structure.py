@@ -58,7 +58,7 @@ ALLOWED = {
     "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem"},
     "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
     "_dropin": BASE
-    | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_methods", "_dropin_problem", "_dropin_scipy"},
+    | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_problem", "_dropin_scipy", "_solve"},
     "_dropin_sde": BASE | {"_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),

@@ -17,6 +17,7 @@ from regnde._dropin_event import until_event
 from regnde._dropin_grid import odeint_on_grid
 from regnde._dropin_problem import problem_of
 from regnde._dropin_scipy import Backwards, odeint_by_scipy
+from regnde._solve import uncompiled
 from regnde._solver import Gradient
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
@@ -66,7 +67,7 @@ def odeint(
         >>> odeint(lambda t, y: -y, torch.tensor([1.0]), torch.tensor([0.0, 1.0]))[-1]
         tensor([0.3679])
     """
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
+    return uncompiled(_odeint)(func, y0, t, rtol, atol, method, options, event_fn, "discrete", None)
 
 
 def odeint_adjoint(
@@ -125,7 +126,7 @@ def odeint_adjoint(
         atol=atol if adjoint_atol is None else adjoint_atol,
         parameters=tuple(own if adjoint_params is None else adjoint_params),
     )
-    return _odeint(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
+    return uncompiled(_odeint)(func, y0, t, rtol, atol, method, options, event_fn, "checkpoint", backwards)
 
 
 def odeint_event(

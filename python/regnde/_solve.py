@@ -28,7 +28,7 @@ from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
 from regnde._transforms import has_derivative, transformed
 
-__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid"]
+__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid", "uncompiled"]
 
 DEFAULT_SOLVER = Solver()
 OWN_RULES = StepRules()
@@ -146,7 +146,7 @@ def solve(
         >>> sol.ys["x"].shape
         torch.Size([2, 3])
     """
-    return _uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, dense, throw)  # type: ignore[no-any-return]  # as _solve
+    return uncompiled(_solve)(f, y0, ts, solver, record, noise, stops, event, dense, throw)  # type: ignore[no-any-return]  # as _solve
 
 
 def _solve(
@@ -286,7 +286,7 @@ def solve_by_rules(
     return _run(request, structure, _resolvable(structure, allowed))
 
 
-def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
     if not torch.compiler.is_dynamo_compiling():
         return function
@@ -295,7 +295,7 @@ def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
     """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
-    return _uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
+    return uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
 
 
 def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
