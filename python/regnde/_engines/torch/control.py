@@ -14,6 +14,7 @@ import numpy as np
 
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
+from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._solver import ResolvedSolver
 from regnde._tableau import StochasticTableau, Tableau
 
@@ -40,7 +41,7 @@ class Controller(Protocol):
     """Decides on a step, and on the size of the next attempt, from its error estimate."""
 
     @property
-    def past(self) -> tuple[float, ...]:
+    def past(self) -> Past:
         """What it remembers of accepted steps as a solve begins."""
 
     def accepts(self, error: Value, past: Past) -> Value:
@@ -61,7 +62,7 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class PIControl:
-    """`PI`, with all its constants."""
+    """`PI`, with all its constants. A size that would shrink by no more than the steady factor is kept."""
 
     beta1: float
     beta2: float
@@ -70,6 +71,7 @@ class PIControl:
     max_factor: float
     first_max_factor: float
     error_floor: float
+    steady_factor: float = 1.0
 
     @property
     def past(self) -> tuple[float, ...]:
@@ -85,6 +87,8 @@ class PIControl:
         power = error**self.beta1
         grown = power / past[0] ** self.beta2 / self.safety
         grown = _clipped(grown, _either(first, 1 / self.first_max_factor, 1 / self.max_factor), 1 / self.min_factor)
+        if self.steady_factor > 1.0:
+            grown = _either((grown >= 1.0) & (grown <= self.steady_factor), 1.0, grown)
         shrunk = _clipped(power / self.safety, 1.0, 1 / self.min_factor)
         return _finite_or_shrunk(error, 1.0 / _either(error <= 1.0, grown, shrunk))
 
@@ -166,7 +170,9 @@ class Bounds:
         return _clipped(size, self.smallest, self.largest)
 
 
-def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) -> Controller | None:
+def controller_of(
+    solver: ResolvedSolver, tableau: Tableau | StochasticTableau | RosenbrockTableau
+) -> Controller | None:
     """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
 
     Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
@@ -190,6 +196,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) 
             max_factor=most,
             first_max_factor=constants.first_max_factor,
             error_floor=constants.error_floor,
+            steady_factor=tableau.steady_factor if isinstance(tableau, RosenbrockTableau) else 1.0,
         )
     return IControl(
         order=order,
