@@ -34,7 +34,7 @@ from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.sde import StochasticRungeKutta
 from regnde._engines.torch.step import all_finite
 from regnde._equation import SDE, JuliaField
-from regnde._grid_method import GridMethod
+from regnde._grid_method import GridMethod, ImplicitTableau
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -68,6 +68,8 @@ class TorchEngine(Engine):
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.grid_method is not None and (sde or solver.compile):
             return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
+        if isinstance(solver.grid_method, ImplicitTableau) and transformed():
+            return f"{solver.method!r} is implicit: torch.func and forward mode do not see through it. Use autograd."
         if solver.tableau is None and solver.grid_method is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."

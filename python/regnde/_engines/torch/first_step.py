@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._engines.torch.step import Tolerance, tolerance
+from regnde._transforms import numbers
 
 __all__ = ["NonFiniteStart", "first_step_sizes", "probe_size", "size_from_probe"]
 
@@ -54,7 +55,7 @@ def first_step_sizes(
     def norms(x: Tensor) -> Floats:
         rows = x.reshape(batch, -1)
         values = torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
-        return values.double().cpu().numpy() if samples else np.array([values.item()])
+        return numbers(values) if samples else np.array([values.item()])
 
     def slope_at(t: Floats, y: Tensor) -> Tensor:
         return field(t, y).detach()  # with its graph: the field may need it, or make what belongs to later calls
