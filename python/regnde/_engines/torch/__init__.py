@@ -111,7 +111,7 @@ class TorchEngine(Engine):
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
         if times[0] == times[-1]:
-            path.chunks.append(start.unsqueeze(0).expand(len(times), *y0.shape))
+            path.chunks += [start.unsqueeze(0)] * len(times)
             path.saved = len(times)
         else:
             try:
@@ -141,7 +141,7 @@ class TorchEngine(Engine):
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
-                path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
+                path.chunks += [start.unsqueeze(0)] * path.saved
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
