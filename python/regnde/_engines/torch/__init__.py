@@ -13,9 +13,9 @@ from torch import Tensor
 from regnde._dense import DenseOutput
 from regnde._engines.base import (
     FAILURES,
+    OWN_RULES,
     Engine,
     Request,
-    StepRules,
     exporting,
     unsupported_everywhere,
 )
@@ -76,7 +76,7 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
-        if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
+        if request.rules != OWN_RULES and (sde or solver.batch == "per-sample"):
             return "another package's rules for steps are for one system that is an ODE."
         if request.events and sde:
             return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."

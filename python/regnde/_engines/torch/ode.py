@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.base import StepRules
+from regnde._engines.base import OWN_RULES, StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import Bounds, controller_of
@@ -45,8 +45,6 @@ from regnde._stops import Segment
 from regnde._tableau import TABLEAUX, Tableau
 
 __all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
-
-OWN_RULES = StepRules()
 
 
 Outcome = tuple[Step, Estimates | None]
