@@ -9,12 +9,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["constant", "has_derivative", "numbers", "transformed"]
+__all__ = ["constant", "has_derivative", "mapped", "numbers", "transformed"]
 
 
 def transformed() -> bool:
     """Whether torch.func or forward mode is at work: they do not run the hooks that a checkpoint needs."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def mapped() -> bool:
+    """Whether torch.func.vmap is at work, by itself or in another transform."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def has_derivative(x: Tensor) -> bool:
