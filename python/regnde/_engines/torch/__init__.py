@@ -21,7 +21,7 @@ from regnde._engines.base import (
 )
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.event import Watch
+from regnde._engines.torch.event import EventDetector
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
@@ -120,7 +120,7 @@ class TorchEngine(Engine):
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
-                watch = Watch(request.events, times[0], start) if request.events else None
+                detector = EventDetector(request.events, times[0], start) if request.events else None
                 callbacks = request.rules.callbacks
                 observed = stepper if callbacks is None else Observed(stepper, callbacks)
                 path = integrate(
@@ -132,7 +132,7 @@ class TorchEngine(Engine):
                     max_steps=solver.max_steps,
                     local=local,
                     grid=grid,
-                    watch=watch,
+                    detector=detector,
                     dense=request.dense,
                 )
                 if isinstance(observed, Observed):
@@ -163,7 +163,7 @@ class TorchEngine(Engine):
             first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
-        dense = DenseOutput(path.pieces, path.ends, times[0], path.t, start) if request.dense else None
+        dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
         return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
