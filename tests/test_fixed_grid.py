@@ -19,7 +19,7 @@ import regnde
 from frozen import central_differences, relative
 from problems import SMALL_P, SPIRAL, exp_decay, small_net
 from regnde import FixedGrid, Solver, fixed_grid
-from regnde._solve import solve_on_grid
+from regnde._solve import solve_by_rules
 from regnde.nn import MLP
 from tolerances import EXACT, GRADIENT, ROUNDING
 
@@ -81,7 +81,7 @@ def test_steps_are_those_of_the_engine(method: str, ts: tuple[float, ...]) -> No
     y0 = f64([[1.0, -0.5], [0.3, 0.8]])
     field = small_net(SMALL_P)
     ys = FixedGrid(field, ts, ends, method, output="states")(y0)
-    wanted = solve_on_grid(field, y0, f64(ts), ends, Solver(method=method, engine="torch"))
+    wanted = solve_by_rules(field, y0, f64(ts), Solver(method=method, engine="torch"), grid=ends).ys
     torch.testing.assert_close(ys, wanted, rtol=EXACT, atol=EXACT)
     assert torch.equal(FixedGrid(field, ts, ends, method)(y0), ys[-1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from regnde._stops import Segment, segments
 
 __all__ = [
     "FAILURES",
+    "OWN_RULES",
     "Engine",
     "FirstStepRule",
     "Request",
@@ -76,6 +77,9 @@ class StepRules:
     callbacks: StepCallbacks | None = None
 
 
+OWN_RULES = StepRules()
+
+
 @dataclass(frozen=True)
 class Request:
     """One solve, with its arguments checked and normalised.
@@ -112,7 +116,7 @@ class Request:
     moving_stops: Tensor | None = None
     events: tuple[Event, ...] = ()
     dense: bool = False
-    rules: StepRules = field(default_factory=StepRules)
+    rules: StepRules = OWN_RULES
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 
     @property

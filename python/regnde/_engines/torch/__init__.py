@@ -13,9 +13,9 @@ from torch import Tensor
 from regnde._dense import DenseOutput
 from regnde._engines.base import (
     FAILURES,
+    OWN_RULES,
     Engine,
     Request,
-    StepRules,
     exporting,
     unsupported_everywhere,
 )
@@ -92,9 +92,8 @@ class TorchEngine(Engine):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
-        if request.rules != StepRules(accept_smallest=sde and request.rules.accept_smallest) and (
-            sde or solver.batch == "per-sample"
-        ):
+        smallest = sde and request.rules.accept_smallest
+        if request.rules != replace(OWN_RULES, accept_smallest=smallest) and (sde or solver.batch == "per-sample"):
             return "another package's rules for steps are for one system that is an ODE."
         if request.events and sde:
             return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
@@ -129,7 +128,7 @@ class TorchEngine(Engine):
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
         if times[0] == times[-1]:
-            path.chunks.append(start.unsqueeze(0).expand(len(times), *y0.shape))
+            path.chunks += [start.unsqueeze(0)] * len(times)
             path.saved = len(times)
         else:
             try:
@@ -159,7 +158,7 @@ class TorchEngine(Engine):
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
-                path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
+                path.chunks += [start.unsqueeze(0)] * path.saved
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]

@@ -31,6 +31,7 @@ __all__ = [
 NON_FINITE_SHRINK = 0.2
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
+DEFAULT = PI()
 SMALLEST_ERROR = float(np.finfo(np.float64).eps)  # that a PID controller divides by
 
 Value = Any  # a float for one system, an array for samples: the formulas are the same
@@ -175,7 +176,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod) -
     """
     if not tableau.adaptive:
         return None
-    constants: Constants = PI() if solver.controller is None else solver.controller
+    constants: Constants = solver.controller or DEFAULT
     order = tableau.order
     if isinstance(constants, PID):
         return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)

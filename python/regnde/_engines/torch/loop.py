@@ -144,12 +144,12 @@ def integrate(
     path = Path(t=t, dt_first=h)
     draw = Draw(local, t, t_end if watch is None else None) if local else None
     path.saved = _count(times, 0, t, t_end)
-    path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
+    path.chunks += [y.unsqueeze(0)] * path.saved
     controller, bounds = stepper.controller, stepper.bounds
     past = controller.past if controller else ()
     error: float | None = None
     at = 0  # index of the segment
-    finite = _Place(0, t, y, 1, path.saved, at)
+    finite = _Place(0, t, y, path.saved, path.saved, at)
     non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
 
     while t != t_end:
@@ -317,7 +317,6 @@ def _save(
     inside = [s for s in times[path.saved : stop] if s != t1]
     if inside:
         path.chunks.append(stepper.outputs([(s - t) / h for s in inside]))
-    at_end = stop - path.saved - len(inside)
-    if at_end:
-        path.chunks.append(y1.unsqueeze(0).expand(at_end, *y1.shape))
+    if at_end := stop - path.saved - len(inside):
+        path.chunks += [y1.unsqueeze(0)] * at_end
     path.saved = stop

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.base import StepRules
+from regnde._engines.base import OWN_RULES, StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.control import Bounds, controller_of
@@ -46,9 +45,6 @@ from regnde._stops import Segment
 from regnde._tableau import TABLEAUX, Tableau
 
 __all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
-
-Floats = NDArray[np.float64]
-OWN_RULES = StepRules()
 
 
 Outcome = tuple[Step, Estimates | None]
@@ -150,8 +146,8 @@ class RungeKutta:
         if y.numel() == 0:
             return span
 
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return self._slope(t.item(), y)
+        def field(t: Sequence[float], y: Tensor) -> Tensor:
+            return self._slope(t[0], y)
 
         order, signed = self.tableau.order, math.copysign(span, t1 - t0)
         sizes, slope = first_step_sizes(field, order, y, t0, signed, self.rtol, self.atol, samples=False)
@@ -164,7 +160,7 @@ class RungeKutta:
                 if bad
                 else "the initial state or slope over its tolerance overflows: scale the problem or raise atol"
             )
-        return float(sizes[0])
+        return sizes[0]
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""

@@ -286,8 +286,8 @@ class PerSample:
             size = span if solver.dt0 is None else self.bounds.within(solver.dt0)
             return np.full(len(y), self.sign * min(size, span))
 
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_of_samples(t, y, within), y)
+        def field(t: Sequence[float], y: Tensor) -> Tensor:
+            return counted(_of_samples(np.asarray(t), y, within), y)
 
         within = self._within(np.zeros(len(y), np.int64))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
@@ -295,7 +295,7 @@ class PerSample:
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
-        sizes = self.bounds.within(np.where(np.isnan(sizes), 1e-6, sizes))
+        sizes = self.bounds.within(np.nan_to_num(sizes, nan=1e-6))
         signed: Floats = self.sign * np.minimum(sizes, distance)
         return signed
 

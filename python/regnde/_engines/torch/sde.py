@@ -114,21 +114,20 @@ class SDEStepper:
         with torch.no_grad():
             allowed = tolerance(y.abs(), self.rtol, self.atol)
             slope = _largest_sum(_like(g0, f0), NOISE_SIZE * g0)
-            d0, d1 = np.array(rms(y / allowed)), np.array(rms(slope / _like(g0, allowed)))
-        if not (np.isfinite(d0) and np.isfinite(d1)):
+            d0, d1 = rms(y / allowed), rms(slope / _like(g0, allowed))
+        if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
                 f"the dynamics are not finite at the start: {bad} of {slope.numel()} components of drift and diffusion"
             )
-        probe = probe_size(d0, d1, t0=t0, span=span)
-        size = float(probe)
+        size = probe_size(d0, d1, t0=t0, span=span)
         later = self._time(t0 + size, y)
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
             change = _largest_sum(_like(g0, f1 - f0), NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / _like(g0, allowed)) / size)
-        return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
+            d2 = math.nan if torch.equal(f0, f1) else rms(change / _like(g0, allowed)) / size
+        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5)
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
