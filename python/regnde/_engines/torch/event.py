@@ -13,7 +13,7 @@ from regnde._dense import Interpolant
 from regnde._event import Event
 from regnde._transforms import has_derivative
 
-__all__ = ["Hit", "Watch", "bracketed_zero"]
+__all__ = ["EventDetector", "Hit", "bracketed_zero"]
 
 SLACK = 100  # in units of the clock's resolution: a zero this close to the initial time is a zero at it
 NEWTON_STEPS = 2  # of which the first gives first derivatives, and each further one doubles their order and one more
@@ -28,7 +28,7 @@ class Hit(NamedTuple):
     y: Tensor
 
 
-class Watch:
+class EventDetector:
     """Compares the signs of conditions before and after each step.
 
     Args:
