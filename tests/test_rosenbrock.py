@@ -111,7 +111,11 @@ def test_gradients_by_frozen_differences(method: str, gradient: str) -> None:
     """Of the end state and of each penalty, by parameters and initial state."""
     p, y0 = NET_P.clone().requires_grad_(), NET_Y0.clone().requires_grad_()
     sol = regnde.solve(
-        forced_net(p), y0, [0.0, 1.0], solver(method, rtol=TOLERANCES[method], atol=1e-4, gradient=gradient), record="all"
+        forced_net(p),
+        y0,
+        [0.0, 1.0],
+        solver(method, rtol=TOLERANCES[method], atol=1e-4, gradient=gradient),
+        record="all",
     )
     frozen = FrozenRosenbrock.of(sol, 0.0)
     end, errors, jacobians = frozen.walk(forced_net(NET_P), NET_Y0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from regnde._stops import Segment, segments
 
 __all__ = [
     "FAILURES",
+    "OWN_RULES",
     "Engine",
     "FirstStepRule",
     "Request",
@@ -76,6 +77,9 @@ class StepRules:
     callbacks: StepCallbacks | None = None
 
 
+OWN_RULES = StepRules()
+
+
 @dataclass(frozen=True)
 class Request:
     """One solve, with its arguments checked and normalised.
@@ -112,7 +116,7 @@ class Request:
     moving_stops: Tensor | None = None
     events: tuple[Event, ...] = ()
     dense: bool = False
-    rules: StepRules = field(default_factory=StepRules)
+    rules: StepRules = OWN_RULES
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 
     @property
@@ -187,7 +191,7 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return f"{solver.method!r} estimates no error, so there is nothing for a local record."
     if isinstance(request.equation, SDE):
         if request.times[-1] < request.times[0]:
-            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+            return "an SDE runs forward in time: give increasing times, or write it in the time s = -t."
         if request.ts.requires_grad or request.moving_stops is not None:
             return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
     return None

@@ -15,8 +15,9 @@ import numpy as np
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
 from regnde._rosenbrock_tableau import RosenbrockTableau
+from regnde._sde_method import StochasticMethod
 from regnde._solver import ResolvedSolver
-from regnde._tableau import StochasticTableau, Tableau
+from regnde._tableau import Tableau
 
 __all__ = [
     "LAST_STEP_SLACK",
@@ -31,6 +32,7 @@ __all__ = [
 NON_FINITE_SHRINK = 0.2
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
+DEFAULT = PI()
 SMALLEST_ERROR = float(np.finfo(np.float64).eps)  # that a PID controller divides by
 
 Value = Any  # a float for one system, an array for samples: the formulas are the same
@@ -170,9 +172,7 @@ class Bounds:
         return _clipped(size, self.smallest, self.largest)
 
 
-def controller_of(
-    solver: ResolvedSolver, tableau: Tableau | StochasticTableau | RosenbrockTableau
-) -> Controller | None:
+def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod | RosenbrockTableau) -> Controller | None:
     """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
 
     Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
@@ -180,12 +180,12 @@ def controller_of(
     """
     if not tableau.adaptive:
         return None
-    constants: Constants = PI() if solver.controller is None else solver.controller
+    constants: Constants = solver.controller or DEFAULT
     order = tableau.order
     if isinstance(constants, PID):
         return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)
     exponents = (tableau.beta1, tableau.beta2) if isinstance(tableau, Tableau) else (None, None)
-    most = tableau.qmax if isinstance(tableau, StochasticTableau) else 10.0
+    most = 10.0 if isinstance(tableau, (Tableau, RosenbrockTableau)) else tableau.qmax
     most = most if constants.max_factor is None else constants.max_factor
     if isinstance(constants, PI):
         return PIControl(

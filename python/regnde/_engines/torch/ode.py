@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.base import StepRules
+from regnde._engines.base import OWN_RULES, StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.failure import Diagnosis, diagnosed
@@ -39,14 +38,13 @@ from regnde._engines.torch.step import (
     take_step,
     whole_rms,
 )
-from regnde._engines.torch.system import OWN_RULES, OneSystem
+from regnde._engines.torch.system import OneSystem
 from regnde._solver import Local, ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
 
 __all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
 
-Floats = NDArray[np.float64]
 
 Outcome = tuple[Step, Estimates | None]
 
@@ -136,9 +134,13 @@ class RungeKutta(OneSystem):
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, self.norm(error_ratio(self.tableau, step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = self.norm(error_ratio(self.tableau, step, self.rtol, self.atol))
+        if error < 0:  # the user's
+            raise ValueError(f"the norm of the error of a step is {error:.3g}: a norm must not be negative.")
+        return Trial(step.y1, error)
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""

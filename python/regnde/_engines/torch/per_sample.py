@@ -35,7 +35,7 @@ from regnde._engines.torch.step import (
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
-from regnde._transforms import transformed
+from regnde._transforms import numbers, transformed
 
 __all__ = ["PerSample"]
 
@@ -286,8 +286,8 @@ class PerSample:
             size = span if solver.dt0 is None else self.bounds.within(solver.dt0)
             return np.full(len(y), self.sign * min(size, span))
 
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_of_samples(t, y, within), y)
+        def field(t: Sequence[float], y: Tensor) -> Tensor:
+            return counted(_of_samples(np.asarray(t), y, within), y)
 
         within = self._within(np.zeros(len(y), np.int64))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
@@ -295,7 +295,7 @@ class PerSample:
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
-        sizes = self.bounds.within(np.where(np.isnan(sizes), 1e-6, sizes))
+        sizes = self.bounds.within(np.nan_to_num(sizes, nan=1e-6))
         signed: Floats = self.sign * np.minimum(sizes, distance)
         return signed
 
@@ -328,7 +328,7 @@ class PerSample:
         with torch.no_grad():
             error = known.error if known else method.error(step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, within, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
+        return _Attempt(t, h, t1, within, step, numbers(error), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""

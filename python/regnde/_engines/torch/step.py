@@ -182,12 +182,13 @@ def divided(x: Tensor, by: Tensor) -> Tensor:
 
 def all_finite(x: Tensor) -> bool:
     """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
-    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
+    total = x.detach().sum().item()
+    return total - total == 0 or bool(torch.isfinite(x).all())
 
 
 def rms(x: Tensor) -> float:
     """Root mean square over all entries. For the step size control; it overflows only where the entries do."""
-    norm: Tensor = torch.linalg.vector_norm(x.reshape(1, -1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x)
     value = (norm / math.sqrt(max(x.numel(), 1))).item()
     return value if math.isfinite(value) else whole_rms(x).item()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._engines.base import StepRules
+from regnde._engines.base import OWN_RULES, StepRules
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.field import CountedField
@@ -20,10 +19,7 @@ from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import TABLEAUX, Tableau
 
-__all__ = ["OWN_RULES", "OneSystem", "moved"]
-
-Floats = NDArray[np.float64]
-OWN_RULES = StepRules()
+__all__ = ["OneSystem", "moved"]
 
 
 class OneSystem:
@@ -85,8 +81,8 @@ class OneSystem:
         if y.numel() == 0:
             return span
 
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return self._slope(t.item(), y)
+        def field(t: Sequence[float], y: Tensor) -> Tensor:
+            return self._slope(t[0], y)
 
         order, signed = self.order, math.copysign(span, t1 - t0)
         sizes, slope = first_step_sizes(field, order, y, t0, signed, self.rtol, self.atol, samples=False)
