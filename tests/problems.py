@@ -132,6 +132,52 @@ def lagging(additive: bool = False) -> regnde.SDE:
     )
 
 
+MIX = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.4]], dtype=torch.float64)
+
+
+def exponentials(calculus: str = "ito", a: float = 0.3) -> regnde.SDE:
+    """Each of two entries of a sample driven by three processes: dy_i = a y_i dt + y_i (MIX dW)_i; commutative.
+
+    In Ito's sense y_i = y_i(0) exp((a - |MIX_i|^2 / 2) t + (MIX W)_i), in Stratonovich's without the square.
+    """
+    return regnde.SDE(lambda t, y: a * y, lambda t, y: y.unsqueeze(-1) * MIX, "general", calculus)
+
+
+def turning(calculus: str = "ito", sigma: float = 0.8) -> regnde.SDE:
+    """A rotation of the plane by the angle sigma W, one process for both entries of a sample."""
+
+    def across(t: Tensor, y: Tensor) -> Tensor:
+        return sigma * torch.stack([-y[..., 1], y[..., 0]], -1)
+
+    half = sigma**2 / 2 if calculus == "ito" else 0.0
+    return regnde.SDE(lambda t, y: -half * y, across, "scalar", calculus)
+
+
+def turned(y0: Tensor, angle: Tensor) -> Tensor:
+    """The plane's points turned by angles."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.stack([cos * y0[..., 0] - sin * y0[..., 1], sin * y0[..., 0] + cos * y0[..., 1]], -1)
+
+
+def area_process(calculus: str = "ito") -> regnde.SDE:
+    """(W_1, int W_1 dW_2): two processes that do not commute; both senses of the integral are the same."""
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        zero = torch.zeros_like(y[..., 0])
+        return torch.stack([torch.stack([zero + 1, zero], -1), torch.stack([zero, y[..., 0]], -1)], -2)
+
+    return regnde.SDE(lambda t, y: torch.zeros_like(y), diffusion, "general", calculus)
+
+
+def mixed_lagging(calculus: str = "ito") -> regnde.SDE:
+    """Two entries of a sample with a nonlinear drift, driven by three processes whose matrix depends on time alone."""
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        return (MIX * (1 + torch.sin(2 * t))).expand(*y.shape, 3)
+
+    return regnde.SDE(lambda t, y: torch.cos(y.flip(-1)) - y, diffusion, "additive", calculus)
+
+
 def small_sde(p: Tensor) -> regnde.SDE:
     """Time-dependent drift and diffusion of two components with ten parameters, for finite differences."""
 

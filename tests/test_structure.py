@@ -23,14 +23,18 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_tableau", "_tolerance", "_transforms"),
+    *("_equation", "_grid_method", "_noise", "_sde_method", "_tableau", "_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
     "_options": set(),
     "_controller": {"_options"},
     "_grid_method": {"_tableau"},
-    "_solver": {"_controller", "_grid_method", "_last_step", "_options", "_tableau", "_tolerance"},
+    "_sde_method": {"_equation", "_tableau"},
+    "_solver": {
+        *("_controller", "_equation", "_grid_method", "_last_step"),
+        *("_options", "_sde_method", "_tableau", "_tolerance"),
+    },
     "_state": {"_equation"},
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
@@ -228,8 +232,9 @@ ARRAYS = (
 ONE_STAGE = ("stage_times", "stage_time", "take_stage")  # Python makes all times at once, Julia each where it is used
 MEMORY = ("empty_step", "keep_residuals")  # Julia's steps own their arrays
 OWN_PART = ("with_noise",)  # in Python inside `dense_output`; private there
+MATRICES = ("driven",)  # Julia's steps have diagonal noise alone
 CHECKS = ("all_finite",)  # Julia's compiler fuses the test of every entry
-ONE_SIDED = {*CHECKS, *BATCHES, *ARRAYS, *ONE_STAGE, *MEMORY, *OWN_PART}
+ONE_SIDED = {*CHECKS, *BATCHES, *ARRAYS, *ONE_STAGE, *MATRICES, *MEMORY, *OWN_PART}
 
 
 def python_names(path: Path) -> list[str]:

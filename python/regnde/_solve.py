@@ -113,9 +113,10 @@ def solve(
             whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
-        noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
-            a new one, drawn from torch's seed. Solves given the same path see the same noise. For a state of
-            several parts its shape is (N,): one channel for each of the N entries, in the order of the parts.
+        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, drawn from torch's
+            seed. Solves given the same path see the same noise. Its shape for a state (..., d) is (..., d) for diagonal
+            noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix (..., d, m). For a state of several
+            parts, whose noise is diagonal, it is (N,): one channel for each of the N entries, in their order.
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
@@ -179,9 +180,10 @@ def _solve(
         raise
     check_order(y0, values)
     if noise is not None:
-        _check_noise(noise, structure.flat, values)
+        assert isinstance(f, SDE)
+        _check_noise(noise, f, structure.flat, values)
     stop_tensor, stop_values = _checked_stops(stops)
-    resolved = solver.resolve(sde=sde)
+    resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=structure.on_flat(f),
@@ -240,7 +242,7 @@ def solve_by_rules(
     """
     structure = Structure(y0, half=True)
     times, values = checked_times(ts)
-    resolved = solver.resolve(sde=isinstance(f, SDE))
+    resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=f,
@@ -355,13 +357,17 @@ def _note_mismatch(problem: Exception, f: Equation, y0: Tensor) -> None:
             return
 
 
-def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> None:
+def _check_noise(noise: BrownianPath, sde: SDE, y0: Tensor, times: Sequence[float]) -> None:
     """Raises an error for a path that does not fit the problem."""
     if not isinstance(noise, BrownianPath):
         raise TypeError(f"noise must be a BrownianPath, got {type(noise).__name__}.")
-    if noise.shape != y0.shape:
+    columns = noise.shape[-1] if sde.has_matrix and noise.shape else 1
+    wanted = sde.path_shape(y0.shape, columns)
+    if noise.shape != wanted:
+        shown = str(wanted) if not sde.has_matrix else f"({', '.join(map(str, wanted[:-1]))}, m)".replace("(, ", "(")
         raise ValueError(
-            f"the Brownian path has shape {tuple(noise.shape)}, the state {tuple(y0.shape)}: make them equal."
+            f"the Brownian path has shape {tuple(noise.shape)}, but {sde.noise} noise of a state of shape "
+            f"{tuple(y0.shape)} needs {shown}."
         )
     if not noise.t0 <= min(times) <= max(times) <= noise.t1:
         raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,13 @@ class Structure:
         if isinstance(equation, JuliaField):
             raise TypeError("a JuliaField takes a state of one tensor: concatenate the parts, and split them in it.")
         if isinstance(equation, SDE):
-            return SDE(self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion"))
+            if equation.noise != "diagonal":
+                raise ValueError(
+                    f"SDE(noise={equation.noise!r}) takes a state of one tensor, and y0 is a {self.kind} of tensors: "
+                    "concatenate the parts, and split them in the drift and the diffusion."
+                )
+            drift, diffusion = self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion")
+            return dataclasses.replace(equation, drift=drift, diffusion=diffusion)
         return self._field(equation, "f")
 
     def condition_on_flat(self, condition: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

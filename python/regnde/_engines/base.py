@@ -191,7 +191,7 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return f"{solver.method!r} estimates no error, so there is nothing for a local record."
     if isinstance(request.equation, SDE):
         if request.times[-1] < request.times[0]:
-            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+            return "an SDE runs forward in time: give increasing times, or write it in the time s = -t."
         if request.ts.requires_grad or request.moving_stops is not None:
             return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
     return None

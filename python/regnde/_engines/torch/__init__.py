@@ -31,21 +31,23 @@ from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
-from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import all_finite
+from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde_reversible import ReversibleStepper
+from regnde._engines.torch.step import all_finite, stage_times
 from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._sde_method import SDE_METHODS, SDEMethod, StochasticMethod, misfit
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
 from regnde._stops import Segment
-from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
+from regnde._tableau import TABLEAUX, StochasticTableau, Tableau
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
-AnyStepper = RungeKutta | StochasticRungeKutta | GridStepper
+AnyStepper = RungeKutta | SDEStepper | GridStepper
 
 
 class TorchEngine(Engine):
@@ -63,20 +65,35 @@ class TorchEngine(Engine):
         if isinstance(request.equation, JuliaField):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
         sde = isinstance(request.equation, SDE)
-        known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
+        known: Mapping[str, Tableau | StochasticMethod] = SDE_METHODS if sde else TABLEAUX
         if sde and solver.tableau is not None:
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.grid_method is not None and (sde or solver.compile):
             return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
-        if solver.tableau is None and solver.grid_method is None and solver.method not in known:
+        if solver.sde_method is not None and not sde:
+            return f"{solver.method!r} is a method for SDEs."
+        given = solver.tableau or solver.grid_method or solver.sde_method
+        if given is None and solver.method not in known:
             kind = "SDE" if sde else "ODE"
             text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
             return f"{text} {hint(solver.method)}".rstrip()
-        if solver.gradient not in ("discrete", "checkpoint"):
+        if isinstance(request.equation, SDE) and (why := misfit(solver.method, request.equation)) is not None:
+            return why
+        if isinstance(request.equation, SDE) and request.equation.has_matrix and request.y0.ndim == 0:
+            return "a diffusion matrix needs a state of one or more dimensions, (..., d): give y0 as [y0]."
+        if solver.gradient == "reversible":
+            if solver.method != "reversible_heun" or not sde:
+                return (
+                    "gradient='reversible' is for SDEs and the method 'reversible_heun', whose steps have an inverse."
+                )
+            if request.segments()[1:]:
+                return "gradient='reversible' does not go back across stops: use gradient='checkpoint'."
+        if solver.gradient not in ("discrete", "checkpoint", "reversible"):
             return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
         if sde and solver.compile:
             return "compile=True is for ODEs."
-        if request.rules != OWN_RULES and (sde or solver.batch == "per-sample"):
+        smallest = sde and request.rules.accept_smallest
+        if request.rules != replace(OWN_RULES, accept_smallest=smallest) and (sde or solver.batch == "per-sample"):
             return "another package's rules for steps are for one system that is an ODE."
         if request.events and sde:
             return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
@@ -105,7 +122,7 @@ class TorchEngine(Engine):
         start = y0
         moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
         if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            assert not isinstance(stepper, StochasticRungeKutta)  # an SDE has no derivative by the times
+            assert not isinstance(stepper, SDEStepper)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
@@ -137,7 +154,7 @@ class TorchEngine(Engine):
                 )
                 if isinstance(observed, Observed):
                     observed.close()
-                if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
+                if isinstance(stepper, SDEStepper) and path.failure is None:
                     stepper.warn_if_unresolved()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
@@ -146,20 +163,20 @@ class TorchEngine(Engine):
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
         if moves and path.failure is None:
-            assert not isinstance(stepper, StochasticRungeKutta)
+            assert not isinstance(stepper, SDEStepper)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
             ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
         steps = _steps(request, stepper, path, local)
         first_size, order = path.sizes[0] if path.sizes else 0.0, float(stepper.tableau.order)
-        if isinstance(stepper, StochasticRungeKutta):
+        if isinstance(stepper, SDEStepper):
             order += 0.5
         stats = Stats(
             nfe=stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
-            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
+            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, SDEStepper) else 0,
             first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
@@ -168,12 +185,12 @@ class TorchEngine(Engine):
         return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
-def _tableau(request: Request) -> Tableau | StochasticTableau | GridMethod:
+def _tableau(request: Request) -> Tableau | StochasticMethod | GridMethod:
     solver = request.solver
     if solver.grid_method is not None:
         return solver.grid_method
     if isinstance(request.equation, SDE):
-        return SDE_TABLEAUX[solver.method]
+        return SDE_METHODS[solver.method] if solver.sde_method is None else solver.sde_method
     return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
 
 
@@ -307,14 +324,24 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
     record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
     if isinstance(equation, SDE):
-        assert isinstance(tableau, StochasticTableau)
+        assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
-        end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-        noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
+        noise = request.noise
+        if noise is None:
+            if equation.has_matrix:
+                diffusion.inner = (_columns(equation, request, segment),)
+                diffusion.calls = 1
+            end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+            noise = BrownianPath(times[0], end, equation.path_shape(y0.shape, *diffusion.inner))
+        elif equation.has_matrix:
+            diffusion.inner = (noise.shape[-1],)
         checkpoint = _checkpoint(request, drift, diffusion)
-        return StochasticRungeKutta(
-            drift, diffusion, tableau, solver, tolerances, y0, segment, noise, record=record, checkpoint=checkpoint
-        )
+        arguments = (equation, drift, diffusion, tableau, solver, tolerances, y0, segment, noise)
+        smallest = request.rules.accept_smallest
+        if tableau.name == "reversible_heun":
+            back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
+            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, reversible=back)
+        return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
@@ -324,6 +351,22 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     return RungeKutta(
         field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
     )
+
+
+def _columns(sde: SDE, request: Request, segment: Segment) -> int:
+    """How many Wiener processes a diffusion matrix multiplies, by one evaluation at the start."""
+    y0 = request.y0
+    with torch.no_grad():
+        time = stage_times((0.0,), request.times[0], 0.0, request.times[0], y0, segment.within)[0]
+        value = sde.diffusion(time, y0.detach().clone())
+    if not isinstance(value, Tensor):
+        raise TypeError(f"diffusion(t, y) must return a tensor of shape (..., d, m), got {type(value).__name__}.")
+    if value.ndim != y0.ndim + 1 or value.shape[:-1] != y0.shape:
+        raise ValueError(
+            f"diffusion(t, y) returned shape {tuple(value.shape)} for a state of shape {tuple(y0.shape)}; with "
+            f"noise={sde.noise!r} it must be a matrix of shape {(*y0.shape, 'm')} (nothing is broadcast)."
+        )
+    return value.shape[-1]
 
 
 def _moved(request: Request, stepper: RungeKutta | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:

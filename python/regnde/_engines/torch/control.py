@@ -14,8 +14,9 @@ import numpy as np
 
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
+from regnde._sde_method import StochasticMethod
 from regnde._solver import ResolvedSolver
-from regnde._tableau import StochasticTableau, Tableau
+from regnde._tableau import Tableau
 
 __all__ = [
     "LAST_STEP_SLACK",
@@ -167,7 +168,7 @@ class Bounds:
         return _clipped(size, self.smallest, self.largest)
 
 
-def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) -> Controller | None:
+def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod) -> Controller | None:
     """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
 
     Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
@@ -180,7 +181,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) 
     if isinstance(constants, PID):
         return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)
     exponents = (tableau.beta1, tableau.beta2) if isinstance(tableau, Tableau) else (None, None)
-    most = tableau.qmax if isinstance(tableau, StochasticTableau) else 10.0
+    most = 10.0 if isinstance(tableau, Tableau) else tableau.qmax
     most = most if constants.max_factor is None else constants.max_factor
     if isinstance(constants, PI):
         return PIControl(

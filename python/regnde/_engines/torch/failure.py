@@ -65,7 +65,7 @@ def diagnosed(
         return Diagnosis("the state is empty")
     for slope, name in slopes:  # the first one tells; what it spoils is carried into the others
         if bad := int((~torch.isfinite(slope)).sum()):
-            return Diagnosis(f"{bad} {of} {size} components{name}")
+            return Diagnosis(f"{bad} {of} {slope.numel()} components{name}")
     if ratio is None:
         bad = int((~torch.isfinite(y1)).sum())
         largest = f"|y| up to {float(y1.abs().max()):.3g}"
