@@ -28,21 +28,17 @@ ONLY_REFERENCE = _count_references()  # sys.getrefcount of a tensor that only on
 class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
-        A field that changes its arguments in place would change the solver's state: autograd's version counters detect
-        this. A field that returns the same buffer in each call would change stages that the solver still needs. So a slope
-        without a gradient is copied if something else refers to it, or if an earlier slope had the same memory.
+    A field that changes its arguments in place would change the solver's state: autograd's version counters detect
+    this. A field that returns the same buffer in each call would change stages that the solver still needs. So a slope
+    without a gradient is copied if something else refers to it, or if an earlier slope had the same memory.
 
-        Args:
-            function: the user's function of a 0-dim time and a state.
-    <<<<<<< HEAD
-            name: its name in messages: `"f"`, `"drift"` or `"diffusion"`.
-    =======
-            name: what messages call it: `"f"`, `"drift"` or `"diffusion"`.
-            columns: number of columns of a diffusion matrix, which it returns for each entry of the state: (..., d, m).
-    >>>>>>> main
+    Args:
+        function: the user's function of a 0-dim time and a state.
+        name: its name in messages: `"f"`, `"drift"` or `"diffusion"`.
+        columns: number of columns of a diffusion matrix, which it returns for each entry of the state: (..., d, m).
 
-        Attributes:
-            calls: evaluations so far.
+    Attributes:
+        calls: evaluations so far.
     """
 
     def __init__(
