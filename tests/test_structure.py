@@ -41,7 +41,7 @@ ALLOWED = {
     "_last_step": set(),
     "_tableau": set(),
     "_equation": set(),
-    "_dense": set(),
+    "_dense": {"_transforms"},
     "_event": set(),
     "_stops": set(),
     "_transforms": set(),

@@ -195,7 +195,7 @@ class FixedGrid(nn.Module):
 
     def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
         field = self.field if torch.compiler.is_compiling() else CountedField(self.field)
-        return walk(field, self.tableau, checked_state(y0), ends, self.ts)
+        return walk(field, self.tableau, checked_state(y0, half=True), ends, self.ts)
 
 
 def explicit(method: str | Tableau) -> Tableau:
@@ -218,5 +218,5 @@ def distances(ys: Tensor, reference: Tensor, rtol: float, atol: float) -> Tensor
         atol: absolute tolerance.
     """
     ratios = (ys - reference).abs() / (atol + rtol * reference.abs())
-    means = ratios.reshape(*ratios.shape[:2], -1).square().mean(-1).sqrt()
+    means = ratios.reshape(*ratios.shape[:2], math.prod(ratios.shape[2:])).square().mean(-1).sqrt()
     return means.nan_to_num(nan=math.inf, posinf=math.inf).amax(0)

@@ -27,7 +27,7 @@ from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure, checked_state
 from regnde._tolerance import Entries, entries
-from regnde._transforms import has_derivative, transformed
+from regnde._transforms import constant, has_derivative, mapped, transformed
 
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "uncompiled"]
 
@@ -178,7 +178,7 @@ def _solve(
         if is_span(y0):
             problem.add_note(ORDER)
         raise
-    check_order(y0, values)
+    check_order(y0, ts, values)
     if noise is not None:
         assert isinstance(f, SDE)
         _check_noise(noise, f, structure.flat, values)
@@ -312,6 +312,11 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
                 problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
         raise
     except (RuntimeError, UnsupportedField) as problem:
+        if mapped():
+            problem.add_note(
+                "A solve decides by numbers, which torch.func.vmap does not give. Solve the batch as one state, or "
+                "with Solver(batch='per-sample'): the field gets the samples together."
+            )
         if not isinstance(problem, EngineUnavailable):
             _note_mismatch(problem, request.equation, request.y0)
         raise
@@ -389,7 +394,7 @@ def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> tuple[Tensor, tup
             f"{name} must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."
         )
-    if times.device.type != "mps":  # which has no float64
+    if times.device.type != "mps" and times.dtype != torch.float64:  # mps has no float64
         times = times.to(torch.float64)
     values = _numbers(name, ts, times)
     if not all(map(_finite, values)):
@@ -449,11 +454,11 @@ def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
             parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
             return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
         if all(type(t) is float for t in ts):
-            return torch.tensor(ts, dtype=torch.float64, device="cpu")
+            return constant(ts)
     values = np.asarray(ts)
     if values.dtype.kind not in "bcfiu":
         raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
-    return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
+    return constant(values if values.dtype.kind in "bc" else values.astype(np.float64))
 
 
 def _finite(t: float) -> bool:

@@ -185,7 +185,7 @@ class CNF(nn.Module):
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if self.base is not None:
             return self.base.log_prob(z)
-        squares = z.square().flatten(z.ndim - len(self.event)).sum(-1)
+        squares = z.square().reshape(*z.shape[: z.ndim - len(self.event)], self.event.numel()).sum(-1)
         return -0.5 * (squares + self.event.numel() * math.log(2 * math.pi))
 
 

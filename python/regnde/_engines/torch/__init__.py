@@ -35,7 +35,7 @@ from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.step import all_finite, stage_times
 from regnde._equation import SDE, JuliaField
-from regnde._grid_method import GridMethod
+from regnde._grid_method import GridMethod, ImplicitTableau
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._sde_method import SDE_METHODS, SDEMethod, StochasticMethod, misfit
@@ -70,6 +70,8 @@ class TorchEngine(Engine):
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.grid_method is not None and (sde or solver.compile):
             return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
+        if isinstance(solver.grid_method, ImplicitTableau) and transformed():
+            return f"{solver.method!r} is implicit: torch.func and forward mode do not see through it. Use autograd."
         if solver.sde_method is not None and not sde:
             return f"{solver.method!r} is a method for SDEs."
         given = solver.tableau or solver.grid_method or solver.sde_method

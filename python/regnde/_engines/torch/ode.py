@@ -174,9 +174,13 @@ class RungeKutta:
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, self.norm(error_ratio(self.tableau, step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = self.norm(error_ratio(self.tableau, step, self.rtol, self.atol))
+        if error < 0:  # the user's
+            raise ValueError(f"the norm of the error of a step is {error:.3g}: a norm must not be negative.")
+        return Trial(step.y1, error)
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""

@@ -40,7 +40,7 @@ from regnde._engines.torch.step import (
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
-from regnde._transforms import transformed
+from regnde._transforms import numbers, transformed
 
 __all__ = ["PerSample"]
 
@@ -325,7 +325,7 @@ class PerSample:
         with torch.no_grad():
             error = known.error if known else error_estimate(tableau, step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, within, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
+        return _Attempt(t, h, t1, within, step, numbers(error), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
