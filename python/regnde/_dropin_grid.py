@@ -103,10 +103,10 @@ def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
 
 
 class _Chords:
-    """The chords between states at points of a grid, on which the states at other times lie.
+    """Linear interpolation of states between the points of a grid.
 
     Args:
-        saves: those times, ordered.
+        saves: the times of the states, ordered.
         places: the points of the grid, in the same order.
 
     Attributes:

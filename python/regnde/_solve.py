@@ -32,7 +32,7 @@ from regnde._transforms import constant, has_derivative, mapped, transformed
 __all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "uncompiled"]
 
 DEFAULT_SOLVER = Solver()
-ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
+ROUNDED = 10.0  # about a tenth of the times' rounding reaches the solution: the integral of the field averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
@@ -265,7 +265,7 @@ def solve_by_rules(
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    """The function, excluded from torch.compile: a solve depends on numbers. Code around it is still compiled."""
     if not torch.compiler.is_dynamo_compiling():
         return function
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
@@ -278,7 +278,7 @@ def _run(request: Request, structure: Structure) -> Solution[Any]:
 
 
 def _recorded(request: Request, structure: Structure, recordings: Sequence[Recording]) -> Solution[Any]:
-    """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
+    """Solves with the record of the open recordings if the request has none; adds the solution to the recordings."""
     wanted, why = request, None
     if request.record == "none":
         record, why = record_asked(recordings)
@@ -335,7 +335,7 @@ def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[
 
 
 def _as_solver(given: object) -> str:
-    """How to say what was given in the place of a solver, for a message."""
+    """A hint for a message about what was given as the solver."""
     return f": write Solver(method={given!r})" if isinstance(given, str) else ""
 
 
@@ -363,7 +363,7 @@ def _note_mismatch(problem: Exception, f: Equation, y0: Tensor) -> None:
 
 
 def _check_noise(noise: BrownianPath, sde: SDE, y0: Tensor, times: Sequence[float]) -> None:
-    """Refuses a path that does not fit the problem."""
+    """Raises an error for a path that does not fit the problem."""
     if not isinstance(noise, BrownianPath):
         raise TypeError(f"noise must be a BrownianPath, got {type(noise).__name__}.")
     columns = noise.shape[-1] if sde.has_matrix and noise.shape else 1
@@ -431,7 +431,7 @@ def _numbers(name: str, given: Tensor | ArrayLike, times: Tensor) -> tuple[float
 
 
 def _short(values: Sequence[float]) -> str:
-    """The times around the first one that breaks the order or is not finite: there may be thousands."""
+    """The times around the first one that is out of order or not finite, as text."""
     steps = [b - a for a, b in itertools.pairwise(values)]
     sign = next((step for step in steps if step), 0.0)
     place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not _finite(step)), 0)
@@ -441,9 +441,9 @@ def _short(values: Sequence[float]) -> str:
 
 
 def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
-    """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
+    """The times as a tensor: a given tensor as it is; numbers in float64 on the CPU.
 
-    Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
+    Torch's default device and dtype are not used: in float32 two times of a clock may be minutes apart.
     """
     if isinstance(ts, Tensor):
         return ts
