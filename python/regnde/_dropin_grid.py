@@ -20,8 +20,9 @@ from regnde._engines.base import StepRules
 from regnde._event import Event
 from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve_by_rules
+from regnde._solve import solve_by_rules
 from regnde._solver import Solver
+from regnde._times import checked_times
 
 __all__ = ["grid_until_event", "odeint_on_grid"]
 
