@@ -14,7 +14,7 @@ from regnde._transforms import numbers
 
 __all__ = ["DenseOutput", "Interpolant", "product"]
 
-ROUNDING = 4.0  # in units of a time's resolution: so far it may lie outside the span
+ROUNDING = 4.0  # in units of its resolution, the distance by which a time may lie outside the span
 
 
 class Interpolant(NamedTuple):

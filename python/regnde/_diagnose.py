@@ -22,10 +22,10 @@ from regnde._last_step import LastStep
 from regnde._recording import unrecorded
 from regnde._report import Diagnosis, Run
 from regnde._solution import Solution
-from regnde._solve import checked_times
 from regnde._solver import Solver
 from regnde._state import Structure
 from regnde._tableau import TABLEAUX
+from regnde._times import checked_times
 from regnde._tolerance import Tolerance
 
 __all__ = ["diagnose"]

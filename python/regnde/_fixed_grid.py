@@ -24,9 +24,11 @@ from regnde._equation import SDE, Field, JuliaField
 from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit
 from regnde._recording import unrecorded
 from regnde._solution import Solution
-from regnde._solve import checked_state, checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Solver
+from regnde._state import checked_state
 from regnde._tableau import Tableau
+from regnde._times import checked_times
 
 __all__ = ["fixed_grid"]
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import Field
-from regnde._solve import checked_state, checked_times
 from regnde._solver import hint
+from regnde._state import checked_state
 from regnde._tableau import TABLEAUX, Tableau
+from regnde._times import checked_times
 
 __all__ = ["Candidate", "FixedGrid", "GridReport", "Spacing", "distances", "explicit"]
 

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde._state import Structure
+from regnde._times import checked_times
 
 __all__ = ["RNODE", "Hutchinson", "Integrand", "TayNODE", "solve_with_integral", "steer_all", "total_derivative"]
 

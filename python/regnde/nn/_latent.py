@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Record, Solver
+from regnde._times import checked_times
 
 __all__ = ["BackwardGRU", "LatentODE", "Reconstruction"]
 

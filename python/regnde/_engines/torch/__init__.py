@@ -100,7 +100,7 @@ class TorchEngine(Engine):
         if sde and solver.compile:
             return "compile=True is for ODEs."
         smallest = sde and request.rules.accept_smallest
-        if request.rules != replace(OWN_RULES, accept_smallest=smallest) and (sde or solver.batch == "per-sample"):
+        if (sde or solver.batch == "per-sample") and request.rules != replace(OWN_RULES, accept_smallest=smallest):
             return "another package's rules for steps are for one system that is an ODE."
         if request.events and sde:
             return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."

@@ -44,7 +44,7 @@ class Controller(Protocol):
 
     @property
     def past(self) -> Past:
-        """What it remembers of accepted steps as a solve begins."""
+        """Its memory of accepted steps at the start of a solve."""
 
     def accepts(self, error: Value, past: Past) -> Value:
         """Whether a step of that error is accepted; never if it is not finite."""
@@ -54,12 +54,12 @@ class Controller(Protocol):
 
         Args:
             error: error estimate of the step.
-            past: what is remembered of the accepted steps before.
+            past: its memory of the accepted steps before.
             first: whether no step was accepted before.
         """
 
     def updated(self, error: Value, past: Past) -> Past:
-        """What is remembered after an accepted step of that error."""
+        """Its memory after an accepted step of that error."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class PIDControl:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of the size of a step that no end of a span cuts.
+    """Bounds of step sizes; a step that ends at a stop or at the end time may be smaller.
 
     Args:
         smallest: least size; 0 for the clock's resolution.

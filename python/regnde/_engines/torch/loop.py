@@ -75,7 +75,7 @@ class Stepper(Protocol):
 
 @dataclass
 class Path:
-    """What the loop gathered.
+    """The result of the loop.
 
     Attributes:
         chunks: states at the save times, to be concatenated.
@@ -153,7 +153,7 @@ def integrate(
     error: float | None = None
     at = 0  # index of the segment
     finite = _Place(0, t, y, path.saved, path.saved, at)
-    non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
+    non_finite, earliest = 0, t  # non-finite trials in a row without passing the earliest of their times
 
     while t != t_end:
         if t == segments[at].end:
@@ -288,7 +288,7 @@ def _fail_at_first_non_finite(
 
 
 def _evidence(error: float | None, found: Diagnosis) -> str:
-    """What the last attempt showed, in brackets."""
+    """The diagnosis of the last attempt, in brackets."""
     return f" ({found.text})" if error is None else f" (error ratio {error:.3g}, {found.text})"
 
 

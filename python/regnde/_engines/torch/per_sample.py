@@ -403,9 +403,10 @@ class PerSample:
         below = ~accepted & (np.abs(h_next) <= ulp(t))
         cramped = ~accepted & (np.abs(tried.h) <= smallest)
         h_next = np.where(cramped, tried.h, h_next)
-        asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
+        stuck = below | cramped
+        asked = stuck.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
         if asked and not counted.is_pure(_of_samples(t, tried.step.y, tried.within), tried.step.y):
-            worst = int(below.argmax() if below.any() else trials.argmax())
+            worst = int(stuck.argmax() if stuck.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
             self.failure = Failure("steps", reason, float(h_next[worst]), float(error[worst]))
