@@ -29,6 +29,7 @@ from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -51,6 +52,7 @@ from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
+MASS_METHODS = ("rodas5p", "rodas4")  # rosenbrock23's error estimate would need a rule for algebraic entries
 OdeStepper = RungeKutta | Rosenbrock | AutoSwitch
 AnyStepper = OdeStepper | SDEStepper | GridStepper
 
@@ -243,8 +245,15 @@ def _why_not_per_sample(request: Request) -> str | None:
 def _why_not_implicit(request: Request) -> str | None:
     """What can not be done with a method that solves linear equations."""
     solver = request.solver
-    implicit = solver.method in ROSENBROCK_TABLEAUX or solver.method == AUTOTSIT5
-    if not implicit or solver.tableau is not None or solver.grid_method is not None:
+    named = solver.tableau is None and solver.grid_method is None
+    if request.mass is not None:
+        if not named or solver.method not in MASS_METHODS:
+            return (
+                f"an ODE with a mass matrix is solved by {' or '.join(map(repr, MASS_METHODS))}, not {solver.method!r}."
+            )
+        if has_derivative(request.ts) or request.moving_stops is not None:
+            return "an ODE with a mass matrix gives no gradient with respect to the times: detach ts and the stops."
+    if not named or not (solver.method in ROSENBROCK_TABLEAUX or solver.method == AUTOTSIT5):
         return None
     if solver.compile:
         return f"{solver.method!r} has steps that are not compiled: set compile=False."
@@ -259,12 +268,22 @@ def _why_not_implicit(request: Request) -> str | None:
     return None
 
 
+def _is_singular(request: Request) -> bool:
+    """Whether some equations are algebraic: their eigenvalues are infinite, so that no stiffness is told."""
+    mass = Mass.of(request.mass)
+    return mass is not None and mass.singular
+
+
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch with per-sample step sizes."""
     y0, solver, tableau = request.y0, request.solver, _tableau(request)
     assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
-    method = LinearlyImplicit(tableau) if isinstance(tableau, RosenbrockTableau) else Explicit(tableau)
+    method = (
+        LinearlyImplicit(tableau, Mass.of(request.mass))
+        if isinstance(tableau, RosenbrockTableau)
+        else Explicit(tableau)
+    )
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
@@ -279,7 +298,7 @@ def _solve_per_sample(request: Request) -> Solution:
             t=t,
             dt=dt,
             error=error,
-            stiffness=stiffness if tableau.stiffness_pair else None,
+            stiffness=stiffness if tableau.stiffness_pair and not _is_singular(request) else None,
             method=tableau.name,
             stability_size=tableau.stability_size,
             mask=mask,
@@ -392,6 +411,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         tolerances=tolerances,
         segment=segment,
         record=record,
+        mass=Mass.of(request.mass),
         checkpoint=checkpoint,
     )
     if isinstance(tableau, RosenbrockTableau):
@@ -451,7 +471,7 @@ def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | Non
         t=clock(ends),
         dt=clock(sizes),
         error=present(error) if tableau.adaptive else None,
-        stiffness=present(stiffness) if tableau.stiffness_pair else None,
+        stiffness=present(stiffness) if tableau.stiffness_pair and not _is_singular(request) else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
         implicit=torch.tensor(stepper.implicits, device=y0.device) if isinstance(stepper, AutoSwitch) else None,
