@@ -37,6 +37,7 @@ from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.step import all_finite, stage_times
+from regnde._engines.torch.stepper import MethodStepper
 from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod, ImplicitTableau
 from regnde._last_step import FirstStep
@@ -51,8 +52,7 @@ from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
-OdeStepper = RungeKutta | Rosenbrock | AutoSwitch
-AnyStepper = OdeStepper | SDEStepper | GridStepper
+AnyStepper = RungeKutta | Rosenbrock | AutoSwitch | SDEStepper | GridStepper
 
 
 class TorchEngine(Engine):
@@ -132,7 +132,6 @@ class TorchEngine(Engine):
         start = y0
         moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
         if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            assert not isinstance(stepper, SDEStepper)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
@@ -164,8 +163,8 @@ class TorchEngine(Engine):
                 )
                 if isinstance(observed, Observed):
                     observed.close()
-                if isinstance(stepper, SDEStepper) and path.failure is None:
-                    stepper.warn_if_unresolved()
+                if path.failure is None:
+                    stepper.warn()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
                 path.chunks += [start.unsqueeze(0)] * path.saved
@@ -173,23 +172,16 @@ class TorchEngine(Engine):
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
         if moves and path.failure is None:
-            assert not isinstance(stepper, SDEStepper)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
             ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
         steps = _steps(request, stepper, path, local)
-        first_size, order = path.sizes[0] if path.sizes else 0.0, float(stepper.tableau.order)
-        if isinstance(stepper, SDEStepper):
-            order += 0.5
         stats = Stats(
-            nfe=stepper.evaluations if isinstance(stepper, OdeStepper) else stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
-            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, SDEStepper) else 0,
-            njac=stepper.jacobians if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
-            nfactorisations=stepper.factorisations if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
-            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(path.sizes[0] if path.sizes else 0.0, path.first_error, path.accepted, stepper.order),
+            **stepper.counts()._asdict(),
         )
         events = _events(path, y0) if request.events else None
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
@@ -420,7 +412,7 @@ def _columns(sde: SDE, request: Request, segment: Segment) -> int:
     return value.shape[-1]
 
 
-def _moved(request: Request, stepper: OdeStepper | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+def _moved(request: Request, stepper: MethodStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
@@ -437,8 +429,8 @@ def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | Non
         return None
     tableau, y0 = stepper.tableau, request.y0
     ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
-    error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
-    if local and path.local_start is not None and path.failure is None and not isinstance(stepper, GridStepper):
+    error, stiffness = stepper.records()
+    if local and path.local_start is not None and path.failure is None:
         end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
         ends, sizes = [end], [size]
 
@@ -454,5 +446,5 @@ def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | Non
         stiffness=present(stiffness) if tableau.stiffness_pair else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
-        implicit=torch.tensor(stepper.implicits, device=y0.device) if isinstance(stepper, AutoSwitch) else None,
+        implicit=None if stepper.implicits is None else torch.tensor(stepper.implicits, device=y0.device),
     )

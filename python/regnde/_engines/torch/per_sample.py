@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, last_size
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
-from regnde._engines.torch.ode import last_size
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.step import (
