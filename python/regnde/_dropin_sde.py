@@ -17,7 +17,7 @@ from torch import Tensor
 from regnde._equation import SDE, Field
 from regnde._noise import BrownianPath, Increment
 from regnde._recording import unrecordable
-from regnde._solve import solve, solve_on_grid
+from regnde._solve import solve, solve_by_rules
 from regnde._solver import Solver
 
 __all__ = ["sdeint"]
@@ -104,7 +104,8 @@ def sdeint(
     t0, t1 = times[0].item(), times[-1].item()
     path = _path(bm, t0, t1, y0, area=name != "euler")
     if name == "euler":
-        return solve_on_grid(equation, y0, times, _grid(t0, t1, dt), Solver(method="em", engine="torch"), path)
+        solver = Solver(method="em", engine="torch")
+        return solve_by_rules(equation, y0, times, solver, noise=path, grid=_grid(t0, t1, dt)).ys
     stepper = "sosra" if sde.noise_type == "additive" else "sriw1"
     if adaptive:
         solver = Solver(method=stepper, rtol=rtol, atol=atol, dt0=dt, engine="torch")
