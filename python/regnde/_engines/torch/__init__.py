@@ -155,7 +155,7 @@ class TorchEngine(Engine):
                 if isinstance(observed, Observed):
                     observed.close()
                 if isinstance(stepper, SDEStepper) and path.failure is None:
-                    stepper.warn_if_unresolved()
+                    stepper.warn()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
                 path.chunks += [start.unsqueeze(0)] * path.saved
@@ -340,7 +340,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         smallest = request.rules.accept_smallest
         if tableau.name == "reversible_heun":
             back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
-            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, reversible=back)
+            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, t0=times[0], reversible=back)
         return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)

@@ -89,6 +89,8 @@ class SDEStepper:
         record = self.recorded
         self.recorder: StepRecorder[Any] | None = StepRecorder(self.kernel.stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
+        self.exceeded = False  # whether the last attempt's error is above the tolerance
+        self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
@@ -162,9 +164,12 @@ class SDEStepper:
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, rms(self.kernel.ratio(step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = rms(self.kernel.ratio(step, self.rtol, self.atol))
+        self.exceeded = error > 1
+        return Trial(step.y1, error)
 
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
         """The step from (t, y), and its estimates if they are formed with it."""
@@ -190,6 +195,7 @@ class SDEStepper:
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
+        self.forced += self.exceeded and self.bounds.forced
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
@@ -204,8 +210,14 @@ class SDEStepper:
         """The next attempt starts elsewhere, in that segment."""
         self.segment = segment
 
-    def warn_if_unresolved(self) -> None:
-        """Warns if steps were so short that the path's law over them is not exact."""
+    def warn(self) -> None:
+        """Warns of steps so short that the path's law over them is not exact, and of steps that were forced."""
+        if self.forced:
+            warnings.warn(
+                f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "
+                "size were taken whatever their error: give a smaller dt_min or larger tolerances.",
+                stacklevel=4,
+            )
         if self.unresolved < math.inf:
             warnings.warn(
                 f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "
