@@ -453,3 +453,23 @@ def test_penalties_of_a_divergence_and_of_adaptive_steps() -> None:
     (ys.square().sum() + ratio.mean() + penalty).backward()
     assert float(penalty.detach()) > 0
     assert math.isfinite(sde.w.grad.item())
+
+
+@pytest.mark.parametrize(("noise", "calculus"), [("diagonal", "ito"), ("general", "stratonovich")])
+def test_penalties_of_compared_steps_have_their_gradient(noise: str, calculus: str) -> None:
+    """The steps are bounded by the controller's largest factor here, so that nothing but the errors changes with w."""
+
+    def value(w: torch.Tensor) -> torch.Tensor:
+        sde = System(noise, calculus)
+        del sde.w
+        sde.w = w[0]
+        path = BrownianPath(0.0, 1.0, (BATCH, columns(noise)), seed=2)
+        with regnde.recording() as log:
+            ys = sdeint(sde, start(), TS, path, adaptive=True, dt=0.02, rtol=0.1, atol=10.0)
+        return ys.square().sum() + 1e3 * log.penalty(regnde.ErrorPenalty())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        w = f64([-0.5]).requires_grad_()
+        by_w = central_differences(value, f64([-0.5]), 1e-4)
+        assert relative(torch.autograd.grad(value(w), w)[0], by_w) < GRADIENT

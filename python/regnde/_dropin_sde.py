@@ -16,28 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regnde._controller import PI
 from regnde._dropin_sde_problem import equation_of, path_of, with_divergence
 from regnde._engines.base import OWN_RULES
 from regnde._equation import SDE
 from regnde._recording import unrecordable
-from regnde._sde_method import SDE_METHODS, Carried, ReversibleHeun, SDEMethod, StochasticMethod, fits
+from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
 from regnde._solve import solve_by_rules
 from regnde._solver import Gradient, Solver
-from regnde._tableau import StochasticTableau
 
 __all__ = ["sdeint", "sdeint_adjoint"]
 
-METHODS: Mapping[tuple[str, str], tuple[str, str]] = {  # of a calculus: ours with fixed steps, and adaptive
-    ("euler", "ito"): ("em", "lambaem"),
-    ("milstein", "ito"): ("milstein", "rkmil"),
-    ("srk", "ito"): ("sriw1", "sriw1"),
-    ("milstein", "stratonovich"): ("milstein", "lambaeulerheun"),
-    ("euler_heun", "stratonovich"): ("diffusionheun", "lambaeulerheun"),
-    ("heun", "stratonovich"): ("heun", "lambaeulerheun"),
-    ("midpoint", "stratonovich"): ("midpoint", "lambaeulerheun"),
-    ("log_ode", "stratonovich"): ("midpoint", "lambaeulerheun"),
-    ("reversible_heun", "stratonovich"): ("reversible_heun", ""),
+METHODS: Mapping[tuple[str, str], str] = {  # of a calculus
+    ("euler", "ito"): "em",
+    ("milstein", "ito"): "milstein",
+    ("srk", "ito"): "sriw1",
+    ("milstein", "stratonovich"): "milstein",
+    ("euler_heun", "stratonovich"): "diffusionheun",
+    ("heun", "stratonovich"): "heun",
+    ("midpoint", "stratonovich"): "midpoint",
+    ("log_ode", "stratonovich"): "midpoint",
+    ("reversible_heun", "stratonovich"): "reversible_heun",
 }
+CONTROLLER = PI(
+    beta1=1 / 4.5 + 0.13, beta2=0.13, safety=0.9 ** (1 / 4.5), min_factor=0.2, max_factor=1.4, first_max_factor=1.4
+)
+"""torchsde's, after an accepted step."""
 WITHOUT_TOLERANCE = "sdeint without adaptive=True takes steps of dt and has no tolerance that errors are scaled by."
 
 
@@ -72,8 +76,8 @@ def sdeint(
             general noise). Stratonovich: `"midpoint"` (default), `"heun"`, `"euler_heun"`, `"milstein"`,
             `"reversible_heun"`, and for noise that is not general `"log_ode"`.
         dt: step size, or the first one if `adaptive`.
-        adaptive: control the error of the steps with `rtol` and `atol`, by a method with an embedded error:
-            SRIW1 or SOSRA for "srk", else Milstein's without derivatives, Lamba's Euler-Maruyama or Lamba's Heun.
+        adaptive: control the error of the steps with `rtol` and `atol`: each is compared with two half steps, as
+            torchsde does it.
         rtol: relative tolerance.
         atol: absolute tolerance, in units of the state.
         dt_min: an adaptive step of this size or below is taken whatever its error, with a warning.
@@ -225,7 +229,7 @@ def _sdeint(
     elif start:
         raise ValueError(f"sdeint: extra_solver_state is of the method 'reversible_heun', not of {name!r}.")
     t0, t1 = times[0].item(), times[-1].item()
-    path = path_of(bm, t0, t1, equation, y0, area=isinstance(chosen, StochasticTableau) and name != "em")
+    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"))
     if control.adaptive:
         ys = _adaptive(equation, y0, times, chosen, control, path, gradient, logqp)
     else:
@@ -270,21 +274,25 @@ def _method(method: str | None, sde: SDE, control: _Control, options: Mapping[st
         raise ValueError(f"sdeint: method={name!r} is not for general noise: choose 'euler', or 'midpoint'.")
     if name == "log_ode":
         _check_log_ode(general, bm)
-    fixed, adaptive = METHODS[name, sde.calculus]
+    ours = METHODS[name, sde.calculus]
+    if name == "milstein" and options.get("grad_free") and sde.noise != "additive":
+        ours = "rkmil"
+    if name == "srk" and sde.noise == "additive":
+        ours = "sosra"
+    fixed = _of_fixed_step(SDE_METHODS[ours])
     if not control.adaptive:
-        if name == "milstein" and options.get("grad_free") and sde.noise != "additive":
-            fixed = "rkmil"
-        fixed = "sosra" if name == "srk" and sde.noise == "additive" else fixed
-        return _of_fixed_step(SDE_METHODS[fixed])
-    if not adaptive:
-        raise ValueError(f"sdeint: adaptive=True with method={name!r} is not covered: choose 'heun' or 'midpoint'.")
+        return fixed
+    if name == "reversible_heun":
+        raise ValueError(
+            "sdeint: adaptive=True with method='reversible_heun' is not covered: choose 'heun' or 'midpoint'."
+        )
     if name == "euler" and sde.noise != "additive":
         warnings.warn(
             "sdeint: Euler-Maruyama with adaptive steps converges slowly where the noise is not additive; 'srk' is of "
             "a higher order for diagonal and scalar noise.",
             stacklevel=4,
         )
-    return SDE_METHODS[adaptive if fits(adaptive, sde) else "sosra"]
+    return Doubled(name=ours, order=fixed.order, of=fixed)
 
 
 def _check_log_ode(general: bool, bm: Any) -> None:
@@ -350,6 +358,7 @@ def _adaptive(
         atol=atol,
         dt0=max(control.dt, control.dt_min),
         dt_min=control.dt_min,
+        controller=CONTROLLER,
         gradient=gradient,
         engine="torch",
     )

@@ -15,6 +15,7 @@ from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 __all__ = [
     "SDE_METHODS",
     "Carried",
+    "Doubled",
     "ReversibleHeun",
     "SDEMethod",
     "StochasticMethod",
@@ -65,6 +66,18 @@ class ReversibleHeun(SDEMethod):
     order: float = 0.5
     start: Carried | None = None
     carried: Callable[[Carried], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(SDEMethod):
+    """Adaptive steps by comparison: each step is taken whole and in two halves, which are what it goes on from.
+
+    Args:
+        of: the method whose steps are compared.
+    """
+
+    of: StochasticTableau | SDEMethod
+    adaptive: bool = True
 
 
 StochasticMethod = StochasticTableau | SDEMethod

@@ -188,9 +188,17 @@ class SDEStepper:
         return run
 
     def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> Any:
+        """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
+        if self.kernel.halved:
+            middle = 0.5 * (t + t1)
+            return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
+        return self._noise_of(path, t, t1, y, h)
+
+    def _noise_of(self, path: BrownianPath, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
         with torch.no_grad():
-            return self.kernel.noise(h, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+            size = t1 - t if h is None else h
+            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
