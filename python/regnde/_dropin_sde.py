@@ -264,6 +264,12 @@ def _method(method: str | None, sde: SDE, control: _Control, options: Mapping[st
     general = sde.noise == "general"
     default = "midpoint" if sde.calculus == "stratonovich" else "euler" if general else "srk"
     name = default if method is None else method
+    if control.adaptive and name == "euler" and sde.noise != "additive":
+        warnings.warn(
+            "sdeint: Euler-Maruyama with adaptive steps converges slowly where the noise is not additive; 'srk' is of "
+            "a higher order for diagonal and scalar noise.",
+            stacklevel=4,
+        )
     if (name, sde.calculus) not in METHODS:
         known = [known for known, calculus in METHODS if calculus == sde.calculus]
         raise ValueError(
@@ -285,12 +291,6 @@ def _method(method: str | None, sde: SDE, control: _Control, options: Mapping[st
     if name == "reversible_heun":
         raise ValueError(
             "sdeint: adaptive=True with method='reversible_heun' is not covered: choose 'heun' or 'midpoint'."
-        )
-    if name == "euler" and sde.noise != "additive":
-        warnings.warn(
-            "sdeint: Euler-Maruyama with adaptive steps converges slowly where the noise is not additive; 'srk' is of "
-            "a higher order for diagonal and scalar noise.",
-            stacklevel=4,
         )
     return Doubled(name=ours, order=fixed.order, of=fixed)
 
