@@ -132,6 +132,21 @@ def test_what_is_not_finite_is_beyond() -> None:
     assert grid.error(y0)[[1, 3]].tolist() == [math.inf, math.inf]
 
 
+def test_no_samples() -> None:
+    grid = FixedGrid(decay, (0.0, 1.0), np.linspace(0, 1, 9), "tsit5")
+    assert grid.error(torch.ones(0, 2)).shape == grid.beyond(torch.ones(0, 2)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Steps that are not controlled take any dtype; the error is rounding."""
+    grid = FixedGrid(lambda t, y: -y, (0.0, 0.3, 1.0), np.linspace(0, 1, 5), "rk4", output="states")
+    ys = grid(torch.ones(2, 1, dtype=dtype))
+    assert ys.dtype == dtype
+    right = torch.exp(-f64(grid.ts)).reshape(-1, 1, 1).expand(-1, 2, 1)
+    torch.testing.assert_close(ys.double(), right, rtol=8 * torch.finfo(dtype).eps, atol=0)
+
+
 def test_gradients_copies_and_parameters() -> None:
     y0 = f64([[1.0, -0.5], [0.3, 0.8]])
 

@@ -23,7 +23,8 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_sde_method", "_tableau", "_tolerance", "_transforms"),
+    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
@@ -39,9 +40,10 @@ ALLOWED = {
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
     "_last_step": set(),
+    "_rosenbrock_tableau": {"_tableau"},
     "_tableau": set(),
     "_equation": set(),
-    "_dense": set(),
+    "_dense": {"_transforms"},
     "_event": set(),
     "_stops": set(),
     "_transforms": set(),
@@ -52,13 +54,15 @@ ALLOWED = {
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
     "_recording": {"_solution", "_solver", "_state"},
-    "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
+    "_times": {"_engines.base", "_transforms"},
+    "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording", "_times"},
     "_dropin_options": set(),
     "_dropin_methods": BASE,
     "_dropin_callbacks": BASE | {"_engines.base"},
     "_dropin_problem": BASE | {"_dropin_callbacks", "_dropin_methods", "_engines.base"},
     "_dropin_adaptive": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
-    "_dropin_grid": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
+    "_dropin_grid": BASE
+    | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve", "_times"},
     "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem"},
     "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
     "_dropin": BASE
@@ -67,9 +71,9 @@ ALLOWED = {
     "_dropin_sde": BASE | {"_dropin_sde_problem", "_engines.base", "_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
-    "_grid": BASE | {"_engines.torch", "_solve"},
-    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve"},
-    "nn": BASE | {"_divergence", "_solve", "nn"},
+    "_grid": BASE | {"_engines.torch", "_times"},
+    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve", "_times"},
+    "nn": BASE | {"_divergence", "_solve", "_times", "nn"},
     "_penalty": {"_solution"},
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},
@@ -78,7 +82,7 @@ ALLOWED = {
     "_advice": {"_report"},
     "_modules": set(),
     "_bench": BASE | {"_modules", "_penalty", "_report", "_solve"},
-    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_solve"},
+    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_times"},
     "plot": {"_report", "_solution"},
 }
 

@@ -1,4 +1,4 @@
-"""What works on this machine: engines, versions, devices; and where not, why and what to do."""
+"""Reports what works on this machine (engines, versions, devices), and why something does not and what to do."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def _version(package: str) -> str:
 
 def _accelerators() -> list[tuple[str, str]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver warns; the line below says the same
+        warnings.simplefilter("ignore")  # an old driver warns here; the report says the same
         cuda = torch.cuda.is_available()
     names = [("cuda", torch.cuda.get_device_name()) if cuda else ("cuda", "none that torch can use")]
     if torch.backends.mps.is_available():
@@ -126,7 +126,7 @@ def _try(name: str) -> tuple[bool, str]:
         solver = Solver(engine=name)  # type: ignore[arg-type]  # a known name
         solution = solve(_decay, [1.0], [0.0, 1.0], solver, record="all")
         seconds = time.perf_counter() - began
-    except Exception as problem:  # whatever an engine throws is what the doctor is asked to show
+    except Exception as problem:  # any error of an engine belongs in the report
         return False, f"fails: {type(problem).__name__}: {problem}"
     stats = solution.stats
     return True, f"works: {stats.accepted} steps, NFE {stats.nfe}, y(1) = {float(solution.y1):.5f}, {seconds:.3f} s"

@@ -82,11 +82,12 @@ def _how(problem: Problem, given: Mapping[str, Any] | None) -> tuple[Solver, Ste
     options = options_of(AdaptiveOptions, problem.method, given)
     tableau = ADAPTIVE_METHODS[problem.method]
     allowed = problem.tolerances()
+    first = options.first_step
     solver = Solver(
         method=tableau,
         rtol=allowed.rtol,
         atol=allowed.atol,
-        dt0=options.first_step,
+        dt0=None if first is None else min(max(first, options.min_step), options.max_step),
         # theirs counts from one time of the output to the next
         max_steps=options.max_num_steps * max(1, len(problem.t) - 1),
         gradient=problem.gradient,

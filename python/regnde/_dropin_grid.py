@@ -20,8 +20,9 @@ from regnde._engines.base import StepRules
 from regnde._event import Event
 from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve_by_rules
+from regnde._solve import solve_by_rules
 from regnde._solver import Solver
+from regnde._times import checked_times
 
 __all__ = ["grid_until_event", "odeint_on_grid"]
 
@@ -103,10 +104,10 @@ def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
 
 
 class _Chords:
-    """The chords between states at points of a grid, on which the states at other times lie.
+    """Linear interpolation of states between the points of a grid.
 
     Args:
-        saves: those times, ordered.
+        saves: the times of the states, ordered.
         places: the points of the grid, in the same order.
 
     Attributes:

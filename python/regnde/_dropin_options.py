@@ -16,13 +16,13 @@ __all__ = ["AdaptiveOptions", "GridOptions", "ScipyOptions", "options_of"]
 
 T = TypeVar("T", bound="DropinOptions")
 
-IGNORED = ("dtype", "eps", "grid_points")  # known there, with nothing to set here
+IGNORED = ("dtype", "eps", "grid_points")  # options of torchdiffeq that have no effect here
 INTERPOLATIONS = ("linear", "cubic")
 
 
 @dataclass(frozen=True)
 class DropinOptions:
-    """What all methods take.
+    """Options of all methods.
 
     Args:
         norm: of the state's shape, or of a tuple as the state is one; adaptive methods alone use it.

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
-from regnde._engines.base import OWN_RULES, Engine, Request, StepRules, exporting
+from regnde._engines.base import OWN_RULES, Engine, Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._event import Event, checked_events
@@ -25,14 +23,15 @@ from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
-from regnde._state import Structure, checked_state
+from regnde._state import Structure
+from regnde._times import checked_stops, checked_times
 from regnde._tolerance import Entries, entries
-from regnde._transforms import has_derivative, transformed
+from regnde._transforms import has_derivative, mapped, transformed
 
-__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "uncompiled"]
+__all__ = ["Parts", "solve", "solve_by_rules", "uncompiled"]
 
 DEFAULT_SOLVER = Solver()
-ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
+ROUNDED = 10.0  # about a tenth of the times' rounding reaches the solution: the integral of the field averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
@@ -178,11 +177,11 @@ def _solve(
         if is_span(y0):
             problem.add_note(ORDER)
         raise
-    check_order(y0, values)
+    check_order(y0, ts, values)
     if noise is not None:
         assert isinstance(f, SDE)
         _check_noise(noise, f, structure.flat, values)
-    stop_tensor, stop_values = _checked_stops(stops)
+    stop_tensor, stop_values = checked_stops(stops)
     resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
@@ -265,7 +264,7 @@ def solve_by_rules(
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    """The function, excluded from torch.compile: a solve depends on numbers. Code around it is still compiled."""
     if not torch.compiler.is_dynamo_compiling():
         return function
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
@@ -278,7 +277,7 @@ def _run(request: Request, structure: Structure) -> Solution[Any]:
 
 
 def _recorded(request: Request, structure: Structure, recordings: Sequence[Recording]) -> Solution[Any]:
-    """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
+    """Solves with the record of the open recordings if the request has none; adds the solution to the recordings."""
     wanted, why = request, None
     if request.record == "none":
         record, why = record_asked(recordings)
@@ -312,6 +311,11 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
                 problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
         raise
     except (RuntimeError, UnsupportedField) as problem:
+        if mapped():
+            problem.add_note(
+                "A solve decides by numbers, which torch.func.vmap does not give. Solve the batch as one state, or "
+                "with Solver(batch='per-sample'): the field gets the samples together."
+            )
         if not isinstance(problem, EngineUnavailable):
             _note_mismatch(problem, request.equation, request.y0)
         raise
@@ -330,7 +334,7 @@ def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[
 
 
 def _as_solver(given: object) -> str:
-    """How to say what was given in the place of a solver, for a message."""
+    """A hint for a message about what was given as the solver."""
     return f": write Solver(method={given!r})" if isinstance(given, str) else ""
 
 
@@ -358,7 +362,7 @@ def _note_mismatch(problem: Exception, f: Equation, y0: Tensor) -> None:
 
 
 def _check_noise(noise: BrownianPath, sde: SDE, y0: Tensor, times: Sequence[float]) -> None:
-    """Refuses a path that does not fit the problem."""
+    """Raises an error for a path that does not fit the problem."""
     if not isinstance(noise, BrownianPath):
         raise TypeError(f"noise must be a BrownianPath, got {type(noise).__name__}.")
     columns = noise.shape[-1] if sde.has_matrix and noise.shape else 1
@@ -371,93 +375,6 @@ def _check_noise(noise: BrownianPath, sde: SDE, y0: Tensor, times: Sequence[floa
         )
     if not noise.t0 <= min(times) <= max(times) <= noise.t1:
         raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")
-
-
-def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor in float64 and as floats, checked; `name` is for messages. Gradients stay."""
-    times = _time_tensor(ts, name)
-    if times.is_complex() or times.dtype == torch.bool:
-        raise TypeError(f"{name} must be real times, got {times.dtype}.")
-    if times.is_meta:
-        raise TypeError(f"{name} is on the meta device and holds no numbers.")
-    if times.ndim == 0:
-        raise ValueError(
-            f"{name} must be a sequence of times such as [0.0, 1.0], got the single time {times.item():g}."
-        )
-    if times.ndim != 1 or times.numel() == 0:
-        raise ValueError(
-            f"{name} must be a sequence of one or more times, got shape {tuple(times.shape)}. "
-            "Times of their own for each sample are not offered: solve on the union of the times."
-        )
-    if times.device.type != "mps":  # which has no float64
-        times = times.to(torch.float64)
-    values = _numbers(name, ts, times)
-    if not all(map(_finite, values)):
-        raise ValueError(f"{name} must be finite, got {_short(values)}.")
-    rising = all(a <= b for a, b in itertools.pairwise(values))
-    falling = all(a >= b for a, b in itertools.pairwise(values))
-    if not (rising or falling):
-        raise ValueError(f"{name} must be non-decreasing or non-increasing, got {_short(values)}.")
-    return times, values
-
-
-def _checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The stops as a tensor and as floats, checked."""
-    times = _time_tensor(stops, "stops")
-    if times.is_complex() or times.dtype == torch.bool or times.is_meta:
-        raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
-    if times.ndim != 1:
-        raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
-    values = _numbers("stops", stops, times)
-    if not all(map(_finite, values)):
-        raise ValueError(f"stops must be finite, got {_short(values)}.")
-    return times, values
-
-
-def _numbers(name: str, given: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
-    """The times as floats."""
-    if isinstance(given, (list, tuple)) and all(type(t) in (int, float) for t in given):
-        return tuple(map(float, given))
-    if exporting():
-        raise TypeError(
-            f"torch.export: times in a graph are numbers: give {name} as a list of floats, not as a tensor."
-        )
-    return tuple(times.detach().to("cpu", torch.float64).tolist())
-
-
-def _short(values: Sequence[float]) -> str:
-    """The times around the first one that breaks the order or is not finite: there may be thousands."""
-    steps = [b - a for a, b in itertools.pairwise(values)]
-    sign = next((step for step in steps if step), 0.0)
-    place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not _finite(step)), 0)
-    first, last = max(place - 1, 0), place + 3
-    shown = ", ".join(map(repr, values[first:last]))
-    return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
-
-
-def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
-    """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
-
-    Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
-    """
-    if isinstance(ts, Tensor):
-        return ts
-    if isinstance(ts, (list, tuple, torch.nn.ParameterList)):
-        given = next((t for t in ts if isinstance(t, Tensor)), None)
-        if given is not None:  # each keeps its gradient
-            double, device = torch.float64, given.device
-            parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
-            return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
-        if all(type(t) is float for t in ts):
-            return torch.tensor(ts, dtype=torch.float64, device="cpu")
-    values = np.asarray(ts)
-    if values.dtype.kind not in "bcfiu":
-        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
-    return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
-
-
-def _finite(t: float) -> bool:
-    return t - t == 0.0
 
 
 def _warn_of_times(request: Request, tolerance: float) -> None:

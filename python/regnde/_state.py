@@ -45,7 +45,7 @@ class Node:
 
     Attributes:
         make: makes such a container of its values.
-        kind: what it is called.
+        kind: name of its type, for messages.
         paths: how to get each child, such as `"['v']"`, `"[1]"` or `".v"`.
         keys: of a dict, None for a sequence.
         fields: of a named tuple, else None.
@@ -87,7 +87,7 @@ class Structure:
     Args:
         y0: the initial state as the user gave it.
         samples: whether the leading dimension of every part is that of samples.
-        half: whether half precision is taken, in which no error can be controlled.
+        half: whether half precision is allowed, in which no error can be controlled.
 
     Attributes:
         flat: the initial state as one tensor.
@@ -100,7 +100,7 @@ class Structure:
         ValueError: for parts that do not go together.
     """
 
-    # No __dict__: what a field captures is looked for in those, and this belongs to the solver.
+    # No __dict__: the search for what a field captures must not enter the solver's own objects.
     __slots__ = ("device", "dimensions", "dtype", "flat", "nested", "parts", "samples", "sizes", "tree")
 
     def __init__(self, y0: Any, *, samples: bool = False, half: bool = False) -> None:
@@ -138,7 +138,7 @@ class Structure:
 
     @property
     def kind(self) -> str:
-        """What the state is called, for messages."""
+        """Name of the state's type, for messages."""
         return self.tree.kind if isinstance(self.tree, Node) else "tensor"
 
     # --- states ----------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """What a value is, for a message."""
+    """A description of a value, for a message."""
     if isinstance(value, Mapping):
         return f"a {_kind(value)} with the keys {', '.join(map(repr, value))}" if value else f"an empty {_kind(value)}"
     if isinstance(value, (tuple, list)):
@@ -403,7 +403,7 @@ def _together(paths: Sequence[str], values: Sequence[Any], half: bool) -> list[T
 
 
 def _is_precise(value: Any) -> bool:
-    """Whether a part says in which precision it is meant."""
+    """Whether a part has a precision of its own, as floating-point tensors and arrays do."""
     if isinstance(value, Tensor):
         return value.is_floating_point() or value.is_complex()
     return isinstance(value, np.ndarray) and value.dtype.kind in "fc"
@@ -415,7 +415,7 @@ def checked_state(y0: Tensor | ArrayLike, name: str = "y0", *, half: bool = Fals
     Args:
         y0: what the user gave.
         name: what messages call it.
-        half: whether half precision is taken.
+        half: whether half precision is allowed.
     """
     try:
         state = _tensor(y0)

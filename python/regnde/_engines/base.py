@@ -1,4 +1,4 @@
-"""What every engine is given and must offer; the engines know this file and never each other."""
+"""The interface of an engine and its request. Engines import this file and never each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAILURES: dict[str, type[SolveError]] = {
     "underflow": StepSizeUnderflow,
     "steps": MaxStepsReached,
 }
-"""What an engine calls the ways in which a solve fails, and the exceptions for them."""
+"""The kinds of failure as the engines name them, and their exceptions."""
 
 
 FirstStepRule = Callable[[Callable[[float, Tensor], Tensor], float, float, Tensor, Tensor], float]
@@ -61,7 +61,7 @@ class StepCallbacks:
 
 @dataclass(frozen=True)
 class StepRules:
-    """How another package takes its steps, where that differs from ours; for one system that is an ODE.
+    """Another package's rules for steps, where they differ from ours; for ODEs that are one system.
 
     Attributes:
         norm: of the error over the tolerance, a tensor of the state's shape, as a 0-dim tensor: 1 is accepted, and it

@@ -20,8 +20,8 @@ __all__ = ["NeuralSDE"]
 class NeuralSDE(nn.Module):
     """A drift, a diffusion and how to solve them, as a layer that maps an initial state to a `Solution` or to states.
 
-    For many trajectories from one state, expand it: all are one system with one step size, and
-    every entry has noise of its own.
+    For many trajectories from one state, expand the state: they are then one system with one step size, and
+    each entry has its own noise.
 
     Args:
         drift: f(t, y), usually a module; its parameters are the layer's.

@@ -57,7 +57,7 @@ class Checkpoint:
             ends: the outputs whose values must be the same again; they are kept, too.
         """
         self._part = None if self._whole or self._unsupported else _Part(self, inputs)
-        self._whole = False  # the first step is: what a field makes at its first call belongs to all others
+        self._whole = False  # the graph of the first step stays whole: later calls may use what the field makes in it
         return self._evaluated(function, *inputs, ends=ends)
 
     def further(self, function: Callable[[T], V], value: T, *, ends: Ends[V]) -> V:
@@ -99,13 +99,13 @@ class Checkpoint:
 
 
 class _Latest:
-    """Which part was evaluated again last: only its saved tensors are in memory."""
+    """The part that was evaluated again last: only its saved tensors are in memory."""
 
     part: weakref.ref[_Part] | None = None
 
 
 class _Part:
-    """What is needed to evaluate one part again: a function of its inputs, and further ones of its value."""
+    """A part of a solve that can be evaluated again: a function of its inputs, and further functions of its value."""
 
     def __init__(self, checkpoint: Checkpoint, inputs: Sequence[Tensor | None]) -> None:
         self.inputs = inputs
@@ -130,7 +130,7 @@ class _Part:
         return self.saved[index]
 
     def close(self, function: Callable[..., T], ends: Ends[T], outputs: T) -> None:
-        """Keeps what tells whether the function does the same again."""
+        """Stores what a second evaluation is compared with."""
         self.functions.append((function, ends))
         self.count += len(self.saved)
         self.ends += [x.detach() for x in ends(outputs)]
@@ -175,7 +175,7 @@ class _Part:
 
 
 def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Of saved tensors without a graph, by which a change shows even where the states do not tell: copies or sums."""
+    """Copies or sums of the saved tensors without a graph: they show changes that the states do not show."""
     return {i: _content(x) for i, x in saved.items() if not x.requires_grad}
 
 

@@ -22,20 +22,19 @@ def _count_references() -> int:
     return sys.getrefcount(only)
 
 
-ONLY_REFERENCE = _count_references()  # what sys.getrefcount tells of a tensor that one variable refers to
+ONLY_REFERENCE = _count_references()  # sys.getrefcount of a tensor that only one variable refers to
 
 
 class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
-    A field that changes its arguments in place would change the solver's state: autograd's version counters
-    tell. A field that returns a buffer which it writes to again would change stages that the solver still
-    holds: if it needs no gradient, a tensor that somebody else refers to, or whose memory an earlier one had, is
-    copied.
+    A field that changes its arguments in place would change the solver's state: autograd's version counters detect
+    this. A field that returns the same buffer in each call would change stages that the solver still needs. So a slope
+    without a gradient is copied if something else refers to it, or if an earlier slope had the same memory.
 
     Args:
         function: the user's function of a 0-dim time and a state.
-        name: what messages call it: `"f"`, `"drift"` or `"diffusion"`.
+        name: its name in messages: `"f"`, `"drift"` or `"diffusion"`.
         columns: number of columns of a diffusion matrix, which it returns for each entry of the state: (..., d, m).
 
     Attributes:
@@ -79,7 +78,7 @@ class CountedField:
         return (*y.shape, *self.inner) if self.inner else y.shape
 
     def _is_early(self, slope: Tensor) -> bool:
-        """Whether it is among the first slopes, which are copied: the later ones tell whether memory is used again."""
+        """Whether it is one of the first slopes. These are copied, and compared to see whether memory is reused."""
         if len(self._early) > EARLY:
             return False
         try:
@@ -92,7 +91,7 @@ class CountedField:
         return True
 
     def _check_last(self, slope: Tensor) -> None:
-        """Refuses a slope that overwrote the one before, where the solver still holds that."""
+        """Raises an error if this slope overwrote the one before, which the solver still needs."""
         last = None if self._last is None else self._last()
         if last is not None and last._version != self._last_version:
             raise ValueError(
@@ -102,7 +101,7 @@ class CountedField:
         self._last, self._last_version = weakref.ref(slope), slope._version
 
     def _inference(self, t: Tensor, y: Tensor) -> Tensor:
-        """The same call where nothing counts versions: the field gets copies, and hands out one."""
+        """The same call in inference mode, without version counters: arguments and slope are copied."""
         slope = self.function(t.clone(), y.clone())
         if not isinstance(slope, Tensor) or slope.shape != self._shape(y) or slope.dtype != y.dtype:
             slope = self._mended(slope, y)
