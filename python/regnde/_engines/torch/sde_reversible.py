@@ -44,7 +44,7 @@ class ReversibleStepper(SDEStepper):
         def run(y: Tensor, z: Tensor, f: Tensor, g: Tensor) -> tuple[ReversibleStep, None]:
             return take_reversible_step(drift, diffusion, y, Carry(z, f, g), h, end, dw), None
 
-        return run(y, *self.carry) if self.checkpoint is None else self.checkpoint(run, y, *self.carry, ends=_ends)
+        return self._evaluated(run, y, *self.carry, ends=_ends)
 
     def _begun(self, t: float, y: Tensor) -> Carry:
         """What the first step is given; its graph is kept whole."""
