@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,10 @@ from frozen_rosenbrock import FrozenRosenbrock
 from problems import STIFF, forced_net, robertson
 from regnde._rosenbrock_tableau import ROSENBROCK_TABLEAUX
 from tolerances import CANCELLED, GOLDEN_DT, GOLDEN_ERROR, GOLDEN_ESTIMATE, GOLDEN_REPLAY, GRADIENT, ROUNDING
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from stiff import learn_kinetics, pollu  # an example is no package
+from stiff import robertson as robertson_network
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "stiff_steps.json").read_text())
 METHODS = {
@@ -38,6 +44,21 @@ ROBERTSON_BY_RATES = [
     [7.9304859701047e-01, -3.1690816983910e-06, 5.2818252606043e-10],
 ]
 """At t = 1e5, by Radau of scipy at rtol 1e-12 and atol 1e-16 with the sensitivities as further states."""
+
+POLLU_END = [
+    *(5.646255480023e-02, 1.342484130422e-01, 4.139734331099e-09, 5.523140207484e-03, 2.018977262302e-07),
+    *(1.464541863494e-07, 7.784249118998e-02, 3.245075353396e-01, 7.494013383880e-03, 1.622293157302e-08),
+    *(1.135863833257e-08, 2.230505975721e-03, 2.087162882799e-04, 1.396921016840e-05, 8.964884856898e-03),
+    *(4.352846369330e-18, 6.899219696263e-03, 1.007803037366e-04, 1.772146513970e-06, 5.682943292316e-05),
+]
+POLLU_BY_CONSTANTS = [
+    *(-1.954027959163e-02, 2.488734074544e-02, -6.882624046493e-10, -3.293093998058e-03, -1.970948447393e-07),
+    *(-1.518961230961e-07, 2.761807864903e-02, -2.799198853646e-02, 6.235906827021e-04, 6.449361118962e-09),
+    *(-6.565427607608e-09, -4.748437662178e-04, -1.965738189918e-04, -5.273392281107e-06, -4.802748349268e-03),
+    *(-4.500031290966e-18, 3.913356529796e-05, -3.913356529796e-05, -3.387465767810e-06, -1.721757598903e-04),
+]
+"""At t = 60, by Radau of scipy at rtol 1e-12: states, and their derivative by the logarithms of the constants along
+sin(1), sin(2), ..., a further state. The states are those of the test set for initial value problem solvers, too."""
 
 
 def tensor(values: object) -> Tensor:
@@ -156,6 +177,28 @@ def test_robertson_by_its_rates(method: str) -> None:
     torch.testing.assert_close(sol.y1.detach(), tensor(ROBERTSON_END), rtol=1e-6, atol=0)
     found = torch.stack([torch.autograd.grad(y, p, retain_graph=True)[0] for y in sol.y1])
     torch.testing.assert_close(found, tensor(ROBERTSON_BY_RATES), rtol=GRADIENT, atol=0)
+
+
+def test_pollu_by_its_constants() -> None:
+    air = pollu()
+    logs = air.constants.log().requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return (logs.exp() * air.products(y)) @ air.changes.T
+
+    sol = regnde.solve(field, air.y0, [0.0, 60.0], solver("rodas5p", rtol=1e-6, atol=1e-12))
+    torch.testing.assert_close(sol.y1.detach(), tensor(POLLU_END), rtol=1e-6, atol=0)
+    along = torch.arange(1, 26, dtype=torch.float64).sin()
+    found = [float(torch.autograd.grad(y, logs, retain_graph=True)[0] @ along) for y in sol.y1]
+    torch.testing.assert_close(tensor(found), tensor(POLLU_BY_CONSTANTS), rtol=GRADIENT, atol=0)
+
+
+@pytest.mark.parametrize("name", ["robertson", "pollu"])
+def test_the_example_learns_rates(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        learn_kinetics({"robertson": robertson_network, "pollu": pollu}[name](), 4)
+    first, last = (float(x) for x in re.findall(r"mean error (\S+?)[ ;]", capsys.readouterr().out)[:2])
+    assert last < 0.7 * first
 
 
 # --- what a solve can do, with each method ---------------------------------------------------------
