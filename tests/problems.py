@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,3 +188,40 @@ def small_sde(p: Tensor) -> regnde.SDE:
 
 
 SMALL_SDE_P = torch.cat([SMALL_P, torch.tensor([0.4, 0.3, 0.5, 0.2], dtype=torch.float64)])
+
+
+def robertson(p: Tensor | Sequence[float] = (0.04, 1e4, 3e7)) -> Callable[[Tensor, Tensor], Tensor]:
+    """Robertson's kinetics with three rate constants, of one system or of a batch; y0 = (1, 0, 0)."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        a, b, c = y.unbind(-1)
+        first, second, third = p[0] * a, p[1] * b * c, p[2] * b * b
+        return torch.stack([second - first, first - second - third, third], -1)
+
+    return field
+
+
+def prothero_robinson(t: Tensor, y: Tensor) -> Tensor:
+    """y' = -1000 (y - cos t) - sin t with the solution cos t."""
+    return -1000 * (y - torch.cos(t)) - torch.sin(t)
+
+
+STIFF = {
+    "robertson": robertson(),
+    "prothero_robinson": prothero_robinson,
+    "vdp_mu10": van_der_pol(10.0),
+    "vdp_mu1000": van_der_pol(1000.0),
+}
+"""The problems of tests/golden/stiff_steps.json."""
+
+
+def forced_net(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A small field that depends on the time, with two rates that differ by 200; p has 6 entries."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        a, b = y.unbind(-1)
+        fast = p[0] * 40 * (torch.cos(p[1] * t) - a) + p[2] * b * b
+        slow = torch.tanh(p[3] * a + p[4] * b) + p[5] * torch.sin(t) * b
+        return torch.stack([fast, slow], -1)
+
+    return field

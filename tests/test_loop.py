@@ -71,6 +71,9 @@ class Scripted:
         self.pure, self.finite_start = True, True
         self.purity_asked_at: list[int] = []
 
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        return h
+
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         self.attempts.append((t, h, t1))
         self.last = (t, h, y)

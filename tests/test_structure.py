@@ -23,7 +23,8 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_sde_method", "_tableau", "_tolerance", "_transforms"),
+    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
@@ -39,6 +40,7 @@ ALLOWED = {
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
     "_last_step": set(),
+    "_rosenbrock_tableau": {"_tableau"},
     "_tableau": set(),
     "_equation": set(),
     "_dense": {"_transforms"},

@@ -20,6 +20,7 @@ from regnde._engines.base import (
     unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
+from regnde._engines.torch.autoswitch import AutoSwitch
 from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.event import EventDetector
 from regnde._engines.torch.failure import Failure
@@ -31,6 +32,8 @@ from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
+from regnde._engines.torch.rosenbrock import Rosenbrock
+from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.step import all_finite, stage_times
@@ -38,6 +41,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod, ImplicitTableau
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
 from regnde._sde_method import SDE_METHODS, SDEMethod, StochasticMethod, misfit
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
 from regnde._solver import Local, hint
@@ -47,7 +51,8 @@ from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
-AnyStepper = RungeKutta | SDEStepper | GridStepper
+OdeStepper = RungeKutta | Rosenbrock | AutoSwitch
+AnyStepper = OdeStepper | SDEStepper | GridStepper
 
 
 class TorchEngine(Engine):
@@ -65,7 +70,7 @@ class TorchEngine(Engine):
         if isinstance(request.equation, JuliaField):
             return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
         sde = isinstance(request.equation, SDE)
-        known: Mapping[str, Tableau | StochasticMethod] = SDE_METHODS if sde else TABLEAUX
+        known: Mapping[str, object] = SDE_METHODS if sde else {**TABLEAUX, **ROSENBROCK_TABLEAUX, AUTOTSIT5: None}
         if sde and solver.tableau is not None:
             return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
         if solver.grid_method is not None and (sde or solver.compile):
@@ -101,12 +106,15 @@ class TorchEngine(Engine):
             return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
         if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
             return why
+        if (why := _why_not_implicit(request)) is not None:
+            return why
         return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        if exporting():
-            return solve_for_export(request, _tableau(request))
+        tableau = _tableau(request)
+        if exporting() and not isinstance(tableau, RosenbrockTableau):
+            return solve_for_export(request, tableau)
         kind = request.y0.device.type
         if not torch.is_autocast_enabled(kind):
             return self._solve(request)
@@ -174,11 +182,13 @@ class TorchEngine(Engine):
         if isinstance(stepper, SDEStepper):
             order += 0.5
         stats = Stats(
-            nfe=stepper.field.calls,
+            nfe=stepper.evaluations if isinstance(stepper, OdeStepper) else stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
             nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, SDEStepper) else 0,
+            njac=stepper.jacobians if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
+            nfactorisations=stepper.factorisations if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
             first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
         events = _events(path, y0) if request.events else None
@@ -187,13 +197,17 @@ class TorchEngine(Engine):
         return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
-def _tableau(request: Request) -> Tableau | StochasticMethod | GridMethod:
+def _tableau(request: Request) -> Tableau | StochasticMethod | GridMethod | RosenbrockTableau:
     solver = request.solver
     if solver.grid_method is not None:
         return solver.grid_method
     if isinstance(request.equation, SDE):
         return SDE_METHODS[solver.method] if solver.sde_method is None else solver.sde_method
-    return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
+    if solver.tableau is not None:
+        return solver.tableau
+    if solver.method in ROSENBROCK_TABLEAUX:
+        return ROSENBROCK_TABLEAUX[solver.method]
+    return TABLEAUX["tsit5" if solver.method == AUTOTSIT5 else solver.method]
 
 
 def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
@@ -226,15 +240,35 @@ def _why_not_per_sample(request: Request) -> str | None:
     return None
 
 
+def _why_not_implicit(request: Request) -> str | None:
+    """What can not be done with a method that solves linear equations."""
+    solver = request.solver
+    implicit = solver.method in ROSENBROCK_TABLEAUX or solver.method == AUTOTSIT5
+    if not implicit or solver.tableau is not None or solver.grid_method is not None:
+        return None
+    if solver.compile:
+        return f"{solver.method!r} has steps that are not compiled: set compile=False."
+    if exporting():
+        return f"{solver.method!r} can not be exported: its steps follow from the error."
+    if request.rules != OWN_RULES:
+        return f"{solver.method!r} has steps of our own rules alone."
+    if request.y0.dtype.to_real() not in (torch.float32, torch.float64):
+        return f"{solver.method!r} solves linear equations, which torch does not do in {request.y0.dtype}: use float32."
+    if solver.method == AUTOTSIT5 and solver.batch == "per-sample":
+        return "'autotsit5' chooses one method for one system: with batch='per-sample' use 'tsit5' or 'rosenbrock23'."
+    return None
+
+
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch with per-sample step sizes."""
     y0, solver, tableau = request.y0, request.solver, _tableau(request)
-    assert isinstance(tableau, Tableau)
+    assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
+    method = LinearlyImplicit(tableau) if isinstance(tableau, RosenbrockTableau) else Explicit(tableau)
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, tableau, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
+        request.equation, method, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
     )
     batch.run()
     steps = None
@@ -256,6 +290,8 @@ def _solve_per_sample(request: Request) -> Solution:
         accepted=int(batch.accepted.sum()),
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
+        njac=method.jacobian.calls if isinstance(method, LinearlyImplicit) else 0,
+        nfactorisations=batch.factorisations,
         samples=tuple(SampleStats(*count) for count in counts),
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
@@ -349,10 +385,23 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     checkpoint = _checkpoint(request, field)
     if isinstance(tableau, GridMethod):
         return GridStepper(field, tableau, segment, checkpoint)
+    rosenbrock = functools.partial(
+        Rosenbrock,
+        field,
+        solver=solver,
+        tolerances=tolerances,
+        segment=segment,
+        record=record,
+        checkpoint=checkpoint,
+    )
+    if isinstance(tableau, RosenbrockTableau):
+        return rosenbrock(tableau)
     assert isinstance(tableau, Tableau)
-    return RungeKutta(
+    explicit = RungeKutta(
         field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
     )
+    switching = solver.method == AUTOTSIT5 and solver.tableau is None
+    return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:
@@ -371,7 +420,7 @@ def _columns(sde: SDE, request: Request, segment: Segment) -> int:
     return value.shape[-1]
 
 
-def _moved(request: Request, stepper: RungeKutta | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+def _moved(request: Request, stepper: OdeStepper | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
@@ -405,4 +454,5 @@ def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | Non
         stiffness=present(stiffness) if tableau.stiffness_pair else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
+        implicit=torch.tensor(stepper.implicits, device=y0.device) if isinstance(stepper, AutoSwitch) else None,
     )

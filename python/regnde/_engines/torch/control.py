@@ -14,6 +14,7 @@ import numpy as np
 
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
+from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._sde_method import StochasticMethod
 from regnde._solver import ResolvedSolver
 from regnde._tableau import Tableau
@@ -42,7 +43,7 @@ class Controller(Protocol):
     """Decides on a step, and on the size of the next attempt, from its error estimate."""
 
     @property
-    def past(self) -> tuple[float, ...]:
+    def past(self) -> Past:
         """Its memory of accepted steps at the start of a solve."""
 
     def accepts(self, error: Value, past: Past) -> Value:
@@ -63,7 +64,7 @@ class Controller(Protocol):
 
 @dataclass(frozen=True)
 class PIControl:
-    """`PI`, with all its constants."""
+    """`PI`, with all its constants. A size that would shrink by no more than the steady factor is kept."""
 
     beta1: float
     beta2: float
@@ -72,6 +73,7 @@ class PIControl:
     max_factor: float
     first_max_factor: float
     error_floor: float
+    steady_factor: float = 1.0
 
     @property
     def past(self) -> tuple[float, ...]:
@@ -87,6 +89,8 @@ class PIControl:
         power = error**self.beta1
         grown = power / past[0] ** self.beta2 / self.safety
         grown = _clipped(grown, _either(first, 1 / self.first_max_factor, 1 / self.max_factor), 1 / self.min_factor)
+        if self.steady_factor > 1.0:
+            grown = _either((grown >= 1.0) & (grown <= self.steady_factor), 1.0, grown)
         shrunk = _clipped(power / self.safety, 1.0, 1 / self.min_factor)
         return _finite_or_shrunk(error, 1.0 / _either(error <= 1.0, grown, shrunk))
 
@@ -168,7 +172,7 @@ class Bounds:
         return _clipped(size, self.smallest, self.largest)
 
 
-def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod) -> Controller | None:
+def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod | RosenbrockTableau) -> Controller | None:
     """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
 
     Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
@@ -181,7 +185,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod) -
     if isinstance(constants, PID):
         return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)
     exponents = (tableau.beta1, tableau.beta2) if isinstance(tableau, Tableau) else (None, None)
-    most = 10.0 if isinstance(tableau, Tableau) else tableau.qmax
+    most = 10.0 if isinstance(tableau, (Tableau, RosenbrockTableau)) else tableau.qmax
     most = most if constants.max_factor is None else constants.max_factor
     if isinstance(constants, PI):
         return PIControl(
@@ -192,6 +196,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod) -
             max_factor=most,
             first_max_factor=constants.first_max_factor,
             error_floor=constants.error_floor,
+            steady_factor=tableau.steady_factor if isinstance(tableau, RosenbrockTableau) else 1.0,
         )
     return IControl(
         order=order,

@@ -53,7 +53,7 @@ def walk(
         inside = [time for time in times if min(t, t1) < time < max(t, t1)]
         if inside:
             k = extra_stages(field, tableau, step, stage_times(tableau.extra_c, t, h, t1, y, within))
-            saved += dense_output(tableau, step._replace(k=k), [(time - t) / h for time in inside]).unbind()
+            saved += dense_output(tableau, step.y, h, k, [(time - t) / h for time in inside]).unbind()
         y, first = step.y1, step.k[-1] if tableau.fsal else None
         saved += [y for time in times if time == t1]
     return torch.stack(saved)

@@ -18,8 +18,9 @@ from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.implicit import implicit_stages
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import last_size, moved
+from regnde._engines.torch.ode import last_size
 from regnde._engines.torch.step import all_finite, shifted, stage_times, take_step, weighted
+from regnde._engines.torch.system import moved
 from regnde._grid_method import LEAST_SLOPES, Adams, GridMethod, ImplicitTableau, adams_weights
 from regnde._stops import Segment
 from regnde._tableau import TABLEAUX
@@ -78,6 +79,10 @@ class GridStepper:
         """The signed size of the first step, which the grid gives."""
         assert dt0 is not None
         return dt0 if t1 > t0 else -dt0
+
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        """The size of the next attempt: what is proposed."""
+        return h
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Takes a step."""

@@ -42,6 +42,9 @@ class Stepper(Protocol):
     bounds: Bounds  # of the sizes that the controller chooses
     latest_stage: float  # time of the latest stage, in units of the step (>= 1)
 
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        """The signed size of the next attempt from (t, y), where h is proposed and the segment ends at t_end."""
+
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t1 = t + h."""
 
@@ -165,7 +168,7 @@ def integrate(
         if controller and trials == IMPURE_TRIALS and not stepper.is_pure(t, y):
             path.failure = Failure("steps", impure_reason(trials), h, error)
             break
-        wanted = h
+        wanted = h = stepper.planned(t, h, segments[at].end, y)
         if grid is not None:
             t1 = next(grid)
             h = t1 - t

@@ -21,21 +21,16 @@ from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
-from regnde._engines.torch.ode import Outcome, last_size, step_ends
+from regnde._engines.torch.ode import last_size
+from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.step import (
     Estimates,
-    Field,
     Step,
     Tolerance,
     all_finite,
     dense_weights,
-    error_estimate,
-    error_ratio,
-    estimates,
     extra_stages,
-    stiffness_estimate,
-    take_step,
 )
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
@@ -55,7 +50,7 @@ class _Attempt(NamedTuple):
     h: Floats
     t1: Floats
     within: Within
-    step: Step
+    step: AnyStep
     error: Floats
     known: Estimates | None
     rejected: _Rejected
@@ -71,18 +66,13 @@ class _Rejected:
 
     rows: Tensor | None = None  # None while all are accepted
 
-    def guarded(self, field: Field) -> Field:
-        """The field, through whose argument nothing passes back in these rows."""
-        if not torch.is_grad_enabled() or transformed():
-            return field
-
-        def guarded(t: Tensor, y: Tensor) -> Tensor:
-            if y.requires_grad:
-                y = y.view_as(y)  # the state itself has a gradient by other ways, too
-                y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
-            return field(t, y)
-
-        return guarded
+    def guarded(self, y: Tensor) -> Tensor:
+        """The argument of a field, through which nothing passes back in these rows."""
+        if not torch.is_grad_enabled() or transformed() or not y.requires_grad:
+            return y
+        y = y.view_as(y)  # the state itself has a gradient by other ways, too
+        y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
+        return y
 
     def _without(self, gradient: Tensor) -> Tensor:
         if self.rows is None:
@@ -104,7 +94,7 @@ class PerSample:
     Args:
         function: f(t, y), or f(t, y, samples): t has shape (b, 1, ..., 1) and broadcasts against the b
             running samples y; `samples`, shape (b,), are their indices in the batch.
-        tableau: an adaptive method.
+        method: an adaptive method.
         solver: first step size, limit of steps.
         tolerances: relative and absolute.
         y0: initial states, shape (B, ...).
@@ -116,6 +106,7 @@ class PerSample:
     Attributes:
         accepted, rejected, evaluations: counts of each sample, shape (B,).
         calls: evaluations of the field for the batch as a whole.
+        factorisations: matrices factorised, of all samples together.
         dt_first: first step size of each sample, signed, shape (B,).
         first_sizes, first_errors: of the first accepted step of each sample, shape (B,); NaN without one.
         outputs: states at the save times, and records.
@@ -125,7 +116,7 @@ class PerSample:
     def __init__(
         self,
         function: Callable[..., Tensor],
-        tableau: Tableau,
+        method: SampleMethod,
         solver: ResolvedSolver,
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
@@ -136,7 +127,7 @@ class PerSample:
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.function, self.with_samples = function, takes_samples(function)
-        self.tableau, self.solver, self.y0, self.record = tableau, solver, y0, record
+        self.method, self.tableau, self.solver, self.y0, self.record = method, method.tableau, solver, y0, record
         self.rtol, self.atol = tolerances  # of the running samples
         self.checkpoint = checkpoint
         self.times = np.asarray(times)
@@ -149,7 +140,7 @@ class PerSample:
         self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
         self.dt_first = np.zeros(batch)
         self.first_sizes, self.first_errors = np.full(batch, math.nan), np.full(batch, math.nan)
-        self.calls = 0
+        self.calls, self.factorisations = 0, 0
         self.t = times[0]
         self.failure: Failure | None = None
         self.bounds = Bounds(solver.dt_min, solver.dt_max)
@@ -166,6 +157,12 @@ class PerSample:
         self.calls += counted.calls
         self.evaluations[samples] += counted.calls
         counted.calls = 0
+
+    def _uncount(self, samples: Ints) -> None:
+        """Takes back the evaluation within a Jacobian where the slope there was known before."""
+        if self.method.knows_slope:
+            self.calls -= 1
+            self.evaluations[samples] -= 1
 
     def _within(self, place: Ints) -> Within:
         """Bounds of the times of samples in these segments."""
@@ -192,7 +189,7 @@ class PerSample:
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
         at = np.zeros(batch, np.int64)  # index of the segment of each running sample
-        first = counted(_of_samples(t, y, self._within(at)), y) if self.tableau.fsal else None
+        first = counted(_of_samples(t, y, self._within(at)), y) if self.tableau.carries else None
         h = self._first_sizes(counted, y, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -203,6 +200,9 @@ class PerSample:
             cut = np.abs(h) < wanted
             tried = self._attempt(counted, y, first, t, h, t1, self._within(at))
             self._count(counted, running)
+            self.factorisations += self.method.implicit * len(running)
+            if self.accepted.any() or self.rejected.any():
+                self._uncount(running)
             with np.errstate(all="ignore"):
                 small_error, strange = controller.accepts(tried.error, past), ~np.isfinite(tried.error)
             # Rows that are not finite spoil the gradients of all in the graph of one attempt: the others try again.
@@ -309,21 +309,24 @@ class PerSample:
         t1: Floats,
         within: Within,
     ) -> _Attempt:
-        tableau, rtol, atol, record = self.tableau, self.rtol, self.atol, self.record
+        method, rtol, atol, record = self.method, self.rtol, self.atol, self.record
         rejected = _Rejected()
 
-        def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
-            times = _stage_times(tableau.c, t, h, t1, y, within)
-            step = take_step(rejected.guarded(counted), tableau, y, first, _of_samples(h, y), times)
-            return step, estimates(tableau, step, rtol, atol) if record else None
+        def run(y: Tensor, first: Tensor | None) -> tuple[AnyStep, Estimates | None]:  # without self: see `Checkpoint`
+            times = _stage_times(method.tableau.c, t, h, t1, y, within)
+            step = method.take(counted, rejected.guarded, y, first, _of_samples(h, y), times)
+            return step, method.estimates(step, rtol, atol) if record else None
+
+        def ends(outcome: tuple[AnyStep, Estimates | None]) -> Sequence[Tensor]:
+            return outcome[0].y1, outcome[0].k[-1]
 
         if self.checkpoint is None:
             step, known = run(y, first)
         else:
             self.checkpoint.fields = (counted,)
-            step, known = self.checkpoint(run, y, first, ends=step_ends)
+            step, known = self.checkpoint(run, y, first, ends=ends)
         with torch.no_grad():
-            error = known.error if known else error_estimate(tableau, step, rtol, atol)
+            error = known.error if known else method.error(step, rtol, atol)
         assert error is not None  # the method is adaptive
         return _Attempt(t, h, t1, within, step, numbers(error), known, rejected)
 
@@ -365,16 +368,17 @@ class PerSample:
         weights = dense_weights(self.tableau, (times - t[place]) / h[place])
         parts = (_of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
-        assert isinstance(step.h, Tensor)
-        return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
+        return self.method.inside(step, index, change)
 
     def _extra_stages(self, running: Ints, tried: _Attempt, needed: Ints) -> list[Tensor]:
         """The stages beyond the step's own at these places of the running samples."""
-        tableau, clocks = self.tableau, (tried.t[needed], tried.h[needed], tried.t1[needed])
+        tableau = self.tableau
+        assert isinstance(tableau, Tableau)  # a Rosenbrock method has no further stages
+        clocks = (tried.t[needed], tried.h[needed], tried.t1[needed])
         within = None if tried.within is None else (tried.within[0][needed], tried.within[1][needed])
         counted, index = self._field(running[needed]), torch.as_tensor(needed, device=self.y0.device)
 
-        def run(outcome: Outcome) -> list[Tensor]:
+        def run(outcome: tuple[AnyStep, Estimates | None]) -> list[Tensor]:
             y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
             step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
             return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y, within))[len(k) :]
@@ -425,9 +429,9 @@ class PerSample:
     @torch.no_grad()
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
-        tableau, step = self.tableau, tried.step
-        ratio = error_ratio(tableau, step, self.rtol, self.atol)[place]
-        stiffness = stiffness_estimate(step)[place] if tableau.stiffness_pair else None
+        step = tried.step
+        ratio, stiffnesses = self.method.shown(step, self.rtol, self.atol)
+        ratio, stiffness = ratio[place], None if stiffnesses is None else stiffnesses[place]
         y, y1 = step.y[place], step.y1[place]
         found = diagnosed(y, y1, ((k[place], "") for k in step.k), ratio, stiffness, of="of its")
         component = None if found.component is None else sample * y.numel() + found.component

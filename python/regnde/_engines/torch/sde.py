@@ -151,6 +151,10 @@ class SDEStepper:
         """A time as the fields get it."""
         return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
 
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        """The size of the next attempt: what is proposed."""
+        return h
+
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         step, known = self._step(t, h, t1, y)
