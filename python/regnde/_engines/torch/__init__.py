@@ -22,7 +22,7 @@ from regnde._engines.base import (
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.autoswitch import AutoSwitch
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.event import EventDetector
+from regnde._engines.torch.event import EventDetector, Hit
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
@@ -191,7 +191,7 @@ class TorchEngine(Engine):
             nfactorisations=stepper.factorisations if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
             first_step=FirstStep(first_size, path.first_error, path.accepted, order),
         )
-        events = _events(path, y0) if request.events else None
+        events = _events(path.hits, y0) if request.events else None
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
         return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
@@ -231,8 +231,6 @@ def _why_not_per_sample(request: Request) -> str | None:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if request.dense:
         return "batch='per-sample' has no dense output: give the times as ts."
-    if request.events:
-        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
     if has_derivative(request.ts) or request.moving_stops is not None:
@@ -268,7 +266,16 @@ def _solve_per_sample(request: Request) -> Solution:
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, method, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
+        request.equation,
+        method,
+        solver,
+        tolerances,
+        y0,
+        request.times,
+        segments,
+        record=record,
+        events=request.events,
+        checkpoint=checkpoint,
     )
     batch.run()
     steps = None
@@ -296,16 +303,24 @@ def _solve_per_sample(request: Request) -> Solution:
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
-    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
+    events, stopped = None, False
+    if batch.events is not None:
+        found = sorted(batch.events.hits, key=lambda pair: pair[0])
+        events = _events([hit for _, hit in found], y0[0] if len(y0) else y0.new_zeros(y0.shape[1:]))
+        events = events._replace(
+            sample=torch.tensor([sample for sample, _ in found], dtype=torch.long, device=y0.device)
+        )
+        stopped = len(y0) > 0 and bool(batch.events.stopped.all())
+    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t, events, stopped=stopped)
 
 
-def _events(path: Path, y0: Tensor) -> Events:
-    """What occurred."""
-    if not path.hits:
+def _events(hits: Sequence[Hit], y0: Tensor) -> Events:
+    """What occurred, in one system or sample whose initial state is y0."""
+    if not hits:
         nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
         return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
-    which = torch.tensor([hit.which for hit in path.hits], device=y0.device)
-    return Events(torch.stack([hit.t for hit in path.hits]).to(y0.device), torch.stack([h.y for h in path.hits]), which)
+    which = torch.tensor([hit.which for hit in hits], device=y0.device)
+    return Events(torch.stack([hit.t for hit in hits]).to(y0.device), torch.stack([hit.y for hit in hits]), which)
 
 
 def _finished(
