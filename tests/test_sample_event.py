@@ -54,11 +54,10 @@ class Falling:
 @pytest.mark.parametrize("method", METHODS)
 def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, record: str) -> None:
     problem = Falling(sign)
-    solver = Solver(
-        method=method, rtol=TOLERANCE, atol=TOLERANCE, gradient=gradient, engine="torch", batch="per-sample"
-    )
+    options = {"method": method, "rtol": TOLERANCE, "atol": TOLERANCE, "gradient": gradient, "engine": "torch"}
+    options["dt0"] = 0.5  # not one whose error is rounding, from which the next size would follow
+    solver, joint = Solver(**options, batch="per-sample"), Solver(**options)
     sol = regnde.solve(problem, problem.y0, problem.ts, solver, event=problem.events(), record=record)
-    joint = Solver(method=method, rtol=TOLERANCE, atol=TOLERANCE, gradient=gradient, engine="torch")
     alone = [
         regnde.solve(problem, problem.y0[i : i + 1], problem.ts, joint, event=problem.events(i), record=record)
         for i in range(len(Y0))
@@ -82,7 +81,8 @@ def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, rec
         expected = (*expected, sum(ErrorPenalty()(s) for s in alone))
         found = (*found, ErrorPenalty()(sol))
     for got, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, right, rtol=ROUNDING, atol=ROUNDING)
+        tolerance = ROUNDING if got.ndim else CANCELLED
+        torch.testing.assert_close(got, right, rtol=tolerance, atol=tolerance)
         weights = torch.linspace(0.5, 1.5, got.numel(), dtype=torch.float64).reshape(got.shape)
         pairs = ((x * weights).sum() for x in (got, right))
         of_got, of_right = (torch.autograd.grad(x, problem.inputs, retain_graph=True, allow_unused=True) for x in pairs)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart, probe_size, size_from_probe
 from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_kernel import kernel_of
-from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
+from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._equation import SDE
 from regnde._noise import BrownianPath
 from regnde._sde_method import StochasticMethod
@@ -38,7 +38,7 @@ SLOPES = (" of the drift", " of the diffusion")
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
-class SDEStepper:
+class SDEStepper(MethodStepper):
     """Steps one SDE along one path.
 
     The noise of a step is a constant for the gradients: they are those of the solution along the path.
@@ -73,21 +73,19 @@ class SDEStepper:
         accept_smallest: bool = False,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.diffusion = drift, diffusion
-        self.tableau = method
+        super().__init__(drift, method.order + 0.5, segment, checkpoint)
+        self.diffusion, self.tableau = diffusion, method
         self.kernel = kernel_of(method, sde, y0)
         self.controller = controller_of(solver, method)
         self.bounds = Bounds(solver.dt_min, solver.dt_max, accept_smallest)
         self.latest_stage = self.kernel.latest_stage
         self.must_be_additive = method.additive or sde.noise == "additive"
         self.rtol, self.atol = tolerances
-        self.segment = segment
         self.noise = noise
-        self.checkpoint = checkpoint
         of_steps = functools.partial(self.kernel.estimates, rtol=self.rtol, atol=self.atol)
         self.recorded = record and method.adaptive  # else there is nothing to estimate
         record = self.recorded
-        self.recorder: StepRecorder[Any] | None = StepRecorder(self.kernel.stacked, of_steps) if record else None
+        self.recorder = StepRecorder(self.kernel.stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
@@ -127,7 +125,7 @@ class SDEStepper:
         with torch.no_grad():
             change = _largest_sum(_like(g0, f1 - f0), NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
             d2 = math.nan if torch.equal(f0, f1) else rms(change / _like(g0, allowed)) / size
-        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5)
+        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.order)
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
@@ -147,14 +145,6 @@ class SDEStepper:
                 "use 'sosri', 'sosri2' or 'sriw1'."
             )
 
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the fields get it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
-
-    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
-        """The size of the next attempt: what is proposed."""
-        return h
-
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         step, known = self._step(t, h, t1, y)
@@ -173,7 +163,7 @@ class SDEStepper:
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
         """The step from (t, y), and its estimates if they are formed with it."""
         run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
-        return run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=step_end)
+        return self._evaluated(run, y, ends=step_end)
 
     def _run(self, t: float, h: float, t1: float, noise: Any) -> Callable[[Tensor], tuple[Any, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
@@ -199,16 +189,11 @@ class SDEStepper:
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
-    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
-        """The next attempt starts from the stop (t, y); no stage was carried over."""
-        self.segment = segment
-        return y
+    def counts(self) -> Counts:
+        """Evaluations of both fields so far."""
+        return Counts(self.field.calls, self.diffusion.calls)
 
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment."""
-        self.segment = segment
-
-    def warn_if_unresolved(self) -> None:
+    def warn(self) -> None:
         """Warns if steps were so short that the path's law over them is not exact."""
         if self.unresolved < math.inf:
             warnings.warn(

@@ -43,7 +43,7 @@ class ReversibleStepper(SDEStepper):
         def run(y: Tensor, z: Tensor, f: Tensor, g: Tensor) -> tuple[ReversibleStep, None]:
             return take_reversible_step(drift, diffusion, y, Carry(z, f, g), h, end, dw), None
 
-        return run(y, *self.carry) if self.checkpoint is None else self.checkpoint(run, y, *self.carry, ends=_ends)
+        return self._evaluated(run, y, *self.carry, ends=_ends)
 
     def accepted(self) -> None:
         """Passes on what the next step needs."""
