@@ -241,7 +241,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         smallest = request.rules.accept_smallest
         if tableau.name == "reversible_heun":
             back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
-            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, reversible=back)
+            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, t0=times[0], reversible=back)
         return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)

@@ -87,6 +87,8 @@ class SDEStepper(MethodStepper):
         record = self.recorded
         self.recorder = StepRecorder(self.kernel.stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
+        self.exceeded = False  # whether the last attempt's error is above the tolerance
+        self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
@@ -156,9 +158,12 @@ class SDEStepper(MethodStepper):
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, rms(self.kernel.ratio(step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = rms(self.kernel.ratio(step, self.rtol, self.atol))
+        self.exceeded = error > 1
+        return Trial(step.y1, error)
 
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
         """The step from (t, y), and its estimates if they are formed with it."""
@@ -177,13 +182,22 @@ class SDEStepper(MethodStepper):
         return run
 
     def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> Any:
+        """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
+        if self.kernel.halved:
+            middle = 0.5 * (t + t1)
+            return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
+        return self._noise_of(path, t, t1, y, h)
+
+    def _noise_of(self, path: BrownianPath, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
         with torch.no_grad():
-            return self.kernel.noise(h, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+            size = t1 - t if h is None else h
+            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
+        self.forced += self.exceeded and self.bounds.forced
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
@@ -194,7 +208,13 @@ class SDEStepper(MethodStepper):
         return Counts(self.field.calls, self.diffusion.calls)
 
     def warn(self) -> None:
-        """Warns if steps were so short that the path's law over them is not exact."""
+        """Warns of steps so short that the path's law over them is not exact, and of steps that were forced."""
+        if self.forced:
+            warnings.warn(
+                f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "
+                "size were taken whatever their error: give a smaller dt_min or larger tolerances.",
+                stacklevel=4,
+            )
         if self.unresolved < math.inf:
             warnings.warn(
                 f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "
