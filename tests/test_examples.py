@@ -20,7 +20,7 @@ RUN_ELSEWHERE = {
 }
 NEEDS = {"lightning_module": "lightning"}
 ARGUMENTS = {"stiff": ("robertson", "--iterations", "2")}  # instead of --quick
-SHOWN_AS_TABLES = {"fixed_grid", "stiff"}
+SHOWN_AS_TABLES = {"fixed_grid", "latent_sde", "stiff"}
 
 
 def pages() -> dict[str, tuple[str, str]]:
