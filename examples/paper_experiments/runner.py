@@ -22,6 +22,7 @@ import regnde
 from paper_experiments import cifar, ffjord, free, latent, mnist, spiral
 from paper_experiments.base import Evaluation, Experiment, Options, Place, Problem, Settings
 from paper_experiments.methods import Method, method
+from regnde._budget import smoothed
 
 EXPERIMENTS: dict[str, Experiment] = {
     "mnist-ode": mnist.ODE,
@@ -179,7 +180,7 @@ def train(
         "train_nfe": statistics.mean(nfes),
         experiment.quality: quality,
         "test_loss": loss,
-        "train_loss": statistics.mean(tasks[-max(1, total // 10) :]),
+        "train_loss": smoothed(tasks),  # as a budget takes it
         "predict_seconds": predict_seconds,
         "train_seconds": seconds,
         "iterations": total,
