@@ -222,15 +222,15 @@ def follow(budget: LossBudget, losses: list[float], slope: float = 1.0) -> list[
 def test_budget_rises_within_falls_faster_above_and_stays_bounded() -> None:
     budget = LossBudget(1.0)
     up = follow(budget, [0.5] * 80)
-    assert up[0] == 0.03
+    assert up[0] == 0.1
     assert up == sorted(up)
     assert up[-1] == 1.0
     assert budget.within
     down = follow(budget, [1.5] * 200)
     assert not budget.within
     assert down[-1] == 0.0
-    rate_up, rate_down = math.log(up[20] / up[19]), math.log(down[25] / down[24])
-    assert rate_down < -rate_up < 0
+    falls = [math.log(b / a) for a, b in itertools.pairwise(down) if b > 0]
+    assert min(falls) < -math.log(up[20] / up[19]) < 0
 
 
 def test_budget_is_the_ratio_of_gradients_times_its_share() -> None:
@@ -238,15 +238,15 @@ def test_budget_is_the_ratio_of_gradients_times_its_share() -> None:
     for scale in (1.0, 1e6):  # units of the penalty do not matter
         budget = LossBudget(1.0)
         weight = budget.update(8 * p, scale * 2 * p, [p])
-        assert weight * scale == pytest.approx(0.03 * 8 / 2)
+        assert weight * scale == pytest.approx(0.1 * 8 / 2)
         assert budget.value == weight
 
 
 def test_budget_does_not_rise_while_a_model_still_learns_above_it() -> None:
     falling = [10 * 0.99**i for i in range(200)]
     shares = follow(LossBudget(0.5), falling)
-    assert max(shares) == 0.03
-    assert shares[-1] == 0.03  # and a loss that falls by itself does not lower it
+    assert max(shares) == 0.1
+    assert shares[-1] == 0.1  # and a loss that falls by itself does not lower it
 
 
 def test_budget_lets_go_where_learning_stalls_above_it() -> None:
@@ -317,7 +317,7 @@ def test_case_C2_a_budget_is_met_and_then_spent() -> None:
     assert budget.share > 0.1  # it has been spent
 
 
-@pytest.mark.parametrize("start", [0.03, 1.0])
+@pytest.mark.parametrize("start", [0.1, 1.0])
 def test_case_C2_a_bound_that_can_not_be_met_ends_in_no_penalty(start: float) -> None:
     budget = LossBudget(-1.0, start=start)
     assert two_scales(budget, 1500) <= 1.02 * two_scales(0.0, 1200)
@@ -349,7 +349,7 @@ def test_budget_tells_the_noise_of_its_loss() -> None:
 def test_budget_without_a_known_loss_waits_until_learning_stalls() -> None:
     budget = LossBudget(None)
     learning = follow(budget, [10 * 0.98**i for i in range(150)])
-    assert max(learning) == 0.03
+    assert max(learning) == 0.1
     assert follow(budget, [0.5] * 200)[-1] == 1.0
     assert budget.limit < 0.6
     assert follow(budget, [0.7] * 60)[-1] < 1.0
@@ -395,7 +395,7 @@ def test_budget_takes_a_penalty_without_gradient_and_a_loss_that_is_not_finite()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"allowed": math.nan}, {"allowed": 1.0, "start": 0.0}, {"allowed": 1.0, "largest": 0.02}]
+    "wrong", [{"allowed": math.nan}, {"allowed": 1.0, "start": 0.0}, {"allowed": 1.0, "largest": 0.05}]
 )
 def test_budget_refuses(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="allowed must be a finite loss or"):
@@ -445,7 +445,7 @@ def _in_a_process(rank: int, port: int) -> None:
         loss = math.nan if (i, rank) == (1, 1) else 2.0 + 2 * rank
         weight = budget.update(loss + (p - 1) * (1 + rank), 2 * p, [p])
     assert budget.loss == pytest.approx(3.0)
-    assert weight == budget.value == pytest.approx(0.03 * 1.5 / 2)
+    assert weight == budget.value == pytest.approx(0.1 * 1.5 / 2)
     balance = Balance(1.0, distributed=True)
     assert balance.update((8 + 8 * rank) * p, 2 * p, [p]) == balance.value == pytest.approx((4 + 8) / 2)
     again = Balance(1.0, distributed=True)

@@ -27,7 +27,7 @@ STALLED = 0.5  # in that distance: a mean that falls by less is not learning
 LOWEST = 4.0  # standard errors of a mean: what the lowest of many lies below their mean, and as much above it
 SETTLED = 5  # iterations before which the means are not trusted
 RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
-LEAST = 0.02  # of the first share: at this one the weight is 0
+BACK, GONE = 0.2, 0.02  # of the first share: where the weight is 0, after the budget was met once, and before
 
 
 @runtime_checkable
@@ -95,6 +95,7 @@ class Balance:
         self._seen = 0
         self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
         self._warned = False
+        self.forgets = True  # larger gradients of the task
 
     def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """Measures if it is time to; called once an iteration, before the backward pass.
@@ -125,7 +126,7 @@ class Balance:
             sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
             if len(sizes) == 2 and all(map(math.isfinite, sizes)):
                 means = dict(self._means)  # a new one: a copy of this object may share the old one
-                shorter = min(1.0, sizes[0] / self._task) if self._task > 0 else 1.0
+                shorter = min(1.0, sizes[0] / self._task) if self.forgets and self._task > 0 else 1.0
                 for i, (of_task, of_penalty) in shared.items():
                     old = means.get(i, (of_task, of_penalty))
                     means[i] = (
@@ -192,8 +193,8 @@ class LossBudget:
             fewer evaluations. None: no loss is known. Allowed is then the lowest smoothed loss so far plus 2 % of its
             size, or plus four standard errors of it if that is more, and the share rises only where learning has
             stalled.
-        start: share in the first iteration (> 0), which is not passed until the budget is met. What the penalty takes
-            from the learning until then is lost: three hundredths are hardly noticed.
+        start: share in the first iteration (> 0), which is not passed until the budget is met. A smaller one takes
+            less from the learning until then, and saves less afterwards.
         largest: share that is never passed. At 1 the penalty never outweighs the task. More pays where the state of
             the best iteration is kept, as `cheapen` does.
         every: iterations between two measurements of the gradients, as in `Balance`.
@@ -216,7 +217,7 @@ class LossBudget:
         >>> import torch
         >>> w = torch.ones((), requires_grad=True)
         >>> budget = LossBudget(allowed=10.0)
-        >>> for _ in range(60):  # a task loss of 8
+        >>> for _ in range(50):  # a task loss of 8
         ...     weight = budget.update(task=8 * w, penalty=2 * w, parameters=[w])
         >>> budget.within, budget.share
         (True, 1.0)
@@ -226,7 +227,7 @@ class LossBudget:
         self,
         allowed: float | Tensor | None,
         *,
-        start: float = 0.03,
+        start: float = 0.1,
         largest: float = 1.0,
         every: int = 10,
         distributed: bool = False,
@@ -254,7 +255,12 @@ class LossBudget:
     @property
     def share(self) -> float:
         """Of the task's gradient that the penalty's has now."""
-        return self._share if self._share > LEAST * self.start else 0.0
+        return self._share if self._share > self._least else 0.0
+
+    @property
+    def _least(self) -> float:
+        """The share that counts as 0. One that may come back is not far below the first one."""
+        return (BACK if self.met else GONE) * self.start
 
     @property
     def loss(self) -> float:
@@ -296,6 +302,8 @@ class LossBudget:
         Returns:
             The weight.
         """
+        # Within the budget the task's gradient becomes small: what counts there is how large it was at the bound.
+        self._balance.forgets = not (self.met and self.within)
         self._balance.update(task, penalty, parameters, scale=scale)
         loss = float(task.detach())
         if self.distributed:
@@ -324,7 +332,7 @@ class LossBudget:
             self._share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
         elif now < 0 and now - trend < 0 and (self.met or not learning):
             self._share *= math.exp((FALL if self.met else LET_GO) * max(-1.0, now - trend))
-        self._share = min(max(self._share, LEAST * self.start), self.largest)
+        self._share = min(max(self._share, self._least), self.largest)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""

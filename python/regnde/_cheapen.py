@@ -28,7 +28,7 @@ Batch = TypeVar("Batch")
 MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
-FIRST, LARGEST = 0.1, 3.0  # shares of a `LossBudget`: a state that went too far is not kept
+LARGEST = 3.0  # share of a `LossBudget`: a state that went too far is not kept
 PASS = 50  # batches that are measured at most if none are given
 FEWEST = 2  # steps that an adaptive solve makes at least: one, and the rest of the span
 
@@ -187,7 +187,7 @@ def cheapen(
         done, kept_gap = 0, gap
         try:
             for shrinking in range(STAGES):
-                weight = LossBudget(bound - kept_gap, start=FIRST, largest=LARGEST, distributed=distributed)
+                weight = LossBudget(bound - kept_gap, largest=LARGEST, distributed=distributed)
                 waited = 0
                 while waited < patience and done < iterations:
                     part = itertools.islice(endless, min(every, iterations - done))
