@@ -16,7 +16,50 @@ from torch import Tensor
 import regnde
 from frozen import combined
 from regnde import SDE, BrownianPath
-from regnde._tableau import SDE_TABLEAUX, StochasticTableau
+from regnde._sde_method import SDE_METHODS, SDEMethod, StochasticMethod
+
+
+def drive(g: Tensor, w: Tensor) -> Tensor:
+    """The diffusion times a vector of noise."""
+    return torch.einsum("...dm,...m->...d", g, w) if g.ndim > w.ndim else g * w
+
+
+def written_out(name: str, sde: SDE, t: float, h: float, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The new state and the error of a step of a method that is no tableau, by its formula."""
+    start, middle, end = (torch.tensor(t + c * h, dtype=y.dtype) for c in (0.0, 0.5, 1.0))
+    f, g, root = sde.drift, sde.diffusion, math.sqrt(h)
+    ito, matrix = sde.calculus == "ito", sde.has_matrix
+    euler = y + h * f(start, y)
+    of_drift = h / 2 * (f(end, euler) - f(start, y))
+    here = g(start, y)
+    if name == "milstein" and sde.noise == "additive":
+        return euler + drive(here, w), None
+    if name == "milstein":
+        along = torch.autograd.functional.jvp(lambda x: g(start, x), y, here)[1]
+        return euler + here * w + along * (w**2 - (h if ito else 0)) / 2, None
+    if name == "rkmil":
+        slope = (g(start, (euler if ito else y) + root * here) - here) / root
+        y1 = euler + here * w + slope * (w**2 - (h if ito else 0)) / 2
+        sizes = [x.square().mean().sqrt() for x in (of_drift, w**3, slope)]
+        return y1, (sizes[0] + sizes[1] * sizes[2] ** 2 / 6) * torch.ones_like(y)
+    if name == "lambaem":
+        late = g(end, y)
+        change = (g(start, euler + root * drive(late, w)) - late) / root
+        return euler + drive(late, w), of_drift + drive(change, w**2 - h) / 2
+    noise = drive(here, w)
+    if name == "midpoint":
+        at = y + (h * f(start, y) + noise) / 2
+        return y + h * f(middle, at) + drive(g(middle, at), w), None
+    if name == "diffusionheun":
+        return euler + (noise + drive(g(end, y + noise), w)) / 2, None
+    at = euler + noise
+    y1 = y + h / 2 * (f(start, y) + f(end, at)) + (noise + drive(g(end, at), w)) / 2
+    if name in ("heun", "eulerheun"):
+        return y1, None
+    assert name == "lambaeulerheun"
+    if matrix:
+        return y1, of_drift + drive(g(start, y + noise) - here, w) / 2
+    return y1, of_drift + (g(start, y + root * here) - here) / root * w**2 / 2
 
 
 @dataclass(frozen=True)
@@ -26,7 +69,7 @@ class FrozenSDE:
     `ends` start with the initial time; `dw` and `area` hold one tensor a step.
     """
 
-    tableau: StochasticTableau
+    tableau: StochasticMethod
     ends: Sequence[float]
     sizes: Sequence[float]
     dw: Sequence[Tensor]
@@ -39,7 +82,7 @@ class FrozenSDE:
         """Given step ends along a path."""
         noise = [path.increment(s, t) for s, t in itertools.pairwise(ends)]
         sizes = [t - s for s, t in itertools.pairwise(ends)]
-        return FrozenSDE(SDE_TABLEAUX[method], ends, sizes, [n.w for n in noise], [n.h for n in noise])
+        return FrozenSDE(SDE_METHODS[method], ends, sizes, [n.w for n in noise], [n.h for n in noise])
 
     @staticmethod
     def of(solution: regnde.Solution, path: BrownianPath) -> FrozenSDE:
@@ -49,7 +92,7 @@ class FrozenSDE:
         noise = [path.increment(s, t) for s, t in itertools.pairwise(ends)]
         solver = solution.solver
         return FrozenSDE(
-            SDE_TABLEAUX[solver.method],
+            SDE_METHODS[solver.method],
             ends,
             sizes,
             [n.w for n in noise],
@@ -61,6 +104,11 @@ class FrozenSDE:
     def one(self, sde: SDE, i: int, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step i from y: the new state, error and stiffness (NaN where the method has none)."""
         tab, t, h, w = self.tableau, self.ends[i], self.sizes[i], self.dw[i]
+        if isinstance(tab, SDEMethod):
+            y1, parts = written_out(tab.name, sde, t, h, w, y)
+            allowed = self.atol + self.rtol * torch.maximum(y.abs(), y1.abs())
+            nothing = torch.full((), torch.nan, dtype=y.dtype)
+            return y1, nothing if parts is None else (parts / allowed).square().mean().sqrt(), nothing
         j1 = (w**2 - h) / (2 * math.sqrt(h))
         j2 = w / 2 + self.area[i]
         j3 = (w**3 - 3 * h * w) / (6 * h)
@@ -69,15 +117,18 @@ class FrozenSDE:
         arguments: list[Tensor] = []
         for n, c1 in enumerate(tab.c1):
             if n < len(tab.c0):
-                arguments.append(y + h * combined(tab.a0[n], k, y) + j2 * combined(tab.b0[n], g, y))
+                noise = drive(combined(tab.b0[n], g, torch.zeros_like(g[0])), j2) if g else 0.0
+                arguments.append(y + h * combined(tab.a0[n], k, y) + noise)
             state = arguments[-1]
             if tab.a1:
                 state = y + h * combined(tab.a1[n], k, y) + math.sqrt(h) * combined(tab.b1[n], g, y)
             if n < len(tab.c0):
                 k.append(sde.drift(torch.tensor(t + tab.c0[n] * h, dtype=y.dtype), arguments[-1]))
             g.append(sde.diffusion(torch.tensor(t + c1 * h, dtype=y.dtype), state))
-        added = j2 * combined(tab.beta3, g, y) + j3 * combined(tab.beta4, g, y)
-        y1 = y + h * combined(tab.alpha, k, y) + w * combined(tab.beta1, g, y) + j1 * combined(tab.beta2, g, y) + added
+        zero = torch.zeros_like(g[0])
+        added = drive(combined(tab.beta3, g, zero), j2) + drive(combined(tab.beta4, g, zero), j3)
+        plain = drive(combined(tab.beta1, g, zero), w) + drive(combined(tab.beta2, g, zero), j1)
+        y1 = y + h * combined(tab.alpha, k, y) + plain + added
         error = stiffness = torch.full((), torch.nan, dtype=y.dtype)
         if tab.delta is not None:
             allowed = self.atol + self.rtol * torch.maximum(y.abs(), y1.abs())

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+
+def _of_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Any]:
+    return lambda x: function(torch.as_tensor(np.ascontiguousarray(x))).numpy().reshape(np.shape(x))
+
+
 _ERF = np.vectorize(math.erf, otypes=[float])
 
 ENTRYWISE: dict[str, Callable[..., Any]] = {
@@ -17,7 +22,13 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
     "atan": lambda x, y=None: np.arctan(x) if y is None else np.arctan2(x, y),
     "ceil": np.ceil,
     "cosh": np.cosh,
+    "digamma": _of_torch(torch.digamma),
     "erf": _ERF,
+    "erfc": _of_torch(torch.erfc),
+    "erfinv": _of_torch(torch.erfinv),
+    "log_gamma": _of_torch(torch.lgamma),
+    "polygamma": lambda n, x: _of_torch(lambda a: torch.polygamma(n, a))(x),
+    "round": np.round,
     "exp2": np.exp2,
     "expm1": np.expm1,
     "fast_exp": np.exp,
@@ -131,6 +142,44 @@ def _conv_filter(x: np.ndarray, grad: np.ndarray, g: dict[str, Any]) -> np.ndarr
     return torch.ops.aten.convolution_backward(_torch(grad), _torch(x), w, None, *_torch_options(g), mask)[1].numpy().T
 
 
+def _torch_dim(x: np.ndarray, dim: int) -> int:
+    return x.ndim - dim
+
+
+def _selected(x: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
+    return _torch(x).index_select(_torch_dim(x, dim), _torch(index)).numpy().T
+
+
+def _put(name: str) -> Callable[..., np.ndarray]:
+    """An operator of torch that writes into its first argument at an index."""
+
+    def run(out: np.ndarray, source: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
+        assert not any(np.shares_memory(out, x) for x in (source, index))
+        operands = (_torch_dim(out, dim), _torch(index).to(torch.int64), _torch(source))
+        out[...] = getattr(_torch(out), name)(*operands).numpy().T
+        return out
+
+    return run
+
+
+def _gathered(x: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
+    return _torch(x).gather(_torch_dim(x, dim), _torch(index).to(torch.int64)).numpy().T
+
+
+def _solved(a: np.ndarray, b: np.ndarray, left: bool, adjoint: bool) -> np.ndarray:
+    matrix = _torch(a).mT if adjoint else _torch(a)
+    return torch.linalg.solve(matrix, _torch(b), left=left).numpy().T
+
+
+def _triangular(a: np.ndarray, b: np.ndarray, upper: bool, left: bool, unit: bool) -> np.ndarray:
+    solved = torch.linalg.solve_triangular(_torch(a), _torch(b), upper=upper, left=left, unitriangular=unit)
+    return solved.numpy().T
+
+
+def _linalg(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:
+    return _written(lambda a, *options: function(_torch(a), *options).numpy().T)
+
+
 def _batched_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("abn,bcn->acn", a, b)
 
@@ -143,6 +192,19 @@ CALLS: dict[str, Callable[..., Any]] = {
     "∇conv_data!": _written(_conv_data),
     "∇conv_filter!": _written(_conv_filter),
     "DenseConvDims": _geometry,
+    "cholesky_factor!": _linalg(lambda a, upper: torch.linalg.cholesky(a, upper=upper)),
+    "determinant!": _linalg(torch.linalg.det),
+    "determinant_sign!": _linalg(lambda a: torch.linalg.slogdet(a)[0]),
+    "log_determinant!": _linalg(lambda a: torch.linalg.slogdet(a)[1]),
+    "symmetric_values!": _linalg(lambda a, lower: torch.linalg.eigh(a, UPLO="L" if lower else "U")[0]),
+    "symmetric_vectors!": _linalg(lambda a, lower: torch.linalg.eigh(a, UPLO="L" if lower else "U")[1]),
+    "inverse!": _linalg(torch.linalg.inv),
+    "matrix_exp!": _linalg(torch.linalg.matrix_exp),
+    "linear_solve!": _written(_solved),
+    "triangular_solve!": _written(_triangular),
+    "index_select!": _written(_selected),
+    "gather!": _written(_gathered),
+    **{f"{name}!": _put(name) for name in ("index_add", "index_copy", "scatter_add", "scatter")},
     "div": lambda a, b: a // b,
     "fill!": _fill_into,
     "mul!": _mul,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -132,6 +132,52 @@ def lagging(additive: bool = False) -> regnde.SDE:
     )
 
 
+MIX = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.4]], dtype=torch.float64)
+
+
+def exponentials(calculus: str = "ito", a: float = 0.3) -> regnde.SDE:
+    """Each of two entries of a sample driven by three processes: dy_i = a y_i dt + y_i (MIX dW)_i; commutative.
+
+    In Ito's sense y_i = y_i(0) exp((a - |MIX_i|^2 / 2) t + (MIX W)_i), in Stratonovich's without the square.
+    """
+    return regnde.SDE(lambda t, y: a * y, lambda t, y: y.unsqueeze(-1) * MIX, "general", calculus)
+
+
+def turning(calculus: str = "ito", sigma: float = 0.8) -> regnde.SDE:
+    """A rotation of the plane by the angle sigma W, one process for both entries of a sample."""
+
+    def across(t: Tensor, y: Tensor) -> Tensor:
+        return sigma * torch.stack([-y[..., 1], y[..., 0]], -1)
+
+    half = sigma**2 / 2 if calculus == "ito" else 0.0
+    return regnde.SDE(lambda t, y: -half * y, across, "scalar", calculus)
+
+
+def turned(y0: Tensor, angle: Tensor) -> Tensor:
+    """The plane's points turned by angles."""
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    return torch.stack([cos * y0[..., 0] - sin * y0[..., 1], sin * y0[..., 0] + cos * y0[..., 1]], -1)
+
+
+def area_process(calculus: str = "ito") -> regnde.SDE:
+    """(W_1, int W_1 dW_2): two processes that do not commute; both senses of the integral are the same."""
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        zero = torch.zeros_like(y[..., 0])
+        return torch.stack([torch.stack([zero + 1, zero], -1), torch.stack([zero, y[..., 0]], -1)], -2)
+
+    return regnde.SDE(lambda t, y: torch.zeros_like(y), diffusion, "general", calculus)
+
+
+def mixed_lagging(calculus: str = "ito") -> regnde.SDE:
+    """Two entries of a sample with a nonlinear drift, driven by three processes whose matrix depends on time alone."""
+
+    def diffusion(t: Tensor, y: Tensor) -> Tensor:
+        return (MIX * (1 + torch.sin(2 * t))).expand(*y.shape, 3)
+
+    return regnde.SDE(lambda t, y: torch.cos(y.flip(-1)) - y, diffusion, "additive", calculus)
+
+
 def small_sde(p: Tensor) -> regnde.SDE:
     """Time-dependent drift and diffusion of two components with ten parameters, for finite differences."""
 
@@ -142,3 +188,40 @@ def small_sde(p: Tensor) -> regnde.SDE:
 
 
 SMALL_SDE_P = torch.cat([SMALL_P, torch.tensor([0.4, 0.3, 0.5, 0.2], dtype=torch.float64)])
+
+
+def robertson(p: Tensor | Sequence[float] = (0.04, 1e4, 3e7)) -> Callable[[Tensor, Tensor], Tensor]:
+    """Robertson's kinetics with three rate constants, of one system or of a batch; y0 = (1, 0, 0)."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        a, b, c = y.unbind(-1)
+        first, second, third = p[0] * a, p[1] * b * c, p[2] * b * b
+        return torch.stack([second - first, first - second - third, third], -1)
+
+    return field
+
+
+def prothero_robinson(t: Tensor, y: Tensor) -> Tensor:
+    """y' = -1000 (y - cos t) - sin t with the solution cos t."""
+    return -1000 * (y - torch.cos(t)) - torch.sin(t)
+
+
+STIFF = {
+    "robertson": robertson(),
+    "prothero_robinson": prothero_robinson,
+    "vdp_mu10": van_der_pol(10.0),
+    "vdp_mu1000": van_der_pol(1000.0),
+}
+"""The problems of tests/golden/stiff_steps.json."""
+
+
+def forced_net(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A small field that depends on the time, with two rates that differ by 200; p has 6 entries."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        a, b = y.unbind(-1)
+        fast = p[0] * 40 * (torch.cos(p[1] * t) - a) + p[2] * b * b
+        slow = torch.tanh(p[3] * a + p[4] * b) + p[5] * torch.sin(t) * b
+        return torch.stack([fast, slow], -1)
+
+    return field

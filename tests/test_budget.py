@@ -21,7 +21,7 @@ from tolerances import FLOAT16
 def exclusive_or(
     penalty: regnde.Penalty | None, weight: float | Balance, iterations: int = 60
 ) -> list[regnde.Progress]:
-    """A short training of the classifier that docs/training.md begins with."""
+    """A short training of the classifier that docs/quickstart.md begins with."""
     torch.manual_seed(0)
     x = torch.randn(64, 2, dtype=torch.float64)
     label = (x[:, 0] * x[:, 1] > 0).long()

@@ -95,6 +95,16 @@ def test_random_vectors_are_drawn_for_each_solve() -> None:
     torch.testing.assert_close(*seeded, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_density_of_numbers(trace: str) -> None:
+    """A sample without dimensions, as distributions of torch have it: exp(0.3) x is standard normal."""
+    flow = CNF(lambda t, y: 0.3 * y, (), solver=tight(), trace=trace)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), math.exp(-0.3))
+    torch.testing.assert_close(flow.log_prob(x), normal.log_prob(x), rtol=SOLVER * TIGHT, atol=SOLVER * TIGHT)
+    assert flow.double().sample(4).shape == (4,)
+
+
 @pytest.mark.parametrize("event", [(2,), (1, 2, 1)], ids=str)
 def test_density_integrates_to_one(event: tuple[int, ...]) -> None:
     """Of a field that is not linear: a wrong trace shows in the sum over a grid."""

@@ -10,7 +10,7 @@ import torch
 
 import regnde
 from problems import exp_decay
-from tolerances import EXACT, ROUNDING, SOLVER
+from tolerances import ROUNDING, SOLVER
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
 ADAPTIVE = ("dopri5", "tsit5", "bosh3", "dopri8", "adaptive_heun", "fehlberg2")
@@ -131,10 +131,10 @@ def test_fixed_steps_evaluate_no_more_than_their_stages() -> None:
         (dict(method="rk4", options={"interp": "spline"}), "interp='spline'"),
         (dict(rtol=(1e-3, 1e-4, 1e-5)), "does not broadcast"),
         (dict(method="rk4", options={"step_size": 0.0}), "step_size=0"),
-        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5])), "increasing or decreasing"),
+        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5])), "t must be non-decreasing or non-increasing"),
         (dict(method="dopri5", t=torch.tensor([0.0, 1.0, 0.5])), "non-decreasing or non-increasing"),
-        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5]), options={"step_size": 0.1}), "increasing or decreasing"),
-        (dict(method="rk4", t=torch.tensor(1.0)), r"shape \(T,\)"),
+        (dict(method="rk4", t=torch.tensor([0.0, 1.0, 0.5]), options={"step_size": 0.1}), "t must be non-decreasing"),
+        (dict(method="rk4", t=torch.tensor(1.0)), "t must be a sequence of times .* got the single time 1"),
     ],
 )
 def test_what_odeint_can_not_do(arguments: dict, message: str) -> None:
@@ -173,119 +173,3 @@ def test_duplicate_and_single_times(method: str) -> None:
     assert ys.shape == (6, 1)
     assert torch.equal(ys[::2], ys[1::2])
     assert regnde.odeint(exp_decay, f64([1.0]), t[:1], method=method).tolist() == [[1.0]]
-
-
-# --- sdeint -------------------------------------------------------------------------------------
-
-
-class Diagonal(torch.nn.Module):
-    sde_type, noise_type = "ito", "diagonal"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = torch.nn.Parameter(f64(-0.5))
-
-    def f(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.sin(y) + self.w * y
-
-    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return 0.3 * torch.cos(y)
-
-
-class Additive(Diagonal):
-    noise_type = "additive"
-
-    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.diag_embed((0.2 + 0.1 * t).expand(y.shape))
-
-
-class Scalar(Diagonal):
-    noise_type = "scalar"
-
-    def g(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return (0.3 * torch.cos(y)).unsqueeze(-1)
-
-
-SYSTEMS = [(Diagonal, 3), (Additive, 3), (Scalar, 1)]
-
-
-@pytest.mark.parametrize(("system", "channels"), SYSTEMS)
-def test_against_torchsde_on_its_own_noise(system: type[Diagonal], channels: int) -> None:
-    """Euler to rounding, gradients included; order 1.5 converges to the same path; so does error control."""
-    theirs = peer("torchsde")
-    y0, ts = torch.ones(4, channels, dtype=torch.float64), torch.linspace(0, 1, 5, dtype=torch.float64)
-    bm = theirs.BrownianInterval(
-        0.0, 1.0, (4, channels), dtype=torch.float64, entropy=7, levy_area_approximation="space-time"
-    )
-    outcomes = []
-    for package in (theirs, regnde):
-        sde = system()
-        ys = package.sdeint(sde, y0, ts, bm=bm, method="euler", dt=0.05)
-        outcomes.append((ys.detach(), torch.autograd.grad(ys.sum(), sde.w)[0]))
-    for a, b in zip(*outcomes, strict=True):
-        torch.testing.assert_close(b, a, rtol=ROUNDING, atol=ROUNDING)
-    sde = system()
-    with torch.no_grad():
-        fine = theirs.sdeint(sde, y0, ts, bm=bm, method="srk", dt=0.02)
-        distances = [
-            (regnde.sdeint(sde, y0, ts, bm=bm, dt=dt) - fine)[[0, 2, 4]].abs().max().item() for dt in (0.25, 0.05)
-        ]
-        adaptive = regnde.sdeint(sde, y0, ts, bm=bm, adaptive=True, dt=0.01, rtol=1e-4, atol=1e-4)
-    assert distances[1] < 2e-3
-    assert distances[1] < distances[0] / 3  # order 1.5 gives 11, on one path more or less
-    torch.testing.assert_close(adaptive[-1], fine[-1], rtol=0, atol=SOLVER * 1e-4)
-
-
-@pytest.mark.parametrize(("system", "channels"), SYSTEMS)
-@pytest.mark.parametrize("method", ["srk", "euler"])
-def test_sdeint_is_a_function_of_the_seed(method: str, system: type[Diagonal], channels: int) -> None:
-    y0 = torch.ones(2, channels, dtype=torch.float64)
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        runs.append(regnde.sdeint(system(), y0, [0.0, 0.33, 1.0], method=method, dt=0.1).detach())
-    assert runs[0].shape == (3, 2, channels)
-    torch.testing.assert_close(runs[0], runs[1], rtol=EXACT, atol=EXACT)
-    path = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1)
-    same = [regnde.sdeint(system(), y0, [0.0, 1.0], path, method, dt=0.1).detach() for _ in range(2)]
-    torch.testing.assert_close(same[0], same[1], rtol=EXACT, atol=EXACT)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (dict(method="milstein"), "method='milstein' is not covered"),
-        (dict(method="euler", adaptive=True), "adaptive=True with method='euler'"),
-        (dict(logqp=True), "logqp=True is not covered"),
-        (dict(extra=True), "extra=True is not covered"),
-        (dict(options={"grad_free": True}), "options=.* is not covered"),
-        (dict(names={"prior_drift": "h"}), "names for prior_drift"),
-        (dict(names={"drift": "h"}), "without both f"),
-        (dict(ts=torch.tensor([0.0, 1.0], requires_grad=True)), "gradient with respect to ts"),
-        (dict(ts=[0.0, 1.0, 0.5]), "strictly increasing"),
-        (dict(ts=[1.0, 0.0]), "strictly increasing"),
-        (dict(ts=[1.0]), "two or more"),
-        (dict(dt=-0.1), "dt=-0.1 must be above zero"),
-    ],
-)
-def test_what_sdeint_does_not_cover(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        regnde.sdeint(**{"sde": Diagonal(), "y0": torch.ones(2, 3), "ts": [0.0, 1.0], **arguments})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (dict(sde_type="stratonovich"), "sde_type='stratonovich'"),
-        (dict(noise_type="general"), "noise_type='general'"),
-        (dict(noise_type="scalar", g=lambda t, y: y.unsqueeze(-1)), r"scalar noise with g of shape \(2, 3, 1\)"),
-        (dict(noise_type="additive", g=lambda t, y: torch.ones(2, 3, 2)), r"additive noise with g of shape"),
-        (dict(noise_type="additive", g=lambda t, y: torch.ones(2, 3, 3)), "matrix g that is not diagonal"),
-    ],
-)
-def test_what_sdes_are_not_covered(change: dict, message: str) -> None:
-    sde = Diagonal()
-    for name, value in change.items():
-        setattr(sde, name, value)
-    with pytest.raises(ValueError, match=message):
-        regnde.sdeint(sde, torch.ones(2, 3, dtype=torch.float64), [0.0, 1.0])

@@ -217,6 +217,23 @@ def test_options_that_can_not_be_used(options: dict, message: str) -> None:
         regnde.odeint(lambda t, y: -y, f64([1.0]), f64([0.0, 1.0]), options=options)
 
 
+def test_a_first_step_beyond_the_largest_is_the_largest() -> None:
+    y0, t = f64([1.0]), f64([0.0, 1.0])
+    for first_step, same in ((0.5, 0.1), (1e-6, 1e-3)):
+        got, expected = (
+            regnde.odeint(lambda t, y: -y, y0, t, options={"first_step": first, "max_step": 0.1, "min_step": 1e-3})
+            for first in (first_step, same)
+        )
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("solve", [regnde.odeint, regnde.odeint_adjoint])
+def test_a_negative_norm_is_an_error(solve: Callable[..., Tensor]) -> None:
+    for norm, kind in ((lambda x: -x.abs().max(), ValueError), (lambda x: float(x.abs().max()), TypeError)):
+        with pytest.raises(kind, match="norm"), regnde.recording():
+            solve(lambda t, y: -y, f64([1.0]).requires_grad_(), f64([0.0, 1.0]), options={"norm": norm})
+
+
 def test_a_tuple_is_controlled_by_its_largest_part() -> None:
     """A large still part does not hide a small restless one, as it would in one mean."""
 

@@ -171,6 +171,39 @@ def test_a_ball_that_bounces() -> None:
     torch.testing.assert_close(f64(found), f64(expected), rtol=SOLVER * ACCURATE, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("height", [0.0, 1e-18, -1e-18])
+def test_a_jump_from_the_ground_within_the_first_step(method: str, height: float) -> None:
+    """The condition is zero at the start, and below zero again at the end of a long step."""
+
+    def thrown(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([y[1], torch.full_like(y[1], -9.81), torch.ones_like(y[1])])
+
+    for solver in (Solver(method=method, dt0=0.3, engine="torch"), Solver(method=method, dt0=0.15, engine="torch")):
+        sol = regnde.solve(thrown, f64([height, 1.0, 100.0]), [0.0, 9.0], solver, event=Event(first, direction=-1))
+        assert sol.events.t.tolist() == pytest.approx([2 / 9.81], rel=SOLVER * ROUNDING)
+
+
+def test_an_event_where_a_step_ended_is_seen_again_in_the_next_step() -> None:
+    """Of an event that does not stop the solve: up through zero at 1, down again half a step later."""
+    event = Event(lambda t, y: (y[0] - 1.0) * (1.5 - y[0]), terminal=False)
+    solver = Solver(method="euler", dt0=1.0, engine="torch")
+    sol = regnde.solve(lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], solver, event=event)
+    torch.testing.assert_close(sol.events.t, f64([1.0, 1.5]), rtol=ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize("beyond", [0.0, 1.0])
+def test_the_first_zero_of_a_condition_that_ends_in_zeros(beyond: float) -> None:
+    """It is zero after 0.6, as torchdiffeq's learn_physics.py ends its solves; there may be a zero before."""
+
+    def condition(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t > 0.6, torch.zeros_like(y[0]), 0.4 * (1 + beyond) - y[0])
+
+    solver = Solver(method="rk4", dt0=1.0, engine="torch")
+    sol = regnde.solve(lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], solver, event=Event(condition))
+    assert sol.events.t.tolist() == pytest.approx([0.6 if beyond else 0.4], rel=ROUNDING)
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_zero_where_a_step_ends(terminal: bool) -> None:
     """It occurs once."""
@@ -443,10 +476,6 @@ def test_where_events_are_refused() -> None:
     sde = regnde.SDE(exp_decay, exp_decay)
     with pytest.raises(ValueError, match="event= is for ODEs"):
         regnde.solve(sde, f64([1.0]), [0.0, 1.0], Solver(engine="torch"), event=Event(first))
-    with pytest.raises(ValueError, match=r"per-sample.*no events"):
-        regnde.solve(
-            exp_decay, f64([[1.0]]), [0.0, 1.0], Solver(batch="per-sample", engine="torch"), event=Event(first)
-        )
 
 
 def test_an_event_of_a_state_of_several_parts_is_given_its_structure() -> None:

@@ -624,7 +624,7 @@ def test_the_public_flow_has_the_exact_trace() -> None:
 
 
 def test_rules_for_the_weight_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    """The program behind the table in docs/training.md, with a few iterations."""
+    """The program behind the table in docs/weight.md, with a few iterations."""
     dtype = torch.get_default_dtype()
     try:
         budget_rules.main(["--quick"])

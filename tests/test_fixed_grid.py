@@ -19,7 +19,7 @@ import regnde
 from frozen import central_differences, relative
 from problems import SMALL_P, SPIRAL, exp_decay, small_net
 from regnde import FixedGrid, Solver, fixed_grid
-from regnde._solve import solve_on_grid
+from regnde._solve import solve_by_rules
 from regnde.nn import MLP
 from tolerances import EXACT, GRADIENT, ROUNDING
 
@@ -81,7 +81,7 @@ def test_steps_are_those_of_the_engine(method: str, ts: tuple[float, ...]) -> No
     y0 = f64([[1.0, -0.5], [0.3, 0.8]])
     field = small_net(SMALL_P)
     ys = FixedGrid(field, ts, ends, method, output="states")(y0)
-    wanted = solve_on_grid(field, y0, f64(ts), ends, Solver(method=method, engine="torch"))
+    wanted = solve_by_rules(field, y0, f64(ts), Solver(method=method, engine="torch"), grid=ends).ys
     torch.testing.assert_close(ys, wanted, rtol=EXACT, atol=EXACT)
     assert torch.equal(FixedGrid(field, ts, ends, method)(y0), ys[-1])
 
@@ -130,6 +130,21 @@ def test_what_is_not_finite_is_beyond() -> None:
     y0 = f64([[0.1], [math.nan], [50.0], [1e200]])  # the last ones blow up at 1 / y0
     assert grid.beyond(y0).tolist() == [False, True, True, True]
     assert grid.error(y0)[[1, 3]].tolist() == [math.inf, math.inf]
+
+
+def test_no_samples() -> None:
+    grid = FixedGrid(decay, (0.0, 1.0), np.linspace(0, 1, 9), "tsit5")
+    assert grid.error(torch.ones(0, 2)).shape == grid.beyond(torch.ones(0, 2)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Steps that are not controlled take any dtype; the error is rounding."""
+    grid = FixedGrid(lambda t, y: -y, (0.0, 0.3, 1.0), np.linspace(0, 1, 5), "rk4", output="states")
+    ys = grid(torch.ones(2, 1, dtype=dtype))
+    assert ys.dtype == dtype
+    right = torch.exp(-f64(grid.ts)).reshape(-1, 1, 1).expand(-1, 2, 1)
+    torch.testing.assert_close(ys.double(), right, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_gradients_copies_and_parameters() -> None:

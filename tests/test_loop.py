@@ -14,7 +14,8 @@ from torch import Tensor
 from regnde import Local
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import Bounds
-from regnde._engines.torch.loop import Diagnosis, Path, Trial, integrate, uniform
+from regnde._engines.torch.failure import Diagnosis
+from regnde._engines.torch.loop import Path, Trial, integrate, uniform
 from regnde._stops import Segment
 from tolerances import ROUNDING, STANDARD_ERRORS
 
@@ -70,6 +71,9 @@ class Scripted:
         self.entered: list[tuple[Segment, float]] = []
         self.pure, self.finite_start = True, True
         self.purity_asked_at: list[int] = []
+
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        return h
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         self.attempts.append((t, h, t1))

@@ -161,11 +161,14 @@ def test_case_D3_scipys_order_of_arguments() -> None:
         assert re.search(order, caught.value.__notes__[0])
     for y0, ts in (
         ([0.0, 1.0], [1.0, 2.0]),
-        ((0.0, 1.0), [0.0, 1.0]),
+        ((0.0, 1.0), (0.0, 1.0)),
+        ((0.0, 1.0), torch.tensor([0.0, 1.0])),
         ((2.0, 1.0), [1.0, 2.0]),
         ((1.0, 2.0, 3.0), [1.0, 2.0]),
     ):
         assert regnde.solve(exp_decay, y0, ts).y1.shape == (len(y0),)
+    with pytest.warns(UserWarning, match=rf"looks like a span of time.*{order}"):  # only how they are written tells
+        regnde.solve(exp_decay, (0.0, 1.0), [0.0, 5.0])
 
 
 def test_case_D3_the_last_state_of_a_solve_that_failed() -> None:

@@ -49,3 +49,13 @@ def test_case_A17_a_field_without_noise_may_take_many_steps(batch: str) -> None:
     with torch.no_grad():
         sol = regnde.solve(lambda t, y: torch.cos(4000 * t) * y, torch.ones(2, 1), [0.0, 1.0], solver)
     assert sol.stats.accepted > 1000
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_case_A17_noise_is_named_at_the_least_step(batch: str) -> None:
+    """A step of the size `dt_min` that is rejected says so of a field without noise, and names the noise of another."""
+    solver = Solver(batch=batch, dt_min=1e-3, **TIGHT)
+    with pytest.raises(regnde.MaxStepsReached, match="draws noise or dropout"):
+        regnde.solve(dropout(0.0), torch.ones(16, 8), [0.0, 1.0], solver)
+    with pytest.raises(regnde.StepSizeUnderflow, match="dt_min"):
+        regnde.solve(lambda t, y: torch.cos(1e5 * t) * 1e3 * y, torch.ones(2, 1), [0.0, 1.0], solver)

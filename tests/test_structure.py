@@ -23,21 +23,27 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_tableau", "_tolerance", "_transforms"),
+    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
     "_options": set(),
     "_controller": {"_options"},
     "_grid_method": {"_tableau"},
-    "_solver": {"_controller", "_grid_method", "_last_step", "_options", "_tableau", "_tolerance"},
+    "_sde_method": {"_equation", "_tableau"},
+    "_solver": {
+        *("_controller", "_equation", "_grid_method", "_last_step"),
+        *("_options", "_sde_method", "_tableau", "_tolerance"),
+    },
     "_state": {"_equation"},
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
     "_last_step": set(),
+    "_rosenbrock_tableau": {"_tableau"},
     "_tableau": set(),
     "_equation": set(),
-    "_dense": set(),
+    "_dense": {"_transforms"},
     "_event": set(),
     "_stops": set(),
     "_transforms": set(),
@@ -48,23 +54,26 @@ ALLOWED = {
     "_engines.julia": BASE | {"_engines.base", "_engines.julia"},
     "_engines": BASE | {"_engines.base", "_engines.torch", "_engines.julia"},
     "_recording": {"_solution", "_solver", "_state"},
-    "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording"},
+    "_times": {"_engines.base", "_transforms"},
+    "_solve": BASE | {"_arguments", "_engines", "_engines.base", "_recording", "_times"},
     "_dropin_options": set(),
     "_dropin_methods": BASE,
     "_dropin_callbacks": BASE | {"_engines.base"},
     "_dropin_problem": BASE | {"_dropin_callbacks", "_dropin_methods", "_engines.base"},
     "_dropin_adaptive": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
-    "_dropin_grid": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
+    "_dropin_grid": BASE
+    | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve", "_times"},
     "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem"},
     "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
     "_dropin": BASE
     | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_problem", "_dropin_scipy", "_solve"},
-    "_dropin_sde": BASE | {"_recording", "_solve"},
+    "_dropin_sde_problem": BASE,
+    "_dropin_sde": BASE | {"_dropin_sde_problem", "_engines.base", "_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
-    "_grid": BASE | {"_engines.torch", "_solve"},
-    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve"},
-    "nn": BASE | {"_divergence", "_solve", "nn"},
+    "_grid": BASE | {"_engines.torch", "_times"},
+    "_fixed_grid": BASE | {"_engines.torch", "_grid", "_recording", "_solve", "_times"},
+    "nn": BASE | {"_divergence", "_solve", "_times", "nn"},
     "_penalty": {"_solution"},
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},
@@ -73,7 +82,7 @@ ALLOWED = {
     "_advice": {"_report"},
     "_modules": set(),
     "_bench": BASE | {"_modules", "_penalty", "_report", "_solve"},
-    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_solve"},
+    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_times"},
     "plot": {"_report", "_solution"},
 }
 
@@ -228,8 +237,9 @@ ARRAYS = (
 ONE_STAGE = ("stage_times", "stage_time", "take_stage")  # Python makes all times at once, Julia each where it is used
 MEMORY = ("empty_step", "keep_residuals")  # Julia's steps own their arrays
 OWN_PART = ("with_noise",)  # in Python inside `dense_output`; private there
+MATRICES = ("driven",)  # Julia's steps have diagonal noise alone
 CHECKS = ("all_finite",)  # Julia's compiler fuses the test of every entry
-ONE_SIDED = {*CHECKS, *BATCHES, *ARRAYS, *ONE_STAGE, *MEMORY, *OWN_PART}
+ONE_SIDED = {*CHECKS, *BATCHES, *ARRAYS, *ONE_STAGE, *MATRICES, *MEMORY, *OWN_PART}
 
 
 def python_names(path: Path) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -12,13 +14,17 @@ import torch
 import regnde
 from problems import exp_decay, harmonic
 from regnde import SDE, ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
-from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER
+from tolerances import CANCELLED, EXACT, GRADIENT, ROUNDING, SOLVER
 
 ADAPTIVE = ("tsit5", "dp5", "bs3", "heun", "vern7")
 
 
 def f64(values: object) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def harmonic_rows(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.stack([y[..., 1], -y[..., 0]], -1)
 
 
 # --- case 11: components at rest -------------------------------------------------------------------
@@ -163,8 +169,46 @@ def test_case_A14_torch_func_with_a_checkpointed_solve() -> None:
 
 
 def test_what_torch_func_can_not_do_is_loud() -> None:
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError) as caught:
         torch.func.vmap(lambda y: regnde.solve(exp_decay, y, [0.0, 1.0]).y1)(torch.ones(3, 2))
+    assert "batch='per-sample'" in caught.value.__notes__[0]
+    end = functools.partial(regnde.odeint, exp_decay, t=f64([0.0, 1.0]), method="implicit_euler")
+    with pytest.raises(ValueError, match="forward mode do not see through it"):
+        torch.func.jvp(end, (f64([1.0]),), (f64([1.0]),))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own, from its functorch
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacfwd])
+def test_what_a_transform_does_not_differentiate_is_a_number(transform: Callable[..., object]) -> None:
+    """Times, errors and places of a dense output that are made inside a transform belong to it, and are numbers."""
+    t, places = f64([0.0, 0.3, 1.0]), f64([0.2, 0.9])
+    solves = {
+        "drop-in": lambda y: regnde.odeint(harmonic_rows, y, torch.tensor([0.0, 0.3, 1.0])),
+        "adjoint": lambda y: regnde.odeint_adjoint(harmonic_rows, y, t.clone()),
+        "dense": lambda y: regnde.solve(harmonic_rows, y, [0, 1], dense=True)(places.clone()),
+        "per-sample": lambda y: regnde.solve(harmonic_rows, y, [0, 1], Solver(batch="per-sample")).y1,
+    }
+    y0 = f64([[1.0, 2.0], [0.5, -1.0]])
+    for name, run in solves.items():
+        got = transform(lambda y, run=run: run(y).sin().sum())(y0)
+        y = y0.clone().requires_grad_()
+        expected = torch.autograd.grad(run(y).sin().sum(), y)[0]
+        torch.testing.assert_close(got, expected, rtol=CANCELLED, atol=ROUNDING, msg=lambda m, of=name: f"{of}: {m}")
+        assert got.abs().max() > 0
+
+
+def test_no_derivative_by_times_is_evaluated_for_in_a_transform() -> None:
+    """The counts of a solve are those outside of it."""
+    counts = []
+
+    def end(y: torch.Tensor) -> torch.Tensor:
+        sol = regnde.solve(exp_decay, y, [0.0, 1.0], stops=[0.5])
+        counts.append(sol.stats)
+        return sol.y1.sum()
+
+    end(f64([1.0]))
+    torch.func.grad(end)(f64([1.0]))
+    assert counts[0] == counts[1]
 
 
 def test_same_solve_twice_is_bit_equal() -> None:

@@ -49,3 +49,7 @@ SINGLE = 1e-5
 
 FLOAT16 = 0.01
 """Relative, in norm: gradients of one layer under autocast, where every product is rounded to 2^-11."""
+
+SHOWN = 0.05
+"""Relative, numbers that a page shows against those that its program prints: other processors round otherwise, and a
+training grows the difference. A number may also differ by one unit of its last digit."""

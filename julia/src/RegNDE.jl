@@ -12,7 +12,8 @@ using DiffEqBase: DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: BLAS, dot, mul!
+using LinearAlgebra: BLAS, Hermitian, LowerTriangular, Symmetric, UnitLowerTriangular, UnitUpperTriangular,
+    UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, logabsdet, lu!, mul!
 using NaNMath: NaNMath
 using NNlib: NNlib
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
@@ -37,6 +38,8 @@ export Dynamics, pullback, solve_recorded
 include("stop_flag.jl")
 include("kernels.jl")
 include("activations.jl")
+include("indexing.jl")
+include("linear_algebra.jl")
 include("buffer_pool.jl")
 include("field.jl")
 include("tableaux.jl")

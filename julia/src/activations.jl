@@ -66,3 +66,6 @@ end
     return ifelse(x < 0, (e + 1) * positive, positive)
 end
 @inline fast_sigmoid(x) = inv(one(x) + exp(-x))
+
+"log |Γ(x)|, as torch's `lgamma`."
+log_gamma(x) = first(SpecialFunctions.logabsgamma(x))

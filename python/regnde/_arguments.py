@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -44,16 +45,22 @@ def _argument_names(field: Any) -> Sequence[str]:
     return () if code is None else code.co_varnames[function is not method : code.co_argcount]
 
 
-def check_order(y0: object, times: Sequence[float]) -> None:
-    """Refuses a span in the place of the state.
+def check_order(y0: object, ts: object, times: Sequence[float]) -> None:
+    """Refuses a span in the place of the state, or warns of it.
 
-    A tuple of two increasing numbers may be a state, but with times that do not begin with 0 it is rarely one.
+    A tuple of two increasing numbers may be a state, but with times that do not begin with 0 it is rarely one. Where
+    both begin with 0, the way they are written is all that tells: a span is a tuple, a state a list.
     """
-    if isinstance(y0, tuple) and is_span(y0) and times[0] != 0:
-        raise ValueError(
-            f"y0={y0} looks like a span of time, and ts={list(times[:3])} like a state. {ORDER} If {y0} is the state, "
-            f"write it as a list, {list(y0)}."
-        )
+    if not (isinstance(y0, tuple) and is_span(y0)):
+        return
+    problem = (
+        f"y0={y0} looks like a span of time, and ts={list(times[:3])} like a state. {ORDER} If {y0} is the state, "
+        f"write it as a list, {list(y0)}."
+    )
+    if times[0] != 0:
+        raise ValueError(problem)
+    if y0[0] == 0 and isinstance(ts, list):
+        warnings.warn(problem, stacklevel=4)
 
 
 def is_span(y0: object) -> bool:

@@ -1,4 +1,4 @@
-"""The problem that `diagnose` is given, and what one solve of it tells."""
+"""The problem that `diagnose` is given, and the measurement of one solve of it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Bench:
         f, y0, ts: the field, the initial state and the save times.
         metric: the user's, or None.
         per_sample: whether the field is called with a time for each sample.
-        truth: states of the reference, once it is there.
+        truth: states of the reference, once it was solved.
         solves: how many were made.
         needs_graph: whether the field fails without a graph.
         kinks: activations that have kinks, and how often an evaluation calls each.
@@ -59,7 +59,7 @@ class Bench:
         self.parameters: list[Tensor] = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         self.span = abs(float(self.ts[-1]) - float(self.ts[0]))
         self.size = float(self.y0.abs().square().mean().sqrt()) or 1.0
-        for graph in (False, True):  # if neither works, the solve will say what is wrong
+        for graph in (False, True):  # if neither works, the solve raises the error
             with contextlib.suppress(Exception), _modules.Activations() as activations:
                 self.slope(self.y0, graph=graph)
                 self.needs_graph = graph
@@ -104,7 +104,9 @@ class Bench:
         self.solves += 1
         y0 = self.y0 if y0 is None else y0
         with torch.set_grad_enabled(graph or self.needs_graph):
-            if isinstance(solver.dt0, LastStep):  # one like it that has seen this solve: no run depends on others
+            if isinstance(
+                solver.dt0, LastStep
+            ):  # a copy with the size of this solve: runs must not depend on each other
                 solver = replace(solver, dt0=LastStep(solver.dt0.size))
                 solve(self.f, y0.detach(), self.ts, solver, throw=False)
             return solve(self.f, y0, self.ts, solver, record="all" if record else "none", throw=throw)
@@ -119,7 +121,7 @@ class Bench:
         return None
 
     def run(self, solver: Solver, solution: Solution | None = None) -> Run:
-        """What a solve tells: one that was made, or a new one."""
+        """The measurement of a solve; a solve that was made before is not repeated."""
         solution = self.solve(solver) if solution is None else solution
         stats, done = solution.stats, solution.status == Status.SUCCESS
         tableau = solution.solver.tableau or TABLEAUX.get(solution.solver.method)

@@ -18,7 +18,7 @@ MEMORY = 0.98  # of the penalty's largest norm, a measurement
 GROWN = 2.0  # a penalty that grew by this factor is measured at once
 SMALLER = 256.0  # a scale at which gradients overflow is divided by this
 
-# Of a `LossBudget`; chosen on small trainings such as those of docs/training.md.
+# Of a `LossBudget`; chosen on small trainings such as those of docs/weight.md.
 FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of the last value in the two means of the loss and in its variance
 WINDOW = 60  # losses that count in any of them: none remembers how large the loss once was
 LEARNT = 30  # iterations before which a model counts as learning
@@ -183,7 +183,7 @@ class LossBudget:
     budget, or the noise of the smoothed loss if that is larger. Until the budget is met for the first time the share
     does not rise above where it started: a large penalty early can keep a model from learning, and it does not
     recover. It is an integral controller on the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems,
-    ch. 10); docs/training.md compares it with others.
+    ch. 10); docs/weight.md compares it with others.
 
     A weight can not hold a loss that the optimiser's own noise lifts. To be sure of the budget keep the parameters
     of an iteration in which `within` is true, or use `cheapen`, which does so.

@@ -1,4 +1,4 @@
-"""A trained model made cheap: more training with a penalty, within a budget of its loss."""
+"""Makes a trained model cheaper to solve: further training with a penalty, within a budget of the loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Cheapening", "Measured", "cheapen"]
 
 Batch = TypeVar("Batch")
 
-MIN_GAIN = 0.01  # of the evaluations: less does not count as saved
+MIN_GAIN = 0.01  # share of the evaluations: a smaller saving counts as none
 SMALLER = 1 / 3  # learning rate after `patience` measurements that saved nothing
 STAGES = 3  # learning rates
 LARGEST = 3.0  # share of a `LossBudget`: a state that went too far is not kept
@@ -91,24 +91,24 @@ def cheapen(
     scaler: GradScaler | None = None,
     distributed: bool = False,
 ) -> Cheapening[Batch]:
-    """Trains a finished model on until its solves are as cheap as a budget of its loss allows.
+    """Trains a trained model further until its solves are as cheap as a budget of the loss allows.
 
     The loss of the model as it stands is measured first; that loss plus the budget is the bound. Then `fit` runs
     with a `LossBudget`. Every so often the model is measured again, and the cheapest state within the bound is kept.
-    Where nothing was saved for a while the training goes on from that state with a third of the learning rate; after
-    the third such time, or after `iterations`, it ends. The parameters then hold the cheapest state within the bound,
-    or what they held at the start. Leaving the iteration early leaves that state too. The optimiser's own state is
-    cleared.
+    If `patience` measurements saved nothing, the training continues from that state with a third of the learning rate.
+    It ends after the third time, or after `iterations`. The parameters then hold the cheapest state within the bound;
+    if there is none, they hold what they held at the start. The same is true if the loop is left early. The
+    optimiser's own state is cleared.
 
-    Only a change in the number of steps is seen. Where the solves make two steps there is next to nothing to save,
-    and a warning says so.
+    Only a change in the number of steps counts. If the solves make two steps there is almost nothing to save, and a
+    warning says so.
 
     Args:
         compute: maps a batch to its task loss and the solution it came from, with `record="all"`; or to the loss
             alone, and all its solves are recorded and measured. As `fit` takes it.
         batches: what to train on; gone through again and again, so not a generator that ends.
         optimizer: of the model's parameters. A learning rate of about a third of the training's first one serves.
-        budget: what may be paid, as a share of the loss' size (0.02: 2 %).
+        budget: by how much the loss may rise, as a share of its size (0.02: 2 %).
         allowed: the bound itself, in place of the measured loss plus the budget. For a model that is solved from
             now on with another solver, at which its loss may be worse: a state within the bound is then preferred
             to a cheaper one above it.
@@ -117,13 +117,13 @@ def cheapen(
         measure: batches on which loss and evaluations are measured, such as validation batches; by default the
             first pass of `batches` (at most 50 of them). The loss on other batches than those of the training is
             another one: the weight then follows the training's loss plus the difference of the two, which every
-            measurement renews. Randomness inside `compute` is drawn alike in all measurements.
+            measurement renews. All measurements use the same random numbers inside `compute`.
         every: iterations between two measurements.
         patience: measurements without a saving before the learning rate falls.
-        iterations: at most so many.
+        iterations: the largest number of iterations.
         model: the module whose buffers (batch norm's statistics) belong to the state that is kept. Without one
             only the optimiser's parameters are.
-        scaler: of a training in float16, as `fit` takes it.
+        scaler: a `GradScaler` for training in float16, as in `fit`.
         distributed: average what is measured over the processes of `torch.distributed`'s default group, so that all
             keep the same state. Without it each process decides for itself.
 
@@ -225,7 +225,7 @@ def cheapen(
 
 
 def _again_and_again(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches without end."""
+    """The batches, repeated for ever."""
     while True:
         some = False
         for batch in batches:
@@ -256,7 +256,7 @@ def _measured(compute: Callable[[Batch], Computed], batches: Sequence[Batch], di
 
 
 def _computed(compute: Callable[[Batch], Computed], batch: Batch) -> Computed:
-    """What `compute` returns without a graph, or with one if its field differentiates something itself."""
+    """The result of `compute` without a graph; with one if the field differentiates something itself."""
     try:
         with torch.no_grad():
             return compute(batch)
@@ -283,13 +283,13 @@ class _State:
         self.kept = _copies(self.tensors)
 
     def restore(self) -> None:
-        """Goes back to the copy, and forgets the optimiser's means: they belong to other parameters."""
+        """Restores the copy, and clears the optimiser's state, which belongs to other parameters."""
         _put_back(self.tensors, self.kept)
         self.optimizer.state.clear()
 
     @contextlib.contextmanager
     def buffers_left(self) -> Iterator[None]:
-        """Puts the buffers back: measuring is no training."""
+        """Restores the buffers afterwards: a measurement must not change them."""
         before = _copies(self.buffers)
         try:
             yield
@@ -302,7 +302,7 @@ class _State:
             group["lr"] = group["lr"] * SMALLER
 
     def full_speed(self) -> None:
-        """Puts the learning rates back."""
+        """Restores the learning rates."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
 

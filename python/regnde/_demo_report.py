@@ -1,4 +1,4 @@
-"""What the demo prints and draws: its rows, their table, what follows from them, and a picture."""
+"""The output of the demo: its rows, their table, the conclusions, and a picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Row:
         train_seconds: processor time of the training.
         prediction: with the solver that this row predicts with.
         cheapest: with the solver that `diagnose` recommends for this model.
-        fixed: with the fewest steps of fixed size whose loss is as good; None if none of those tried is.
+        fixed: with the fewest steps of fixed size whose loss is as good; None if no tried number of steps is.
     """
 
     method: str
@@ -111,7 +111,7 @@ def short(solver: Solver) -> str:
 
 
 def means(rows: Sequence[Row]) -> dict[str, Mean]:
-    """One `Mean` a method, in the order of the rows."""
+    """One `Mean` for each method, in the order of the rows."""
     return {name: _mean([row for row in rows if row.method == name]) for name in dict.fromkeys(r.method for r in rows)}
 
 

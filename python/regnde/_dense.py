@@ -10,9 +10,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from regnde._transforms import numbers
+
 __all__ = ["DenseOutput", "Interpolant", "product"]
 
-ROUNDING = 4.0  # in units of a time's resolution: so far it may lie outside the span
+ROUNDING = 4.0  # in units of its resolution, the distance by which a time may lie outside the span
 
 
 class Interpolant(NamedTuple):
@@ -70,7 +72,7 @@ class DenseOutput:
         """
         given = t if isinstance(t, Tensor) else torch.as_tensor(np.asarray(t, np.float64))
         times = given.reshape(-1).to(torch.float64)
-        values = times.detach().cpu().numpy()
+        values = numbers(times)
         self._check(values, given)
         if not self.steps:
             return self.y0.expand(*given.shape, *self.y0.shape)

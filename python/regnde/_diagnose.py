@@ -22,10 +22,10 @@ from regnde._last_step import LastStep
 from regnde._recording import unrecorded
 from regnde._report import Diagnosis, Run
 from regnde._solution import Solution
-from regnde._solve import checked_times
 from regnde._solver import Solver
 from regnde._state import Structure
 from regnde._tableau import TABLEAUX
+from regnde._times import checked_times
 from regnde._tolerance import Tolerance
 
 __all__ = ["diagnose"]
@@ -33,15 +33,17 @@ __all__ = ["diagnose"]
 FINER = 1e3  # the given tolerance over that of the reference
 COARSER = (1e-8, 1e-6)  # tolerances of the reference if it does not succeed
 REFERENCE_METHOD = "vern7"
-REFERENCE_COST = 10  # steps of the reference, as a multiple of those of the given solver, before it gives up
+REFERENCE_COST = 10  # largest number of steps of the reference, as a multiple of those of the given solver
 LOOSEST = 0.1  # tolerance, relative to the state
 IN_TURN = 3  # good runs at neighbouring tolerances after which a method needs no tighter one
 TIGHTER = 2  # tolerances below the given one
-MANY = 3000  # trial steps of a solve that is not repeated at each tolerance without hope of a saving
-LEFT = 0.9  # share of the evaluations: a looser tolerance that leaves more saves nothing
-FIRST = 0.5  # first step, as a share of the span: what is too large is rejected
+MANY = 3000  # trial steps of a long solve, which is repeated at another tolerance only if that may save something
+LEFT = 0.9  # share of the evaluations: a looser tolerance that needs more than this saves nothing
+FIRST = 0.5  # first step, as a share of the span; the error control rejects one that is too large
 FIXED = (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2))  # methods and their numbers of steps
-COARSE = 1e3  # times the resolution of the state's dtype: a field that rounds more computes in a lower precision
+COARSE = (
+    1e3  # in units of the resolution of the state's dtype: a larger rounding error means a field of lower precision
+)
 INDEPENDENT = 1e-3  # relative difference of the field on half of a batch; float32 has 1e-6, a coupled batch 0.1
 
 
@@ -70,10 +72,10 @@ def diagnose(
         ts: save times, in units of time.
         solver: how you solve now; `Solver()` by default.
         metric: function of a `Solution` that returns a number, such as the loss on these data.
-        metric_slack: relative change of the metric, up or down, up to which a run counts as good.
+        metric_slack: largest relative change of the metric, up or down, of a run that counts as good.
         error_allowed: largest error over the save times (root mean square over the entries of the state), relative to
-            the root mean square of the states. The default of 1 % suits states whose use is to be classified or
-            decoded. Give what you need where the states are the result.
+            the root mean square of the states. The default of 1 % suits states that are classified or
+            decoded afterwards. If the states are the result, give the error that you need.
         methods: adaptive methods to compare with that of the solver; by default all that the torch engine has.
 
     Returns:
@@ -147,7 +149,7 @@ def _diagnosis(
         base = replace(solver, method="tsit5", rtol=1e-6, atol=1e-6, dt0=None)
     else:
         base = solver = replace(solver, rtol=given.rtol, atol=given.atol)
-    solution = bench.solve(solver, record=True)  # whatever the field raises here is the user's to see
+    solution = bench.solve(solver, record=True)  # errors of the field are raised to the user here
     now = bench.run(solver, solution)
     _check_metric(now)
     reference = _reference(bench, solver, now.steps)
@@ -194,11 +196,11 @@ def _diagnosis(
 
 
 def _check_metric(run: Run) -> None:
-    """Refuses a metric that nothing can be compared with."""
+    """Raises an error for a metric that can not be compared with others."""
     if run.metric is not None and not math.isfinite(run.metric):
         raise ValueError(
-            f"the metric is {run.metric} for {run.solver!r}: no other solver can be compared with that. Look for it in "
-            "the states and the data, or call diagnose without a metric."
+            f"the metric is {run.metric} for {run.solver!r}, so that no solver can be compared with it. Look for the "
+            "cause in the states and the data, or call diagnose without a metric."
         )
 
 
@@ -237,7 +239,7 @@ def _tolerances(solver: Solver, bench: Bench) -> list[Solver]:
 
 
 def _at_other_tolerances(bench: Bench, now: Run) -> Iterator[Run]:
-    """The given method at tighter and looser tolerances; of a long solve, while looser ones save something."""
+    """Runs of the given method at tighter and looser tolerances; of a long solve only while looser ones save."""
     solvers, long = _tolerances(now.solver, bench), now.steps > MANY
     smallest = max(10 * torch.finfo(bench.y0.dtype).eps, 1e-13)
     for solver in () if long else solvers[:TIGHTER]:
@@ -247,13 +249,13 @@ def _at_other_tolerances(bench: Bench, now: Run) -> Iterator[Run]:
         run = bench.run(solver)
         yield run
         if long and run.evaluations > LEFT * now.evaluations:
-            return  # stability sets the steps, at looser tolerances too
+            return  # stability limits the steps: a looser tolerance will not help
 
 
 def _cheaper(bench: Bench, base: Solver, limit: float, good: Callable[[Run], bool]) -> Iterator[Run]:
-    """Runs of a method from the loosest tolerance on, until they cost more than the limit or some in turn are good."""
+    """Runs of a method from the loosest tolerance on, until they cost more than the limit, or some in turn are good."""
     in_turn = 0
-    with contextlib.suppress(ValueError):  # the engine that was asked for lacks the method
+    with contextlib.suppress(ValueError):  # the engine that was asked for does not have the method
         for solver in reversed(_tolerances(base, bench)[0 if limit == math.inf else TIGHTER :]):
             run = bench.run(solver)
             if run.evaluations > limit:
@@ -265,7 +267,7 @@ def _cheaper(bench: Bench, base: Solver, limit: float, good: Callable[[Run], boo
 
 
 def _given_starts(bench: Bench, report: Diagnosis) -> Iterator[Run]:
-    """The best run of each method, with a long first step that is given."""
+    """The best run of each method, repeated with a long first step."""
     long = FIRST * bench.span
     for best in filter(None, map(report.best_of, report.methods)):
         given = best.solver.dt0
@@ -274,8 +276,8 @@ def _given_starts(bench: Bench, report: Diagnosis) -> Iterator[Run]:
 
 
 def _few_steps(bench: Bench, solver: Solver) -> Iterator[Run]:
-    """Two methods of fixed step size with one step and two."""
-    with contextlib.suppress(ValueError):  # the engine that was asked for lacks them
+    """Runs of two methods of fixed step size, with one step and with two."""
+    with contextlib.suppress(ValueError):  # the engine that was asked for does not have them
         for method, count in FIXED if solver.batch == "joint" else ():
             dt0 = bench.span / count
             yield bench.run(Solver(method=method, dt0=dt0, engine=solver.engine, gradient=solver.gradient))
@@ -295,7 +297,7 @@ def observed_order(runs: Sequence[Run]) -> float | None:
 
 
 def _stiff_share(bench: Bench, solution: Solution, base: Solver) -> float | None:
-    """Share of the accepted steps at the stability limit; of tsit5 if the given method estimates no stiffness."""
+    """Share of the accepted steps at the stability limit; by tsit5 if the given method estimates no stiffness."""
     for known in (True, False):
         with contextlib.suppress(ValueError):
             steps = (solution if known else bench.solve(replace(base, method="tsit5"), record=True)).steps
@@ -306,7 +308,7 @@ def _stiff_share(bench: Bench, solution: Solution, base: Solver) -> float | None
 
 
 def _rounding(bench: Bench, now: Run) -> tuple[float | None, float | None]:
-    """Share of the evaluations that the same solve in float64 saves, and the field's rounding if that is coarse."""
+    """Share of the evaluations that the same solve in float64 saves; the field's rounding error if it is large."""
     resolution, roundoff = torch.finfo(bench.y0.dtype).eps, bench.roundoff()
     late = float(bench.ts.abs().max()) / bench.span  # times far from 0 are rounded too
     coarse = roundoff is not None and roundoff > COARSE * resolution * max(late, 1.0)
@@ -341,12 +343,12 @@ def _samples(bench: Bench, solver: Solver) -> tuple[tuple[int, ...], str]:
             return (), why
         alone = replace(solver, method=method, batch="per-sample", compile=False, engine="torch")
         return tuple(sample.nfe for sample in bench.solve(alone, throw=True).stats.samples), ""
-    except Exception as problem:  # the field is called as it never was before: anything may come
+    except Exception as problem:  # the field was not written for such calls: any error may occur
         return (), f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]:.100}".rstrip(": ")
 
 
 def _why_coupled(bench: Bench) -> str:
-    """Why the leading dimension holds no samples that are independent, judged by the field on half of them."""
+    """Why the samples of the leading dimension are not independent, found by evaluating the field on half of them."""
     half = len(bench.y0) // 2
     whole, part = bench.slope(bench.y0)[:half], bench.slope(bench.y0[:half], per_sample=True)
     if part.shape != whole.shape:

@@ -1,7 +1,7 @@
-"""Products with a field's Jacobian, and its divergence: what the density of a flow and RNODE are made of.
+"""Products with a field's Jacobian, and its divergence, for the density of a flow and for RNODE.
 
-By `torch.autograd.grad` and not by `torch.func.vjp`, which takes up to twice the time, which a checkpoint can not
-evaluate again, and which the Julia engine can not read.
+They use `torch.autograd.grad`. `torch.func.vjp` takes up to twice the time, a checkpoint can not evaluate it again, and
+the Julia engine can not export it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def slope_and_rows(field: Field, t: Tensor, y: Tensor, probes: Sequence[Tensor])
         with torch.inference_mode(False):
             return slope_and_rows(field, t.clone(), y.clone(), [probe.clone() for probe in probes])
     with torch.enable_grad():
-        x = y.view_as(y) if graph and y.requires_grad else y.detach().requires_grad_()  # no other way leads to it
+        x = y.view_as(y) if graph and y.requires_grad else y.detach().requires_grad_()  # y has no other derivative
         slope = field(t, x).to(y.dtype)
         if not slope.requires_grad:
             return slope, [torch.zeros_like(y) for _ in probes]
@@ -73,7 +73,7 @@ def log_density_slope(field: Field, t: Tensor, z: Tensor, probe: Tensor | None) 
 
 
 def _needs_more_than(slope: Tensor, x: Tensor) -> bool:
-    """Whether a leaf other than x stands in the slope's graph."""
+    """Whether the slope's graph has a leaf other than x."""
     seen, nodes = set(), [slope.grad_fn]
     while nodes:
         node = nodes.pop()

@@ -1,4 +1,4 @@
-"""What works on this machine: engines, versions, devices; and where not, why and what to do."""
+"""Reports what works on this machine (engines, versions, devices), and why something does not and what to do."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from regnde import __version__
 from regnde._engines import engines
 from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC, runtime
 from regnde._errors import EngineUnavailable
+from regnde._sde_method import SDE_METHODS
 from regnde._solve import solve
 from regnde._solver import Solver
-from regnde._tableau import SDE_TABLEAUX, TABLEAUX
+from regnde._tableau import TABLEAUX
 
 __all__ = ["install_julia", "methods_table", "report"]
 
@@ -69,23 +70,32 @@ def install_julia(*, cuda: bool = False) -> list[str]:
 
 def methods_table() -> str:
     """What each engine steps with, as the Markdown table of docs/engines.md."""
-    facts: dict[str, tuple[str, str, str]] = {}
-    for ode in TABLEAUX.values():
+    odes, sdes = {**TABLEAUX}, {**SDE_METHODS}
+    rows: list[tuple[str, str, str, str, bool, bool]] = []  # name, kind, order, records, whether torch, Julia has it
+    for ode in odes.values():
         kind = "ODE, adaptive" if ode.adaptive else "ODE, fixed step"
-        facts[ode.name] = (kind, f"{ode.order}", _records(ode.adaptive, ode.stiffness_pair))
-    for sde in SDE_TABLEAUX.values():
+        rows.append(
+            (ode.name, kind, f"{ode.order}", _records(ode.adaptive, ode.stiffness_pair), True, _julia(ode.name))
+        )
+    for sde in sdes.values():
         kind = "SDE, adaptive" if sde.adaptive else "SDE, fixed step"
-        facts[sde.name] = (kind, f"{sde.order:g}", _records(sde.adaptive, sde.stiffness_pair))
-    for name in EXPLICIT:
-        facts.setdefault(name, ("ODE, adaptive", name[-1], _records(True, True)))
+        records = _records(sde.adaptive, sde.stiffness_pair)
+        rows.append((sde.name, kind, f"{sde.order:g}", records, True, sde.name in STOCHASTIC))
+    rows += [
+        (name, "ODE, adaptive", name[-1], _records(True, True), False, True) for name in EXPLICIT if name not in odes
+    ]
     for name in IMPLICIT:
-        facts[name] = ("ODE, stiff", "", "error read back" + (", stiffness" if name == "autotsit5" else ""))
-    torch_has, julia_has = {*TABLEAUX, *SDE_TABLEAUX}, {*EXPLICIT, *IMPLICIT, *STOCHASTIC}
+        records = "error read back" + (", stiffness" if name == "autotsit5" else "")
+        rows.append((name, "ODE, stiff", "", records, False, True))
     lines = ["| method | kind | order | records | torch | julia |", "|---|---|---|---|---|---|"]
-    for name, (kind, order, records) in facts.items():
-        marks = " | ".join("yes" if name in known else "" for known in (torch_has, julia_has))
+    for name, kind, order, records, *there in rows:
+        marks = " | ".join("yes" if has else "" for has in there)
         lines.append(f"| `{name}` | {kind} | {order} | {records} | {marks} |")
     return "\n".join(line.replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+
+
+def _julia(ode: str) -> bool:
+    return ode in EXPLICIT or ode in IMPLICIT
 
 
 def _records(error: bool, stiffness: bool) -> str:
@@ -101,7 +111,7 @@ def _version(package: str) -> str:
 
 def _accelerators() -> list[tuple[str, str]]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver warns; the line below says the same
+        warnings.simplefilter("ignore")  # an old driver warns here; the report says the same
         cuda = torch.cuda.is_available()
     names = [("cuda", torch.cuda.get_device_name()) if cuda else ("cuda", "none that torch can use")]
     if torch.backends.mps.is_available():
@@ -116,7 +126,7 @@ def _try(name: str) -> tuple[bool, str]:
         solver = Solver(engine=name)  # type: ignore[arg-type]  # a known name
         solution = solve(_decay, [1.0], [0.0, 1.0], solver, record="all")
         seconds = time.perf_counter() - began
-    except Exception as problem:  # whatever an engine throws is what the doctor is asked to show
+    except Exception as problem:  # any error of an engine belongs in the report
         return False, f"fails: {type(problem).__name__}: {problem}"
     stats = solution.stats
     return True, f"works: {stats.accepted} steps, NFE {stats.nfe}, y(1) = {float(solution.y1):.5f}, {seconds:.3f} s"

@@ -91,7 +91,7 @@ def odeint_adjoint(
     torchdiffeq solves an adjoint equation backwards, whose result is off by that solve's own error and
     misses parameters that `func` does not own. Here the accepted steps themselves are differentiated
     (`Solver(gradient="checkpoint")`), every tensor that `func` uses gets its gradient, and nothing is
-    solved backwards: the `adjoint_*` arguments are accepted and have nothing to set. Only `"scipy_solver"`, whose
+    solved backwards: the `adjoint_*` arguments are accepted and have no effect. Only `"scipy_solver"`, whose
     steps are scipy's, has an adjoint solve.
 
     Args:

@@ -21,7 +21,7 @@ from regnde._solve import solve_by_rules
 from regnde._solver import Solver
 from regnde._transforms import has_derivative, transformed
 
-__all__ = ["adaptive_until_event", "odeint_adaptive"]
+__all__ = ["adaptive_until_event", "dense_output", "odeint_adaptive"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]
@@ -82,11 +82,12 @@ def _how(problem: Problem, given: Mapping[str, Any] | None) -> tuple[Solver, Ste
     options = options_of(AdaptiveOptions, problem.method, given)
     tableau = ADAPTIVE_METHODS[problem.method]
     allowed = problem.tolerances()
+    first = options.first_step
     solver = Solver(
         method=tableau,
         rtol=allowed.rtol,
         atol=allowed.atol,
-        dt0=options.first_step,
+        dt0=None if first is None else min(max(first, options.min_step), options.max_step),
         # theirs counts from one time of the output to the next
         max_steps=options.max_num_steps * max(1, len(problem.t) - 1),
         gradient=problem.gradient,

@@ -20,8 +20,9 @@ from regnde._engines.base import StepRules
 from regnde._event import Event
 from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solution import Solution
-from regnde._solve import solve_by_rules, solve_on_grid
+from regnde._solve import solve_by_rules
 from regnde._solver import Solver
+from regnde._times import checked_times
 
 __all__ = ["grid_until_event", "odeint_on_grid"]
 
@@ -36,27 +37,26 @@ def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
         problem: what to solve.
         given: the user's options.
     """
-    t, options = problem.t, _options(problem, given)
+    options = _options(problem, given)
     solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch")
-    saves = _ordered("t", t)
-    if options.step_size is None and options.grid_constructor is None:
-        grid, places = t, saves
-    else:
-        make = options.grid_constructor
-        given_grid = None if make is None else make(problem.field, problem.y0, t)
-        grid = _uniform(t, saves, options.step_size or 0.0) if given_grid is None else given_grid
-        places = _ordered("the grid", grid)
+    grid, places = t, saves = checked_times(problem.t, "odeint: t")
+    if options.grid_constructor is not None:
+        grid, places = checked_times(options.grid_constructor(problem.field, problem.y0, problem.t), "odeint: the grid")
+    elif options.step_size is not None:
+        grid, places = checked_times(_uniform(problem.t, saves, options.step_size))
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
     stops, rules = ends if options.perturb else (), StepRules(callbacks=problem.callbacks)
+
+    def states_at(times: Tensor) -> Tensor:
+        found: Tensor = solve_by_rules(problem.field, problem.y0, times, solver, rules, grid=ends, stops=stops).ys
+        return found
+
     if grid is t or options.interp == "cubic" or set(saves) <= set(places):
-        return solve_on_grid(problem.field, problem.y0, _precise(t), ends, solver, stops=stops, rules=rules)
+        return states_at(t)
     chords = _Chords(saves, places)
-    states = solve_on_grid(
-        problem.field, problem.y0, _precise(grid)[chords.needed], ends, solver, stops=stops, rules=rules
-    )
-    return chords.states(_precise(grid), _precise(t), states)
+    return chords.states(grid, t, states_at(grid[chords.needed]))
 
 
 def grid_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:
@@ -95,20 +95,6 @@ def _method(problem: Problem, options: GridOptions) -> str | GridMethod:
     return replace(adams, max_iters=iters, max_order=order)
 
 
-def _precise(times: Tensor) -> Tensor:
-    """Times for a clock of double precision, as everywhere."""
-    return times.double() if times.dtype in (torch.float16, torch.bfloat16, torch.float32) else times
-
-
-def _ordered(name: str, times: Tensor) -> list[float]:
-    """The times as numbers, in an order."""
-    values: list[float] = times.tolist() if times.ndim == 1 else []
-    pairs = list(itertools.pairwise(values))
-    if not values or not (all(a <= b for a, b in pairs) or all(a >= b for a, b in pairs)):
-        raise ValueError(f"odeint: {name} must be times of shape (T,), increasing or decreasing, got {times.detach()}.")
-    return values
-
-
 def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
     """A grid of this step from t[0], the last one cut at t[-1]."""
     span = saves[-1] - saves[0]
@@ -118,10 +104,10 @@ def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
 
 
 class _Chords:
-    """The chords between states at points of a grid, on which the states at other times lie.
+    """Linear interpolation of states between the points of a grid.
 
     Args:
-        saves: those times, ordered.
+        saves: the times of the states, ordered.
         places: the points of the grid, in the same order.
 
     Attributes:

@@ -133,7 +133,7 @@ def _tableaux() -> Mapping[str, Tableau]:
 
 
 def _differences(embedded: Sequence[Any], main: Sequence[Any]) -> Any:
-    """The weights of the error, with those of the last stage, which the main ones lack."""
+    """Weights of the error estimate: embedded minus main ones; the main ones have none for the last stage."""
     return tuple(Fraction(e) - Fraction(b) for e, b in zip(embedded, (*main, 0), strict=True))
 
 

@@ -16,13 +16,13 @@ __all__ = ["AdaptiveOptions", "GridOptions", "ScipyOptions", "options_of"]
 
 T = TypeVar("T", bound="DropinOptions")
 
-IGNORED = ("dtype", "eps", "grid_points")  # known there, with nothing to set here
+IGNORED = ("dtype", "eps", "grid_points")  # options of torchdiffeq that have no effect here
 INTERPOLATIONS = ("linear", "cubic")
 
 
 @dataclass(frozen=True)
 class DropinOptions:
-    """What all methods take.
+    """Options of all methods.
 
     Args:
         norm: of the state's shape, or of a tuple as the state is one; adaptive methods alone use it.
@@ -131,16 +131,17 @@ def options_of(kind: type[T], method: str, given: Mapping[str, Any] | None, *, w
         given: the user's.
         without: names of the kind that this method does not know.
     """
+    if not given:
+        return kind()
     known = {field.name for field in dataclasses.fields(kind)} - set(without)
-    options = {} if given is None else dict(given)
-    unknown = {name: value for name, value in options.items() if name not in known and name not in IGNORED}
+    unknown = {name: value for name, value in given.items() if name not in known and name not in IGNORED}
     if unknown:
         warnings.warn(
             f"odeint: method {method!r} has no options {', '.join(map(repr, unknown))}, which are ignored, as in "
             f"torchdiffeq; it has {', '.join(sorted(known))}.",
             stacklevel=4,
         )
-    return kind(**{name: value for name, value in options.items() if name in known})
+    return kind(**{name: value for name, value in given.items() if name in known})
 
 
 def _number(name: str, value: Any) -> float:

@@ -76,7 +76,7 @@ class Problem:
         """
         tree = self.structure.tree_of
         if given is not None:
-            return lambda x: given(tree(x))
+            return lambda x: _one_number(given(tree(x)))
         return (lambda x: largest_part(tree(x))) if self.structure.nested else None
 
 
@@ -119,6 +119,14 @@ def _shaped(slope: Any, part: Any) -> Any:
         return slope
     same = [n for n in slope.shape if n != 1] == [n for n in part.shape if n != 1]
     return slope.reshape(part.shape) if same else slope
+
+
+def _one_number(norm: object) -> Tensor:
+    """What a norm of the user's returned."""
+    if not isinstance(norm, Tensor) or norm.numel() != 1:
+        given = f"shape {tuple(norm.shape)}" if isinstance(norm, Tensor) else type(norm).__name__
+        raise TypeError(f"odeint: norm must return a 0-dim tensor, got {given}.")
+    return norm.reshape(())
 
 
 def largest_part(state: tuple[Any, ...]) -> Tensor:

@@ -44,7 +44,7 @@ class Backwards:
 
 @dataclass(frozen=True)
 class _How:
-    """How scipy solves."""
+    """Settings of scipy's solver."""
 
     options: ScipyOptions
     rtol: float | Array
@@ -165,7 +165,7 @@ class _Adjoint(torch.autograd.Function):
 
 
 def _along(field: Field, t: Tensor, y: Tensor, grad: Tensor) -> Tensor:
-    """The derivative of a loss, whose gradient by the state is `grad`, along the flow."""
+    """The derivative of a loss by the time: `grad`, its gradient by the state, times the field."""
     with torch.no_grad():
         slope = field(t.to(y.device, y.dtype.to_real()), y)
     product: Tensor = torch.linalg.vecdot(grad.reshape(-1), slope.reshape(-1))

@@ -4,35 +4,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["SDE", "Equation", "Field", "JuliaField"]
+__all__ = ["CALCULI", "NOISES", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
+Noise = Literal["diagonal", "scalar", "additive", "general"]
+Calculus = Literal["ito", "stratonovich"]
+NOISES: tuple[str, ...] = Noise.__args__  # type: ignore[attr-defined]  # typing has no public way
+CALCULI: tuple[str, ...] = Calculus.__args__  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
 class SDE:
-    """An Ito SDE with diagonal noise: dy = drift(t, y) dt + diffusion(t, y) * dW.
+    """A stochastic differential equation dy = drift(t, y) dt + diffusion(t, y) dW.
 
     Args:
         drift: function of a 0-dim time and a state, returning its shape and structure.
-        diffusion: likewise; each entry multiplies its own Wiener process.
+        diffusion: function of the same. Its shape for a state (..., d) depends on `noise`.
+        noise: `"diagonal"`: diffusion (..., d), each entry multiplies a Wiener process of its own, and depends on no
+            other entry of the state where a method takes its derivative. `"scalar"`: diffusion (..., d), all d entries
+            multiply the one process of their sample. `"general"`: a matrix (..., d, m) that multiplies the m processes
+            of its sample. `"additive"`: such a matrix that does not depend on the state.
+        calculus: `"ito"` or `"stratonovich"`, the sense of the integral by dW. For a diffusion that does not depend
+            on the state they are the same.
 
-    The methods "sosri2", "sriw1", "sosra" and "em" call both inside the span only. "sosri" has stages at
-    -0.04 h and 3.75 h, so it calls the drift up to 2.75 steps beyond the end: for a drift that exists
-    in the span alone, use another.
+    Raises:
+        TypeError: if one of the functions can not be called.
+        ValueError: for another kind of noise or calculus.
+
+    The method "sosri" has stages at -0.04 h and 3.75 h, so it calls the drift up to 2.75 steps beyond the end: for a
+    drift that exists in the span alone, use another. All others call both functions inside the span only.
+
+    Examples:
+        >>> import torch
+        >>> from regnde import Solver, solve
+        >>> mix = torch.tensor([[0.3, 0.1, 0.0], [0.0, 0.2, 0.4]])
+        >>> sde = SDE(lambda t, y: -y, lambda t, y: y.unsqueeze(-1) * mix, noise="general", calculus="stratonovich")
+        >>> solve(sde, torch.ones(5, 2), [0.0, 1.0], Solver(method="heun", dt0=0.1)).y1.shape
+        torch.Size([5, 2])
     """
 
     drift: Callable[[Tensor, Any], Any]
     diffusion: Callable[[Tensor, Any], Any]
+    noise: Noise = "diagonal"
+    calculus: Calculus = "ito"
 
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"SDE: {name} must be callable as {name}(t, y), got {getattr(self, name)!r}.")
+        for name, known in (("noise", NOISES), ("calculus", CALCULI)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"SDE({name}={getattr(self, name)!r}): choose one of {', '.join(map(repr, known))}.")
+
+    @property
+    def has_matrix(self) -> bool:
+        """Whether the diffusion is a matrix."""
+        return self.noise in ("additive", "general")
+
+    def path_shape(self, state: Sequence[int], columns: int = 1) -> tuple[int, ...]:
+        """Shape of the Brownian path.
+
+        Args:
+            state: shape of the state.
+            columns: m, the number of columns of the diffusion, if that is a matrix.
+        """
+        if self.noise == "diagonal" or not state:
+            return tuple(state)
+        return (*state[:-1], columns if self.has_matrix else 1)
 
 
 @dataclass(frozen=True)

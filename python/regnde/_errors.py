@@ -19,7 +19,7 @@ __all__ = [
 class SolveError(RuntimeError):
     """A solve that stopped before the end time.
 
-    It may be pickled and copied, as processes do that hand it over; its solution is then without gradients.
+    It can be copied, pickled and sent between processes; its solution then has no gradients.
 
     Attributes:
         status: which kind of failure it is.
@@ -31,7 +31,7 @@ class SolveError(RuntimeError):
         nfe: evaluations of the field (the drift, for an SDE) so far.
         accepted: accepted steps.
         rejected: rejected trial steps.
-        solution: what had been computed: the rows of `ys` up to `t`, and the records.
+        solution: the partial solution: the rows of `ys` up to `t`, and the records.
     """
 
     status: ClassVar[Status]
@@ -62,7 +62,7 @@ class SolveError(RuntimeError):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By the finished message and the attributes: the arguments are no longer there."""
+        """Pickles the message and the attributes: the arguments of the constructor are not kept."""
         return _restored, (type(self), self.args), self.__dict__
 
 
@@ -79,7 +79,7 @@ class StepSizeUnderflow(SolveError):
 
 
 class MaxStepsReached(SolveError):
-    """`Solver.max_steps` trial steps did not reach the end time, or 1,000 did not and the field draws noise."""
+    """The end time was not reached in `Solver.max_steps` trial steps, or in 1,000 by a field that draws noise."""
 
     status = Status.MAX_STEPS
 
@@ -89,9 +89,9 @@ class EngineUnavailable(RuntimeError):
 
 
 class UnsupportedField(TypeError):
-    """The field can not be handed to the engine; the message names the operator or the reason."""
+    """The engine can not run the field; the message names the operator or the reason."""
 
 
 def _restored(kind: type[SolveError], args: tuple[Any, ...]) -> SolveError:
-    """A failure of this kind with this message; its attributes follow."""
+    """A failure of this kind with this message; unpickling then sets its attributes."""
     return kind.__new__(kind, *args)

@@ -22,7 +22,7 @@ from regnde._recording import recording
 from regnde._solution import Solution
 from regnde._solver import Record
 
-__all__ = ["Progress", "anneal", "fit"]
+__all__ = ["Computed", "Progress", "anneal", "fit", "unpacked"]
 
 GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, and so do those of every tenth
 
@@ -33,16 +33,16 @@ Computed = tuple[Tensor, Solution | None] | Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """One iteration of `fit`: one update of the parameters. Losses are those before it, means over its batches.
+    """One iteration of `fit`: one update of the parameters. Losses are means over its batches, before the update.
 
     Attributes:
         iteration: `start`, `start` + 1, ...
         loss: task loss plus weighted penalty.
         task: task loss.
         penalty: penalty before its weight; 0 without one.
-        weight: its weight in this iteration; 0 without a penalty.
-        nfe: evaluations of the field (for an SDE, of the drift) in the forward solve, rounded mean over the
-            iteration's batches. Where `compute` returns the loss alone: in all solves that it made.
+        weight: the penalty's weight in this iteration; 0 without a penalty.
+        nfe: evaluations of the field (for an SDE, of the drift) in the forward solve, the rounded mean over the
+            iteration's batches. If `compute` returns the loss alone, they are those of all its solves.
         seconds: wall time of forward, backward and update.
     """
 
@@ -69,9 +69,9 @@ def fit(
     clip: float | None = None,
     scaler: GradScaler | None = None,
 ) -> Iterator[Progress]:
-    """Minimises task loss + weight * penalty, one optimiser step an iteration, handing out progress.
+    """Minimises task loss + weight * penalty: a generator that makes one optimiser step and yields its progress.
 
-    Nothing happens until the generator is iterated, and it may be left at any iteration.
+    Nothing is computed before the first iteration, and the loop may be left at any iteration.
 
     Args:
         compute: maps a batch to its task loss (0-dim) and the solution it came from; the solution
@@ -83,14 +83,14 @@ def fit(
         penalty: the regulariser, or None.
         weight: its weight, a function of the iteration such as `anneal` makes, or what finds it: a `LossBudget`
             or a `Balance`.
-        record: what solves that ask for no record themselves record for the penalty, where `compute` returns the
-            loss alone: `"all"` or a `Local`.
+        record: `"all"` or a `Local`: what is recorded for the penalty if `compute` returns the loss alone, in solves
+            that do not choose a record themselves.
         scheduler: learning rate schedule, stepped once an iteration; `ReduceLROnPlateau` is given the loss.
         start: number of the first iteration, for a training that goes on: `anneal` and `Progress` count from it.
         accumulate: batches in an iteration, whose gradients are averaged. The last iteration averages what is left.
         clip: largest norm of the gradient, as `torch.nn.utils.clip_grad_norm_` takes it; None leaves the gradient.
-        scaler: scales the loss for float16 under `torch.autocast`. A step whose gradient overflows at its scale is
-            left out, as the scaler does, and the scheduler's with it; it still counts as an iteration.
+        scaler: scales the loss for float16 under `torch.autocast`. If the scaled gradient overflows, the scaler skips
+            the optimiser's step, and the scheduler's step is skipped too; the iteration still counts.
 
     Yields:
         A `Progress` after each update.
@@ -124,7 +124,7 @@ def fit(
     groups = iter(lambda: tuple(itertools.islice(remaining, accumulate)), ())
     for iteration, group in enumerate(groups, start):
         began = time.perf_counter()
-        if isinstance(weight, MeasuredWeight):  # it sees the first batch alone: let each of them be that in turn
+        if isinstance(weight, MeasuredWeight):  # it measures on the first batch alone: each batch in turn comes first
             first = int(iteration * GOLDEN % 1 * len(group))
             group = (*group[first:], *group[:first])
         step = _Iteration(iteration, group, compute, optimizer, penalty, weight, record, clip, scaler)
@@ -191,7 +191,7 @@ class _Iteration(Generic[Batch]):
         return self.scaler.get_scale() >= scale
 
     def with_closure(self) -> bool:
-        """Takes the step of an optimiser that computes the loss as often as it likes."""
+        """Takes the step of an optimiser that evaluates the loss several times."""
         before = [p.detach().clone() for p in self.parameters]
 
         def closure() -> float:
@@ -209,7 +209,7 @@ class _Iteration(Generic[Batch]):
         return True
 
     def gradient(self) -> float:
-        """Leaves the gradient of the mean loss in the parameters; returns that loss."""
+        """Sets the parameters' gradients to those of the mean loss; returns that loss."""
         self.optimizer.zero_grad(set_to_none=True)
         measured = [self._backward(batch) for batch in self.batches]
         self.measured = self.measured or measured
@@ -231,7 +231,7 @@ class _Iteration(Generic[Batch]):
         return total, of_task, value, nfe
 
     def _computed(self, batch: Batch) -> tuple[Tensor, Tensor | None, int]:
-        """The task's loss, the penalty if there is one, and the evaluations. No solution outlives it."""
+        """The task's loss, the penalty if there is one, and the evaluations; the solutions are freed here."""
         with recording("none" if self.penalty is None else self.record) as log:
             task, solution = unpacked(self.compute(batch))
         if solution is None:
@@ -246,7 +246,7 @@ class _Iteration(Generic[Batch]):
         return self.weight(self.number) if callable(self.weight) else self.weight
 
     def _blame(self, task: float, penalty: float) -> str:
-        """What is not finite, and what to do."""
+        """A message that says what is not finite, and what to do."""
         where = f"in iteration {self.number} (task {task:.3g}, penalty {penalty:.3g}, weight {self.factor or 0.0:.3g})"
         if not math.isfinite(task):
             return f"the task's loss is {task} {where}: look for it in the data, or lower the learning rate."
@@ -255,7 +255,7 @@ class _Iteration(Generic[Batch]):
         return f"the loss is not finite {where}: lower the penalty's weight."
 
     def _check_and_clip(self, *, check: bool = True) -> None:
-        """Refuses a gradient that is not finite, and shortens one that is too long."""
+        """Raises an error if the gradient is not finite, and clips its norm."""
         bad = _first_not_finite(self.parameters) if check else None
         if bad is not None:
             loss, task, penalty, _ = self.measured[0]
@@ -282,7 +282,7 @@ def unpacked(computed: Computed) -> tuple[Tensor, Solution | None]:
 
 
 def _first_not_finite(parameters: Sequence[Tensor]) -> int | None:
-    """Index of the first parameter whose gradient is not finite; the largest entry tells, which can not overflow."""
+    """Index of the first parameter whose gradient is not finite, found by its largest entry: a sum could overflow."""
     largest, places = [], []
     for i, p in enumerate(parameters):
         if p.grad is not None:

@@ -1,7 +1,7 @@
-"""From adaptive to deployed: a grid of steps that is chosen on samples.
+"""Chooses a grid of fixed steps on samples, for deployment.
 
-An adaptive solve decides by numbers, which an exported graph can not, and its control takes evaluations: for the first
-step, in rejected steps, by a margin of safety. For inputs that are alike fixed steps need none of this.
+An adaptive solve takes decisions that depend on numbers, which an exported graph can not. Its control also costs
+evaluations: for the first step, for rejected steps, for a margin of safety. Similar inputs can share fixed steps.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from regnde._equation import SDE, Field, JuliaField
 from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit
 from regnde._recording import unrecorded
 from regnde._solution import Solution
-from regnde._solve import checked_state, checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Solver
+from regnde._state import checked_state
 from regnde._tableau import Tableau
+from regnde._times import checked_times
 
 __all__ = ["fixed_grid"]
 
@@ -40,7 +42,7 @@ RESOLUTION = 50  # of the state's dtype: a multiple that is the least tolerance 
 LOOSER = 10  # tolerance of a second reference over that of the first
 UNSURE = 0.2  # distance of the two references in units of the tolerance, up to which errors are believed
 DEAREST = 10  # evaluations of a grid over those of the adaptive solve, at most
-COARSE = 8  # steps, at least, of the grid on which local errors are measured
+COARSE = 8  # least number of steps of the grid on which local errors are measured
 SPARSEST = 0.1  # density of steps over its mean, at least
 SMALLEST = 1e-12  # error that counts
 
@@ -120,7 +122,7 @@ def fixed_grid(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Samples with a reference, and with the adaptive solve that a grid competes with."""
+    """Samples, their reference solution, and the adaptive solve that a grid is compared with."""
 
     field: Field
     y0: Tensor
@@ -138,7 +140,7 @@ class _Problem:
     def of(
         field: Field, samples: Tensor | ArrayLike, ts: Grid, solver: Solver, rtol: float, atol: float, share: float
     ) -> _Problem:
-        """Solves the samples."""
+        """The problem of these samples; solves it."""
         y0 = checked_state(samples)
         if y0.ndim == 0 or not y0.numel():
             raise ValueError(f"fixed_grid: samples must have the shape (samples, ...), got {tuple(y0.shape)}.")
@@ -170,7 +172,7 @@ class _Problem:
 
     @property
     def dearest(self) -> int:
-        """Evaluations of a grid, at most."""
+        """The largest number of evaluations of a grid."""
         return DEAREST * self.adaptive.stats.nfe
 
     def errors(self, tableau: Tableau, ends: Grid) -> Tensor:
@@ -231,7 +233,7 @@ class _Problem:
         return error, ends
 
     def report(self, candidates: Sequence[Candidate], tableau: Tableau, ends: Grid) -> GridReport:
-        """What was found."""
+        """The report on a chosen grid."""
         quantiles = tuple(sorted({0.5, self.share, 1.0}))
         errors = self.errors(tableau, ends)
         others = distances(self.adaptive.ys, self.reference, self.rtol, self.atol)

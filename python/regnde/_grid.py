@@ -1,4 +1,4 @@
-"""A solve along fixed steps as a module, and what its steps were chosen on."""
+"""A module that solves along fixed steps, and the report on how its steps were chosen."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import Field
-from regnde._solve import checked_state, checked_times
 from regnde._solver import hint
+from regnde._state import checked_state
 from regnde._tableau import TABLEAUX, Tableau
+from regnde._times import checked_times
 
 __all__ = ["Candidate", "FixedGrid", "GridReport", "Spacing", "distances", "explicit"]
 
@@ -33,7 +34,7 @@ class Candidate:
             that the method's local errors are alike.
         steps: their number.
         nfe: evaluations of the field in a solve.
-        error: that the given share of the samples stays at or below, in units of the tolerance.
+        error: the given share of the samples has this error or a smaller one, in units of the tolerance.
     """
 
     method: str
@@ -45,7 +46,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class GridReport:
-    """What a grid was chosen on, and the errors that it has there. `print` it.
+    """The errors of a grid on the samples that it was chosen on. `print` it.
 
     The error of a sample is its distance from a reference: the root mean square over its entries of
     |y - reference| / (atol + rtol |reference|), the largest over the save times. Up to 1 is within the tolerance.
@@ -62,7 +63,7 @@ class GridReport:
         adaptive_errors: the same of the adaptive solve of all samples as one system.
         adaptive_nfe: its evaluations.
         adaptive_steps: its accepted steps.
-        reference_error: how far a less accurate reference is from the one that is used, the largest of the samples.
+        reference_error: largest distance of the samples between the reference and a less accurate one.
     """
 
     chosen: Candidate
@@ -179,7 +180,7 @@ class FixedGrid(nn.Module):
     def beyond(self, y0: Tensor) -> Tensor:
         """Which samples are not solved to the tolerance, shape (batch,), bool: inputs beyond those of the choice.
 
-        It goes by `error`. It can not tell whether a trained field means anything where such a sample goes.
+        It compares `error` with 1. Whether the trained field is meaningful for such a sample is another question.
 
         Args:
             y0: shape (batch, ...).
@@ -195,7 +196,7 @@ class FixedGrid(nn.Module):
 
     def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
         field = self.field if torch.compiler.is_compiling() else CountedField(self.field)
-        return walk(field, self.tableau, checked_state(y0), ends, self.ts)
+        return walk(field, self.tableau, checked_state(y0, half=True), ends, self.ts)
 
 
 def explicit(method: str | Tableau) -> Tableau:
@@ -218,5 +219,5 @@ def distances(ys: Tensor, reference: Tensor, rtol: float, atol: float) -> Tensor
         atol: absolute tolerance.
     """
     ratios = (ys - reference).abs() / (atol + rtol * reference.abs())
-    means = ratios.reshape(*ratios.shape[:2], -1).square().mean(-1).sqrt()
+    means = ratios.reshape(*ratios.shape[:2], math.prod(ratios.shape[2:])).square().mean(-1).sqrt()
     return means.nan_to_num(nan=math.inf, posinf=math.inf).amax(0)

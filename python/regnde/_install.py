@@ -1,4 +1,4 @@
-"""Puts the drop-ins in the place of the functions that they stand for, in code that is left as it is."""
+"""Replaces functions of other packages by the drop-ins, in code that is not changed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from typing import Any, Self
 from torch import nn
 
 from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
-from regnde._dropin_sde import sdeint
+from regnde._dropin_sde import sdeint, sdeint_adjoint
 
 __all__ = ["Installation", "install"]
 
 STANDS_FOR = "_regnde_stands_for"  # attribute of a drop-in while it is in the place of another function: that one
 VERSIONS = {"torchdiffeq": "0.2.5+regnde", "torchsde": "0.2.6+regnde"}  # of stand-ins: whose arguments are taken
 
-_LOCK = threading.RLock()  # modules belong to the process
+_LOCK = threading.RLock()  # as loaded modules are, these are the process's
 
 
 def _copies(package: str, *functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """The drop-ins as functions of their own, which can be told from those that code has from regnde itself.
+    """Copies of the drop-ins, which differ from the functions that code imports from regnde itself.
 
-    They say that they are the package's, so that a pickle names them by where they are found.
+    Their `__module__` is the replaced package's, so that a pickle finds them there.
     """
     found: dict[str, Callable[..., Any]] = {}
     for function in functions:
@@ -46,7 +46,7 @@ def _copies(package: str, *functions: Callable[..., Any]) -> dict[str, Callable[
 
 DROPINS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "torchdiffeq": _copies("torchdiffeq", odeint, odeint_adjoint, odeint_dense, odeint_event),
-    "torchsde": _copies("torchsde", sdeint),
+    "torchsde": _copies("torchsde", sdeint, sdeint_adjoint),
 }
 
 
@@ -101,11 +101,11 @@ def install(*packages: str) -> Installation:
     functions, other objects' attributes, and the package's private modules, whose functions work as before.
 
     A package that is not installed is replaced by an empty module with the drop-ins, so that code which imports it
-    runs. To install again what is installed replaces what was loaded in between.
+    runs. Calling `install` again replaces the functions in modules that were loaded since.
 
     Args:
-        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`, `odeint_dense`, `odeint_event`), `"torchsde"` (`sdeint`),
-            or both.
+        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`, `odeint_dense`, `odeint_event`), `"torchsde"` (`sdeint`,
+            `sdeint_adjoint`), or both.
 
     Returns:
         An `Installation`. As a context manager it undoes itself, unless the packages were installed before.
@@ -138,14 +138,14 @@ def install(*packages: str) -> Installation:
                 if present is None:  # the package does not have it
                     setattr(module, name, ours)
                     places.append(f"{package}.{name}")
-                for old in (theirs, present):  # they differ where someone has written over an installation
+                for old in (theirs, present):  # they differ if other code replaced the function after an installation
                     if old is not None and old is not ours:
                         pairs[id(old)] = _Pair(old, ours)
         return Installation(names, own, (*places, *_replace(pairs)))
 
 
 def _restore(packages: tuple[str, ...]) -> None:
-    """The packages' own functions in all places, and no stand-ins."""
+    """Restores the packages' own functions in all places, and removes the stand-ins."""
     with _LOCK:
         pairs: dict[int, _Pair] = {}
         for package in packages:
@@ -175,7 +175,7 @@ def _module(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as problem:
-        if problem.name != package:  # it is installed, and something that it needs is not
+        if problem.name != package:  # the package is installed, but one of its dependencies is not
             raise
     module = sys.modules[package] = _StandIn(package)
     return module
@@ -219,7 +219,7 @@ def _is_stand_in(module: object) -> bool:
 
 
 def _left(package: str) -> list[str]:
-    """Public functions of the package that there is no drop-in for."""
+    """Public functions of the package that have no drop-in."""
     found = vars(sys.modules[package]) if package in sys.modules else {}
     return [name for name, value in found.items() if type(value) is FunctionType and name not in DROPINS[package]]
 
@@ -229,7 +229,7 @@ def _left(package: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A function and the one for its place."""
+    """A function and its replacement."""
 
     old: object
     new: object
@@ -246,7 +246,7 @@ def _replace(pairs: Mapping[int, _Pair]) -> list[str]:
 
 
 class _Search:
-    """Replaces functions in the things that it is shown; each is searched once."""
+    """Replaces functions in the objects that it is given; each object is searched once."""
 
     def __init__(self, pairs: Mapping[int, _Pair]) -> None:
         self.pairs = pairs
@@ -273,7 +273,7 @@ class _Search:
         return self._attributes if issubclass(kind, nn.Module) else None
 
     def _new(self, value: object) -> Any:
-        """What is to stand in the place of a value, None if the value stays."""
+        """The replacement of a value; None if the value stays."""
         pair = self.pairs.get(id(value))
         return None if pair is None else pair.new
 
@@ -348,7 +348,7 @@ class _Search:
 
 
 def _is_searched(module: object) -> bool:
-    """Not in the private modules of the packages: their functions call each other."""
+    """Whether a module is searched: not the private modules of the packages, whose functions call each other."""
     return not any(str(module) == package or str(module).startswith(f"{package}.") for package in DROPINS)
 
 

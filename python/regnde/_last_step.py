@@ -1,4 +1,4 @@
-"""A first step that is known from the last solve."""
+"""The size of the first step, taken from the last solve."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ GROWTH = 10_000.0  # of a first step from solve to solve, at most: the error con
 class LastStep:
     """The size of the first step, passed from one solve to the next: `Solver(dt0=LastStep())`.
 
-    A solve spends two evaluations on the size of its first step, and then makes a step that is shorter than
-    the tolerance asks for. Where similar problems are solved again and again, as in training, the last solve
-    knows better. The first solve chooses its step as always. Every later one begins with the size for which the
-    error estimate of the last solve's first step would have been 0.1, or with the size of that step if it was the
-    only one; the span bounds it. A first step that is too long is rejected and counted, as any other.
+    A solve spends two evaluations on the size of its first step, which then is shorter than the tolerance requires.
+    When similar problems are solved many times, as in training, the last solve gives a better size. The first solve
+    chooses its step as usual. A later one begins with the size at which the error estimate of the last solve's first
+    step would have been 0.1. If the last solve made one step, it begins with the size of that step or a larger one.
+    The span bounds the size. A first step that is too long is rejected and counted as usual.
 
     **Results then depend on the solves before**, by as much as the tolerance allows, and so do `nfe`, records and
     penalties. For numbers that can be reproduced, such as an evaluation's, give another `Solver`, or set `size`.
 
-    The state is this object's alone: a `Solver` made by `dataclasses.replace` shares it, a copy or a pickle of
-    either has its own from then on. A solve that fails, or makes no step, leaves it as it is. Threads that share one
-    object pass sizes to each other: give each thread its own. With `batch="per-sample"` all samples begin with the
-    smallest of their sizes.
+    The size is stored in this object. A `Solver` made by `dataclasses.replace` shares the object; a copy or a pickle
+    has its own. A solve that fails, or makes no step, does not change the size. Threads must not share one object.
+    With `batch="per-sample"` all samples begin with the smallest of their sizes.
 
     Args:
         size: of the first solve's first step (> 0, in units of time). Default: chosen from the field at the start.
 
     Attributes:
-        size: of the next solve's first step, or None to have it chosen; may be set.
+        size: of the next solve's first step; None lets the solver choose it. It may be set.
 
     Raises:
         ValueError: for a size that is not a finite number above zero.
@@ -54,7 +53,7 @@ class LastStep:
 
     @property
     def size(self) -> float | None:
-        """Of the next solve's first step, or None to have it chosen."""
+        """Size of the next solve's first step; None lets the solver choose it."""
         return self._size
 
     @size.setter
@@ -66,11 +65,11 @@ class LastStep:
         self._size = size
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep, for a run that goes on as if it had not stopped."""
+        """The state for a checkpoint, to continue a run."""
         return {"size": self.size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from such a state."""
+        """Restores such a state."""
         self.size = state["size"]
 
 
@@ -90,13 +89,13 @@ class FirstStep(NamedTuple):
     order: float
 
     def next_size(self) -> float:
-        """The first step of a solve like this one: the smallest over samples, 0 if there is nothing to go by.
+        """Size of the first step for a similar solve: the smallest over samples; 0 if it can not be told.
 
-        The error estimate of a step of size h goes with h to the power of the order.
+        The error estimate of a step of size h is proportional to h to the power of the order.
         """
         size, error, accepted = (np.atleast_1d(np.asarray(x, np.float64)) for x in self[:3])
         with np.errstate(all="ignore"):
             growth = np.minimum((FIRST_ERROR / error) ** (1 / self.order), GROWTH)
-        sizes = np.abs(size) * np.where(accepted == 1, np.maximum(growth, 1.0), growth)  # one step will do: not two
+        sizes = np.abs(size) * np.where(accepted == 1, np.maximum(growth, 1.0), growth)  # one step will do
         usable = sizes[np.isfinite(sizes) & (sizes > 0)]
         return float(usable.min()) if usable.size else 0.0

@@ -1,4 +1,4 @@
-"""The modules of a user's field while `diagnose` works with them: found, quiet, in float64, with smooth activations."""
+"""The modules of a user's field in `diagnose`: found, in evaluation mode, in float64, with smooth activations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMOOTH = dict.fromkeys(KINKED.split(), functional.silu) | {"hardtanh": torch.tan
 
 
 def found(f: Any) -> tuple[nn.Module, ...]:
-    """The modules that a function is, belongs to, is given, or refers to by name."""
+    """The modules that a function is, is a method of, has as arguments, or refers to by name."""
     if isinstance(f, nn.Module):
         return (f,)
     f = inspect.unwrap(f) if callable(f) else f
@@ -81,9 +81,9 @@ def undisturbed(modules: Iterable[nn.Module], y0: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_double(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Copies in float64 in the place of parameters, buffers and tensors that are plain attributes for a while.
+    """In this context copies in float64 replace parameters, buffers and tensors that are plain attributes.
 
-    The tensors themselves are left alone: a change of their dtype would cut them off from graphs and hooks.
+    The tensors themselves are not changed: with another dtype they would lose their graphs and hooks.
     """
     parts = {id(m): m for module in modules for m in module.modules()}.values()
     places: list[tuple[dict[str, Any], str, Tensor]] = [

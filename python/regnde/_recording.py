@@ -1,7 +1,7 @@
-"""Solves are recorded from outside: a context in which `solve` records and hands its solutions to a log.
+"""A context in which every solve is recorded, and its solution added to a log.
 
-This module knows solutions and nothing that makes them. `_solve` imports it and asks which recordings are open,
-so that every way to a solve is recorded: layers, drop-ins, comparators and the user's own calls.
+`_solve` asks this module which recordings are open. So all solves are recorded, those of layers, drop-ins and
+comparators included, and this module does not depend on any of them.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Recording:
         self._failed.clear()
 
     def add(self, solution: Solution, why_unrecorded: str | None) -> None:
-        """Takes a solution into the log, and why it has no records if it should have. `solve` calls this."""
+        """Adds a solution to the log, and the reason if its records are missing. `solve` calls this."""
         if not _in_backward():
             self._entries.append(_Entry(solution, why_unrecorded, torch.is_grad_enabled()))
 
@@ -154,7 +154,7 @@ class Recording:
 
     @property
     def is_open(self) -> bool:
-        """Whether solves are taken in: a task that outlives the `with` block still sees the recording, closed."""
+        """Whether solves are recorded; a task that outlives the `with` block still refers to the closed recording."""
         return bool(self._entered)
 
 
@@ -207,7 +207,7 @@ def recording(record: Record = "all") -> Recording:
 
 @dataclass(frozen=True)
 class _Open:
-    """What is open here: recordings, the innermost last, and why the solves have no records for them, or None."""
+    """The open recordings, the innermost last, and the reason if solves can not be recorded now, or None."""
 
     recordings: tuple[Recording, ...] = ()
     why_unrecorded: str | None = None
@@ -217,16 +217,16 @@ _OPEN = ContextVar("regnde_open", default=_Open())  # noqa: B039 - frozen
 
 
 def open_recordings() -> tuple[Recording, ...]:
-    """The recordings that take in a solve made now, each once."""
+    """The recordings that a solve made now is added to, each once."""
     found = _OPEN.get().recordings
     return tuple(dict.fromkeys(log for log in found if log.is_open)) if found else ()
 
 
 def record_asked(recordings: Sequence[Recording]) -> tuple[Record, str | None]:
-    """What the open recordings want of a solve that asks for nothing itself, and why it can not be had, or None.
+    """The record that open recordings ask for, and the reason if solves can not be recorded now, or None.
 
     Raises:
-        ValueError: if they want different records.
+        ValueError: if they ask for different records.
     """
     wanted = list(dict.fromkeys(log.record for log in recordings if log.record != "none"))
     if len(wanted) > 1:
@@ -240,7 +240,7 @@ def record_asked(recordings: Sequence[Recording]) -> tuple[Record, str | None]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """No solve in this block is seen by a recording around it: for measurements, which are no part of a model."""
+    """Solves in this block are not recorded by a recording around it: for measurements."""
     before = _OPEN.set(_Open())
     try:
         yield
@@ -250,7 +250,7 @@ def unrecorded() -> Iterator[None]:
 
 @contextmanager
 def unrecordable(why: str) -> Iterator[None]:
-    """The solves in this block have no meaningful records: their evaluations are counted alone.
+    """The solves in this block have no meaningful records: only their evaluations are counted.
 
     Args:
         why: the reason, as a sentence.

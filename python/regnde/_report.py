@@ -1,4 +1,4 @@
-"""What `diagnose` reports: its measures, the run that they recommend, and how all this is printed."""
+"""The report of `diagnose`: its measurements, the run that they recommend, and their printed form."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ class Run:
 
     @property
     def at_floor(self) -> bool:
-        """Whether no tolerance and no penalty can save."""
+        """Whether the run makes no more than two steps, so that no tolerance and no penalty saves evaluations."""
         return self.succeeded and self.floor is not None and self.evaluations <= FLOOR * self.floor
 
     @property
     def cost(self) -> tuple[int, float]:
-        """What orders runs: evaluations, then the error."""
+        """The key that orders runs: evaluations, then the error."""
         return self.evaluations, self.error or 0.0
 
     def is_worth(self, other: Run) -> bool:
-        """Whether it is so much cheaper than another run that it is worth the change."""
+        """Whether this run is cheaper than another one by enough to be worth a change."""
         return self.evaluations <= WORTH * other.evaluations
 
 
@@ -94,7 +94,7 @@ class Smoothness(NamedTuple):
 
     @property
     def reproducible(self) -> bool:
-        """Whether a penalty can train with it."""
+        """Whether the gradient is reproducible enough for training with a penalty."""
         return self.change < NOISE or self.cosine > ALIGNED
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ class Advice:
     Attributes:
         text: what to do, and the numbers it follows from.
         before: evaluations of a solve without the change.
-        evaluations: evaluations with it, measured or expected; None if nobody can tell before it is done.
+        evaluations: evaluations with the change, measured or expected; None if they are not known.
         rule: name of the rule.
     """
 
@@ -129,7 +129,7 @@ class Diagnosis:
         now: the solve with the given solver.
         runs: all measured solves of adaptive methods, `now` among them.
         reference: the solve that errors are measured against; None if none succeeded.
-        problem: dtype, shape and span, in words.
+        problem: dtype, shape and span, as text.
         error_allowed: error up to which a run counts as good, without a metric.
         metric_slack: relative change of the metric up to which a run counts as good.
         advice: what to do, in order.
@@ -138,7 +138,7 @@ class Diagnosis:
         trainable: whether parameters of the field were found.
         kinks: activations that have kinks, and how often an evaluation calls each.
         without_kinks: evaluations with smooth ones in their place, at the given tolerance and the same weights.
-        orders: that by which the steps of the given method grow with the tolerance, and the method's own.
+        orders: the observed order of the given method (how its steps grow as the tolerance falls), and its nominal one.
         smoothness: reproducibility of the penalty's gradient with the given solver; None if it has none.
         smoothness_then: the same with the recommended solver, if that is another one.
         smoothness_without: the same without kinks and the given solver.
@@ -194,7 +194,7 @@ class Diagnosis:
         return abs(a - b) <= self.metric_slack * abs(b)
 
     def best_of(self, method: str) -> Run | None:
-        """The cheapest good run of a method of which every tighter run is good too: a lucky one does not count.
+        """The cheapest good run of a method such that every tighter run is good too, so that it is not good by chance.
 
         It is the present run if no other is worth a change. A run tighter than that does not count where it fails, nor
         with a metric, which differs where the model has learnt the error of the present solver.
@@ -260,13 +260,13 @@ class Diagnosis:
         return "\n".join([*self._head(), "", *self._table(), "", *self._facts(), "", *to_do])
 
     def quality(self, run: Run) -> str:
-        """The metric or the error of a run, in words."""
+        """The metric or the error of a run, as text."""
         if self.has_metric and run.metric is not None:
             return f"metric {run.metric:.4g}"
         return "error not known" if run.error is None else f"error {run.error:.0e}"
 
     def spread(self) -> str:
-        """The evaluations of the samples, in words."""
+        """The evaluations of the samples, as text."""
         most, median = max(self.samples), int(statistics.median(self.samples))
         mean = statistics.fmean(self.samples)
         return f"sample {self.samples.index(most)} needs {most} evaluations, the median {median}, the mean {mean:.0f}"

@@ -64,6 +64,10 @@ class Stats:
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).
         nfe_diffusion: evaluations of the diffusion (0 for an ODE).
+        njac: Jacobians of the field, each with its derivative by the time: one evaluation, and a backward pass for
+            each entry of the state, in one. As in OrdinaryDiffEq.jl, `nfe` has that evaluation only where the step
+            needs the slope at its start, and not where the step before had it.
+        nfactorisations: matrices factorised by an implicit method.
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
             batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
         first_step: what `dt_next` follows from.
@@ -74,6 +78,8 @@ class Stats:
     rejected: int
     dt_first: float
     nfe_diffusion: int = 0
+    njac: int = 0
+    nfactorisations: int = 0
     samples: tuple[SampleStats, ...] = ()
     first_step: FirstStep | None = field(default=None, repr=False, compare=False)
 
@@ -185,15 +191,18 @@ class Events(NamedTuple):
         t: their times, shape (E,), float64, differentiable.
         y: the states there, shape (E, *y0.shape), differentiable; in the structure of y0 if that has several parts.
         which: index of each among the events that were given, shape (E,).
+        sample: with `batch="per-sample"`, the sample of each, shape (E,): the order is then by samples, and y has the
+            shape (E, *y0.shape[1:]). None otherwise.
     """
 
     t: Tensor
     y: Any
     which: Tensor
+    sample: Tensor | None = None
 
     def detached(self) -> Events:
         """Without gradients."""
-        return Events(self.t.detach(), tree_map(Tensor.detach, self.y), self.which)
+        return self._replace(t=self.t.detach(), y=tree_map(Tensor.detach, self.y))
 
 
 class SolutionArrays(NamedTuple):

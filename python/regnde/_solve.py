@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
-from regnde._engines.base import Engine, Request, StepRules, exporting
+from regnde._engines.base import OWN_RULES, Engine, Request, StepRules
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._event import Event, checked_events
@@ -24,20 +23,19 @@ from regnde._noise import BrownianPath
 from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
-from regnde._state import Structure, checked_state
+from regnde._state import Structure
+from regnde._times import checked_stops, checked_times
 from regnde._tolerance import Entries, entries
-from regnde._transforms import has_derivative, transformed
+from regnde._transforms import has_derivative, mapped, transformed
 
-__all__ = ["Parts", "checked_state", "checked_times", "solve", "solve_by_rules", "solve_on_grid", "uncompiled"]
+__all__ = ["Parts", "solve", "solve_by_rules", "uncompiled"]
 
 DEFAULT_SOLVER = Solver()
-OWN_RULES = StepRules()
-ROUNDED = 10.0  # of the times' resolution, about a tenth reaches the solution: the field's integral averages it
+ROUNDED = 10.0  # about a tenth of the times' rounding reaches the solution: the integral of the field averages it
 CLOCK = torch.finfo(torch.float64).eps  # resolution of the solver's clock
 
 
 Parts = TypeVar("Parts", bound=tuple[Any, ...] | Mapping[Any, Any])
-Precision = tuple[tuple[torch.dtype, float], ...]
 
 
 @overload
@@ -114,9 +112,10 @@ def solve(
             whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
-        noise: the Brownian path of an `SDE`, of y0's shape, over [ts[0], ts[-1]] or more; by default
-            a new one, drawn from torch's seed. Solves given the same path see the same noise. For a state of
-            several parts its shape is (N,): one channel for each of the N entries, in the order of the parts.
+        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, drawn from torch's
+            seed. Solves given the same path see the same noise. Its shape for a state (..., d) is (..., d) for diagonal
+            noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix (..., d, m). For a state of several
+            parts, whose noise is diagonal, it is (N,): one channel for each of the N entries, in their order.
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
@@ -178,11 +177,12 @@ def _solve(
         if is_span(y0):
             problem.add_note(ORDER)
         raise
-    check_order(y0, values)
+    check_order(y0, ts, values)
     if noise is not None:
-        _check_noise(noise, structure.flat, values)
-    stop_tensor, stop_values = _checked_stops(stops)
-    resolved = solver.resolve(sde=sde)
+        assert isinstance(f, SDE)
+        _check_noise(noise, f, structure.flat, values)
+    stop_tensor, stop_values = checked_stops(stops)
+    resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=structure.on_flat(f),
@@ -204,51 +204,9 @@ def _solve(
         else None,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request, structure, _precision(structure, allowed))
-
-
-def solve_on_grid(
-    f: Equation,
-    y0: Tensor,
-    ts: Tensor,
-    grid: Sequence[float],
-    solver: Solver,
-    noise: BrownianPath | None = None,
-    stops: Sequence[float] = (),
-    rules: StepRules = OWN_RULES,
-) -> Tensor:
-    """States at `ts`, solved by a method of fixed step size, with steps that end at given times.
-
-    Args:
-        f: the right-hand side.
-        y0: initial state.
-        ts: save times, shape (T,), in the order of the grid.
-        grid: the initial time and the ends of the steps; the first and the last are those of `ts`.
-        solver: a method of fixed step size; its `dt0` is not used.
-        noise: the Brownian path of an `SDE`.
-        stops: as for `solve`.
-        rules: another package's.
-    """
-    structure = Structure(y0, half=True)
-    times, values = checked_times(ts)
-    resolved = solver.resolve(sde=isinstance(f, SDE))
-    allowed = entries(resolved.rtol, resolved.atol, structure)
-    request = Request(
-        equation=f,
-        y0=structure.flat,
-        ts=times,
-        times=values,
-        solver=resolved,
-        record="none",
-        noise=noise,
-        throw=True,
-        grid=tuple(grid),
-        stops=tuple(stops),
-        rules=rules,
-        tolerances=(allowed.rtol, allowed.atol),
-    )
-    states: Tensor = _run(request, structure, _resolvable(structure, allowed)).ys
-    return states
+    _warn_of_times(request, min(allowed.tightest, default=math.inf))
+    _warn_of_tolerances(request, structure, allowed)
+    return _run(request, structure)
 
 
 def solve_by_rules(
@@ -256,17 +214,34 @@ def solve_by_rules(
     y0: Tensor,
     ts: Tensor,
     solver: Solver,
-    rules: StepRules,
+    rules: StepRules = OWN_RULES,
     *,
     record: Record = "none",
+    noise: BrownianPath | None = None,
+    grid: Sequence[float] | None = None,
     stops: Sequence[float] = (),
     events: Sequence[Event] = (),
     dense: bool = False,
 ) -> Solution:
-    """An ODE of a state of one tensor, solved as `solve` does, with the steps of another package."""
+    """Solves for a state of one tensor, as `solve` does, with the steps of another package or along a grid.
+
+    Args:
+        f: the right-hand side.
+        y0: initial state.
+        ts: save times, shape (T,).
+        solver: method and tolerances.
+        rules: another package's.
+        record: as for `solve`, and so are the other arguments not named here.
+        noise: likewise.
+        grid: for a method of fixed step size, whose `dt0` is not used: the initial time and the ends of the steps; the
+            first and the last are those of `ts`.
+        stops: likewise.
+        events: conditions whose zeros are looked for.
+        dense: likewise.
+    """
     structure = Structure(y0, half=True)
     times, values = checked_times(ts)
-    resolved = solver.resolve(sde=False)
+    resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=f,
@@ -275,38 +250,34 @@ def solve_by_rules(
         times=values,
         solver=resolved,
         record=record,
-        noise=None,
+        noise=noise,
         throw=True,
+        grid=None if grid is None else tuple(grid),
         stops=tuple(stops),
         events=tuple(events),
         dense=dense,
         rules=rules,
         tolerances=(allowed.rtol, allowed.atol),
     )
-    return _run(request, structure, _resolvable(structure, allowed))
+    _warn_of_times(request, min(allowed.tightest))
+    return uncompiled(_run)(request, structure)  # type: ignore[no-any-return]  # as _run
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as torch.compile leaves it alone: a solve depends on numbers. What is around it is compiled."""
+    """The function, excluded from torch.compile: a solve depends on numbers. Code around it is still compiled."""
     if not torch.compiler.is_dynamo_compiling():
         return function
     return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]  # torch does not type it
 
 
-def _run(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
+def _run(request: Request, structure: Structure) -> Solution[Any]:
     """Solves a request whose arguments are checked, of the flat state; the solution has the structure of the state."""
-    return uncompiled(_run_uncompiled)(request, structure, precision)  # type: ignore[no-any-return]  # as that
-
-
-def _run_uncompiled(request: Request, structure: Structure, precision: Precision) -> Solution[Any]:
-    for dtype, tolerance in precision:
-        _warn_of_rounding(request, dtype, tolerance)
     recordings = open_recordings()
     return _recorded(request, structure, recordings) if recordings else _solved(request, structure, choose(request))
 
 
 def _recorded(request: Request, structure: Structure, recordings: Sequence[Recording]) -> Solution[Any]:
-    """Solves with the record that the open recordings want, if the request wants none; hands the solution to them."""
+    """Solves with the record of the open recordings if the request has none; adds the solution to the recordings."""
     wanted, why = request, None
     if request.record == "none":
         record, why = record_asked(recordings)
@@ -340,6 +311,11 @@ def _solved(request: Request, structure: Structure, engine: Engine) -> Solution[
                 problem.add_note(f"Component {problem.component} is {structure.entry(problem.component)}.")
         raise
     except (RuntimeError, UnsupportedField) as problem:
+        if mapped():
+            problem.add_note(
+                "A solve decides by numbers, which torch.func.vmap does not give. Solve the batch as one state, or "
+                "with Solver(batch='per-sample'): the field gets the samples together."
+            )
         if not isinstance(problem, EngineUnavailable):
             _note_mismatch(problem, request.equation, request.y0)
         raise
@@ -358,7 +334,7 @@ def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[
 
 
 def _as_solver(given: object) -> str:
-    """How to say what was given in the place of a solver, for a message."""
+    """A hint for a message about what was given as the solver."""
     return f": write Solver(method={given!r})" if isinstance(given, str) else ""
 
 
@@ -385,121 +361,26 @@ def _note_mismatch(problem: Exception, f: Equation, y0: Tensor) -> None:
             return
 
 
-def _check_noise(noise: BrownianPath, y0: Tensor, times: Sequence[float]) -> None:
-    """Refuses a path that does not fit the problem."""
+def _check_noise(noise: BrownianPath, sde: SDE, y0: Tensor, times: Sequence[float]) -> None:
+    """Raises an error for a path that does not fit the problem."""
     if not isinstance(noise, BrownianPath):
         raise TypeError(f"noise must be a BrownianPath, got {type(noise).__name__}.")
-    if noise.shape != y0.shape:
+    columns = noise.shape[-1] if sde.has_matrix and noise.shape else 1
+    wanted = sde.path_shape(y0.shape, columns)
+    if noise.shape != wanted:
+        shown = str(wanted) if not sde.has_matrix else f"({', '.join(map(str, wanted[:-1]))}, m)".replace("(, ", "(")
         raise ValueError(
-            f"the Brownian path has shape {tuple(noise.shape)}, the state {tuple(y0.shape)}: make them equal."
+            f"the Brownian path has shape {tuple(noise.shape)}, but {sde.noise} noise of a state of shape "
+            f"{tuple(y0.shape)} needs {shown}."
         )
     if not noise.t0 <= min(times) <= max(times) <= noise.t1:
         raise ValueError(f"the Brownian path spans [{noise.t0}, {noise.t1}], ts goes from {times[0]} to {times[-1]}.")
 
 
-def checked_times(ts: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor in float64 and as floats, checked. Gradients stay."""
-    times = _time_tensor(ts)
-    if times.is_complex() or times.dtype == torch.bool:
-        raise TypeError(f"ts must be real times, got {times.dtype}.")
-    if times.is_meta:
-        raise TypeError("ts is on the meta device and holds no numbers.")
-    if times.ndim == 0:
-        raise ValueError(f"ts must be a sequence of times such as [0.0, 1.0], got the single time {times.item():g}.")
-    if times.ndim != 1 or times.numel() == 0:
-        raise ValueError(
-            f"ts must be a sequence of one or more times, got shape {tuple(times.shape)}. "
-            "Times of their own for each sample are not offered: solve on the union of the times."
-        )
-    if times.device.type != "mps":  # which has no float64
-        times = times.to(torch.float64)
-    values = _numbers("ts", ts, times)
-    if not all(map(_finite, values)):
-        raise ValueError(f"ts must be finite, got {_short(values)}.")
-    rising = all(a <= b for a, b in itertools.pairwise(values))
-    falling = all(a >= b for a, b in itertools.pairwise(values))
-    if not (rising or falling):
-        raise ValueError(f"ts must be non-decreasing or non-increasing, got {_short(values)}.")
-    return times, values
-
-
-def _checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
-    """The stops as a tensor and as floats, checked."""
-    times = _time_tensor(stops, "stops")
-    if times.is_complex() or times.dtype == torch.bool or times.is_meta:
-        raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
-    if times.ndim != 1:
-        raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
-    values = _numbers("stops", stops, times)
-    if not all(map(_finite, values)):
-        raise ValueError(f"stops must be finite, got {_short(values)}.")
-    return times, values
-
-
-def _numbers(name: str, given: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
-    """The times as floats."""
-    if isinstance(given, (list, tuple)) and all(type(t) in (int, float) for t in given):
-        return tuple(map(float, given))
-    if exporting():
-        raise TypeError(
-            f"torch.export: times in a graph are numbers: give {name} as a list of floats, not as a tensor."
-        )
-    return tuple(times.detach().to("cpu", torch.float64).tolist())
-
-
-def _short(values: Sequence[float]) -> str:
-    """The times around the first one that breaks the order or is not finite: there may be thousands."""
-    steps = [b - a for a, b in itertools.pairwise(values)]
-    sign = next((step for step in steps if step), 0.0)
-    place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not _finite(step)), 0)
-    first, last = max(place - 1, 0), place + 3
-    shown = ", ".join(map(repr, values[first:last]))
-    return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
-
-
-def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
-    """The times as a tensor: one that is given as it is, anything else on the CPU, numbers in float64.
-
-    Not on torch's default device, and not in its default dtype, in which clock times of today are minutes apart.
-    """
-    if isinstance(ts, Tensor):
-        return ts
-    if isinstance(ts, (list, tuple, torch.nn.ParameterList)):
-        given = next((t for t in ts if isinstance(t, Tensor)), None)
-        if given is not None:  # each keeps its gradient
-            double, device = torch.float64, given.device
-            parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
-            return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
-        if all(type(t) is float for t in ts):
-            return torch.tensor(ts, dtype=torch.float64, device="cpu")
-    values = np.asarray(ts)
-    if values.dtype.kind not in "bcfiu":
-        raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
-    return torch.tensor(values if values.dtype.kind in "bc" else values.astype(np.float64), device="cpu")
-
-
-def _finite(t: float) -> bool:
-    return t - t == 0.0
-
-
-def _precision(structure: Structure, allowed: Entries) -> Precision:
-    """Each dtype of the state's parts, and the tightest tolerance of a part that has it."""
-    tightest: dict[torch.dtype, float] = {}
-    for part, tolerance in zip(structure.parts, allowed.tightest, strict=True):
-        tightest[part.dtype] = min(tolerance, tightest.get(part.dtype, tolerance))
-    return tuple(tightest.items())
-
-
-def _resolvable(structure: Structure, allowed: Entries) -> Precision:
-    """The same with tolerances that the dtypes can resolve, where nothing is to be said about others."""
-    return tuple((dtype, max(tol, torch.finfo(dtype).eps)) for dtype, tol in _precision(structure, allowed))
-
-
-def _warn_of_rounding(request: Request, dtype: torch.dtype, tolerance: float) -> None:
-    """Warns where rounding of the state, or of the times that the field is given, exceeds the tolerance."""
-    resolution, times = torch.finfo(dtype).eps, request.times
+def _warn_of_times(request: Request, tolerance: float) -> None:
+    """Warns where the rounding of the times that the field is given exceeds the tolerance."""
+    times, clock = request.times, torch.finfo(request.y0.dtype).eps  # the field is given times in the state's dtype
     far, span = max(abs(times[0]), abs(times[-1])), abs(times[-1] - times[0])
-    clock = torch.finfo(request.y0.dtype).eps  # the field is given times in the dtype of the whole state
     if clock > CLOCK and span and clock * far > ROUNDED * max(tolerance, clock) * span:
         warnings.warn(
             f"the field is given times in {request.y0.real.dtype}, as the state is: at |t| up to {far:g} they are "
@@ -508,11 +389,15 @@ def _warn_of_rounding(request: Request, dtype: torch.dtype, tolerance: float) ->
             "time so that it starts near 0.",
             stacklevel=4,
         )
-    if tolerance < resolution:
-        solver = request.solver
+
+
+def _warn_of_tolerances(request: Request, structure: Structure, allowed: Entries) -> None:
+    """Warns where the rounding of a part of the state exceeds its tolerance."""
+    parts = zip(structure.parts, allowed.tightest, strict=True)
+    for dtype in dict.fromkeys(part.dtype for part, tolerance in parts if tolerance < torch.finfo(part.dtype).eps):
         warnings.warn(
-            f"rtol={solver.rtol}, atol={solver.atol} lie below the resolution {resolution:.2g} of {dtype}: "
-            "the error estimate and with it the NFE and any penalty are then mostly rounding noise. "
-            "Use float64 or larger tolerances.",
+            f"rtol={request.solver.rtol}, atol={request.solver.atol} lie below the resolution "
+            f"{torch.finfo(dtype).eps:.2g} of {dtype}: the error estimate and with it the NFE and any penalty are then "
+            "mostly rounding noise. Use float64 or larger tolerances.",
             stacklevel=4,
         )

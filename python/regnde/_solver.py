@@ -13,20 +13,25 @@ import numpy as np
 from torch import Tensor
 
 from regnde._controller import PI, PID, Controller, I
+from regnde._equation import SDE
 from regnde._grid_method import GridMethod
 from regnde._last_step import LastStep
 from regnde._options import keyword_only
-from regnde._tableau import Tableau
+from regnde._sde_method import SDEMethod, StochasticMethod, default_method
+from regnde._tableau import StochasticTableau, Tableau
 from regnde._tolerance import Tolerance
 
-__all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
+__all__ = ["OTHER_NAMES", "Gradient", "Local", "Record", "ResolvedSolver", "Solver", "hint"]
 
-Gradient = Literal["discrete", "checkpoint", "interpolating", "gauss", "quadrature", "backsolve", "tracker"]
+Gradient = Literal[
+    "discrete", "checkpoint", "reversible", "interpolating", "gauss", "quadrature", "backsolve", "tracker"
+]
 GRADIENTS: tuple[str, ...] = Gradient.__args__  # type: ignore[attr-defined]  # typing has no public way
 ENGINES = ("auto", "torch", "julia")
 
 ODE_METHOD, ODE_TOLERANCE = "tsit5", 1e-6
-SDE_METHOD, SDE_TOLERANCE = "sosri", 1e-2  # StochasticDiffEq.jl's defaults
+PLAIN_SDE = SDE(lambda t, y: y, lambda t, y: y)
+SDE_TOLERANCE = 1e-2  # StochasticDiffEq.jl's default
 
 OTHER_NAMES = {
     "dopri5": "dp5",
@@ -101,7 +106,8 @@ class Solver:
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.
             `"checkpoint"`: the same numbers with less memory; the backward pass evaluates one step at a
-            time again, and raises a `RuntimeError` if it does not end where it ended. The Julia engine adds
+            time again, and raises a `RuntimeError` if it does not end where it ended. `"reversible"`: the same for
+            the method "reversible_heun", whose way back needs no states of the steps either. The Julia engine adds
             SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
             `"backsolve"`, and `"tracker"` as a cross-check.
         batch: `"joint"`: the whole state is one system with one step size. `"per-sample"`: every sample of
@@ -121,7 +127,7 @@ class Solver:
         Solver(rtol=0.001)
     """
 
-    method: str | Tableau | GridMethod | None = None
+    method: str | Tableau | GridMethod | StochasticMethod | None = None
     rtol: Any = None  # a number, None or a Tolerance; Any, as most read a number
     atol: Any = None
     dt0: float | LastStep | None = None
@@ -137,7 +143,9 @@ class Solver:
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             object.__setattr__(self, "method", self.method.lower())
-        elif self.method is not None and not isinstance(self.method, (Tableau, GridMethod)):
+        elif self.method is not None and not isinstance(
+            self.method, (Tableau, GridMethod, StochasticTableau, SDEMethod)
+        ):
             raise TypeError(f"Solver(method={self.method!r}): give the name of a method or a regnde.Tableau.")
         for name in ("rtol", "atol", "dt0", "dt_min", "dt_max"):
             value = getattr(self, name)
@@ -190,18 +198,22 @@ class Solver:
         ]
         return f"Solver({', '.join(shown)})"
 
-    def resolve(self, *, sde: bool) -> ResolvedSolver:
-        """The same choices with every default filled in for an ODE or an SDE."""
-        method, tolerance = (SDE_METHOD, SDE_TOLERANCE) if sde else (ODE_METHOD, ODE_TOLERANCE)
+    def resolve(self, *, sde: SDE | bool) -> ResolvedSolver:
+        """The same choices with every default filled in for an ODE or an SDE; True is one as `SDE` has by default."""
+        of_sde = default_method(sde if isinstance(sde, SDE) else PLAIN_SDE)
+        method = of_sde if sde else ODE_METHOD
+        tolerance = SDE_TOLERANCE if sde else ODE_TOLERANCE
+        sde_method = self.method if isinstance(self.method, (StochasticTableau, SDEMethod)) else None
         tableau = self.method if isinstance(self.method, Tableau) else None
         grid_method = self.method if isinstance(self.method, GridMethod) else None
-        given = tableau or grid_method
+        given = tableau or grid_method or sde_method
         last = self.dt0 if isinstance(self.dt0, LastStep) else None
         dt0 = self.dt0 if last is None else last.size
         return ResolvedSolver(
             method=self.method if isinstance(self.method, str) else method if given is None else given.name,
             tableau=tableau,
             grid_method=grid_method,
+            sde_method=sde_method,
             rtol=_resolved(self.rtol, tolerance),
             atol=_resolved(self.atol, tolerance),
             dt0=None if dt0 is None else float(dt0),  # type: ignore[arg-type]  # no LastStep
@@ -234,7 +246,8 @@ def _resolved(tolerance: Any, default: float) -> float | Tolerance:
 class ResolvedSolver:
     """A `Solver` whose defaults are filled in: what an engine is given and a solution reports.
 
-    `method` is the name: of a named method, of the user's own `tableau` or of a drop-in's `grid_method` (else None).
+    `method` is the name: of a named method, of the user's own `tableau`, or of a drop-in's `grid_method` or
+    `sde_method` (else None).
     `dt0` is the size that a `LastStep` had for this solve; `last_step` is that object (else None). `controller` is None
     for the default one, whose constants belong to the method.
     """
@@ -250,6 +263,7 @@ class ResolvedSolver:
     compile: bool = False
     tableau: Tableau | None = None
     grid_method: GridMethod | None = None
+    sde_method: StochasticMethod | None = None
     dt_min: float = 0.0
     dt_max: float = math.inf
     controller: Controller | None = None

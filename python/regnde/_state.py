@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Node:
 
     Attributes:
         make: makes such a container of its values.
-        kind: what it is called.
+        kind: name of its type, for messages.
         paths: how to get each child, such as `"['v']"`, `"[1]"` or `".v"`.
         keys: of a dict, None for a sequence.
         fields: of a named tuple, else None.
@@ -86,7 +87,7 @@ class Structure:
     Args:
         y0: the initial state as the user gave it.
         samples: whether the leading dimension of every part is that of samples.
-        half: whether half precision is taken, in which no error can be controlled.
+        half: whether half precision is allowed, in which no error can be controlled.
 
     Attributes:
         flat: the initial state as one tensor.
@@ -99,7 +100,7 @@ class Structure:
         ValueError: for parts that do not go together.
     """
 
-    # No __dict__: what a field captures is looked for in those, and this belongs to the solver.
+    # No __dict__: the search for what a field captures must not enter the solver's own objects.
     __slots__ = ("device", "dimensions", "dtype", "flat", "nested", "parts", "samples", "sizes", "tree")
 
     def __init__(self, y0: Any, *, samples: bool = False, half: bool = False) -> None:
@@ -137,7 +138,7 @@ class Structure:
 
     @property
     def kind(self) -> str:
-        """What the state is called, for messages."""
+        """Name of the state's type, for messages."""
         return self.tree.kind if isinstance(self.tree, Node) else "tensor"
 
     # --- states ----------------------------------------------------------------------------------
@@ -191,12 +192,25 @@ class Structure:
         if isinstance(equation, JuliaField):
             raise TypeError("a JuliaField takes a state of one tensor: concatenate the parts, and split them in it.")
         if isinstance(equation, SDE):
-            return SDE(self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion"))
+            if equation.noise != "diagonal":
+                raise ValueError(
+                    f"SDE(noise={equation.noise!r}) takes a state of one tensor, and y0 is a {self.kind} of tensors: "
+                    "concatenate the parts, and split them in the drift and the diffusion."
+                )
+            drift, diffusion = self._field(equation.drift, "drift"), self._field(equation.diffusion, "diffusion")
+            return dataclasses.replace(equation, drift=drift, diffusion=diffusion)
         return self._field(equation, "f")
 
-    def condition_on_flat(self, condition: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def condition_on_flat(self, condition: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """A function of a time and the state, such as an event's condition, as one of the flat state."""
-        return (lambda t, y: condition(t, self.tree_of(y))) if self.nested else condition
+        if not self.nested:
+            return condition
+
+        @functools.wraps(condition, assigned=(), updated=())
+        def on_flat(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
+            return condition(self._time(t), self.tree_of(y), *samples)
+
+        return on_flat
 
     def _field(self, f: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         """A field of the flat state; it is called with a third argument where the user's takes one."""
@@ -204,8 +218,7 @@ class Structure:
 
         @functools.wraps(f, assigned=(), updated=())
         def field(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
-            time = t.reshape(-1, *[1] * (structure.dimensions - 1)) if t.ndim else t
-            state = structure.tree_of(y)
+            time, state = structure._time(t), structure.tree_of(y)
             try:
                 value = f(time, state, *samples)
             except (TypeError, AttributeError) as problem:
@@ -217,6 +230,10 @@ class Structure:
             return structure.slope(value, y, name)
 
         return field
+
+    def _time(self, t: Tensor) -> Tensor:
+        """A time as the user's functions get it: with per-sample step sizes it broadcasts against the largest part."""
+        return t.reshape(-1, *[1] * (self.dimensions - 1)) if t.ndim else t
 
     def slope(self, value: object, y: Tensor, name: str) -> Tensor:
         """The flat slope of what the user's field returned.
@@ -358,7 +375,7 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """What a value is, for a message."""
+    """A description of a value, for a message."""
     if isinstance(value, Mapping):
         return f"a {_kind(value)} with the keys {', '.join(map(repr, value))}" if value else f"an empty {_kind(value)}"
     if isinstance(value, (tuple, list)):
@@ -396,7 +413,7 @@ def _together(paths: Sequence[str], values: Sequence[Any], half: bool) -> list[T
 
 
 def _is_precise(value: Any) -> bool:
-    """Whether a part says in which precision it is meant."""
+    """Whether a part has a precision of its own, as floating-point tensors and arrays do."""
     if isinstance(value, Tensor):
         return value.is_floating_point() or value.is_complex()
     return isinstance(value, np.ndarray) and value.dtype.kind in "fc"
@@ -408,7 +425,7 @@ def checked_state(y0: Tensor | ArrayLike, name: str = "y0", *, half: bool = Fals
     Args:
         y0: what the user gave.
         name: what messages call it.
-        half: whether half precision is taken.
+        half: whether half precision is allowed.
     """
     try:
         state = _tensor(y0)

@@ -13,7 +13,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
-__all__ = ["SDE_TABLEAUX", "TABLEAUX", "Row", "StochasticTableau", "Tableau", "order_conditions"]
+__all__ = [
+    "SDE_TABLEAUX",
+    "TABLEAUX",
+    "Check",
+    "Row",
+    "StochasticTableau",
+    "Tableau",
+    "coefficients",
+    "floats",
+    "order_conditions",
+]
 
 Row: TypeAlias = tuple[float, ...]
 Exact: TypeAlias = tuple[float | Fraction, ...]
@@ -77,7 +87,7 @@ class Tableau:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier() and self.name == self.name.lower()):
             raise ValueError(f"Tableau(name={self.name!r}): give a lower-case identifier such as 'fehlberg45'.")
-        check = _Check(f"Tableau {self.name!r}")
+        check = Check(f"Tableau {self.name!r}")
         check(type(self.order) is int and self.order > 0, f"order={self.order!r}: give an integer above 0")
         for key in ("stability_size", "beta1", "beta2"):
             value = getattr(self, key)
@@ -89,22 +99,22 @@ class Tableau:
         c, extra_c = check.times("c", self.c, a), check.times("extra_c", self.extra_c, extra_a)
         for key, times in (("c", c), ("extra_c", extra_c)):
             check(all(0 <= t <= 1 for t in times), f"{key} = {times}: stages must lie in the step, between 0 and 1")
-        rows, weights = tuple(map(_floats, a)), _floats(b, stages)
+        rows, weights = tuple(map(floats, a)), floats(b, stages)
         for order, stage_weights, value in order_conditions(rows, min(self.order, CHECKED_ORDER)):
             found = fsum(map(mul, weights, stage_weights))
             cure = f"Correct a and b, or give order={order - 1}" if order > 1 else "The entries of b must sum to 1"
             problem = f"a condition of order {order} gives {found:.6g}, not {value:.6g}. {cure}"
             check(abs(found - value) < TOLERANCE, problem)
-        fsal = stages > 1 and c[-1] == 1.0 and weights == _floats(a[-1], stages)
+        fsal = stages > 1 and c[-1] == 1.0 and weights == floats(a[-1], stages)
 
-        btilde = None if self.btilde is None else _floats(check.row("btilde", self.btilde))
+        btilde = None if self.btilde is None else floats(check.row("btilde", self.btilde))
         if btilde is not None:
             check(len(btilde) == stages, f"btilde has {len(btilde)} entries: give one for each of the {stages} stages")
             check(any(btilde), "btilde is zero, so that no error is ever seen: leave it out or correct it")
             problem = f"btilde sums to {fsum(btilde):.6g}, not 0: give the embedded weights minus b, both of sum 1"
             check(abs(fsum(btilde)) < TOLERANCE, problem)
         if self.dense is not None and len(self.dense):
-            dense = check.interpolant(self.dense, _floats(b, stages + len(extra_a)))
+            dense = check.interpolant(self.dense, floats(b, stages + len(extra_a)))
         else:
             check(not extra_a, "extra_a without dense: give the interpolant that uses these stages")
             dense = hermite(weights, stages - 1 if fsal else stages)
@@ -115,7 +125,7 @@ class Tableau:
             "btilde": btilde,
             "c": c,
             "dense": dense,
-            "extra_a": tuple(_floats(row, stages + i) for i, row in enumerate(extra_a)),
+            "extra_a": tuple(floats(row, stages + i) for i, row in enumerate(extra_a)),
             "extra_c": extra_c,
         }
         for key, value in filled.items():
@@ -198,16 +208,16 @@ class StochasticTableau:
     """A step grows at most by this factor: an error estimate that holds noise may be small by chance."""
 
     def __post_init__(self) -> None:
-        check = _Check(f"StochasticTableau {self.name!r}")
+        check = Check(f"StochasticTableau {self.name!r}")
         triangles = {key: check.triangle(key, getattr(self, key), full=False) for key in ("a0", "b0", "a1", "b1")}
-        filled: dict[str, Any] = {key: tuple(map(_floats, rows)) for key, rows in triangles.items()}
+        filled: dict[str, Any] = {key: tuple(map(floats, rows)) for key, rows in triangles.items()}
         filled["c0"] = check.times("c0", self.c0, triangles["a0"])
-        filled["c1"] = check.times("c1", self.c1, triangles["a1"]) if self.a1 else _floats(check.row("c1", self.c1))
+        filled["c1"] = check.times("c1", self.c1, triangles["a1"]) if self.a1 else floats(check.row("c1", self.c1))
         for key, total in {"alpha": 1, "beta1": 1, "beta2": 0, "beta3": 0, "beta4": 0}.items():
-            row = _floats(check.row(key, getattr(self, key)), len(filled["c0" if key == "alpha" else "c1"]))
+            row = floats(check.row(key, getattr(self, key)), len(filled["c0" if key == "alpha" else "c1"]))
             check(abs(fsum(row) - total) < TOLERANCE, f"{key} sums to {fsum(row)!r}, not {total}")
             filled[key] = row
-        filled["delta"] = None if self.delta is None else _floats(check.row("delta", [self.delta]))[0]
+        filled["delta"] = None if self.delta is None else floats(check.row("delta", [self.delta]))[0]
         for key, value in filled.items():
             object.__setattr__(self, key, value)
 
@@ -254,12 +264,21 @@ def hermite(b: Row, end: int, quartic: Row = ()) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def order_conditions(a: tuple[Row, ...], order: int) -> Iterator[tuple[int, Row, float]]:
-    """The conditions on b up to that order, one for each rooted tree: its order, weights w, and v in b w = v."""
+def order_conditions(
+    a: tuple[Row, ...], order: int, single: tuple[Row, ...] | None = None
+) -> Iterator[tuple[int, Row, float]]:
+    """The conditions on b up to that order, one for each rooted tree: its order, weights w, and v in b w = v.
+
+    Args:
+        a: weights of the stages.
+        order: up to which.
+        single: the weights where a node has one branch, if they are others: alpha + gamma of a Rosenbrock method
+            (E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, IV.7).
+    """
     known: dict[Tree, Row] = {}
     for nodes in range(1, order + 1):
         for tree, density in _trees(nodes):
-            yield nodes, _stage_weights(tree, a, known), 1 / density
+            yield nodes, _stage_weights(tree, a, single or a, known), 1 / density
 
 
 @cache
@@ -283,15 +302,16 @@ def _size_and_density(tree: Tree) -> tuple[int, int]:
     return size, size * prod(density for _, density in branches)
 
 
-def _stage_weights(tree: Tree, a: tuple[Row, ...], known: dict[Tree, Row]) -> Row:
+def _stage_weights(tree: Tree, a: tuple[Row, ...], single: tuple[Row, ...], known: dict[Tree, Row]) -> Row:
     """For each stage, the product over the branches of a times the branch's own weights; `known` is filled."""
     if tree not in known:
-        inner = [_stage_weights(branch, a, known) for branch in tree]
-        known[tree] = tuple([prod([sum(map(mul, row, weights)) for weights in inner]) for row in a])
+        inner = [_stage_weights(branch, a, single, known) for branch in tree]
+        rows = single if len(tree) == 1 else a
+        known[tree] = tuple([prod([sum(map(mul, row, weights)) for weights in inner]) for row in rows])
     return known[tree]
 
 
-class _Check:
+class Check:
     """Turns coefficients into exact numbers; what does not fit is a `ValueError` that begins with the subject."""
 
     def __init__(self, subject: str) -> None:
@@ -324,7 +344,7 @@ class _Check:
     def times(self, key: str, given: Iterable[Any], rows: tuple[Exact, ...]) -> Row:
         """The times that were given, or the row sums; where they are 1 to rounding, exactly 1."""
         sums = tuple(map(_total, rows))
-        times = _floats(self.row(key, () if given is None else given)) or sums
+        times = floats(self.row(key, () if given is None else given)) or sums
         self(len(times) == len(rows), f"{key} has {len(times)} entries: give {len(rows)}, one for each row")
         for i, (time, total) in enumerate(zip(times, sums, strict=True)):
             problem = f"{key}[{i}] is {time!r}, but its row sums to {total!r}: correct one, or leave {key} out"
@@ -335,7 +355,7 @@ class _Check:
         """Rows of equal length that give a consistent interpolant which ends at the new state."""
         exact = [self.row(f"dense[{i}]", row) for i, row in enumerate(rows)]
         self(len(exact) == len(b), f"dense has {len(exact)} rows: give {len(b)}, one for each stage and extra stage")
-        dense = tuple(_floats(row, max(map(len, exact))) for row in exact)
+        dense = tuple(floats(row, max(map(len, exact))) for row in exact)
         for i, (row, weight) in enumerate(zip(dense, b, strict=True)):
             problem = f"dense[{i}] sums to {fsum(row):.6g}, but at theta = 1 must be the weight in b, {weight:.6g}"
             self(abs(fsum(row) - weight) < TOLERANCE, problem)
@@ -352,23 +372,31 @@ def _total(row: Exact) -> float:
     return float(sum(Fraction(x) for x in row)) if exact else fsum(row)
 
 
-def _floats(row: Iterable[float | Fraction], length: int = 0) -> Row:
+def floats(row: Iterable[float | Fraction], length: int = 0) -> Row:
     """The entries as floats, with zeros up to that length."""
     floats = tuple(map(float, row))
     return floats + (0.0,) * (length - len(floats))
 
 
-def _read() -> tuple[Mapping[str, Tableau], Mapping[str, StochasticTableau]]:
-    """The methods of the data file by name."""
+def coefficients(kind: str) -> dict[str, dict[str, Any]]:
+    """The methods of that kind in the data file, by name."""
     folder = next(folder for folder in FOLDERS if folder.is_dir())
-    data = tomllib.loads((folder / "src" / "tableaux.toml").read_text(encoding="utf-8"))
-    for entry in data["ode"].values():
+    data: dict[str, dict[str, Any]] = tomllib.loads((folder / "src" / "tableaux.toml").read_text(encoding="utf-8"))[
+        kind
+    ]
+    return data
+
+
+def _read() -> tuple[Mapping[str, Tableau], Mapping[str, StochasticTableau]]:
+    """The explicit and the stochastic methods of the data file by name."""
+    explicit = coefficients("ode")
+    for entry in explicit.values():
         entry.setdefault("b", entry["a"][-1])
         if (quartic := entry.pop("quartic", None)) is not None:
-            b = _floats(map(Fraction, entry["b"]))
-            entry["dense"] = hermite(b, len(b), _floats(map(Fraction, quartic)))
-    odes = {name: Tableau(name, **entry) for name, entry in data["ode"].items()}
-    sdes = {name: StochasticTableau(name=name, **entry) for name, entry in data["sde"].items()}
+            b = floats(map(Fraction, entry["b"]))
+            entry["dense"] = hermite(b, len(b), floats(map(Fraction, quartic)))
+    odes = {name: Tableau(name, **entry) for name, entry in explicit.items()}
+    sdes = {name: StochasticTableau(name=name, **entry) for name, entry in coefficients("sde").items()}
     return MappingProxyType(odes), MappingProxyType(sdes)
 
 

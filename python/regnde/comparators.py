@@ -1,9 +1,10 @@
 """Published ways to make neural ODEs cheap that need no records: RNODE, TayNODE, STEER for many times; FFJORD's field.
 
-RNODE and TayNODE penalise an integral along the solution. Their authors carry it as an extra state that
-error control does not see. Here it is a Gauss-Legendre sum over states saved at its nodes: save points never
-change the steps, so it lies outside error control by construction, works with both engines, and costs `nodes`
-evaluations of the integrand where an extra state costs one a stage. Times measured with it favour the comparators.
+RNODE and TayNODE penalise an integral along the solution. Their authors add it to the state, without error control.
+Here it is a Gauss-Legendre sum over states that are saved at its nodes. Save points never change the steps, so the
+integral does not take part in error control, and both engines can compute it. It costs `nodes` evaluations of the
+integrand; as a part of the state it would cost one evaluation a stage. Times measured here therefore favour the
+comparators.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from torch import Tensor
 
 from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde._state import Structure
+from regnde._times import checked_times
 
 __all__ = ["RNODE", "Hutchinson", "Integrand", "TayNODE", "solve_with_integral", "steer_all", "total_derivative"]
 
@@ -35,11 +37,11 @@ NODES = 8  # exact for polynomials in t up to degree 15
 
 
 class Integrand(ABC):
-    """A quantity along a solution whose integral over time is penalised."""
+    """A quantity whose integral along the solution is penalised."""
 
     @abstractmethod
     def __call__(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
-        """Its value at time t (0-dim) and state y, averaged over all entries: 0-dim, differentiable."""
+        """The value at time t (0-dim) and state y, averaged over all entries: 0-dim, differentiable."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class RNODE(Integrand):
     probe: Tensor | None = None
 
     def drawn(self, y: Tensor, generator: torch.Generator | None = None) -> RNODE:
-        """The same with a probe of y's shape, fixed from here on."""
+        """A copy whose probe, of y's shape, is drawn once and fixed."""
         return dataclasses.replace(self, probe=signs(y, generator))
 
     def __call__(self, field: Field, t: Tensor, y: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ class TayNODE(Integrand):
 def total_derivative(field: Field, t: Tensor, y: Tensor, order: int) -> Tensor:
     """d^K y / dt^K of the solution through (t, y), of y's shape, by nested forward mode.
 
-    With D_1 = f, D_{k+1} = dD_k/dt + (dD_k/dy) f: the derivative of D_k in direction (1, f). The cost doubles
-    with each order, which at K = 3 is no more than Taylor mode's.
+    D_1 = f and D_{k+1} = dD_k/dt + (dD_k/dy) f, the derivative of D_k in the direction (1, f). Each order doubles the
+    cost; up to K = 3 this is no more than the cost of Taylor mode.
 
     Args:
         field: f(t, y), of operations that have forward mode.
@@ -149,8 +151,8 @@ def solve_with_integral(
         solver: method, tolerances, gradient, engine.
         record: what to record.
         nodes: of the Gauss-Legendre sum over the whole span (> 0).
-        of: picks the part of a state that `inner` moves (FFJORD: all but the log density).
-        inner: the field that the integrand is about; by default `field` itself.
+        of: returns the part of a state that `inner` is a field of (FFJORD: all but the log density).
+        inner: the field that the integrand uses; by default `field`.
 
     Returns:
         The solution at `ts`, and the integral, 0-dim, differentiable.
@@ -228,7 +230,7 @@ class Hutchinson(torch.nn.Module):
 
 
 def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) -> tuple[float, ...]:
-    """Save times of which every one but the first moves on its own, by up to half the smaller gap beside it.
+    """Save times, all but the first moved at random, each by up to half of the smaller gap beside it.
 
     Source: Ghosh et al. (NeurIPS 2020), as Pal et al. (ICML 2021) use it for latent ODEs: t_i + U(-1, 1) (t_i -
     t_{i-1}) / 2, not beyond the end. With equal gaps this is the same; with unequal ones theirs may swap times.
@@ -249,8 +251,8 @@ def steer_all(ts: Sequence[float], *, generator: torch.Generator | None = None) 
         raise ValueError("steer_all: give two or more increasing times.")
     device = "cpu" if generator is None else generator.device  # whatever torch's default device
     draws = (2 * torch.rand(len(gaps), generator=generator, dtype=torch.float64, device=device) - 1).tolist()
-    reach = [min(before, after) / 2 for before, after in zip(gaps, (*gaps[1:], gaps[-1]), strict=True)]
-    moved = [t + draw * width for t, draw, width in zip(times[1:], draws, reach, strict=True)]
+    widths = [min(before, after) / 2 for before, after in zip(gaps, (*gaps[1:], gaps[-1]), strict=True)]
+    moved = [t + draw * width for t, draw, width in zip(times[1:], draws, widths, strict=True)]
     return (times[0], *(min(t, times[-1]) for t in moved))
 
 

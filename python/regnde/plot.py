@@ -1,4 +1,4 @@
-"""Pictures of records and fits. The only file that imports matplotlib; functions draw on Axes and return them."""
+"""Plots of records and trainings, on matplotlib axes that are returned. The only file that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = {"dt": "step size |dt|", "error": "error estimate E", "stiffness": "sti
 
 
 def _axes(axes: Axes | None) -> Axes:
-    """The axes given, or those of a new figure."""
+    """The given axes, or those of a new figure."""
     if axes is not None:
         return axes
     try:
@@ -40,10 +40,10 @@ def steps(
     colour: str = COLOURS[0],
     linestyle: str = "-",
 ) -> Axes:
-    """One record of a solution's steps as a staircase over time, on a logarithmic scale.
+    """Draws one record of a solution's steps over time, constant within each step, on a logarithmic scale.
 
     Args:
-        solution: solved with `record="all"`. With `batch="per-sample"` there is a staircase for each sample.
+        solution: solved with `record="all"`. With `batch="per-sample"` there is a line for each sample.
         quantity: `"dt"`, `"error"` or `"stiffness"`.
         axes: where to draw; a new figure by default.
         label: legend entry.
@@ -80,7 +80,7 @@ def steps(
 def progress(
     histories: Mapping[str, Sequence[float]], *, axes: Axes | None = None, ylabel: str = "NFE", window: int = 1
 ) -> Axes:
-    """Curves over the iterations of training, one a name, each a running mean.
+    """Draws one curve for each name over the iterations of a training, as running means.
 
     Args:
         histories: values per iteration, such as `[p.nfe for p in fit(...)]`, by name.
@@ -113,7 +113,7 @@ def pareto(
     ylabel: str = "accuracy",
     higher_is_better: bool = True,
 ) -> Axes:
-    """Cost against quality: a small dot a run, a large one a mean, and a line along the means that none beats.
+    """Draws cost against quality: a small dot for each run, a large dot for each mean, a line through the Pareto front.
 
     Args:
         results: pairs of cost (less is better) and quality, one a run, by the name of what was run.
@@ -145,7 +145,7 @@ def pareto(
 
 
 def diagnosis(report: Diagnosis, *, axes: Axes | None = None) -> Axes:
-    """Evaluations against the true error, a line a method and a dot a tolerance; both scales are logarithmic.
+    """Draws evaluations against the true error: a line for each method, a dot for each tolerance, logarithmic scales.
 
     Args:
         report: from `regnde.diagnose`.

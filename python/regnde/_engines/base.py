@@ -1,11 +1,11 @@
-"""What every engine is given and must offer; the engines know this file and never each other."""
+"""The interface of an engine and its request. Engines import this file and never each other."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,9 +20,11 @@ from regnde._stops import Segment, segments
 
 __all__ = [
     "FAILURES",
+    "OWN_RULES",
     "Engine",
     "FirstStepRule",
     "Request",
+    "StepCallbacks",
     "StepRules",
     "exporting",
     "unsupported_everywhere",
@@ -33,7 +35,7 @@ FAILURES: dict[str, type[SolveError]] = {
     "underflow": StepSizeUnderflow,
     "steps": MaxStepsReached,
 }
-"""What an engine calls the ways in which a solve fails, and the exceptions for them."""
+"""The kinds of failure as the engines name them, and their exceptions."""
 
 
 FirstStepRule = Callable[[Callable[[float, Tensor], Tensor], float, float, Tensor, Tensor], float]
@@ -60,7 +62,7 @@ class StepCallbacks:
 
 @dataclass(frozen=True)
 class StepRules:
-    """How another package takes its steps, where that differs from ours; for one system that is an ODE.
+    """Another package's rules for steps, where they differ from ours; for ODEs that are one system.
 
     Attributes:
         norm: of the error over the tolerance, a tensor of the state's shape, as a 0-dim tensor: 1 is accepted, and it
@@ -74,6 +76,9 @@ class StepRules:
     first_step: FirstStepRule | None = None
     accept_smallest: bool = False
     callbacks: StepCallbacks | None = None
+
+
+OWN_RULES = StepRules()
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Request:
     moving_stops: Tensor | None = None
     events: tuple[Event, ...] = ()
     dense: bool = False
-    rules: StepRules = field(default_factory=StepRules)
+    rules: StepRules = OWN_RULES
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
 
     @property
@@ -187,7 +192,7 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return f"{solver.method!r} estimates no error, so there is nothing for a local record."
     if isinstance(request.equation, SDE):
         if request.times[-1] < request.times[0]:
-            return "an Ito SDE runs forward in time: give increasing times, or write it in the time s = -t."
+            return "an SDE runs forward in time: give increasing times, or write it in the time s = -t."
         if request.ts.requires_grad or request.moving_stops is not None:
             return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
     return None

@@ -1,4 +1,4 @@
-"""More room for a state: entries of zeros that a field may use."""
+"""Augmented states: entries of zeros are appended, which the field may use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Augmented(nn.Module):
         self.dim = dim
 
     def forward(self, y0: Tensor, ts: Times | None = None) -> Any:
-        """What the layer makes of the larger state, at its own times or at `ts` instead."""
+        """The layer's output for the larger state, at the layer's times or at `ts`."""
         shape = list(y0.shape)
         if not -y0.ndim <= self.dim < y0.ndim:
             raise ValueError(f"Augmented(dim={self.dim}): a state of shape {tuple(y0.shape)} has no such dimension.")

@@ -1,4 +1,4 @@
-"""A continuous normalising flow: a density that an ODE carries to a simple one."""
+"""Continuous normalising flows: an ODE maps data to a simple distribution."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Trace = Literal["exact", "hutchinson"]
 
 
 class Density(NamedTuple):
-    """What a flow says about data. A pickle or a deep copy holds it without its gradients.
+    """Log densities of data under a flow. A pickle or a deep copy holds it without its gradients.
 
     Attributes:
         log_prob: log densities of the data, shape (...), in nats.
-        z: where the flow carries the data, shape (..., *event).
-        solution: of the flow. Its states have shape (samples, d + 1): those of the data, flattened, and what is lost of
-            the log density.
+        z: states at the last time, shape (..., *event).
+        solution: of the flow. Its states have shape (samples, d + 1): the flattened data, and minus the integral of the
+            trace so far.
     """
 
     log_prob: Tensor
@@ -47,7 +47,8 @@ class CNF(nn.Module):
     """A continuous normalising flow, with the data at the first time and a base distribution at the last.
 
     log p(x) = log base(y(t1)) + integral of tr(df/dy) along the solution from y(t0) = x. The log density is part of the
-    state, and of error control. The field must treat every sample of a batch on its own: no batch norm that trains.
+    state, and of error control. The field must not couple the samples of a batch: no batch norm in training
+    mode.
 
     Source: Chen, Rubanova, Bettencourt, Duvenaud (NeurIPS 2018); with the estimated trace, Grathwohl, Chen,
     Bettencourt, Sutskever, Duvenaud (ICLR 2019).
@@ -105,7 +106,9 @@ class CNF(nn.Module):
         self.record = record
         self.trace = trace
         self.base = base
-        self.register_buffer("like", torch.empty(0), persistent=False)  # where to sample if nothing else tells
+        self.register_buffer(
+            "like", torch.empty(0), persistent=False
+        )  # device and dtype of samples, if the field has no parameters
 
     def forward(
         self,
@@ -121,8 +124,8 @@ class CNF(nn.Module):
             x: real data, shape (..., *event).
             ts: times in place of the layer's.
             generator: to draw the random vectors from, by default torch's own.
-            integrate: solves a field from a state at times with a record, in place of `regnde.solve` (a comparator that
-                integrates along the solution hooks in here).
+            integrate: called as integrate(field, y0, ts, record) in place of `regnde.solve`: for comparators that
+                integrate along the solution.
         """
         batch = self._batch(x)
         y = x.reshape(batch.numel(), self.event.numel())
@@ -145,7 +148,7 @@ class CNF(nn.Module):
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws n samples, shape (n, *event), without gradients: the base's, carried back from the last time.
+        """Draws n samples, shape (n, *event), without gradients: solves back from samples of the base.
 
         Args:
             n: how many.
@@ -170,7 +173,7 @@ class CNF(nn.Module):
         )
 
     def _batch(self, x: Tensor) -> torch.Size:
-        """The shape of a batch, without its samples' own."""
+        """The batch dimensions of the data's shape."""
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"CNF: data must be a tensor of real floating-point numbers, got {given}.")
@@ -182,7 +185,7 @@ class CNF(nn.Module):
     def _base_log_prob(self, z: Tensor) -> Tensor:
         if self.base is not None:
             return self.base.log_prob(z)
-        squares = z.square().flatten(z.ndim - len(self.event)).sum(-1)
+        squares = z.square().reshape(*z.shape[: z.ndim - len(self.event)], self.event.numel()).sum(-1)
         return -0.5 * (squares + self.event.numel() * math.log(2 * math.pi))
 
 
@@ -208,7 +211,7 @@ class _Flow(nn.Module):
 
 
 class _SampledFlow(_Flow):
-    """The same with the samples that it is evaluated at, where each has a clock of its own."""
+    """`_Flow` for per-sample step sizes: it is also given the indices of the samples."""
 
     def forward(self, t: Tensor, z: Tensor, samples: Tensor) -> Tensor:  # type: ignore[override]  # by its arguments
         """The slope at times t, a column, and z."""

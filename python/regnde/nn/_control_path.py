@@ -77,11 +77,11 @@ class ControlPath(ABC):
 
     @abstractmethod
     def __call__(self, t: Tensor | float) -> Tensor:
-        """X(t) at a 0-dim time, shape (..., channels). Beyond the span the outer pieces go on."""
+        """X(t) at a 0-dim time, shape (..., channels). Outside the span the first or the last polynomial is used."""
 
     @abstractmethod
     def derivative(self, t: Tensor, samples: Tensor | None = None) -> Tensor:
-        """dX/dt, shape (..., channels); at a knot that of the piece after it.
+        """dX/dt, shape (..., channels); at a knot the derivative of the polynomial after it.
 
         Args:
             t: time, 0-dim; or shape (b, 1), one for each sample.
@@ -89,13 +89,13 @@ class ControlPath(ABC):
         """
 
     def _place(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Numbers of the pieces that hold the times, shape (b,) or (1,), and the times in them, from 0 to 1."""
+        """Indices of the polynomials at the times, shape (b,) or (1,), and the times within them, scaled to [0, 1]."""
         times = torch.as_tensor(t, dtype=self._times.dtype, device=self._times.device).reshape(-1)
         piece = torch.searchsorted(self._times[1:-1], times, right=True)
         return piece, (times - self._times[piece]) / self._sizes[piece]
 
     def _picked(self, rows: Tensor, piece: Tensor, samples: Tensor | None) -> Tensor:
-        """The row of a piece, for all samples or for each of the given ones its own, shape (..., channels)."""
+        """Rows of the coefficients: one row for all samples, or one for each given sample, shape (..., channels)."""
         if samples is None:
             return rows.index_select(-2, piece).squeeze(-2)
         return rows[samples, piece]
@@ -130,7 +130,7 @@ class LinearPath(ControlPath):
 class CubicPath(ControlPath):
     """Cubic Hermite pieces whose slope at a knot is that of the line from the knot before: dX/dt is continuous.
 
-    A piece depends on values up to its own end, and on none after it.
+    X(t) depends only on values up to the next knot.
 
     Source: Morrill, Kidger, Yang, Lyons, "Neural controlled differential equations for online prediction tasks" (2021),
     Hermite splines with backward differences.
@@ -159,13 +159,13 @@ class CubicPath(ControlPath):
         return torch.lerp(*self._slopes(piece, samples), weight if samples is None else weight.unsqueeze(-1))
 
     def _slopes(self, piece: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Those at both ends of a piece; the first piece is a line."""
+        """The slopes at both ends of a polynomial; the first one is a line."""
         before = self._picked(self._secants, (piece - 1).clamp(min=0), samples)
         return before, self._picked(self._secants, piece, samples)
 
 
 class RectilinearPath(LinearPath):
-    """Lines along the axes: first the time of the next observation, then its values. X(t) looks at no later value.
+    """Lines along the axes: first the time of the next observation, then its values. X(t) is causal.
 
     Its parameter counts: from 2 i to 2 i + 1 the time channel goes from observation i to the next one, and from there
     to 2 i + 2 the others do. A value that is missing is that of the observation before.

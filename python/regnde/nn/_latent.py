@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from regnde._solution import Solution
-from regnde._solve import checked_times, solve
+from regnde._solve import solve
 from regnde._solver import Record, Solver
+from regnde._times import checked_times
 
 __all__ = ["BackwardGRU", "LatentODE", "Reconstruction"]
 
@@ -86,7 +87,7 @@ class BackwardGRU(nn.Module):
 
 
 class Reconstruction(NamedTuple):
-    """What a latent ODE makes of a batch of series. A pickle or a deep copy holds it without its gradients.
+    """The reconstruction of a batch of series by a latent ODE. A pickle or a deep copy holds it without its gradients.
 
     Attributes:
         values: decoded series, shape (batch, times, features).
@@ -162,9 +163,9 @@ class LatentODE(nn.Module):
             ts: increasing times, shape (times,), shared by the batch. Their gradient goes through the encoder, the
                 solve and `integrate`.
             sample: draw the initial state; False takes its mean.
-            integrate: solves from a state at times with a record, in place of `regnde.solve` on the field (a
-                comparator that integrates along the solution hooks in here). The times are a tuple of floats, or a
-                tensor if they carry a gradient.
+            integrate: called as integrate(y0, ts, record) in place of `regnde.solve` on the field: for comparators
+                that integrate along the solution. The times are a tuple of floats, or a tensor if they carry a
+                gradient.
         """
         times, floats = checked_times(ts)
         read = times.to(values.device) if isinstance(self.encoder, BackwardGRU) else times.to(values)
@@ -180,5 +181,5 @@ class LatentODE(nn.Module):
 
 
 def _single(x: Tensor) -> Tensor:
-    """At least in float32, which a state needs: under autocast an encoder returns half precision."""
+    """The tensor in float32 at least: under autocast an encoder returns half precision, and a state needs more."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

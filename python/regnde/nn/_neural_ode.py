@@ -21,8 +21,8 @@ class NeuralODE(nn.Module):
     Args:
         field: f(t, y), usually a module; its parameters are the layer's.
         ts: save times, in units of time. A tensor that requires a gradient, or a sequence with such tensors, keeps it;
-            an `nn.Parameter` is one of the layer's: it is trained, and its `state_dict` has it. Anything else is kept
-            as floats.
+            an `nn.Parameter` is one of the layer's: it is trained, and its `state_dict` has it. Other times become
+            floats.
         solver: method, tolerances, gradient, engine.
         record: what to record in training mode; nothing is recorded after `.eval()`.
         output: `"solution"`; or, for `nn.Sequential`, a tensor: `"state"`, the one at the last time, of y0's shape, or
@@ -57,7 +57,7 @@ class NeuralODE(nn.Module):
         self.output = checked_output("NeuralODE", output)
 
     def forward(self, y0: Any, ts: Times | None = None) -> Any:
-        """Solves from y0, as `regnde.solve` takes it, at the layer's times or at `ts` instead."""
+        """Solves from y0, which is as for `regnde.solve`, at the layer's times or at `ts`."""
         record = self.record if self.training else "none"
         solution = solve(self.field, y0, self.ts if ts is None else ts, self.solver, record=record)
         return picked(solution, self.output)

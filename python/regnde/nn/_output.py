@@ -1,4 +1,4 @@
-"""What a layer returns of a solution."""
+"""The output of a layer: a solution, or states of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Output = Literal["solution", "state", "states"]
 
 
 def checked_output(layer: str, output: str) -> Output:
-    """The choice, if it is one."""
+    """The choice, checked."""
     if output not in get_args(Output):
         raise ValueError(f"{layer}(output={output!r}): choose 'solution', 'state' (the last one) or 'states'.")
     return output  # type: ignore[return-value]  # it is one of them

@@ -78,6 +78,14 @@ class JuliaEngine(Engine):
                 "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
                 f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
             )
+        equation = request.equation
+        if isinstance(equation, SDE) and (equation.noise != "diagonal" or equation.calculus != "ito"):
+            return (
+                f"the Julia engine solves Ito SDEs with diagonal noise, and this one is "
+                f"{equation.calculus.capitalize()} with {equation.noise} noise: set Solver(engine='torch')."
+            )
+        if solver.sde_method is not None:
+            return "the steps of another package run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
@@ -117,6 +125,8 @@ class JuliaEngine(Engine):
     def _unsupported_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
         method, gradient, record = request.solver.method, request.solver.gradient, request.record
+        if gradient == "reversible":
+            return "gradient='reversible' is for the torch engine's 'reversible_heun': set Solver(engine='torch')."
         if gradient in ADJOINTS:
             if method in STOCHASTIC:
                 return (

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from regnde._engines.julia.equivalents import equivalent
 from regnde._errors import UnsupportedField
 
 __all__ = ["Captured", "Field", "call_field", "capture", "graph_of", "plain_attention", "user_line"]
@@ -82,7 +84,7 @@ def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
 
 def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
     """Calls the field; `user_line` looks for the frames inside this call."""
-    with _uncompiled():
+    with _uncompiled(), _never_evaluated_again():
         return field(t, y)
 
 
@@ -96,6 +98,30 @@ def _uncompiled() -> Iterator[None]:
 
     with torch.compiler.set_stance("force_eager"), _dynamo.config.patch(error_on_nested_fx_trace=False):
         yield
+
+
+@contextmanager
+def _never_evaluated_again() -> Iterator[None]:
+    """Makes `torch.utils.checkpoint` a plain call: what it evaluates again in a backward pass no trace can follow."""
+    module = torch.utils.checkpoint
+
+    def nothing(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    class Plain:
+        @staticmethod
+        def apply(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+            return function(*args)
+
+    names = {"_checkpoint_without_reentrant_generator": nothing, "CheckpointFunction": Plain}
+    before = {name: getattr(module, name) for name in names if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, names[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 @contextmanager
@@ -148,10 +174,15 @@ class _Reader(TorchFunctionMode):
         self.protected = {_storage(t), _storage(y)}
         self._numbers: dict[int, Hashable] = {id(t): "t", id(y): "y"}
         self._alive: list[Tensor] = [t, y]  # a freed tensor's id would be given to another one
+        assert y.grad_fn is not None
+        self._began = y.grad_fn._sequence_nr()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if (alternative := equivalent(func, args)) is not None:
+            with self:
+                return alternative()
         flat, spec = tree_flatten((args, kwargs or {}))
         self.calls.append((func, str(spec), *map(self._mark, flat)))
         result = func(*args, **(kwargs or {}))
@@ -176,9 +207,14 @@ class _Reader(TorchFunctionMode):
     def _add(self, tensor: Tensor) -> None:
         self._numbers[id(tensor)] = f"captured {len(self.tensors)}"
         self._alive.append(tensor)
-        if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        dense = tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        if dense and not self._made(tensor):
             self.tensors.append(tensor)
             self.protected.add(_storage(tensor))
+
+    def _made(self, tensor: Tensor) -> bool:
+        """Whether the field made the tensor where no torch function showed it: torch.func takes its wrappers off."""
+        return tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() > self._began
 
 
 class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
@@ -203,13 +239,19 @@ class _UnsupportedOperations(TorchDispatchMode):  # type: ignore[no-untyped-call
         if torch.Tag.nondeterministic_seeded in func.tags:
             return "draws random numbers, which the solver's error estimate can not see (call .eval() on the module?)"
         if func is torch.ops.aten._local_scalar_dense.default:
-            return "reads a number out of a tensor (if, item, float, int), so that the code would depend on the data"
+            return (
+                "reads a number out of a tensor (if, item, float, int), so that the code would depend on the data: use "
+                "torch.where, or stops= for a field that changes at given times"
+            )
         for i, argument in enumerate(func._schema.arguments):
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             written = argument.alias_info is not None and argument.alias_info.is_write
             written = written or (argument.name == "running_mean" and "batch_norm" in str(func) and args[5] is True)
             if written and isinstance(value, Tensor) and _storage(value) in self.reader.protected:
-                return "changes a tensor that the field did not make (its state, a parameter or a buffer)"
+                return (
+                    "changes a tensor that the field did not make (its state, a parameter or a buffer): call .eval() "
+                    "on modules that keep statistics, or use torch.where and torch.cat in place of assignments"
+                )
         return None
 
 
@@ -231,6 +273,9 @@ class Substitute(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if (alternative := equivalent(func, args)) is not None:
+            with self:
+                return alternative()
         fx.traceback.set_stack_trace([user_line(traceback.extract_stack()) or " "])
         args, kwargs = tree_map(self._substituted, (args, kwargs or {}))
         return func(*args, **kwargs)

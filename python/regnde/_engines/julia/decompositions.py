@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions, get_decompositions
 
+from regnde._engines.julia.indexing import INDEXING, IRREDUCIBLE
+from regnde._engines.julia.resampling import RESAMPLING
+
 __all__ = ["decompositions"]
 
 aten = torch.ops.aten
@@ -21,7 +24,7 @@ _FURTHER = (
 )
 """Operators that are core ATen for torch, yet are written from simpler ones here."""
 
-_NOT_DECOMPOSED = "mv select_backward slice_backward"
+_NOT_DECOMPOSED = f"diagonal mv select_backward slice_backward {IRREDUCIBLE}"
 """Operators that torch would decompose, yet Julia has a better way to write."""
 
 
@@ -54,9 +57,15 @@ def _vector_norm(
     dims = list(range(x.dim())) if dim is None else list(dim)
     if ord == 1:
         return x.abs().sum(dims, keepdim=keepdim)
-    if ord != 2:
-        raise NotImplementedError(f"the {ord}-norm of a tensor")
-    return (x * x).sum(dims, keepdim=keepdim).sqrt()
+    if ord == 2:
+        return (x * x).sum(dims, keepdim=keepdim).sqrt()
+    if ord == math.inf:
+        return x.abs().amax(dims, keepdim=keepdim)
+    if ord == -math.inf:
+        return x.abs().amin(dims, keepdim=keepdim)
+    if ord == 0:
+        return (x != 0).to(x.dtype).sum(dims, keepdim=keepdim)
+    return (x.abs() ** ord).sum(dims, keepdim=keepdim) ** (1 / ord)
 
 
 def _repeat(x: Tensor, repeats: Sequence[int]) -> Tensor:
@@ -114,43 +123,45 @@ def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     return (x.movedim(dim, -1) @ triangle).movedim(-1, dim)
 
 
-def _choice(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """The matrix of zeros and ones whose product picks entries, or adds them back: in memory that Julia may own."""
-    index = torch.where(index < 0, index + size, index)
-    return (index[:, None] == torch.arange(size, device=index.device)).to(dtype)
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    for dim in expand1:
+        a = a.unsqueeze(dim)
+    for dim in expand2:
+        b = b.unsqueeze(dim)
+    for dim in expand3:
+        c = c.unsqueeze(dim)
+    return (a * b * c).sum(list(sumdim))
 
 
-def _picked(x: Tensor, dim: int, index: Tensor) -> Tensor:
-    return (x.movedim(dim, -1) @ _choice(index, x.shape[dim], x.dtype).t()).movedim(-1, dim)
+def _distances(a: Tensor, b: Tensor, p: float, compute_mode: int | None) -> Tensor:
+    """Differences, not the product form, whose small distances are rounding."""
+    if p != 2:
+        raise NotImplementedError(f"cdist with p = {p}")
+    apart = a[..., :, None, :] - b[..., None, :, :]
+    return (apart * apart).sum(-1).sqrt()
 
 
-def _added(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    return x + alpha * (source.movedim(dim, -1) @ _choice(index, x.shape[dim], x.dtype)).movedim(-1, dim)
-
-
-def _only(indices: Sequence[Tensor | None]) -> tuple[int, Tensor]:
-    """The one dimension that a list of integers is given for."""
-    found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(found) != 1 or found[0][1].dim() != 1 or found[0][1].dtype not in (torch.int64, torch.int32):
-        raise NotImplementedError("aten.index by anything but one list of integers")
-    return found[0]
-
-
-def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
-    return _picked(x, *_only(indices))
-
-
-def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    if not accumulate:
-        raise NotImplementedError("aten.index_put that overwrites entries")
-    return _added(x, *_only(indices), values)
+def _distances_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances: Tensor) -> Tensor:
+    each = torch.where(distances == 0, 0, grad / distances)
+    return (each[..., None] * (a[..., :, None, :] - b[..., None, :, :])).sum(-2)
 
 
 _OWN = {
-    aten.index.Tensor: _index,
-    aten.index_add.default: _added,
-    aten.index_put.default: _index_put,
-    aten.index_select.default: _picked,
+    **INDEXING,
+    **RESAMPLING,
+    aten._trilinear.default: _trilinear,
+    aten._cdist_forward.default: _distances,
+    aten._euclidean_dist.default: lambda a, b: _distances(a, b, 2, None),
+    aten._cdist_backward.default: _distances_backward,
     aten.cumsum.default: _cumsum,
     aten.linalg_cross.default: _cross,
     aten.roll.default: _roll,
@@ -170,9 +181,8 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     table = {
         **core_aten_decompositions(),
         **get_decompositions([getattr(aten, name) for name in _FURTHER.split()]),
-        **_OWN,
     }
     for name in _NOT_DECOMPOSED.split():
         for overload in getattr(aten, name).overloads():
             table.pop(getattr(getattr(aten, name), overload), None)
-    return table
+    return {**table, **_OWN}

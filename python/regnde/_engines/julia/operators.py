@@ -20,11 +20,12 @@ Writer = Callable[..., Any]
 
 _NAN_FOR_ERROR = ("acos", "acosh", "asin", "atanh", "cos", "log", "log10", "log1p", "log2", "sin", "sqrt", "tan")
 _UNARY = {
-    **{name: name for name in ("asinh", "atan", "cosh", "erf", "exp2", "expm1", "sinh")},
+    **{name: name for name in ("asinh", "atan", "cosh", "digamma", "erf", "erfc", "erfinv", "exp2", "expm1", "sinh")},
+    "lgamma": "log_gamma",
     **{name: f"NaNMath.{name}" for name in _NAN_FOR_ERROR},
     **{name: f"fast_{name}" for name in ("exp", "sigmoid", "tanh")},
 }
-_CHEAP_UNARY = ("abs", "ceil", "floor", "isnan", "sign", "trunc")
+_CHEAP_UNARY = ("abs", "ceil", "floor", "isnan", "round", "sign", "trunc")
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -180,6 +181,7 @@ ENTRYWISE: dict[str, Writer] = {
     "atan2": _called("atan", cost=20),
     "hypot": _called("hypot"),
     "fmod": _called("rem"),
+    "polygamma": lambda out, n, x: out.entrywise(lambda a: call("polygamma", Expr(str(n)), a, cost=20), x),
     "remainder": _called("mod"),
     **{name: _writer(lambda a: prefix("!", a)) for name in ("logical_not", "bitwise_not")},
     **{name: _infix("&") for name in ("logical_and", "bitwise_and")},

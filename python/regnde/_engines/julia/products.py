@@ -89,13 +89,9 @@ def _geometry(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
     groups: int,
 ) -> str:
     """NNlib's description of a convolution; torch's is a cross-correlation, hence the flip."""
-    if transposed:
-        raise NotImplementedError("transposed convolution")
 
     def dims(numbers: Sequence[int]) -> str:
         return f"({', '.join(str(n) for n in reversed(numbers))}{',' if len(numbers) == 1 else ''})"
@@ -106,15 +102,29 @@ def _geometry(
     )
 
 
-def _called(name: str, first: str, second: str, geometry: str) -> Pending:
-    call = f"{name}!({{}}, {first}, {second}, geometry)"
-    return Pending(lambda target, _: (geometry, call.format(target)), accumulates=False)
+def _convolved(name: str, first: str, second: str, weight: str, options: Sequence[Any], data: str = "") -> Pending:
+    """`name!(target, first, second)`, where the target is the convolution's data if none is given."""
+
+    def lines(target: str, _: bool) -> tuple[str, ...]:
+        return _geometry(data or target, weight, *options), f"{name}!({target}, {first}, {second}, geometry)"
+
+    return Pending(lines, accumulates=False)
+
+
+def _split_options(options: Sequence[Any]) -> tuple[bool, Sequence[Any]]:
+    """Whether a convolution is transposed, and (stride, padding, dilation, groups)."""
+    stride, padding, dilation, transposed, _, groups = options  # the target's size tells the output padding
+    return transposed, (stride, padding, dilation, groups)
 
 
 def _convolution(out: Result, x: Value, weight: Value, bias: Value | None, *options: Any) -> Value:
-    program = out.program
+    """A transposed convolution is the derivative, by its data, of the convolution that leads back."""
+    program, (transposed, geometry) = out.program, _split_options(options)
     data, kernel = program.array(x, dense=True).expr.text, program.array(weight, dense=True).expr.text
-    result = out.pending(_called("conv", data, kernel, _geometry(data, kernel, *options)))
+    if transposed:
+        result = out.pending(_convolved("∇conv_data", data, kernel, kernel, geometry))
+    else:
+        result = out.pending(_convolved("conv", data, kernel, kernel, geometry, data))
     if bias is None:
         return result
     channels = (out.shape[1], *(1 for _ in out.shape[2:]))
@@ -126,16 +136,20 @@ def _convolution_backward(
     outs: list[Result], gradient: Value, x: Value, weight: Value, bias_sizes: Any, *options: Any
 ) -> list[Value | None]:
     out, mask = outs[0], options[-1]
+    transposed, geometry = _split_options(options[:-1])
     g, data, kernel = (out.program.array(v, dense=True).expr.text for v in (gradient, x, weight))
-    geometry = _geometry(data, kernel, *options[:-1])
     results: list[Value | None] = [None, None, None]
-    if mask[0]:
-        results[0] = out.of(x.shape).pending(_called("∇conv_data", g, kernel, geometry))
+    if mask[0] and transposed:
+        results[0] = out.of(x.shape).pending(_convolved("conv", g, kernel, kernel, geometry, g))
+    elif mask[0]:
+        results[0] = out.of(x.shape).pending(_convolved("∇conv_data", g, kernel, kernel, geometry))
     if mask[1]:
-        results[1] = out.of(weight.shape).pending(_called("∇conv_filter", data, g, geometry))
+        first, second = (g, data) if transposed else (data, g)
+        results[1] = out.of(weight.shape).pending(_convolved("∇conv_filter", first, second, kernel, geometry, first))
     if mask[2]:
         flat = out.program.array(gradient, dense=True)
-        results[2] = _reduction("sum")(out.of((weight.shape[0],)), flat, [0, *range(2, len(x.shape))])
+        channels = (gradient.shape[1],)
+        results[2] = _reduction("sum")(out.of(channels), flat, [0, *range(2, len(x.shape))])
     return results
 
 

@@ -89,6 +89,18 @@ def _select(out: Result, x: Value, dim: int, index: Any) -> Value:
     return _view(out, x, _select_index(out.program, x.shape, dim, index))
 
 
+def _diagonal(out: Result, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
+    rank = len(x.shape)
+    order = [*(d for d in range(rank) if d not in (dim1 % rank, dim2 % rank)), dim1 % rank, dim2 % rank]
+    shape = tuple(x.shape[d] for d in order)
+    *lead, rows, columns = shape
+    dense = out.program.array(_permute(out.of(shape), x, order), dense=True)
+    flat = out.program.reshaped(dense.expr.text, (*lead, rows * columns), out.dtype)
+    first = 1 + (offset if offset >= 0 else -offset * columns)
+    last = first + (out.shape[-1] - 1) * (columns + 1)
+    return _view(out, flat, ", ".join([f"{first}:{columns + 1}:{last}", *(":" for _ in lead)]))
+
+
 def _flip(out: Result, x: Value, dims: Sequence[int]) -> Value:
     rank = len(out.shape)
     flipped = {d % rank for d in dims}
@@ -205,6 +217,7 @@ STRUCTURAL: dict[str, Writer] = {
     "permute": _permute,
     "slice": _slice,
     "select": _select,
+    "diagonal": _diagonal,
     "flip": _flip,
     "split_with_sizes": _split,
     "cat": _cat,

@@ -104,17 +104,19 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) 
         with torch.enable_grad(), plain_attention(), fx.traceback.preserve_node_meta(), substitute:
             y = leaf * 1  # no leaf: a field may write into it
             value = call_field(field, t, y)
+            inputs = [leaf, *(x for x in copies if x.requires_grad)]
+            gradients: Sequence[Tensor | None] = [None for _ in inputs]
+            if value.requires_grad:  # torch.utils.checkpoint evaluates the field again here
+                gradients = torch.autograd.grad(value, inputs, ct, allow_unused=True)
         used.update(substitute.used)
-        inputs = [leaf, *(x for x in copies if x.requires_grad)]
-        if not value.requires_grad:
-            return value, *(None for _ in inputs)
-        return value.detach(), *torch.autograd.grad(value, inputs, ct, allow_unused=True)
+        return value.detach(), *gradients
 
     with fakes, _explained():
         module = _make_fx(joint, inputs)
         if any(_changes(node) for node in module.graph.nodes):
             module = _make_fx(torch.func.functionalize(_with_origins(module)), inputs)
     with _explained():
+        _make_explicit(module.graph)
         constants = _lift_constants(module)
     _check_gradients(seen, constants, module.graph)
     size = fake_y.shape[0] if any_batch else None
@@ -166,6 +168,28 @@ def _explained() -> Iterator[None]:
             f"the field can not be written in Julia: PyTorch can not trace it ({type(error).__name__}: {first})."
             + (f"\n  at {line}" if line else "")
         ) from error
+
+
+def _make_explicit(graph: fx.Graph) -> None:
+    """Puts into the graph what operators do unseen.
+
+    For a determinant torch factors the transpose of a contiguous matrix, and the derivative reads those factors: the
+    transpose becomes the operator's argument. Zero tangents become zeros.
+    """
+    for node in graph.nodes:
+        if node.target is aten._efficientzerotensor.default:  # of torch.func.jvp, on no device
+            node.target, node.args = aten.full.default, (node.args[0], 0.0)
+            node.kwargs = {"dtype": node.meta["val"].dtype}
+        if node.target not in (aten._linalg_det.default, aten._linalg_slogdet.default):
+            continue
+        matrix = node.args[0]
+        value = matrix.meta["val"]
+        if value.is_contiguous():
+            order = [*range(value.dim() - 2), value.dim() - 1, value.dim() - 2]
+            with graph.inserting_before(node):
+                factored = graph.call_function(aten.permute.default, (matrix, order))
+            factored.meta["val"] = value.mT
+            node.args = (factored,)
 
 
 def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
@@ -235,8 +259,8 @@ def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Grap
     if missed:
         raise UnsupportedField(
             "the field can not be written in Julia: it depends on a tensor that needs a gradient "
-            f"(shape {tuple(missed[0].shape)}) by a way that PyTorch can not trace: torch.func.grad, vjp or jvp, "
-            "torch.utils.checkpoint, TorchScript, C++ code. torch.autograd.grad(..., create_graph=True) can be traced."
+            f"(shape {tuple(missed[0].shape)}) by a way that PyTorch can not trace, as those of TorchScript, of C++ "
+            "code and of sparse tensors: use plain torch functions of dense tensors."
         )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from regnde._engines.julia.linear_algebra import LINEAR_ALGEBRA
 from regnde._engines.julia.lower import Program, Result, Value, array_value, number_of
 from regnde._engines.julia.operators import ENTRYWISE
+from regnde._engines.julia.picking import PICKING
 from regnde._engines.julia.products import COMBINING
 from regnde._engines.julia.source import Expr, Statement, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
@@ -20,7 +22,7 @@ from regnde._errors import UnsupportedField
 
 __all__ = ["deduplicate", "residuals", "translated"]
 
-_WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING}
+_WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING, **PICKING, **LINEAR_ALGEBRA}
 _NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
 _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 """Operators that ask their first argument for nothing but its size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,16 +12,14 @@ from torch import Tensor
 
 from regnde._dense import DenseOutput
 from regnde._engines.base import (
-    FAILURES,
     Engine,
     Request,
-    StepRules,
     exporting,
-    unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
+from regnde._engines.torch.autoswitch import AutoSwitch
 from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.event import Watch
+from regnde._engines.torch.event import EventDetector
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
@@ -31,21 +29,29 @@ from regnde._engines.torch.loop import Path, integrate, uniform
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
-from regnde._engines.torch.sde import StochasticRungeKutta
-from regnde._engines.torch.step import all_finite
+from regnde._engines.torch.rosenbrock import Rosenbrock
+from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
+from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde_reversible import ReversibleStepper
+from regnde._engines.torch.solution import events_of, finished, steps_of
+from regnde._engines.torch.step import all_finite, stage_times
+from regnde._engines.torch.stepper import MethodStepper
+from regnde._engines.torch.support import method_of, why_unsupported
 from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
-from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
-from regnde._solver import Local, hint
+from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
+from regnde._sde_method import SDEMethod
+from regnde._solution import SampleStats, Solution, Stats, Steps
+from regnde._solver import Local
 from regnde._stops import Segment
-from regnde._tableau import SDE_TABLEAUX, TABLEAUX, StochasticTableau, Tableau
+from regnde._tableau import StochasticTableau, Tableau
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
-AnyStepper = RungeKutta | StochasticRungeKutta | GridStepper
+AnyStepper = RungeKutta | Rosenbrock | AutoSwitch | SDEStepper | GridStepper
 
 
 class TorchEngine(Engine):
@@ -59,35 +65,13 @@ class TorchEngine(Engine):
 
     def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, equation or gradient for."""
-        solver = request.solver
-        if isinstance(request.equation, JuliaField):
-            return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
-        sde = isinstance(request.equation, SDE)
-        known: Mapping[str, Tableau | StochasticTableau] = SDE_TABLEAUX if sde else TABLEAUX
-        if sde and solver.tableau is not None:
-            return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
-        if solver.grid_method is not None and (sde or solver.compile):
-            return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
-        if solver.tableau is None and solver.grid_method is None and solver.method not in known:
-            kind = "SDE" if sde else "ODE"
-            text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
-            return f"{text} {hint(solver.method)}".rstrip()
-        if solver.gradient not in ("discrete", "checkpoint"):
-            return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
-        if sde and solver.compile:
-            return "compile=True is for ODEs."
-        if request.rules != StepRules() and (sde or solver.batch == "per-sample"):
-            return "another package's rules for steps are for one system that is an ODE."
-        if request.events and sde:
-            return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
-        if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
-            return why
-        return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
+        return why_unsupported(request)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        if exporting():
-            return solve_for_export(request, _tableau(request))
+        tableau = method_of(request)
+        if exporting() and not isinstance(tableau, RosenbrockTableau):
+            return solve_for_export(request, tableau)
         kind = request.y0.device.type
         if not torch.is_autocast_enabled(kind):
             return self._solve(request)
@@ -105,13 +89,12 @@ class TorchEngine(Engine):
         start = y0
         moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
         if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            assert not isinstance(stepper, StochasticRungeKutta)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
         path = Path(t=times[0])
         if times[0] == times[-1]:
-            path.chunks.append(start.unsqueeze(0).expand(len(times), *y0.shape))
+            path.chunks += [start.unsqueeze(0)] * len(times)
             path.saved = len(times)
         else:
             try:
@@ -120,7 +103,7 @@ class TorchEngine(Engine):
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
                 grid = _grid(request, stepper, segments, h)
-                watch = Watch(request.events, times[0], start) if request.events else None
+                detector = EventDetector(request.events, times[0], start) if request.events else None
                 callbacks = request.rules.callbacks
                 observed = stepper if callbacks is None else Observed(stepper, callbacks)
                 path = integrate(
@@ -132,49 +115,35 @@ class TorchEngine(Engine):
                     max_steps=solver.max_steps,
                     local=local,
                     grid=grid,
-                    watch=watch,
+                    detector=detector,
                     dense=request.dense,
                 )
                 if isinstance(observed, Observed):
                     observed.close()
-                if isinstance(stepper, StochasticRungeKutta) and path.failure is None:
-                    stepper.warn_if_unresolved()
+                if path.failure is None:
+                    stepper.warn()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
-                path.chunks.append(start.unsqueeze(0).expand(path.saved, *y0.shape))
+                path.chunks += [start.unsqueeze(0)] * path.saved
                 path.failure = Failure("non-finite", str(problem), 0.0)
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
         if moves and path.failure is None:
-            assert not isinstance(stepper, StochasticRungeKutta)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
             ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
-        steps = _steps(request, stepper, path, local)
-        first_size, order = path.sizes[0] if path.sizes else 0.0, float(stepper.tableau.order)
-        if isinstance(stepper, StochasticRungeKutta):
-            order += 0.5
+        steps = steps_of(request, stepper, path, local)
         stats = Stats(
-            nfe=stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
-            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, StochasticRungeKutta) else 0,
-            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(path.sizes[0] if path.sizes else 0.0, path.first_error, path.accepted, stepper.order),
+            **stepper.counts()._asdict(),
         )
-        events = _events(path, y0) if request.events else None
-        dense = DenseOutput(path.pieces, path.ends, times[0], path.t, start) if request.dense else None
+        events = events_of(path.hits, y0) if request.events else None
+        dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
-        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
-
-
-def _tableau(request: Request) -> Tableau | StochasticTableau | GridMethod:
-    solver = request.solver
-    if solver.grid_method is not None:
-        return solver.grid_method
-    if isinstance(request.equation, SDE):
-        return SDE_TABLEAUX[solver.method]
-    return TABLEAUX[solver.method] if solver.tableau is None else solver.tableau
+        return finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
 def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
@@ -188,34 +157,25 @@ def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h:
     return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
-def _why_not_per_sample(request: Request) -> str | None:
-    """What can not be done with a step size for each sample."""
-    if isinstance(request.equation, SDE):
-        return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
-    if request.y0.ndim == 0:
-        return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
-    if not _tableau(request).adaptive:
-        return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
-    if request.dense:
-        return "batch='per-sample' has no dense output: give the times as ts."
-    if request.events:
-        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
-    if isinstance(request.record, Local):
-        return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if has_derivative(request.ts) or request.moving_stops is not None:
-        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
-    return None
-
-
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch with per-sample step sizes."""
-    y0, solver, tableau = request.y0, request.solver, _tableau(request)
-    assert isinstance(tableau, Tableau)
+    y0, solver, tableau = request.y0, request.solver, method_of(request)
+    assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
+    method = LinearlyImplicit(tableau) if isinstance(tableau, RosenbrockTableau) else Explicit(tableau)
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, tableau, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
+        request.equation,
+        method,
+        solver,
+        tolerances,
+        y0,
+        request.times,
+        segments,
+        record=record,
+        events=request.events,
+        checkpoint=checkpoint,
     )
     batch.run()
     steps = None
@@ -237,63 +197,21 @@ def _solve_per_sample(request: Request) -> Solution:
         accepted=int(batch.accepted.sum()),
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
+        njac=method.jacobian.calls if isinstance(method, LinearlyImplicit) else 0,
+        nfactorisations=batch.factorisations,
         samples=tuple(SampleStats(*count) for count in counts),
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
-    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
-
-
-def _events(path: Path, y0: Tensor) -> Events:
-    """What occurred."""
-    if not path.hits:
-        nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
-        return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
-    which = torch.tensor([hit.which for hit in path.hits], device=y0.device)
-    return Events(torch.stack([hit.t for hit in path.hits]).to(y0.device), torch.stack([h.y for h in path.hits]), which)
-
-
-def _finished(
-    request: Request,
-    ts: Tensor,
-    ys: Tensor,
-    stats: Stats,
-    steps: Steps | None,
-    failure: Failure | None,
-    t: float,
-    events: Events | None = None,
-    dense: DenseOutput | None = None,
-    *,
-    stopped: bool = False,
-) -> Solution:
-    """The solution up to time t; a failure is raised or told by its status."""
-    status = Status.EVENT if stopped else Status.SUCCESS
-    solution = Solution(
-        ts=ts,
-        ys=ys,
-        stats=stats,
-        steps=steps,
-        engine=TorchEngine.name,
-        solver=request.solver,
-        status=status if failure is None else FAILURES[failure.kind].status,
-        events=events,
-        dense=dense,
-    )
-    if failure is None or not request.throw:
-        return solution
-    y0, reason = request.y0, failure.reason
-    bad = int((~torch.isfinite(y0)).sum())
-    if bad:  # whatever was seen later, it began here
-        reason = f"y0 is not finite: {bad} of {y0.numel()} components"
-    raise FAILURES[failure.kind](
-        reason,
-        t=t,
-        dt=failure.dt,
-        solution=solution,
-        error_ratio=failure.error,
-        component=failure.diagnosis.component,
-        stiffness=failure.diagnosis.stiffness,
-    )
+    events, stopped = None, False
+    if batch.events is not None:
+        found = sorted(batch.events.hits, key=lambda pair: pair[0])
+        events = events_of([hit for _, hit in found], y0[0] if len(y0) else y0.new_zeros(y0.shape[1:]))
+        events = events._replace(
+            sample=torch.tensor([sample for sample, _ in found], dtype=torch.long, device=y0.device)
+        )
+        stopped = len(y0) > 0 and bool(batch.events.stopped.all())
+    return finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t, events, stopped=stopped)
 
 
 def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
@@ -305,28 +223,67 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
 def _stepper(request: Request, segment: Segment) -> AnyStepper:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
-    record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
+    record, tableau, tolerances = request.record == "all", method_of(request), (request.rtol, request.atol)
     if isinstance(equation, SDE):
-        assert isinstance(tableau, StochasticTableau)
+        assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
-        end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-        noise = BrownianPath(times[0], end, y0.shape) if request.noise is None else request.noise
+        noise = request.noise
+        if noise is None:
+            if equation.has_matrix:
+                diffusion.inner = (_columns(equation, request, segment),)
+                diffusion.calls = 1
+            end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+            noise = BrownianPath(times[0], end, equation.path_shape(y0.shape, *diffusion.inner))
+        elif equation.has_matrix:
+            diffusion.inner = (noise.shape[-1],)
         checkpoint = _checkpoint(request, drift, diffusion)
-        return StochasticRungeKutta(
-            drift, diffusion, tableau, solver, tolerances, y0, segment, noise, record=record, checkpoint=checkpoint
-        )
+        arguments = (equation, drift, diffusion, tableau, solver, tolerances, y0, segment, noise)
+        smallest = request.rules.accept_smallest
+        if tableau.name == "reversible_heun":
+            back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
+            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, t0=times[0], reversible=back)
+        return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
     if isinstance(tableau, GridMethod):
         return GridStepper(field, tableau, segment, checkpoint)
+    rosenbrock = functools.partial(
+        Rosenbrock,
+        field,
+        solver=solver,
+        tolerances=tolerances,
+        segment=segment,
+        record=record,
+        checkpoint=checkpoint,
+    )
+    if isinstance(tableau, RosenbrockTableau):
+        return rosenbrock(tableau)
     assert isinstance(tableau, Tableau)
-    return RungeKutta(
+    explicit = RungeKutta(
         field, tableau, solver, tolerances, y0, segment, record=record, rules=request.rules, checkpoint=checkpoint
     )
+    switching = solver.method == AUTOTSIT5 and solver.tableau is None
+    return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
 
 
-def _moved(request: Request, stepper: RungeKutta | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+def _columns(sde: SDE, request: Request, segment: Segment) -> int:
+    """How many Wiener processes a diffusion matrix multiplies, by one evaluation at the start."""
+    y0 = request.y0
+    with torch.no_grad():
+        time = stage_times((0.0,), request.times[0], 0.0, request.times[0], y0, segment.within)[0]
+        value = sde.diffusion(time, y0.detach().clone())
+    if not isinstance(value, Tensor):
+        raise TypeError(f"diffusion(t, y) must return a tensor of shape (..., d, m), got {type(value).__name__}.")
+    if value.ndim != y0.ndim + 1 or value.shape[:-1] != y0.shape:
+        raise ValueError(
+            f"diffusion(t, y) returned shape {tuple(value.shape)} for a state of shape {tuple(y0.shape)}; with "
+            f"noise={sde.noise!r} it must be a matrix of shape {(*y0.shape, 'm')} (nothing is broadcast)."
+        )
+    return value.shape[-1]
+
+
+def _moved(request: Request, stepper: MethodStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
@@ -335,29 +292,3 @@ def _moved(request: Request, stepper: RungeKutta | GridStepper, segments: Sequen
         stepper.restart(segments[at])
         rows.append(stepper.moved(y, t, moving, 1.0))
     return torch.stack(rows)
-
-
-def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | None) -> Steps | None:
-    """The records; clocks in double precision, estimates in the state's real dtype."""
-    if request.record == "none":
-        return None
-    tableau, y0 = stepper.tableau, request.y0
-    ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
-    error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
-    if local and path.local_start is not None and path.failure is None and not isinstance(stepper, GridStepper):
-        end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
-        ends, sizes = [end], [size]
-
-    def present(values: Tensor | None) -> Tensor:
-        # No step taken: an empty record with y0's graph, so that a penalty has a gradient (0).
-        return y0.reshape(-1)[:0].abs() if values is None else values
-
-    clock = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
-    return Steps(
-        t=clock(ends),
-        dt=clock(sizes),
-        error=present(error) if tableau.adaptive else None,
-        stiffness=present(stiffness) if tableau.stiffness_pair else None,
-        method=tableau.name,
-        stability_size=tableau.stability_size,
-    )

@@ -1,4 +1,4 @@
-"""What a field reads besides its arguments, as far as Python shows it: to restore it, and to say what changed."""
+"""Finds what a field reads besides its arguments, as far as Python shows it, to restore it and to name changes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 __all__ = ["Captured", "Surroundings"]
 
 DEPTH = 4  # from a function to what it captures, and so on; submodules count as one with their module
-MOST = 1000  # things that are looked at, modules and their tensors apart
-LARGE = 2**16  # entries of a tensor from which its version tells whether it was changed, not its contents
+MOST = 1000  # objects that are searched, not counting modules and their tensors
+LARGE = 2**16  # entries of a tensor from which its version is compared, not its contents
 SCALARS = (bool, int, float, complex, str, type(None))
 
 
@@ -106,7 +106,7 @@ class Captured:
 
 
 def _version_mark(x: Tensor) -> tuple[int, int, int]:
-    """By which a change of a tensor shows."""
+    """Values of which one differs after a change of the tensor."""
     return id(x), x.data_ptr() if x.layout == torch.strided else 0, x._version
 
 
@@ -121,7 +121,7 @@ def _fingerprint(functions: Sequence[Callable[..., object]], names: Sequence[str
 
 
 def _captured(functions: Sequence[Callable[..., object]], names: Sequence[str] = ()) -> Iterator[tuple[str, object]]:
-    """Everything within reach, each once, with a name that begins with its function's, the nearest first."""
+    """All objects that the functions refer to, each once, the nearest first; names begin with the function's."""
     named = zip(names or [""] * len(functions), functions, strict=True)
     waiting: deque[tuple[str, object, int]] = deque((name, function, 0) for name, function in named)
     seen: set[int] = set()
@@ -143,7 +143,7 @@ def _captured(functions: Sequence[Callable[..., object]], names: Sequence[str] =
 
 
 def _parts(thing: object) -> Iterator[tuple[str, object]]:
-    """What a thing holds, by name."""
+    """The objects that an object refers to, by name."""
     if isinstance(thing, torch.nn.Module):
         for key, value in vars(thing).items():
             if key in ("_parameters", "_buffers", "_modules"):

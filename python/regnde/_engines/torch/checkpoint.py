@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from regnde._engines.torch.captured import Captured, Surroundings
 from regnde._engines.torch.field import CountedField
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "last_size", "step_end", "step_ends"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -28,6 +28,21 @@ Ends = Callable[[T], Sequence[Tensor]]
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
+
+
+def step_end(outcome: tuple[Any, object]) -> Sequence[Tensor]:
+    """The tensors by which a step that is evaluated again is compared."""
+    return (outcome[0].y1,)
+
+
+def step_ends(outcome: tuple[Any, object]) -> Sequence[Tensor]:
+    """The same where the last stage is the first one of the next step."""
+    return outcome[0].y1, outcome[0].k[-1]
+
+
+def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same of stages that nothing else keeps: one number."""
+    return (torch.linalg.vector_norm(k[-1].detach()),)
 
 
 class Checkpoint:
@@ -57,7 +72,7 @@ class Checkpoint:
             ends: the outputs whose values must be the same again; they are kept, too.
         """
         self._part = None if self._whole or self._unsupported else _Part(self, inputs)
-        self._whole = False  # the first step is: what a field makes at its first call belongs to all others
+        self._whole = False  # the graph of the first step stays whole: later calls may use what the field makes in it
         return self._evaluated(function, *inputs, ends=ends)
 
     def further(self, function: Callable[[T], V], value: T, *, ends: Ends[V]) -> V:
@@ -99,13 +114,13 @@ class Checkpoint:
 
 
 class _Latest:
-    """Which part was evaluated again last: only its saved tensors are in memory."""
+    """The part that was evaluated again last: only its saved tensors are in memory."""
 
     part: weakref.ref[_Part] | None = None
 
 
 class _Part:
-    """What is needed to evaluate one part again: a function of its inputs, and further ones of its value."""
+    """A part of a solve that can be evaluated again: a function of its inputs, and further functions of its value."""
 
     def __init__(self, checkpoint: Checkpoint, inputs: Sequence[Tensor | None]) -> None:
         self.inputs = inputs
@@ -130,7 +145,7 @@ class _Part:
         return self.saved[index]
 
     def close(self, function: Callable[..., T], ends: Ends[T], outputs: T) -> None:
-        """Keeps what tells whether the function does the same again."""
+        """Stores what a second evaluation is compared with."""
         self.functions.append((function, ends))
         self.count += len(self.saved)
         self.ends += [x.detach() for x in ends(outputs)]
@@ -175,7 +190,7 @@ class _Part:
 
 
 def _constants(saved: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Of saved tensors without a graph, by which a change shows even where the states do not tell: copies or sums."""
+    """Copies or sums of the saved tensors without a graph: they show changes that the states do not show."""
     return {i: _content(x) for i, x in saved.items() if not x.requires_grad}
 
 

@@ -14,8 +14,10 @@ import numpy as np
 
 from regnde._controller import PI, PID
 from regnde._controller import Controller as Constants
+from regnde._rosenbrock_tableau import RosenbrockTableau
+from regnde._sde_method import StochasticMethod
 from regnde._solver import ResolvedSolver
-from regnde._tableau import StochasticTableau, Tableau
+from regnde._tableau import Tableau
 
 __all__ = [
     "LAST_STEP_SLACK",
@@ -30,6 +32,7 @@ __all__ = [
 NON_FINITE_SHRINK = 0.2
 NON_FINITE_TRIALS = 6  # before the dynamics, not the step size, are held to be at fault
 LAST_STEP_SLACK = 100  # in units of the clock's resolution: a step this close to the end lands on it
+DEFAULT = PI()
 SMALLEST_ERROR = float(np.finfo(np.float64).eps)  # that a PID controller divides by
 
 Value = Any  # a float for one system, an array for samples: the formulas are the same
@@ -40,8 +43,8 @@ class Controller(Protocol):
     """Decides on a step, and on the size of the next attempt, from its error estimate."""
 
     @property
-    def past(self) -> tuple[float, ...]:
-        """What it remembers of accepted steps as a solve begins."""
+    def past(self) -> Past:
+        """Its memory of accepted steps at the start of a solve."""
 
     def accepts(self, error: Value, past: Past) -> Value:
         """Whether a step of that error is accepted; never if it is not finite."""
@@ -51,17 +54,17 @@ class Controller(Protocol):
 
         Args:
             error: error estimate of the step.
-            past: what is remembered of the accepted steps before.
+            past: its memory of the accepted steps before.
             first: whether no step was accepted before.
         """
 
     def updated(self, error: Value, past: Past) -> Past:
-        """What is remembered after an accepted step of that error."""
+        """Its memory after an accepted step of that error."""
 
 
 @dataclass(frozen=True)
 class PIControl:
-    """`PI`, with all its constants."""
+    """`PI`, with all its constants. A size that would shrink by no more than the steady factor is kept."""
 
     beta1: float
     beta2: float
@@ -70,6 +73,7 @@ class PIControl:
     max_factor: float
     first_max_factor: float
     error_floor: float
+    steady_factor: float = 1.0
 
     @property
     def past(self) -> tuple[float, ...]:
@@ -85,6 +89,8 @@ class PIControl:
         power = error**self.beta1
         grown = power / past[0] ** self.beta2 / self.safety
         grown = _clipped(grown, _either(first, 1 / self.first_max_factor, 1 / self.max_factor), 1 / self.min_factor)
+        if self.steady_factor > 1.0:
+            grown = _either((grown >= 1.0) & (grown <= self.steady_factor), 1.0, grown)
         shrunk = _clipped(power / self.safety, 1.0, 1 / self.min_factor)
         return _finite_or_shrunk(error, 1.0 / _either(error <= 1.0, grown, shrunk))
 
@@ -149,7 +155,7 @@ class PIDControl:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds of the size of a step that no end of a span cuts.
+    """Bounds of step sizes; a step that ends at a stop or at the end time may be smaller.
 
     Args:
         smallest: least size; 0 for the clock's resolution.
@@ -166,7 +172,7 @@ class Bounds:
         return _clipped(size, self.smallest, self.largest)
 
 
-def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) -> Controller | None:
+def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticMethod | RosenbrockTableau) -> Controller | None:
     """The controller that the solver asks for, with the method's constants where it gives none; None for a fixed step.
 
     Defaults: exponents 7/(10 p) and 2/(5 p) for a method of order p, unless the tableau has its own; a factor of at
@@ -174,12 +180,12 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) 
     """
     if not tableau.adaptive:
         return None
-    constants: Constants = PI() if solver.controller is None else solver.controller
+    constants: Constants = solver.controller or DEFAULT
     order = tableau.order
     if isinstance(constants, PID):
         return PIDControl(order, constants.beta1, constants.beta2, constants.beta3, constants.accept_factor)
     exponents = (tableau.beta1, tableau.beta2) if isinstance(tableau, Tableau) else (None, None)
-    most = tableau.qmax if isinstance(tableau, StochasticTableau) else 10.0
+    most = 10.0 if isinstance(tableau, (Tableau, RosenbrockTableau)) else tableau.qmax
     most = most if constants.max_factor is None else constants.max_factor
     if isinstance(constants, PI):
         return PIControl(
@@ -190,6 +196,7 @@ def controller_of(solver: ResolvedSolver, tableau: Tableau | StochasticTableau) 
             max_factor=most,
             first_max_factor=constants.first_max_factor,
             error_floor=constants.error_floor,
+            steady_factor=tableau.steady_factor if isinstance(tableau, RosenbrockTableau) else 1.0,
         )
     return IControl(
         order=order,

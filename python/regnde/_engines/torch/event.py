@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from regnde._dense import Interpolant
 from regnde._event import Event
 from regnde._transforms import has_derivative
 
-__all__ = ["Hit", "Watch", "bracketed_zero"]
+__all__ = ["EventDetector", "EventLocator", "Hit", "behind", "bracketed_zero", "passes"]
 
-SLACK = 100  # in units of the resolution: a zero this close to the initial time is a zero at it
+SLACK = 100  # in units of the clock's resolution: a zero this close to the initial time is a zero at it
+Value = Any  # a float for one system, an array for samples
 NEWTON_STEPS = 2  # of which the first gives first derivatives, and each further one doubles their order and one more
 
 
@@ -28,31 +30,38 @@ class Hit(NamedTuple):
     y: Tensor
 
 
-class Watch:
-    """Compares the signs of conditions before and after each step.
+class EventLocator:
+    """Locates the zeros of conditions within steps.
 
     Args:
         events: what to look for.
-        t: initial time.
-        y: state there.
     """
 
-    def __init__(self, events: Sequence[Event], t: float, y: Tensor) -> None:
-        self.events, self.t0 = events, t
-        self.values = [self._number(i, t, y) for i in range(len(events))]
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
 
-    def hits(self, interpolant: Callable[[], Interpolant], t: float, t1: float, y1: Tensor) -> list[Hit]:
-        """The events within a step from t to (t1, y1) in their order, up to the first terminal one."""
-        found: list[tuple[float, int]] = []
-        for i, event in enumerate(self.events):
-            before, after = self.values[i], self._number(i, t1, y1)
-            self.values[i] = after
-            passed = before < 0 <= after or after <= 0 < before
-            if passed and event.direction in (0, 1 if before < 0 else -1):
-                at = self._zero(i, interpolant().detached(), t, t1, before, after)
-                resolution = max(math.ulp(self.t0), torch.finfo(y1.dtype).eps * abs(t1 - t))
-                if abs(at - self.t0) > SLACK * resolution:
-                    found.append((at, i))
+    def hits(
+        self,
+        interpolant: Callable[[], Interpolant],
+        t: float,
+        t1: float,
+        before: Sequence[float],
+        after: Sequence[float],
+    ) -> list[Hit]:
+        """The events within a step, or a part of it, from t to t1, in their order, up to the first terminal one.
+
+        Args:
+            interpolant: of the step.
+            t: where the part starts.
+            t1: where it ends.
+            before: values of the conditions at t.
+            after: at t1.
+        """
+        found = [
+            (self._zero(i, interpolant().detached(), t, t1, before[i], after[i]), i)
+            for i, event in enumerate(self.events)
+            if passes(event, before[i], after[i])
+        ]
         found.sort(key=lambda pair: abs(pair[0] - t))
         last = next((n for n, (_, i) in enumerate(found, 1) if self.events[i].terminal), len(found))
         return [self._hit(i, at, interpolant()) for at, i in found[:last]]
@@ -83,7 +92,7 @@ class Watch:
             at = t + theta * (t1 - t)
             return self._number(which, at, within(torch.tensor(at, dtype=torch.float64)))
 
-        if after == 0:
+        if t == t1:
             return t1
         resolution = max(torch.finfo(within.y.dtype).eps, math.ulp(max(abs(t), abs(t1))) / abs(t1 - t))
         return t + bracketed_zero(value, before, after, resolution) * (t1 - t)
@@ -114,29 +123,73 @@ class Watch:
         return Hit(which, at, t, within(t))
 
 
+class EventDetector(EventLocator):
+    """Compares the signs of conditions before and after each step.
+
+    Args:
+        events: what to look for.
+        t: initial time.
+        y: state there.
+    """
+
+    def __init__(self, events: Sequence[Event], t: float, y: Tensor) -> None:
+        super().__init__(events)
+        self.t0, self.values = t, self._numbers(t, y)
+
+    def seen(self, interpolant: Callable[[], Interpolant], t: float, t1: float, y1: Tensor) -> list[Hit]:
+        """The events within a step from t to (t1, y1) in their order, up to the first terminal one."""
+        before, self.values = self.values, self._numbers(t1, y1)
+        if t == self.t0 or 0.0 in before:  # a zero here is none of this step: what counts is the sign behind it
+            t = behind(t, t1, y1.dtype)
+            before = self._numbers(t, interpolant().detached()(torch.tensor(t, dtype=torch.float64)))
+        return self.hits(interpolant, t, t1, before, self.values)
+
+    def _numbers(self, t: float, y: Tensor) -> list[float]:
+        return [self._number(i, t, y) for i in range(len(self.events))]
+
+
+def passes(event: Event, before: Value, after: Value) -> Value:
+    """Whether a condition passes zero in the event's direction between two values of it, or two arrays of them."""
+    rises, falls = (before < 0) & (after >= 0), (before > 0) & (after <= 0)
+    return rises if event.direction > 0 else falls if event.direction < 0 else rises | falls
+
+
+def behind(t: Value, t1: Value, dtype: torch.dtype) -> Value:
+    """A time in the step from t to t1, so close behind t that a zero between them counts as one at t."""
+    near = np.maximum(SLACK * np.spacing(np.abs(t)), math.sqrt(torch.finfo(dtype).eps) * np.abs(t1 - t))
+    time = t + np.copysign(np.minimum(near, np.abs(t1 - t)), t1 - t)
+    return time if isinstance(t, np.ndarray) else float(time)
+
+
 def bracketed_zero(f: Callable[[float], float], at_0: float, at_1: float, resolution: float) -> float:
-    """A zero of f in (0, 1), given its values at the ends, which have different signs.
+    """The first zero in (0, 1] of an f that changes its sign once, or ends in zeros, given its values at 0 and 1.
 
     Inverse quadratic interpolation where it is safe, else bisection: T. R. Chandrupatla, Adv. Eng. Software 28
-    (1997) 145-149.
+    (1997) 145-149. Where f is 0 at an end, it may be so in a whole interval: a place next to it tells, else bisection.
     """
     a, b, c, f_a, f_b, f_c = 1.0, 0.0, 0.0, at_1, at_0, at_0
-    share = 0.5  # of the way from a to b
+    share, probed = 0.5, False  # share of the way from a to b
     while True:
-        x = a + share * (b - a)
+        least = resolution / abs(b - a)
+        if least >= 0.5:
+            return a if f_a == 0 or (f_b != 0 and abs(f_a) < abs(f_b)) else b
+        x = a + min(max(share, least), 1 - least) * (b - a)
         f_x = f(x)
-        if (f_x > 0) == (f_a > 0):
+        if _is_before(f_x, at_0) == _is_before(f_a, at_0):
             c, f_c = a, f_a
         else:
             c, b, f_c, f_b = b, a, f_b, f_a
         a, f_a = x, f_x
-        best, f_best = (a, f_a) if abs(f_a) < abs(f_b) else (b, f_b)
-        least = resolution / abs(b - a)
-        if f_best == 0 or least >= 0.5:
-            return best
-        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
         share = 0.5
+        if f_a == 0 or f_b == 0:
+            share, probed = 0.5 if probed else float(f_b == 0), True
+            continue
+        xi, phi = (a - b) / (c - b), (f_a - f_b) / (f_c - f_b)
         if phi**2 < xi and (1 - phi) ** 2 < 1 - xi:
             share = f_a / (f_b - f_a) * f_c / (f_b - f_c)
             share += (c - a) / (b - a) * f_a / (f_c - f_a) * f_b / (f_c - f_b)
-        share = min(max(share, least), 1 - least)
+
+
+def _is_before(value: float, at_0: float) -> bool:
+    """Whether a value has the sign of that at 0."""
+    return value != 0 and (value > 0) == (at_0 > 0)

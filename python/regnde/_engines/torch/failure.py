@@ -11,11 +11,11 @@ from torch import Tensor
 
 __all__ = ["IMPURE_TRIALS", "Diagnosis", "Failure", "diagnosed", "impure_reason"]
 
-IMPURE_TRIALS = 1000  # after so many, a field is asked whether it is a function of (t, y) at all
+IMPURE_TRIALS = 1000  # trial steps after which the field is evaluated twice at one point, to see whether it draws noise
 
 
 class Diagnosis(NamedTuple):
-    """What an attempt shows of the trouble.
+    """What an attempt shows about a failure.
 
     Attributes:
         text: for the message.
@@ -50,22 +50,22 @@ def diagnosed(
     stiffness: Tensor | None,
     of: str = "of",
 ) -> Diagnosis:
-    """What an attempt from y to y1 shows.
+    """The diagnosis of an attempt from y to y1.
 
     Args:
         y: state where it starts.
         y1: state where it ends.
-        slopes: the stages in their order, each with what its entries are called besides components.
+        slopes: the stages in their order, each with text for the message, such as " of the drift".
         ratio: the error over the tolerance, entrywise; None if the method has no error estimate.
         stiffness: the stiffness estimate, one entry; None if the method has none.
-        of: what stands before the number of components.
+        of: text before the number of components.
     """
     size = y.numel()
     if size == 0:
         return Diagnosis("the state is empty")
     for slope, name in slopes:  # the first one tells; what it spoils is carried into the others
         if bad := int((~torch.isfinite(slope)).sum()):
-            return Diagnosis(f"{bad} {of} {size} components{name}")
+            return Diagnosis(f"{bad} {of} {slope.numel()} components{name}")
     if ratio is None:
         bad = int((~torch.isfinite(y1)).sum())
         largest = f"|y| up to {float(y1.abs().max()):.3g}"

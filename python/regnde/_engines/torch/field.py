@@ -22,28 +22,31 @@ def _count_references() -> int:
     return sys.getrefcount(only)
 
 
-ONLY_REFERENCE = _count_references()  # what sys.getrefcount tells of a tensor that one variable refers to
+ONLY_REFERENCE = _count_references()  # sys.getrefcount of a tensor that only one variable refers to
 
 
 class CountedField:
     """Calls `f(t, y)`, counts the calls, and holds the result to the state's shape and dtype.
 
-    A field that changes its arguments in place would change the solver's state: autograd's version counters
-    tell. A field that returns a buffer which it writes to again would change stages that the solver still
-    holds: if it needs no gradient, a tensor that somebody else refers to, or whose memory an earlier one had, is
-    copied.
+    A field that changes its arguments in place would change the solver's state: autograd's version counters detect
+    this. A field that returns the same buffer in each call would change stages that the solver still needs. So a slope
+    without a gradient is copied if something else refers to it, or if an earlier slope had the same memory.
 
     Args:
         function: the user's function of a 0-dim time and a state.
-        name: what messages call it: `"f"`, `"drift"` or `"diffusion"`.
+        name: its name in messages: `"f"`, `"drift"` or `"diffusion"`.
+        columns: number of columns of a diffusion matrix, which it returns for each entry of the state: (..., d, m).
 
     Attributes:
         calls: evaluations so far.
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f") -> None:
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor], name: str = "f", columns: int | None = None
+    ) -> None:
         self.function = function
         self.name = name
+        self.inner = () if columns is None else (columns,)
         self.calls = 0
         self._early: list[Tensor] = []  # the first slopes as the field returned them
         self._reuses = False  # whether the field is known to use its memory again
@@ -62,7 +65,7 @@ class CountedField:
                 f"{self.name}(t, y) changed its argument in place: the solver goes on from it. "
                 "Use operations that return a new tensor (y.mul(2), not y.mul_(2))."
             )
-        if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
+        if not isinstance(slope, Tensor) or slope.shape != self._shape(y) or slope.dtype != y.dtype:
             return self._mended(slope, y)
         if slope.requires_grad:
             self._check_last(slope)
@@ -70,8 +73,12 @@ class CountedField:
             return slope.clone()
         return slope
 
+    def _shape(self, y: Tensor) -> tuple[int, ...]:
+        """The shape that is asked for."""
+        return (*y.shape, *self.inner) if self.inner else y.shape
+
     def _is_early(self, slope: Tensor) -> bool:
-        """Whether it is among the first slopes, which are copied: the later ones tell whether memory is used again."""
+        """Whether it is one of the first slopes. These are copied, and compared to see whether memory is reused."""
         if len(self._early) > EARLY:
             return False
         try:
@@ -84,7 +91,7 @@ class CountedField:
         return True
 
     def _check_last(self, slope: Tensor) -> None:
-        """Refuses a slope that overwrote the one before, where the solver still holds that."""
+        """Raises an error if this slope overwrote the one before, which the solver still needs."""
         last = None if self._last is None else self._last()
         if last is not None and last._version != self._last_version:
             raise ValueError(
@@ -94,9 +101,9 @@ class CountedField:
         self._last, self._last_version = weakref.ref(slope), slope._version
 
     def _inference(self, t: Tensor, y: Tensor) -> Tensor:
-        """The same call where nothing counts versions: the field gets copies, and hands out one."""
+        """The same call in inference mode, without version counters: arguments and slope are copied."""
         slope = self.function(t.clone(), y.clone())
-        if not isinstance(slope, Tensor) or slope.shape != y.shape or slope.dtype != y.dtype:
+        if not isinstance(slope, Tensor) or slope.shape != self._shape(y) or slope.dtype != y.dtype:
             slope = self._mended(slope, y)
         return slope.clone()
 
@@ -108,7 +115,12 @@ class CountedField:
                 f"{self.name}(t, y) must return a tensor of y's shape {tuple(y.shape)}, got "
                 f"{type(slope).__name__}.{stack}"
             )
-        if slope.shape != y.shape:
+        if slope.shape != self._shape(y) and self.inner:
+            raise ValueError(
+                f"{self.name}(t, y) returned shape {tuple(slope.shape)} for a state of shape {tuple(y.shape)} and "
+                f"{self.inner[0]} Wiener processes; it must be the matrix {self._shape(y)} (nothing is broadcast)."
+            )
+        if slope.shape != self._shape(y):
             order = "" if slope.ndim else f" The time is 0-dim, too: is the field written as {self.name}(y, t)?"
             raise ValueError(
                 f"{self.name}(t, y) returned shape {tuple(slope.shape)} for a state of shape {tuple(y.shape)}; "

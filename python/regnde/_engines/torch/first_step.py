@@ -6,18 +6,14 @@ E. Hairer, S. P. Norsett, G. Wanner, Solving Ordinary Differential Equations I, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._engines.torch.step import Tolerance, tolerance
 
 __all__ = ["NonFiniteStart", "first_step_sizes", "probe_size", "size_from_probe"]
-
-Floats = NDArray[np.float64]
 
 
 class NonFiniteStart(Exception):
@@ -25,7 +21,7 @@ class NonFiniteStart(Exception):
 
 
 def first_step_sizes(
-    field: Callable[[Floats, Tensor], Tensor],
+    field: Callable[[Sequence[float], Tensor], Tensor],
     order: float,
     y: Tensor,
     t0: float,
@@ -34,13 +30,13 @@ def first_step_sizes(
     atol: Tolerance,
     *,
     samples: bool,
-) -> tuple[Floats, Tensor]:
-    """The first-step heuristic: sizes (> 0), shape (B,), and the slope at the start.
+) -> tuple[list[float], Tensor]:
+    """The first-step heuristic: B sizes (> 0), and the slope at the start.
 
     A size is NaN where the state or the slope over its tolerance is not finite.
 
     Args:
-        field: of times, shape (B,), and of the state.
+        field: of B times and of the state.
         order: of the method.
         y: state at t0.
         t0: initial time.
@@ -51,50 +47,53 @@ def first_step_sizes(
     """
     batch = len(y) if samples else 1
 
-    def norms(x: Tensor) -> Floats:
+    def norms(x: Tensor) -> list[float]:
         rows = x.reshape(batch, -1)
-        values = torch.linalg.vector_norm(rows, dim=1) / math.sqrt(rows.shape[1])
-        return values.double().cpu().numpy() if samples else np.array([values.item()])
+        values: list[float] = torch.linalg.vector_norm(rows, dim=1).tolist()
+        return [value / math.sqrt(rows.shape[1]) for value in values]
 
-    def slope_at(t: Floats, y: Tensor) -> Tensor:
+    def slope_at(t: Sequence[float], y: Tensor) -> Tensor:
         return field(t, y).detach()  # with its graph: the field may need it, or make what belongs to later calls
 
     sign, span = math.copysign(1.0, span), abs(span)
-    slope = slope_at(np.full(batch, t0), y)
+    slope = slope_at([t0] * batch, y)
     with torch.no_grad():
         allowed = tolerance(y.abs(), rtol, atol)
         d0, d1 = norms(y / allowed), norms(slope / allowed)
-    finite = np.isfinite(d0) & np.isfinite(d1)
-    if not finite.any():
-        return np.full(batch, math.nan), slope
-    probe = np.where(finite, probe_size(d0, d1, t0=t0, span=span), span)
+    finite = [math.isfinite(a) and math.isfinite(b) for a, b in zip(d0, d1, strict=True)]
+    if not any(finite):
+        return [math.nan] * batch, slope
+    probes = [probe_size(a, b, t0=t0, span=span) if known else span for a, b, known in zip(d0, d1, finite, strict=True)]
     if samples:
-        size = torch.as_tensor(sign * probe).to(y.device, y.dtype.to_real())
+        size = torch.tensor(probes, dtype=y.dtype.to_real(), device=y.device) * sign
         moved = torch.addcmul(y, size.view(-1, *[1] * (y.ndim - 1)), slope)
     else:
-        moved = torch.add(y, slope, alpha=float(sign * probe[0]))
-    change = slope_at(t0 + sign * probe, moved) - slope
+        moved = torch.add(y, slope, alpha=sign * probes[0])
+    change = slope_at([t0 + sign * probe for probe in probes], moved) - slope
     with torch.no_grad():
-        d2 = np.where(norms((change != 0).to(allowed.dtype)) == 0, math.nan, norms(change / allowed) / probe)
-    sizes = size_from_probe(probe, d1, d2, t0=t0, span=span, order=order)
-    return np.where(finite, sizes, math.nan), slope
+        changed = change.reshape(batch, -1).any(1).tolist()
+        d2 = [
+            d / probe if some else math.nan
+            for d, probe, some in zip(norms(change / allowed), probes, changed, strict=True)
+        ]
+    sizes = [size_from_probe(*each, t0=t0, span=span, order=order) for each in zip(probes, d1, d2, strict=True)]
+    return [size if known else math.nan for size, known in zip(sizes, finite, strict=True)], slope
 
 
-def probe_size(d0: Floats, d1: Floats, *, t0: float, span: float) -> Floats:
+def probe_size(d0: float, d1: float, *, t0: float, span: float) -> float:
     """Size (> 0) of the Euler step that probes the change of the slope.
 
     Args:
-        d0: norm of the scaled initial state, one for each system.
+        d0: norm of the scaled initial state.
         d1: norm of the scaled initial slope.
         t0: initial time.
         span: length of the time span (> 0), an upper bound of the result.
     """
     small = max(_smallest(t0), 1e-6)
-    with np.errstate(all="ignore"):
-        return np.minimum(np.where((d0 < 1e-5) | (d1 < 1e-5), small, d0 / d1 / 100), span)
+    return min(small if d0 < 1e-5 or d1 < 1e-5 else d0 / d1 / 100, span)
 
 
-def size_from_probe(probe: Floats, d1: Floats, d2: Floats, *, t0: float, span: float, order: float) -> Floats:
+def size_from_probe(probe: float, d1: float, d2: float, *, t0: float, span: float, order: float) -> float:
     """Size (> 0) of the first step once the probe has told the change of the slope.
 
     Args:
@@ -106,14 +105,11 @@ def size_from_probe(probe: Floats, d1: Floats, d2: Floats, *, t0: float, span: f
         span: length of the time span (> 0), an upper bound of the result.
         order: order of the method (3/2 + 1/2 for SOSRI).
     """
-    smallest = _smallest(t0)
-    largest = np.maximum(d1, d2)
-    with np.errstate(all="ignore"):
-        size = np.where(
-            largest <= 1e-15, np.maximum(max(smallest, 1e-6), probe * 1e-3), 10 ** (-(2 + np.log10(largest)) / order)
-        )
-    size = np.where(np.isnan(d2), 100 * probe, np.minimum(100 * probe, size))
-    return np.minimum(np.maximum(smallest, size), span)
+    smallest, size, largest = _smallest(t0), 100 * probe, max(d1, d2)
+    if not math.isnan(d2):
+        small = max(smallest, 1e-6, probe * 1e-3)
+        size = min(size, small if largest <= 1e-15 else 10 ** (-(2 + math.log10(largest)) / order))
+    return min(max(smallest, size), span)
 
 
 def _smallest(t0: float) -> float:

@@ -15,6 +15,7 @@ from regnde._engines.torch.loop import uniform
 from regnde._engines.torch.step import Field, dense_output, extra_stages, stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod
+from regnde._sde_method import SDEMethod, StochasticMethod
 from regnde._solution import Solution, Stats
 from regnde._stops import Segment
 from regnde._tableau import StochasticTableau, Tableau
@@ -52,7 +53,7 @@ def walk(
         inside = [time for time in times if min(t, t1) < time < max(t, t1)]
         if inside:
             k = extra_stages(field, tableau, step, stage_times(tableau.extra_c, t, h, t1, y, within))
-            saved += dense_output(tableau, step._replace(k=k), [(time - t) / h for time in inside]).unbind()
+            saved += dense_output(tableau, step.y, h, k, [(time - t) / h for time in inside]).unbind()
         y, first = step.y1, step.k[-1] if tableau.fsal else None
         saved += [y for time in times if time == t1]
     return torch.stack(saved)
@@ -66,14 +67,14 @@ def evaluations(tableau: Tableau, ends: Sequence[float], times: Sequence[float])
     return stages + inside * len(tableau.extra_a)
 
 
-def solve_for_export(request: Request, tableau: Tableau | StochasticTableau | GridMethod) -> Solution:
+def solve_for_export(request: Request, tableau: Tableau | StochasticMethod | GridMethod) -> Solution:
     """A solve with fixed steps as a plain sequence of evaluations.
 
     Raises:
         ValueError: for a method that adapts its steps, an SDE, events, records, or times with a gradient.
     """
     equation, times, solver, y0 = request.equation, request.times, request.solver, request.y0
-    if isinstance(equation, (SDE, JuliaField)) or isinstance(tableau, StochasticTableau):
+    if isinstance(equation, (SDE, JuliaField)) or isinstance(tableau, (StochasticTableau, SDEMethod)):
         raise ValueError("torch.export: the solve of an SDE can not be exported, only that of an ODE with fixed steps.")
     if not isinstance(tableau, Tableau):
         raise ValueError(

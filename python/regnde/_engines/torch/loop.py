@@ -16,14 +16,14 @@ from torch import Tensor
 
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
-from regnde._engines.torch.event import Hit, Watch
+from regnde._engines.torch.event import EventDetector, Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.local import Draw, LocalStart
 from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Diagnosis", "Path", "Stepper", "Trial", "integrate", "uniform"]
+__all__ = ["Path", "Stepper", "Trial", "integrate", "uniform"]
 
 CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
 
@@ -41,6 +41,9 @@ class Stepper(Protocol):
     controller: Controller | None  # None: the step size is fixed
     bounds: Bounds  # of the sizes that the controller chooses
     latest_stage: float  # time of the latest stage, in units of the step (>= 1)
+
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        """The signed size of the next attempt from (t, y), where h is proposed and the segment ends at t_end."""
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step from (t, y) to t1 = t + h."""
@@ -72,7 +75,7 @@ class Stepper(Protocol):
 
 @dataclass
 class Path:
-    """What the loop gathered.
+    """The result of the loop.
 
     Attributes:
         chunks: states at the save times, to be concatenated.
@@ -80,7 +83,7 @@ class Path:
         t: time reached.
         ends, sizes: of the accepted steps.
         first_error: estimate of the first of them; NaN without one.
-        pieces: interpolants of the accepted steps, if they are asked for.
+        interpolants: interpolants of the accepted steps, if they are asked for.
         hits: the events that occurred.
         stopped: the terminal one of them.
     """
@@ -94,7 +97,7 @@ class Path:
     dt_first: float = 0.0
     first_error: float = math.nan
     local_start: LocalStart | None = None
-    pieces: list[Interpolant] = field(default_factory=list)
+    interpolants: list[Interpolant] = field(default_factory=list)
     hits: list[Hit] = field(default_factory=list)
     stopped: Hit | None = None
     failure: Failure | None = None
@@ -123,7 +126,7 @@ def integrate(
     max_steps: int,
     local: Local | None = None,
     grid: Iterator[float] | None = None,
-    watch: Watch | None = None,
+    detector: EventDetector | None = None,
     dense: bool = False,
 ) -> Path:
     """Steps from times[0] to times[-1], saving the states at `times`.
@@ -137,20 +140,20 @@ def integrate(
         max_steps: trial steps after which to give up.
         local: draw the start of a local record, or None.
         grid: ends of the steps, if they are fixed.
-        watch: looks for events, or None.
+        detector: of events, or None.
         dense: whether the interpolants of all steps are asked for.
     """
     t, t_end = times[0], times[-1]
     path = Path(t=t, dt_first=h)
-    draw = Draw(local, t, t_end if watch is None else None) if local else None
+    draw = Draw(local, t, t_end if detector is None else None) if local else None
     path.saved = _count(times, 0, t, t_end)
-    path.chunks.append(y.unsqueeze(0).expand(path.saved, *y.shape))
+    path.chunks += [y.unsqueeze(0)] * path.saved
     controller, bounds = stepper.controller, stepper.bounds
     past = controller.past if controller else ()
     error: float | None = None
     at = 0  # index of the segment
-    finite = _Place(0, t, y, 1, path.saved, at)
-    non_finite, earliest = 0, t  # trials since the earliest non-finite time was seen and not passed
+    finite = _Place(0, t, y, path.saved, path.saved, at)
+    non_finite, earliest = 0, t  # non-finite trials in a row without passing the earliest of their times
 
     while t != t_end:
         if t == segments[at].end:
@@ -165,7 +168,7 @@ def integrate(
         if controller and trials == IMPURE_TRIALS and not stepper.is_pure(t, y):
             path.failure = Failure("steps", impure_reason(trials), h, error)
             break
-        wanted = h
+        wanted = h = stepper.planned(t, h, segments[at].end, y)
         if grid is not None:
             t1 = next(grid)
             h = t1 - t
@@ -207,14 +210,14 @@ def integrate(
         path.ends.append(t1)
         path.sizes.append(h)
         if dense:
-            path.pieces.append(stepper.interpolant())
-        if watch is not None:
+            path.interpolants.append(stepper.interpolant())
+        if detector is not None:
             if controller is None and not all_finite(y1):  # a condition has no sign there
                 y = y1
                 break
-            hits = watch.hits(stepper.interpolant, t, t1, y1)
+            hits = detector.seen(stepper.interpolant, t, t1, y1)
             path.hits += hits
-            path.stopped = watch.terminal(hits)
+            path.stopped = detector.terminal(hits)
         end = t1 if path.stopped is None else path.stopped.at
         _save(path, stepper, times, t, h, t1, y1, path.stopped)
         if draw:
@@ -263,7 +266,7 @@ def _fail_at_first_non_finite(
     n, t, y, chunks, path.saved, at = place
     stepper.restart(segments[at])
     ends, path.ends, path.sizes, path.chunks = path.ends[n:], path.ends[:n], path.sizes[:n], path.chunks[:chunks]
-    path.pieces, dense = path.pieces[:n], len(path.pieces) > n
+    path.interpolants, dense = path.interpolants[:n], len(path.interpolants) > n
     h = 0.0
     for t1 in ends:
         if t == segments[at].end:
@@ -276,7 +279,7 @@ def _fail_at_first_non_finite(
         path.ends.append(t1)
         path.sizes.append(h)
         if dense:
-            path.pieces.append(stepper.interpolant())
+            path.interpolants.append(stepper.interpolant())
         _save(path, stepper, times, t, h, t1, y1)
         t, y = t1, y1
     path.t = t
@@ -285,7 +288,7 @@ def _fail_at_first_non_finite(
 
 
 def _evidence(error: float | None, found: Diagnosis) -> str:
-    """What the last attempt showed, in brackets."""
+    """The diagnosis of the last attempt, in brackets."""
     return f" ({found.text})" if error is None else f" (error ratio {error:.3g}, {found.text})"
 
 
@@ -317,7 +320,6 @@ def _save(
     inside = [s for s in times[path.saved : stop] if s != t1]
     if inside:
         path.chunks.append(stepper.outputs([(s - t) / h for s in inside]))
-    at_end = stop - path.saved - len(inside)
-    if at_end:
-        path.chunks.append(y1.unsqueeze(0).expand(at_end, *y1.shape))
+    if at_end := stop - path.saved - len(inside):
+        path.chunks += [y1.unsqueeze(0)] * at_end
     path.saved = stop

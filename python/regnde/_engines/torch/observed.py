@@ -1,4 +1,4 @@
-"""A stepper that tells functions of the user what it does."""
+"""A stepper that calls functions of the user at each step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Observed:
         self.stepper, self.callbacks = stepper, callbacks
         self.controller, self.bounds, self.latest_stage = stepper.controller, stepper.bounds, stepper.latest_stage
         self.outputs, self.interpolant = stepper.outputs, stepper.interpolant
-        self.enter, self.restart = stepper.enter, stepper.restart
+        self.planned, self.enter, self.restart = stepper.planned, stepper.enter, stepper.restart
         self.start_is_finite, self.is_pure, self.diagnosis = stepper.start_is_finite, stepper.is_pure, stepper.diagnosis
-        self.last: tuple[float, Tensor, float] | None = None  # attempt, until it is known what became of it
+        self.last: tuple[float, Tensor, float] | None = None  # the last attempt, until it is accepted or rejected
         self.end: tuple[float, Tensor]
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:

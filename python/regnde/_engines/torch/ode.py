@@ -5,22 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.base import StepRules
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.base import OWN_RULES, StepRules
+from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_end, step_ends
 from regnde._engines.torch.compiled import compiled_step
-from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.first_step import NonFiniteStart, first_step_sizes
-from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
@@ -41,35 +36,18 @@ from regnde._engines.torch.step import (
     take_step,
     whole_rms,
 )
-from regnde._solver import Local, ResolvedSolver
+from regnde._engines.torch.system import OneSystem
+from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
-from regnde._tableau import TABLEAUX, Tableau
+from regnde._tableau import Tableau
 
-__all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
-
-Floats = NDArray[np.float64]
-OWN_RULES = StepRules()
+__all__ = ["Outcome", "RungeKutta"]
 
 
 Outcome = tuple[Step, Estimates | None]
 
 
-def step_end(outcome: tuple[Any, Estimates | None]) -> Sequence[Tensor]:
-    """The tensors by which a step that is evaluated again is compared."""
-    return (outcome[0].y1,)
-
-
-def step_ends(outcome: Outcome) -> Sequence[Tensor]:
-    """The same where the last stage is the first one of the next step."""
-    return outcome[0].y1, outcome[0].k[-1]
-
-
-def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same of stages that nothing else keeps: one number."""
-    return (torch.linalg.vector_norm(k[-1].detach()),)
-
-
-class RungeKutta:
+class RungeKutta(OneSystem):
     """Steps one ODE with one tableau.
 
     Args:
@@ -84,8 +62,6 @@ class RungeKutta:
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
     """
 
-    latest_stage = 1.0
-
     def __init__(
         self,
         field: CountedField,
@@ -99,13 +75,10 @@ class RungeKutta:
         rules: StepRules = OWN_RULES,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.tableau, self.rules = field, tableau, rules
-        self.controller = controller_of(solver, tableau)
-        self.bounds = Bounds(solver.dt_min, solver.dt_max, rules.accept_smallest)
-        self.rtol, self.atol = tolerances
+        super().__init__(field, tableau, solver, tolerances, segment, rules=rules, checkpoint=checkpoint)
+        self.tableau = tableau
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
-        self.segment = segment
-        self.checkpoint, self.compiled = checkpoint, solver.compile
+        self.compiled = solver.compile
         self.carries = tableau.carries and tableau.adaptive  # the last stage to the next step
         b = (*tableau.b, *(0.0,) * (tableau.stages - len(tableau.b)))
         self.ends_with_slope = tableau.extra_a == (b,) and tableau.extra_c == (1.0,)
@@ -132,55 +105,21 @@ class RungeKutta:
         dt0 = dt0 if self.controller is None else self.bounds.within(dt0)
         return math.copysign(min(dt0, abs(t1 - t0)), t1 - t0)
 
-    def _slope(self, t: float, y: Tensor) -> Tensor:
-        """The field at (t, y)."""
-        return self.field(self._time(t, y), y)
-
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the field gets it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
-
-    def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
-        """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
-
-        The slope is evaluated afresh even where it is `known`, as OrdinaryDiffEq.jl counts it; two
-        values at one point then tell a field that is not a function.
-        """
-        span = min(abs(t1 - t0), self.bounds.largest)
-        if y.numel() == 0:
-            return span
-
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return self._slope(t.item(), y)
-
-        order, signed = self.tableau.order, math.copysign(span, t1 - t0)
-        sizes, slope = first_step_sizes(field, order, y, t0, signed, self.rtol, self.atol, samples=False)
-        if known is not None:
-            self.field.check_pure(known, slope)
-        if not math.isfinite(sizes[0]):
-            bad = int((~torch.isfinite(slope)).sum())
-            raise NonFiniteStart(
-                f"the dynamics are not finite at the start: {bad} of {y.numel()} components of f(t0, y0)"
-                if bad
-                else "the initial state or slope over its tolerance overflows: scale the problem or raise atol"
-            )
-        return float(sizes[0])
-
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
-        step, known = (
-            run(y, self.first)
-            if self.checkpoint is None
-            else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
-        )
+        step, known = self._evaluated(run, y, self.first, ends=step_ends if self.carries else step_end)
         self.last_attempt, self.stages = (t, t1, (step, known)), None
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, self.norm(error_ratio(self.tableau, step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = self.norm(error_ratio(self.tableau, step, self.rtol, self.atol))
+        if error < 0:  # the user's
+            raise ValueError(f"the norm of the error of a step is {error:.3g}: a norm must not be negative.")
+        return Trial(step.y1, error)
 
     def _run(self, t: float, h: float, t1: float) -> Callable[..., Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
@@ -204,36 +143,26 @@ class RungeKutta:
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
-    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
-        """The next attempt starts from the stop (t, y): the FSAL stage is evaluated anew."""
-        if segment.start is not None:
-            y = self.moved(y, t, segment.start, 1.0)
-        self.segment, self.first = segment, None
-        if segment.start is not None:
-            y = self.moved(y, t, segment.start, -1.0)
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment: no stage is carried over."""
+        super().restart(segment)
+        self.first = None
+
+    def begin(self, t: float, y: Tensor) -> None:
+        """The next attempt starts from (t, y), a stop, or where another method ended: evaluates the FSAL stage."""
         if self.carries:
             field, time = self.field, self._time(t, y)
 
             def slope(y: Tensor) -> Tensor:
                 return field(time, y)
 
-            self.first = slope(y) if self.checkpoint is None else self.checkpoint(slope, y, ends=lambda k: (k,))
-        return y
-
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment: no stage is carried over."""
-        self.segment, self.first = segment, None
-
-    def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
-        """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
-
-        It is a step whose size is 0 and carries the gradient: for sign 1 from t to `by`, else back.
-        """
-        return moved(self.field, self._time(t, y), y, by - t, sign)
+            self.first = self._evaluated(slope, y, ends=lambda k: (k,))
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt."""
-        return dense_output(self.tableau, self.last_attempt[2][0]._replace(k=self._stages()), thetas)
+        step = self.last_attempt[2][0]
+        assert not isinstance(step.h, Tensor)
+        return dense_output(self.tableau, step.y, step.h, self._stages(), thetas)
 
     def interpolant(self) -> Interpolant:
         """The solution inside the last attempt, as a function of time."""
@@ -253,10 +182,7 @@ class RungeKutta:
             return extra_stages(field, tableau, step, times)
 
         if self.stages is None:
-            if self.checkpoint is None or not tableau.extra_a:
-                self.stages = run(outcome)
-            else:
-                self.stages = self.checkpoint.further(run, outcome, ends=last_size)
+            self.stages = self._evaluated_further(run, outcome, last_size) if tableau.extra_a else run(outcome)
         return self.stages
 
     # --- diagnosis -------------------------------------------------------------------------------
@@ -264,10 +190,6 @@ class RungeKutta:
     def start_is_finite(self) -> bool:
         """Whether the first stage of the last attempt is finite."""
         return all_finite(self.last_attempt[2][0].k[0])
-
-    def is_pure(self, t: float, y: Tensor) -> bool:
-        """Whether two evaluations of the field at (t, y) agree."""
-        return self.field.is_pure(self._time(t, y), y)
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
@@ -277,22 +199,12 @@ class RungeKutta:
         stiffness = stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
         return diagnosed(step.y, step.y1, ((k, "") for k in step.k), ratio, stiffness)
 
-    # --- the local record ------------------------------------------------------------------------
-
-    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
-        """One step beside the trajectory: its end, size and estimates, each of shape (1,).
-
-        Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
-        """
-        t, y, t1 = start.t, start.y, start.segment.end
-        self.segment = start.segment
-        size = self.initial_size(y, t, t1) if local.step_size == "initial" else abs(start.h)
-        h = math.copysign(min(size, abs(t1 - t)), t1 - t)
-        end = t1 if abs(h) == abs(t1 - t) else t + h
-        times = stage_times(self.tableau.c, t, h, end, y, self.segment.within)
+    def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
+        """Estimates of a step from (t, y) to t1, each of shape (1,)."""
+        times = stage_times(self.tableau.c, t, h, t1, y, self.segment.within)
         first = self.field(times[0], y)
-        step = take_step(self.field, self.tableau, y, first.detach() if local.freeze_first_stage else first, h, times)
-        return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)
+        step = take_step(self.field, self.tableau, y, first.detach() if freeze_first_stage else first, h, times)
+        return estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)
 
 
 def _number(norm: Norm, x: Tensor) -> float:
@@ -303,14 +215,3 @@ def _number(norm: Norm, x: Tensor) -> float:
 def _norm_of_each(norm: Norm, x: Tensor) -> Tensor:
     """A norm of each step of a batch."""
     return torch.stack([norm(of_step) for of_step in x])
-
-
-def moved(field: CountedField, t: Tensor, y: Tensor, by: Tensor, sign: float) -> Tensor:
-    """The state y at t, with its derivatives by a time that is `by`, a zero with a gradient, later than t.
-
-    It is a step of this size: for sign 1 from t, else back to t.
-    """
-    size = by.to(y.device, y.dtype.to_real())
-    origin = t if sign > 0 else t + size
-    tableau = TABLEAUX["rk4"]
-    return take_step(field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1

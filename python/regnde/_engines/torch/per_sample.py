@@ -9,43 +9,40 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._dense import Interpolant
+from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
+from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
-from regnde._engines.torch.ode import Outcome, last_size, step_ends
-from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
+from regnde._engines.torch.sample_event import SampleEvents
+from regnde._engines.torch.sample_method import AnyStep, SampleMethod
+from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs, Within, of_samples
 from regnde._engines.torch.step import (
     Estimates,
-    Field,
     Step,
     Tolerance,
     all_finite,
     dense_weights,
-    error_estimate,
-    error_ratio,
-    estimates,
     extra_stages,
-    stiffness_estimate,
-    take_step,
 )
+from regnde._event import Event
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
-from regnde._transforms import transformed
+from regnde._transforms import numbers, transformed
 
 __all__ = ["PerSample"]
 
-
-Within = tuple[Floats, Floats] | None  # the least and the largest time that the field gets, of each sample
+T = TypeVar("T")
 
 
 class _Attempt(NamedTuple):
@@ -55,7 +52,7 @@ class _Attempt(NamedTuple):
     h: Floats
     t1: Floats
     within: Within
-    step: Step
+    step: AnyStep
     error: Floats
     known: Estimates | None
     rejected: _Rejected
@@ -71,18 +68,13 @@ class _Rejected:
 
     rows: Tensor | None = None  # None while all are accepted
 
-    def guarded(self, field: Field) -> Field:
-        """The field, through whose argument nothing passes back in these rows."""
-        if not torch.is_grad_enabled() or transformed():
-            return field
-
-        def guarded(t: Tensor, y: Tensor) -> Tensor:
-            if y.requires_grad:
-                y = y.view_as(y)  # the state itself has a gradient by other ways, too
-                y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
-            return field(t, y)
-
-        return guarded
+    def guarded(self, y: Tensor) -> Tensor:
+        """The argument of a field, through which nothing passes back in these rows."""
+        if not torch.is_grad_enabled() or transformed() or not y.requires_grad:
+            return y
+        y = y.view_as(y)  # the state itself has a gradient by other ways, too
+        y.register_hook(self._without)  # type: ignore[no-untyped-call]  # torch does not type it
+        return y
 
     def _without(self, gradient: Tensor) -> Tensor:
         if self.rows is None:
@@ -104,28 +96,31 @@ class PerSample:
     Args:
         function: f(t, y), or f(t, y, samples): t has shape (b, 1, ..., 1) and broadcasts against the b
             running samples y; `samples`, shape (b,), are their indices in the batch.
-        tableau: an adaptive method.
+        method: an adaptive method.
         solver: first step size, limit of steps.
         tolerances: relative and absolute.
         y0: initial states, shape (B, ...).
         times: monotone save times, shared by the batch.
         segments: of the span.
         record: whether to record the estimates.
+        events: what to look for.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
 
     Attributes:
         accepted, rejected, evaluations: counts of each sample, shape (B,).
         calls: evaluations of the field for the batch as a whole.
+        factorisations: matrices factorised, of all samples together.
         dt_first: first step size of each sample, signed, shape (B,).
         first_sizes, first_errors: of the first accepted step of each sample, shape (B,); NaN without one.
-        outputs: states at the save times, and records.
+        outputs: states at the save times, and records; a sample that an event stopped stays where it was then.
+        events: those that occurred, or None if none are looked for.
         failure: why the loop stopped early, at time `t` of the sample at fault.
     """
 
     def __init__(
         self,
         function: Callable[..., Tensor],
-        tableau: Tableau,
+        method: SampleMethod,
         solver: ResolvedSolver,
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
@@ -133,10 +128,12 @@ class PerSample:
         segments: Sequence[Segment],
         *,
         record: bool,
+        events: Sequence[Event] = (),
         checkpoint: Checkpoint | None = None,
     ) -> None:
+        self.events = SampleEvents(events, times[0], y0) if events else None
         self.function, self.with_samples = function, takes_samples(function)
-        self.tableau, self.solver, self.y0, self.record = tableau, solver, y0, record
+        self.method, self.tableau, self.solver, self.y0, self.record = method, method.tableau, solver, y0, record
         self.rtol, self.atol = tolerances  # of the running samples
         self.checkpoint = checkpoint
         self.times = np.asarray(times)
@@ -149,7 +146,7 @@ class PerSample:
         self.accepted, self.rejected, self.evaluations = (np.zeros(batch, np.int64) for _ in range(3))
         self.dt_first = np.zeros(batch)
         self.first_sizes, self.first_errors = np.full(batch, math.nan), np.full(batch, math.nan)
-        self.calls = 0
+        self.calls, self.factorisations = 0, 0
         self.t = times[0]
         self.failure: Failure | None = None
         self.bounds = Bounds(solver.dt_min, solver.dt_max)
@@ -166,6 +163,25 @@ class PerSample:
         self.calls += counted.calls
         self.evaluations[samples] += counted.calls
         counted.calls = 0
+
+    def _uncount(self, samples: Ints) -> None:
+        """Takes back the evaluation within a Jacobian where the slope there was known before."""
+        if self.method.knows_slope:
+            self.calls -= 1
+            self.evaluations[samples] -= 1
+
+    def _evaluated(
+        self,
+        counted: CountedField,
+        function: Callable[..., T],
+        *inputs: Tensor | None,
+        ends: Callable[[T], Sequence[Tensor]],
+    ) -> T:
+        """The value function(*inputs), which evaluates that field, by the checkpoint if there is one."""
+        if self.checkpoint is None:
+            return function(*inputs)
+        self.checkpoint.fields = (counted,)
+        return self.checkpoint(function, *inputs, ends=ends)
 
     def _within(self, place: Ints) -> Within:
         """Bounds of the times of samples in these segments."""
@@ -192,7 +208,7 @@ class PerSample:
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
         at = np.zeros(batch, np.int64)  # index of the segment of each running sample
-        first = counted(_of_samples(t, y, self._within(at)), y) if self.tableau.fsal else None
+        first = counted(of_samples(t, y, self._within(at)), y) if self.tableau.carries else None
         h = self._first_sizes(counted, y, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -203,6 +219,9 @@ class PerSample:
             cut = np.abs(h) < wanted
             tried = self._attempt(counted, y, first, t, h, t1, self._within(at))
             self._count(counted, running)
+            self.factorisations += self.method.implicit * len(running)
+            if self.accepted.any() or self.rejected.any():
+                self._uncount(running)
             with np.errstate(all="ignore"):
                 small_error, strange = controller.accepts(tried.error, past), ~np.isfinite(tried.error)
             # Rows that are not finite spoil the gradients of all in the graph of one attempt: the others try again.
@@ -227,7 +246,12 @@ class PerSample:
                 if tried.known is not None:
                     steps = self.accepted[running]
                     self.outputs.add_records(steps, running, tried.t1, tried.h, tried.known, accepted)
-                self._save(running, accepted, tried)
+                reached = np.where(accepted, t1, -self.sign * math.inf)
+                stopped = self._stopped(running, accepted, tried)
+                reached[list(stopped)] = [hit.at for hit in stopped.values()]
+                self._save(running, reached, tried)
+                for stop, hit in stopped.items():
+                    self._stay(running[[stop]], hit.y)
                 start = accepted & (self.accepted[running] == 0)
                 self.first_sizes[running[start]], self.first_errors[running[start]] = h[start], tried.error[start]
                 self.accepted[running[accepted]] += 1
@@ -237,6 +261,7 @@ class PerSample:
                 whole = accepted & ~cut  # a stop cut the others: their error says little of the steps to come
                 past = tuple(np.where(whole, new, old) for new, old in zip(updated, past, strict=True))
                 t = np.where(accepted, t1, t)
+                t[list(stopped)] = t_end
             size = np.abs(h * factor)
             size = np.where(accepted & cut, np.maximum(size, wanted), size)
             size = np.where(
@@ -264,16 +289,12 @@ class PerSample:
         """The FSAL stages, evaluated anew for the samples that are at a stop."""
         place = np.flatnonzero(crossed)
         counted, index = self._field(running[place]), torch.as_tensor(place, device=y.device)
-        times = _of_samples(t, y, within).index_select(0, index)
+        times = of_samples(t, y, within).index_select(0, index)
 
         def slope(y: Tensor) -> Tensor:
             return counted(times, y.index_select(0, index))
 
-        if self.checkpoint is None:
-            slopes = slope(y)
-        else:
-            self.checkpoint.fields = (counted,)
-            slopes = self.checkpoint(slope, y, ends=lambda k: (k,))
+        slopes = self._evaluated(counted, slope, y, ends=lambda k: (k,))
         self._count(counted, running[place])
         return first.index_copy(0, index, slopes)
 
@@ -286,8 +307,8 @@ class PerSample:
             size = span if solver.dt0 is None else self.bounds.within(solver.dt0)
             return np.full(len(y), self.sign * min(size, span))
 
-        def field(t: Floats, y: Tensor) -> Tensor:
-            return counted(_of_samples(t, y, within), y)
+        def field(t: Sequence[float], y: Tensor) -> Tensor:
+            return counted(of_samples(np.asarray(t), y, within), y)
 
         within = self._within(np.zeros(len(y), np.int64))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
@@ -295,7 +316,7 @@ class PerSample:
         if known is not None:
             counted.check_pure(known, slope)
         # A slope that is not finite fails the sample's first attempt, whatever its size.
-        sizes = self.bounds.within(np.where(np.isnan(sizes), 1e-6, sizes))
+        sizes = self.bounds.within(np.nan_to_num(sizes, nan=1e-6))
         signed: Floats = self.sign * np.minimum(sizes, distance)
         return signed
 
@@ -309,23 +330,19 @@ class PerSample:
         t1: Floats,
         within: Within,
     ) -> _Attempt:
-        tableau, rtol, atol, record = self.tableau, self.rtol, self.atol, self.record
+        method, rtol, atol, record = self.method, self.rtol, self.atol, self.record
         rejected = _Rejected()
 
-        def run(y: Tensor, first: Tensor | None) -> Outcome:  # without self: see `Checkpoint`
-            times = _stage_times(tableau.c, t, h, t1, y, within)
-            step = take_step(rejected.guarded(counted), tableau, y, first, _of_samples(h, y), times)
-            return step, estimates(tableau, step, rtol, atol) if record else None
+        def run(y: Tensor, first: Tensor | None) -> tuple[AnyStep, Estimates | None]:  # without self: see `Checkpoint`
+            times = _stage_times(method.tableau.c, t, h, t1, y, within)
+            step = method.take(counted, rejected.guarded, y, first, of_samples(h, y), times)
+            return step, method.estimates(step, rtol, atol) if record else None
 
-        if self.checkpoint is None:
-            step, known = run(y, first)
-        else:
-            self.checkpoint.fields = (counted,)
-            step, known = self.checkpoint(run, y, first, ends=step_ends)
+        step, known = self._evaluated(counted, run, y, first, ends=step_ends)
         with torch.no_grad():
-            error = known.error if known else error_estimate(tableau, step, rtol, atol)
+            error = known.error if known else method.error(step, rtol, atol)
         assert error is not None  # the method is adaptive
-        return _Attempt(t, h, t1, within, step, error.detach().to("cpu", torch.float64).numpy(), known, rejected)
+        return _Attempt(t, h, t1, within, step, numbers(error), known, rejected)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""
@@ -339,9 +356,32 @@ class PerSample:
 
     # --- states at save times --------------------------------------------------------------------
 
-    def _save(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
-        """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
-        place, rows = self.outputs.due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
+    def _stopped(self, running: Ints, accepted: Bools, tried: _Attempt) -> Mapping[int, Hit]:
+        """The terminal events of the accepted steps, by the places of their samples."""
+        if self.events is None:
+            return {}
+
+        def states(place: Ints, times: Floats) -> Tensor:
+            return self._dense(running, tried, place, times)
+
+        def interpolants(place: Ints) -> Sequence[Interpolant]:
+            t, h, step = tried.t[place].tolist(), tried.h[place].tolist(), tried.step
+            index = torch.as_tensor(place, device=step.y.device)
+            y, *k = (x.index_select(0, index).unbind() for x in (step.y, *step.k))
+            k += [x.unbind() for x in self._extra_stages(running, tried, place)] if self.tableau.extra_a else []
+            weights = [np.asarray(self.tableau.dense) / (size if self.method.implicit else 1.0) for size in h]
+            return [Interpolant(*each) for each in zip(t, h, y, zip(*k, strict=True), weights, strict=True)]
+
+        return self.events.seen(running, accepted, tried.t, tried.t1, tried.step.y1, states, interpolants)
+
+    def _stay(self, sample: Ints, y: Tensor) -> None:
+        """A sample that stops at the state y has this at all save times that it has not reached."""
+        _, rows = self.outputs.due(sample, self.times[-1:])
+        self.outputs.add_states(rows, sample.repeat(len(rows)), y.expand(len(rows), *y.shape))
+
+    def _save(self, running: Ints, reached: Floats, tried: _Attempt) -> None:
+        """States at the save times up to those that the running samples have reached, as pairs (row, sample)."""
+        place, rows = self.outputs.due(running, reached)
         if not rows.size:
             return
         inside = self.times[rows] != tried.t1[place]
@@ -363,20 +403,21 @@ class PerSample:
             further = self._extra_stages(running, tried, needed)
             k += [k_j.index_select(0, torch.as_tensor(of_pair, device=step.y.device)) for k_j in further]
         weights = dense_weights(self.tableau, (times - t[place]) / h[place])
-        parts = (_of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
+        parts = (of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
-        assert isinstance(step.h, Tensor)
-        return torch.addcmul(step.y.index_select(0, index), step.h.index_select(0, index), change)
+        return self.method.inside(step, index, change)
 
     def _extra_stages(self, running: Ints, tried: _Attempt, needed: Ints) -> list[Tensor]:
         """The stages beyond the step's own at these places of the running samples."""
-        tableau, clocks = self.tableau, (tried.t[needed], tried.h[needed], tried.t1[needed])
+        tableau = self.tableau
+        assert isinstance(tableau, Tableau)  # a Rosenbrock method has no further stages
+        clocks = (tried.t[needed], tried.h[needed], tried.t1[needed])
         within = None if tried.within is None else (tried.within[0][needed], tried.within[1][needed])
         counted, index = self._field(running[needed]), torch.as_tensor(needed, device=self.y0.device)
 
-        def run(outcome: Outcome) -> list[Tensor]:
+        def run(outcome: tuple[AnyStep, Estimates | None]) -> list[Tensor]:
             y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
-            step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
+            step = Step(y, of_samples(clocks[1], y), k, y, y, y)
             return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y, within))[len(k) :]
 
         outcome = tried.step, tried.known
@@ -399,9 +440,10 @@ class PerSample:
         below = ~accepted & (np.abs(h_next) <= ulp(t))
         cramped = ~accepted & (np.abs(tried.h) <= smallest)
         h_next = np.where(cramped, tried.h, h_next)
-        asked = below.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
-        if asked and not counted.is_pure(_of_samples(t, tried.step.y, tried.within), tried.step.y):
-            worst = int(below.argmax() if below.any() else trials.argmax())
+        stuck = below | cramped
+        asked = stuck.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
+        if asked and not counted.is_pure(of_samples(t, tried.step.y, tried.within), tried.step.y):
+            worst = int(stuck.argmax() if stuck.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
             self.failure = Failure("steps", reason, float(h_next[worst]), float(error[worst]))
@@ -424,9 +466,9 @@ class PerSample:
     @torch.no_grad()
     def _diagnosis(self, tried: _Attempt, place: int, sample: int) -> Diagnosis:
         """What the attempt shows of the sample at this place of the running ones."""
-        tableau, step = self.tableau, tried.step
-        ratio = error_ratio(tableau, step, self.rtol, self.atol)[place]
-        stiffness = stiffness_estimate(step)[place] if tableau.stiffness_pair else None
+        step = tried.step
+        ratio, stiffnesses = self.method.shown(step, self.rtol, self.atol)
+        ratio, stiffness = ratio[place], None if stiffnesses is None else stiffnesses[place]
         y, y1 = step.y[place], step.y1[place]
         found = diagnosed(y, y1, ((k[place], "") for k in step.k), ratio, stiffness, of="of its")
         component = None if found.component is None else sample * y.numel() + found.component
@@ -437,11 +479,4 @@ def _stage_times(
     c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor, within: Within = None
 ) -> list[Tensor]:
     """Times of the stages, as `stage_times`."""
-    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like, within) for ci in c]
-
-
-def _of_samples(values: Floats, like: Tensor, within: Within = None) -> Tensor:
-    """One value a sample, within its bounds, as a column of the state's real dtype."""
-    values = values if within is None else np.clip(values, *within)
-    rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
-    return rows.reshape(-1, *[1] * (like.ndim - 1))
+    return [of_samples(np.where(ci == 1.0, t1, t + ci * h), like, within) for ci in c]

@@ -1,4 +1,4 @@
-"""A stochastic Runge-Kutta method applied to one SDE and one Brownian path: the loop's stepper, and the local step."""
+"""A method for SDEs applied to one of them and one Brownian path: the loop's stepper, and the local step."""
 
 from __future__ import annotations
 
@@ -7,67 +7,62 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart, probe_size, size_from_probe
 from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
-from regnde._engines.torch.sde_step import (
-    SDEStep,
-    StepNoise,
-    noise_weights,
-    sde_error_ratio,
-    sde_estimates,
-    sde_stacked,
-    sde_stiffness_estimate,
-    step_noise,
-    take_sde_step,
-)
-from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.sde_kernel import kernel_of
+from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
+from regnde._engines.torch.stepper import Counts, MethodStepper
+from regnde._equation import SDE
 from regnde._noise import BrownianPath
+from regnde._sde_method import StochasticMethod
 from regnde._solver import Local, ResolvedSolver
 from regnde._stops import Segment
-from regnde._tableau import StochasticTableau
 
-__all__ = ["StochasticRungeKutta"]
+__all__ = ["SDEStepper"]
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
 SLOPES = (" of the drift", " of the diffusion")
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
-class StochasticRungeKutta:
+class SDEStepper(MethodStepper):
     """Steps one SDE along one path.
 
     The noise of a step is a constant for the gradients: they are those of the solution along the path.
 
     Args:
-        drift, diffusion: the right-hand sides.
-        tableau: the method.
+        sde: kind of noise and calculus.
+        drift, diffusion: its right-hand sides, which count their evaluations.
+        method: the method.
         solver: its control of the step size.
         tolerances: relative and absolute.
         y0: the initial state.
         segment: in which the solve begins.
         noise: the path, over the span of the solve.
         record: whether the estimates of accepted steps are recorded.
+        accept_smallest: whether a step of the least size, or below it, is accepted whatever its error.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
     """
 
     def __init__(
         self,
+        sde: SDE,
         drift: CountedField,
         diffusion: CountedField,
-        tableau: StochasticTableau,
+        method: StochasticMethod,
         solver: ResolvedSolver,
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
@@ -75,25 +70,28 @@ class StochasticRungeKutta:
         noise: BrownianPath,
         *,
         record: bool,
+        accept_smallest: bool = False,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.diffusion = drift, diffusion
-        self.tableau = tableau
-        self.controller = controller_of(solver, tableau)
-        self.bounds = Bounds(solver.dt_min, solver.dt_max)
-        self.latest_stage = max(1.0, *tableau.c0, *tableau.c1)
+        super().__init__(drift, method.order + 0.5, segment, checkpoint)
+        self.diffusion, self.tableau = diffusion, method
+        self.kernel = kernel_of(method, sde, y0)
+        self.controller = controller_of(solver, method)
+        self.bounds = Bounds(solver.dt_min, solver.dt_max, accept_smallest)
+        self.latest_stage = self.kernel.latest_stage
+        self.must_be_additive = method.additive or sde.noise == "additive"
         self.rtol, self.atol = tolerances
-        self.segment = segment
         self.noise = noise
-        self.weights = noise_weights(tableau, y0)
-        self.checkpoint = checkpoint
-        of_steps = functools.partial(sde_estimates, tableau, rtol=self.rtol, atol=self.atol)
-        record = record and tableau.adaptive  # else there is nothing to estimate
-        self.recorder = StepRecorder(sde_stacked, of_steps) if record else None
+        of_steps = functools.partial(self.kernel.estimates, rtol=self.rtol, atol=self.atol)
+        self.recorded = record and method.adaptive  # else there is nothing to estimate
+        record = self.recorded
+        self.recorder = StepRecorder(self.kernel.stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
+        self.exceeded = False  # whether the last attempt's error is above the tolerance
+        self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
-        self.last_attempt: tuple[float, float, SDEStep, Estimates | None]  # t, h and outcome
+        self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -101,7 +99,7 @@ class StochasticRungeKutta:
         """The size of the first step: `dt0`, or the heuristic's for two evaluations of each field."""
         size = self.initial_size(y0, t0, t1) if dt0 is None else dt0
         size = min(size if self.controller is None else self.bounds.within(size), t1 - t0)
-        if self.tableau.additive and y0.numel():
+        if self.must_be_additive and y0.numel():
             self._check_additive(y0, t0, size)
         return size
 
@@ -115,43 +113,43 @@ class StochasticRungeKutta:
         self.known = (f0, g0)
         with torch.no_grad():
             allowed = tolerance(y.abs(), self.rtol, self.atol)
-            slope = _largest_sum(f0, NOISE_SIZE * g0)
-            d0, d1 = (np.array(rms(x / allowed)) for x in (y, slope))
-        if not (np.isfinite(d0) and np.isfinite(d1)):
+            slope = _largest_sum(_like(g0, f0), NOISE_SIZE * g0)
+            d0, d1 = rms(y / allowed), rms(slope / _like(g0, allowed))
+        if not (math.isfinite(d0) and math.isfinite(d1)):
             bad = int((~torch.isfinite(slope)).sum())
             raise NonFiniteStart(
-                f"the dynamics are not finite at the start: {bad} of {y.numel()} components of drift and diffusion"
+                f"the dynamics are not finite at the start: {bad} of {slope.numel()} components of drift and diffusion"
             )
-        probe = probe_size(d0, d1, t0=t0, span=span)
-        size = float(probe)
+        size = probe_size(d0, d1, t0=t0, span=span)
         later = self._time(t0 + size, y)
         moved = torch.add(y, f0, alpha=size)
         f1, g1 = self.field(later, moved).detach(), self.diffusion(later, moved).detach()
         with torch.no_grad():
-            change = _largest_sum(f1 - f0, NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
-            d2 = np.array(math.nan if torch.equal(f0, f1) else rms(change / allowed) / size)
-        return float(size_from_probe(probe, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5))
+            change = _largest_sum(_like(g0, f1 - f0), NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
+            d2 = math.nan if torch.equal(f0, f1) else rms(change / _like(g0, allowed)) / size
+        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.order)
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
         time = self._time(t0, y0)
         here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
-        there = self.diffusion(time, torch.add(y0, here, alpha=math.sqrt(size))).detach()
+        moved = here.sum(-1) if here.ndim > y0.ndim else here
+        there = self.diffusion(time, torch.add(y0, moved, alpha=math.sqrt(size))).detach()
         bound = ADDITIVE_TOLERANCE * torch.finfo(y0.dtype).eps
         if all_finite(here) and not torch.allclose(here, there, rtol=bound, atol=0.0):
+            if here.ndim > y0.ndim:
+                raise ValueError(
+                    "SDE(noise='additive'): the diffusion changes with the state: write noise='general', and say in "
+                    "which calculus."
+                )
             raise ValueError(
                 f"method {self.tableau.name!r} is for additive noise, but the diffusion changes with the state: "
                 "use 'sosri', 'sosri2' or 'sriw1'."
             )
 
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the fields get it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
-
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
-        run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
-        step, known = run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=step_end)
+        step, known = self._step(t, h, t1, y)
         if self.known is not None:
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
@@ -160,47 +158,63 @@ class StochasticRungeKutta:
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, rms(sde_error_ratio(self.tableau, step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = rms(self.kernel.ratio(step, self.rtol, self.atol))
+        self.exceeded = error > 1
+        return Trial(step.y1, error)
 
-    def _run(
-        self, t: float, h: float, t1: float, noise: StepNoise
-    ) -> Callable[[Tensor], tuple[SDEStep, Estimates | None]]:
+    def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
+        """The step from (t, y), and its estimates if they are formed with it."""
+        run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
+        return self._evaluated(run, y, ends=step_end)
+
+    def _run(self, t: float, h: float, t1: float, noise: Any) -> Callable[[Tensor], tuple[Any, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
-        drift, diffusion, tableau, rtol, atol = self.field, self.diffusion, self.tableau, self.rtol, self.atol
-        at_once, within = self.at_once, self.segment.within
+        drift, diffusion, kernel, rtol, atol = self.field, self.diffusion, self.kernel, self.rtol, self.atol
+        recorded, at_once, within = self.recorded, self.at_once, self.segment.within
 
-        def run(y: Tensor) -> tuple[SDEStep, Estimates | None]:
-            step = take_sde_step(drift, diffusion, tableau, y, t, h, t1, noise, within)
-            return step, sde_estimates(tableau, step, rtol, atol, whole_rms) if at_once else None
+        def run(y: Tensor) -> tuple[Any, Estimates | None]:
+            step = kernel.take(drift, diffusion, y, t, h, t1, noise, within, recorded=recorded)
+            return step, kernel.estimates(step, rtol, atol, whole_rms) if at_once else None
 
         return run
 
-    def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> StepNoise:
+    def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> Any:
+        """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
+        if self.kernel.halved:
+            middle = 0.5 * (t + t1)
+            return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
+        return self._noise_of(path, t, t1, y, h)
+
+    def _noise_of(self, path: BrownianPath, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
         with torch.no_grad():
-            return step_noise(self.weights, h, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+            size = t1 - t if h is None else h
+            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
+        self.forced += self.exceeded and self.bounds.forced
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
-    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
-        """The next attempt starts from the stop (t, y); no stage was carried over."""
-        self.segment = segment
-        return y
+    def counts(self) -> Counts:
+        """Evaluations of both fields so far."""
+        return Counts(self.field.calls, self.diffusion.calls)
 
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment."""
-        self.segment = segment
-
-    def warn_if_unresolved(self) -> None:
-        """Warns if steps were so short that the path's law over them is not exact."""
+    def warn(self) -> None:
+        """Warns of steps so short that the path's law over them is not exact, and of steps that were forced."""
+        if self.forced:
+            warnings.warn(
+                f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "
+                "size were taken whatever their error: give a smaller dt_min or larger tolerances.",
+                stacklevel=4,
+            )
         if self.unresolved < math.inf:
             warnings.warn(
                 f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "
@@ -234,12 +248,11 @@ class StochasticRungeKutta:
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:
         """What the last attempt shows."""
-        tableau, step = self.tableau, self.last_attempt[2]
+        step = self.last_attempt[2]
         pairs = zip_longest(step.k, step.g)  # in the order of their evaluation
         named = ((slope, name) for pair in pairs for slope, name in zip(pair, SLOPES, strict=True) if slope is not None)
-        ratio = sde_error_ratio(tableau, step, self.rtol, self.atol) if tableau.adaptive else None
-        stiffness = sde_stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
-        return diagnosed(step.y, step.y1, named, ratio, stiffness)
+        ratio = self.kernel.ratio(step, self.rtol, self.atol) if self.tableau.adaptive else None
+        return diagnosed(step.y, step.y1, named, ratio, None if ratio is None else self.kernel.stiffness(step))
 
     # --- the local record ------------------------------------------------------------------------
 
@@ -260,8 +273,13 @@ class StochasticRungeKutta:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
         noise = self._noise_over(self.noise.independent(), t, h, end, y)
-        step = take_sde_step(self.field, self.diffusion, self.tableau, y, t, h, end, noise, self.segment.within)
-        return end, h, sde_estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
+        step = self.kernel.take(self.field, self.diffusion, y, t, h, end, noise, self.segment.within, recorded=True)
+        return end, h, self.kernel.estimates(step, self.rtol, self.atol, whole_rms)
+
+
+def _like(g: Tensor, x: Tensor) -> Tensor:
+    """A tensor of the state's shape that broadcasts against a diffusion."""
+    return x.unsqueeze(-1) if g.ndim > x.ndim else x
 
 
 def _largest_sum(a: Tensor, b: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._dense import product
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -24,7 +25,6 @@ from regnde._engines.torch.step import (
     columns,
     divided,
     larger,
-    product,
     sample_rms,
     shifted,
     stage_times,
@@ -36,6 +36,7 @@ from regnde._tableau import Row, StochasticTableau
 __all__ = [
     "SDEStep",
     "StepNoise",
+    "driven",
     "noise_weights",
     "sde_error_estimate",
     "sde_error_ratio",
@@ -48,12 +49,12 @@ __all__ = [
 
 
 class StepNoise(NamedTuple):
-    """The noise of one step, weighted for its stages.
+    """The noise of one step, weighted for its stages; each tensor has the shape of the path.
 
     Attributes:
         mixed: J_2 = I_(1,0)/h, which enters the drift's stages.
-        update: weights of the g_i in the new state, each of y's shape.
-        error: weights of the g_i in the error estimate, each of y's shape.
+        update: weights of the g_i in the new state.
+        error: weights of the g_i in the error estimate.
     """
 
     mixed: Tensor
@@ -76,6 +77,18 @@ class SDEStep(NamedTuple):
     y1: Tensor
     last_argument: Tensor
     previous_argument: Tensor
+
+
+def driven(g: Tensor, w: Tensor) -> Tensor:
+    """The diffusion g applied to a vector w of the path's shape: entrywise, or a matrix times a vector."""
+    return torch.matmul(g, w.unsqueeze(-1)).squeeze(-1) if g.ndim > w.ndim else g * w
+
+
+def _added(y: Tensor, g: Tensor, w: Tensor, weight: float = 1.0) -> Tensor:
+    """The state y + weight g w."""
+    if g.ndim > w.ndim:
+        return torch.add(y, driven(g, w), alpha=weight)
+    return torch.addcmul(y, w, g, value=weight)
 
 
 def noise_weights(tableau: StochasticTableau, like: Tensor) -> Tensor:
@@ -131,14 +144,14 @@ def take_sde_step(
         g.append(diffusion(diffusion_time, state))
     y1 = shifted(y, k, tableau.alpha, h)
     for weight, g_i in zip(noise.update, g, strict=True):
-        y1 = torch.addcmul(y1, weight, g_i)
+        y1 = _added(y1, g_i, weight)
     return SDEStep(y, h, noise, k, g, y1, argument, previous)
 
 
 def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> Tensor:
     """The sum y + J_2 sum_j weights_j g_j."""
     for weight, g_j in zip(weights, g, strict=False):
-        y = torch.addcmul(y, mixed, g_j, value=weight)
+        y = _added(y, g_j, mixed, weight)
     return y
 
 
@@ -151,9 +164,9 @@ def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: Tolerance, 
     if tableau.delta is None:
         raise ValueError(f"{tableau.name} has no error estimate")
     first, *others = zip(step.noise.error, step.g, strict=True)
-    error = first[0] * first[1]
+    error = driven(first[1], first[0])
     for weight, g_i in others:
-        error = torch.addcmul(error, weight, g_i)
+        error = _added(error, g_i, weight)
     error = shifted(error, step.k, (tableau.delta,) * len(step.k), step.h)
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 
@@ -186,8 +199,11 @@ def sde_stacked(steps: Sequence[SDEStep]) -> SDEStep:
     """Steps of one system as a batch of samples."""
     first = steps[0]
     stages, drifts = len(first.g), len(first.k)
-    rows = [(s.y, s.y1, s.last_argument, s.previous_argument, *s.k, *s.g) for s in steps]
-    y, y1, last, previous, *slopes = columns(rows)
+    of_state = [(s.y, s.y1, s.last_argument, s.previous_argument, *s.k) for s in steps]
+    if first.g[0].shape == first.y.shape:
+        y, y1, last, previous, *slopes = columns([(*row, *s.g) for row, s in zip(of_state, steps, strict=True)])
+    else:
+        y, y1, last, previous, *slopes = [*columns(of_state), *columns([s.g for s in steps])]
     mixed, *weights = columns([(s.noise.mixed, *s.noise.update, *s.noise.error) for s in steps])
     noise = StepNoise(mixed, weights[:stages], weights[stages:])
     size = column([float(s.h) for s in steps], first.y)

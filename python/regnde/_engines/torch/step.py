@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._dense import product
+from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._tableau import Row, Tableau
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
     "estimates_of_one",
     "extra_stages",
     "larger",
-    "product",
     "rms",
     "sample_rms",
     "shifted",
@@ -181,12 +181,13 @@ def divided(x: Tensor, by: Tensor) -> Tensor:
 
 def all_finite(x: Tensor) -> bool:
     """Whether no entry is infinite or NaN. The sum tells at a tenth of the cost, unless it overflows."""
-    return bool(torch.isfinite(x.detach().sum())) or bool(torch.isfinite(x).all())
+    total = x.detach().sum().item()
+    return total - total == 0 or bool(torch.isfinite(x).all())
 
 
 def rms(x: Tensor) -> float:
     """Root mean square over all entries. For the step size control; it overflows only where the entries do."""
-    norm: Tensor = torch.linalg.vector_norm(x.reshape(1, -1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x)
     value = (norm / math.sqrt(max(x.numel(), 1))).item()
     return value if math.isfinite(value) else whole_rms(x).item()
 
@@ -291,16 +292,26 @@ def extra_stages(field: Field, tableau: Tableau, step: Step, times: Sequence[Ten
     return k
 
 
-def dense_output(tableau: Tableau, step: Step, thetas: Sequence[float]) -> Tensor:
-    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape); its k are all `extra_stages`."""
-    assert not isinstance(step.h, Tensor)
-    y, h, k = step.y, step.h, step.k
+def dense_output(
+    tableau: Tableau | RosenbrockTableau, y: Tensor, h: float, k: Sequence[Tensor], thetas: Sequence[float]
+) -> Tensor:
+    """States at t + theta h for each theta in (0, 1), shape (len(thetas), *y.shape).
+
+    Args:
+        tableau: the method.
+        y: state at the start of the step.
+        h: its size; 1 for the stages of a Rosenbrock method, which hold it.
+        k: all stages that the dense output needs.
+        thetas: shares of the step.
+    """
     weights = torch.as_tensor(h * dense_weights(tableau, thetas)).to(y.device, y.dtype.to_real()).to(y.dtype)
-    rows = torch.stack(k).reshape(len(k), y.numel())
+    rows = torch.stack(list(k)).reshape(len(k), y.numel())
     return y + product(weights, rows).reshape(len(weights), *y.shape)
 
 
-def dense_weights(tableau: Tableau, thetas: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+def dense_weights(
+    tableau: Tableau | RosenbrockTableau, thetas: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Weights of the stages at each theta, shape (len(thetas), stages)."""
     coefficients = np.asarray(tableau.dense)
     powers = np.asarray(thetas)[:, None] ** np.arange(1, coefficients.shape[1] + 1)

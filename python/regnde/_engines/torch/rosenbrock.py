@@ -1,0 +1,156 @@
+"""A Rosenbrock method applied to one ODE: the linearly implicit stepper of the loop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regnde._dense import Interpolant
+from regnde._engines.torch.checkpoint import Checkpoint, step_end
+from regnde._engines.torch.failure import Diagnosis, diagnosed
+from regnde._engines.torch.field import CountedField
+from regnde._engines.torch.jacobian import Jacobian
+from regnde._engines.torch.loop import Trial
+from regnde._engines.torch.recorder import StepRecorder
+from regnde._engines.torch.rosenbrock_step import (
+    RosenbrockStep,
+    error_estimate,
+    error_ratio,
+    estimates,
+    stiffness_estimate,
+    take_step,
+)
+from regnde._engines.torch.step import Estimates, Tolerance, dense_output, stage_times, whole_rms
+from regnde._engines.torch.stepper import Counts
+from regnde._engines.torch.system import OneSystem
+from regnde._rosenbrock_tableau import RosenbrockTableau
+from regnde._solver import ResolvedSolver
+from regnde._stops import Segment
+
+__all__ = ["Rosenbrock"]
+
+Outcome = tuple[RosenbrockStep, Estimates | None]
+
+
+class Rosenbrock(OneSystem):
+    """Steps one ODE with one Rosenbrock method.
+
+    Args:
+        field: the right-hand side.
+        tableau: the method.
+        solver: bounds of the step sizes, controller.
+        tolerances: relative and absolute.
+        segment: in which the solve begins.
+        record: whether the estimates of accepted steps are recorded.
+        checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
+
+    Attributes:
+        factorisations: matrices factorised so far.
+    """
+
+    def __init__(
+        self,
+        field: CountedField,
+        tableau: RosenbrockTableau,
+        solver: ResolvedSolver,
+        tolerances: tuple[Tolerance, Tolerance],
+        segment: Segment,
+        *,
+        record: bool,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        super().__init__(field, tableau, solver, tolerances, segment, checkpoint=checkpoint)
+        self.tableau = tableau
+        self.jacobian = Jacobian()
+        self.factorisations = 0
+        of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, norm=whole_rms)
+        self.recorder = StepRecorder(lambda steps: steps[0], of_steps) if record else None
+        self.last_attempt: tuple[float, float, Outcome]  # t, t1 and outcome
+        self.uncounted = 0  # evaluations within a Jacobian where the step before had made one
+        self.known_slope = False
+
+    def counts(self) -> Counts:
+        """Evaluations so far; as in OrdinaryDiffEq.jl, a Jacobian evaluates none where the slope is known."""
+        calls = self.field.calls - self.uncounted
+        return Counts(calls, njac=self.jacobian.calls, nfactorisations=self.factorisations)
+
+    def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
+        """The signed size of the first step."""
+        if dt0 is None:
+            known = self._slope(t0, y0) if self.tableau.fsal else None  # as OrdinaryDiffEq.jl counts it
+            dt0 = self.initial_size(y0, t0, t1, known=known)
+            self.known_slope = self.tableau.fsal
+        return math.copysign(min(self.bounds.within(dt0), abs(t1 - t0)), t1 - t0)
+
+    def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
+        """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
+        run = self._run(t, h, t1)
+        step, known = self._evaluated(run, y, ends=step_end)
+        self.factorisations += 1
+        self.uncounted += self.known_slope
+        self.known_slope = self.tableau.fsal
+        self.last_attempt = (t, t1, (step, known))
+        if known is not None and known.error is not None:
+            return Trial(step.y1, known.error.item())
+        with torch.no_grad():
+            return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol, whole_rms).item())
+
+    def begin(self, t: float, y: Tensor) -> None:
+        """The next attempt starts from (t, y), where another method ended, or a stop is."""
+        self.known_slope = False
+
+    def restart(self, segment: Segment) -> None:
+        """The next attempt starts elsewhere, in that segment."""
+        super().restart(segment)
+        self.known_slope = False
+
+    def _run(self, t: float, h: float, t1: float) -> Callable[[Tensor], Outcome]:
+        """The step as a function that does not hold this object, which holds the graph."""
+        field, jacobian, tableau, rtol, atol = self.field, self.jacobian, self.tableau, self.rtol, self.atol
+        record, within = self.recorder is not None, self.segment.within
+
+        def run(y: Tensor) -> Outcome:
+            step = take_step(field, jacobian, tableau, y, h, stage_times(tableau.c, t, h, t1, y, within))
+            return step, estimates(tableau, step, rtol, atol, whole_rms) if record else None
+
+        return run
+
+    def accepted(self) -> None:
+        """Records the step."""
+        step, known = self.last_attempt[2]
+        if self.recorder is not None:
+            self.recorder.add(step, known, step.y.numel())
+
+    def outputs(self, thetas: Sequence[float]) -> Tensor:
+        """States inside the last attempt."""
+        step = self.last_attempt[2][0]
+        return dense_output(self.tableau, step.y, 1.0, step.k, thetas)
+
+    def interpolant(self) -> Interpolant:
+        """The solution inside the last attempt, as a function of time."""
+        t, _, (step, _) = self.last_attempt
+        assert not isinstance(step.h, Tensor)
+        return Interpolant(t, step.h, step.y, step.k, np.asarray(self.tableau.dense) / step.h)
+
+    def start_is_finite(self) -> bool:
+        """Whether the field is finite where the last attempt started."""
+        return bool(torch.isfinite(self.last_attempt[2][0].slope).all())
+
+    @torch.no_grad()
+    def diagnosis(self) -> Diagnosis:
+        """What the last attempt shows."""
+        step = self.last_attempt[2][0]
+        ratio = error_ratio(self.tableau, step, self.rtol, self.atol)
+        parts = ((step.slope, ""), (step.jacobian, " of the Jacobian"), *((k, "") for k in step.k))
+        return diagnosed(step.y, step.y1, parts, ratio, stiffness_estimate(step))
+
+    def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
+        """Estimates of a step from (t, y) to t1, each of shape (1,)."""
+        times = stage_times(self.tableau.c, t, h, t1, y, self.segment.within)
+        step = take_step(self.field, self.jacobian, self.tableau, y, h, times)
+        return estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
