@@ -184,8 +184,15 @@ def _plainly(function: Callable[[], T]) -> T:
     except Exception as problem:
         if type(problem).__name__ != "JuliaError":
             raise
-        text = str(problem).strip()
+        text = _explained(problem) or str(problem).strip()
     raise JuliaFailure(text)
+
+
+def _explained(problem: Any) -> str:
+    """What is wrong with a `JuliaField`, and in which line, without the stack of our own functions; "" for others."""
+    if _state.module is None:
+        return ""
+    return str(_state.module.explained(problem.exception, problem.backtrace))
 
 
 def load(*packages: str) -> None:
