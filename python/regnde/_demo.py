@@ -291,7 +291,7 @@ def predict(model: Classifier, data: Data, solver: Solver, repeats: int) -> Pred
 
 
 def fewest_fixed_steps(model: Classifier, data: Data, report: Diagnosis) -> Prediction | None:
-    """The cheapest of a few solves with steps of fixed size, which the torch engine has, of the diagnosed solve's loss."""
+    """The cheapest of a few solves with fixed steps (which the torch engine has) of the diagnosed solve's loss."""
     for method, count in (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2)):  # from 2 to 8 evaluations
         found = predict(model, data, Solver(method=method, dt0=1 / count, engine="torch"), 1)
         if report.now.metric is not None and report.same_metric(found.loss, report.now.metric):
