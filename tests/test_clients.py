@@ -140,3 +140,46 @@ def test_a_stochastic_client_is_regularised_in_four_lines() -> None:
         module.loss(model, y0)
     with pytest.raises(ValueError, match="sdeint without adaptive=True"):
         log.penalty(regnde.ErrorPenalty("mean"))
+
+
+STOCHASTIC = {  # shape of the noise, whether torchsde's adjoint is exact, options of the loss
+    "latent_sde": ((6, 2), False, {}),
+    "lorenz_sde": ((5, 5), True, {}),
+    "gan": ((7, 3), True, {}),
+    "population_sde": ((8, 2), False, {}),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_client_of_torchsde_has_the_same_loss_on_its_noise(name: str) -> None:
+    """Along torchsde's own path, to rounding; gradients too where its adjoint is exact, else near them."""
+    theirs = pytest.importorskip("torchsde", reason="torchsde is not installed (pip install regnde[test])")
+    shape, exact, options = STOCHASTIC[name]
+    outcomes = []
+    for ours in (False, True):
+        module, model, data = made(name)
+        bm = theirs.BrownianInterval(0.0, 1.0, shape, dtype=torch.float64, entropy=5)
+        if ours:
+            with regnde.install("torchsde"), regnde.recording("none") as log:
+                loss = module.loss(model, data, bm=bm, **options)
+            assert len(log.solutions) == 1
+        else:
+            loss = module.loss(model, data, bm=bm, **options)
+        outcomes.append((loss.item(), slopes(loss, model)))
+    (wanted, of_wanted), (got, of_got) = outcomes
+    assert got == pytest.approx(wanted, rel=1e3 * ROUNDING)
+    allowed = 1e-6 if exact else 0.05
+    torch.testing.assert_close(of_got, of_wanted, rtol=0, atol=allowed * float(of_wanted.norm()))
+
+
+@pytest.mark.parametrize("name", ["latent_sde", "lorenz_sde", "population_sde"])
+def test_a_client_of_torchsde_is_regularised_with_adaptive_steps(name: str) -> None:
+    module, model, data = made(name)
+    with regnde.install("torchsde"), regnde.recording() as log:
+        loss = module.loss(model, data, adaptive=True, dt_min=1e-2, method="srk")
+    penalty = log.penalty(regnde.ErrorPenalty("mean"))
+    of_penalty = slopes(penalty, model)
+    (loss + 0.1 * penalty).backward()
+    assert log.nfe > 0
+    assert bool(of_penalty.any())
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)

@@ -67,7 +67,8 @@ ALLOWED = {
     "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
     "_dropin": BASE
     | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_problem", "_dropin_scipy", "_solve"},
-    "_dropin_sde": BASE | {"_recording", "_solve"},
+    "_dropin_sde_problem": BASE,
+    "_dropin_sde": BASE | {"_dropin_sde_problem", "_engines.base", "_recording", "_solve"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
     "_grid": BASE | {"_engines.torch", "_times"},

@@ -9,7 +9,7 @@ from regnde._cheapen import Cheapening, Measured, cheapen
 from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
-from regnde._dropin_sde import sdeint
+from regnde._dropin_sde import sdeint, sdeint_adjoint
 from regnde._equation import SDE, JuliaField
 from regnde._errors import (
     EngineUnavailable,
@@ -91,6 +91,7 @@ __all__ = [
     "odeint_event",
     "recording",
     "sdeint",
+    "sdeint_adjoint",
     "solve",
     "steer",
 ]

@@ -21,7 +21,7 @@ from regnde._solve import solve_by_rules
 from regnde._solver import Solver
 from regnde._transforms import has_derivative, transformed
 
-__all__ = ["adaptive_until_event", "odeint_adaptive"]
+__all__ = ["adaptive_until_event", "dense_output", "odeint_adaptive"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]

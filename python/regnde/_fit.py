@@ -22,7 +22,7 @@ from regnde._recording import recording
 from regnde._solution import Solution
 from regnde._solver import Record
 
-__all__ = ["Progress", "anneal", "fit"]
+__all__ = ["Computed", "Progress", "anneal", "fit", "unpacked"]
 
 GOLDEN = 0.6180339887498949  # its multiples fill [0, 1) evenly, and so do those of every tenth
 

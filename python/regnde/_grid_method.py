@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from regnde._tableau import Row, order_conditions
 
-__all__ = ["IMPLICIT_TABLEAUX", "Adams", "GridMethod", "ImplicitTableau", "adams_weights"]
+__all__ = ["IMPLICIT_TABLEAUX", "LEAST_SLOPES", "Adams", "GridMethod", "ImplicitTableau", "adams_weights"]
 
 TOLERANCE = 1e-13  # of the conditions on the coefficients, which are square roots and fractions
 CHECKED_ORDER = 6  # of the order conditions: 37 trees
@@ -25,7 +25,7 @@ CHECKED_ORDER = 6  # of the order conditions: 37 trees
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GridMethod:
-    """What a method that steps along a grid tells of itself.
+    """A method that steps along a given grid: its properties.
 
     Args:
         name: for messages and solutions.

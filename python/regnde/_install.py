@@ -16,7 +16,7 @@ from typing import Any, Self
 from torch import nn
 
 from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
-from regnde._dropin_sde import sdeint
+from regnde._dropin_sde import sdeint, sdeint_adjoint
 
 __all__ = ["Installation", "install"]
 
@@ -46,7 +46,7 @@ def _copies(package: str, *functions: Callable[..., Any]) -> dict[str, Callable[
 
 DROPINS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "torchdiffeq": _copies("torchdiffeq", odeint, odeint_adjoint, odeint_dense, odeint_event),
-    "torchsde": _copies("torchsde", sdeint),
+    "torchsde": _copies("torchsde", sdeint, sdeint_adjoint),
 }
 
 
@@ -104,8 +104,8 @@ def install(*packages: str) -> Installation:
     runs. Calling `install` again replaces the functions in modules that were loaded since.
 
     Args:
-        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`, `odeint_dense`, `odeint_event`), `"torchsde"` (`sdeint`),
-            or both.
+        packages: `"torchdiffeq"` (`odeint`, `odeint_adjoint`, `odeint_dense`, `odeint_event`), `"torchsde"` (`sdeint`,
+            `sdeint_adjoint`), or both.
 
     Returns:
         An `Installation`. As a context manager it undoes itself, unless the packages were installed before.

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
+from torch import Tensor
+
 from regnde._equation import SDE
 from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 
-__all__ = ["SDE_METHODS", "SDEMethod", "StochasticMethod", "default_method", "misfit"]
+__all__ = [
+    "SDE_METHODS",
+    "Carried",
+    "Doubled",
+    "ReversibleHeun",
+    "SDEMethod",
+    "StochasticMethod",
+    "default_method",
+    "fits",
+    "misfit",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,37 @@ class SDEMethod:
         return self.adaptive
 
 
+Carried = tuple[Tensor, Tensor, Tensor]
+"""Of the reversible Heun method: the drift and the diffusion at its second state, and that state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReversibleHeun(SDEMethod):
+    """The reversible Heun method that begins where another solve ended, or tells where it ends.
+
+    Args:
+        start: what the solve before carried, or None.
+        carried: called after each step with what the next one is given.
+    """
+
+    name: str = "reversible_heun"
+    order: float = 0.5
+    start: Carried | None = None
+    carried: Callable[[Carried], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubled(SDEMethod):
+    """Adaptive steps by comparison: each step is taken whole and in two halves, which are what it goes on from.
+
+    Args:
+        of: the method whose steps are compared.
+    """
+
+    of: StochasticTableau | SDEMethod
+    adaptive: bool = True
+
+
 StochasticMethod = StochasticTableau | SDEMethod
 
 _WRITTEN_OUT = (
@@ -48,7 +91,7 @@ _WRITTEN_OUT = (
     SDEMethod(name="heun", order=0.5),
     SDEMethod(name="midpoint", order=0.5),
     SDEMethod(name="diffusionheun", order=0.5),
-    SDEMethod(name="reversible_heun", order=0.5),
+    ReversibleHeun(),
 )
 
 SDE_METHODS: Mapping[str, StochasticMethod] = MappingProxyType(

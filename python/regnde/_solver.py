@@ -21,7 +21,7 @@ from regnde._sde_method import SDEMethod, StochasticMethod, default_method
 from regnde._tableau import StochasticTableau, Tableau
 from regnde._tolerance import Tolerance
 
-__all__ = ["OTHER_NAMES", "Local", "Record", "Solver", "hint"]
+__all__ = ["OTHER_NAMES", "Gradient", "Local", "Record", "ResolvedSolver", "Solver", "hint"]
 
 Gradient = Literal[
     "discrete", "checkpoint", "reversible", "interpolating", "gauss", "quadrature", "backsolve", "tracker"

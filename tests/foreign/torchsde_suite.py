@@ -1,4 +1,4 @@
-"""Runs torchsde's own tests of `sdeint` with regnde's drop-in in its place. See docs/dropin.md.
+"""Runs torchsde's own tests of `sdeint` and `sdeint_adjoint` with regnde's drop-ins in their place. See docs/dropin.md.
 
     git clone --branch v0.2.6 https://github.com/google-research/torchsde /tmp/torchsde
     python tests/foreign/torchsde_suite.py /tmp/torchsde/tests
@@ -44,10 +44,11 @@ def main(folder: str) -> None:
 
     import regnde
 
-    torchsde.sdeint = regnde.sdeint
+    torchsde.sdeint, torchsde.sdeint_adjoint = regnde.sdeint, regnde.sdeint_adjoint
     tally = Tally()
     arguments = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={folder}", "--no-header", "--tb=no"]
-    pytest.main([*arguments, "-r", "N", f"{folder}/test_sdeint.py"], plugins=[tally])
+    files = [f"{folder}/test_sdeint.py", f"{folder}/test_adjoint.py"]
+    pytest.main([*arguments, "-r", "N", *files], plugins=[tally])
     write = sys.stdout.write
     write(f"\n{'test':<40} {'passed':>7} {'not applicable':>15} {'failed':>7}\n")
     for name, count in tally.counts.items():

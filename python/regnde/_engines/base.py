@@ -24,6 +24,7 @@ __all__ = [
     "Engine",
     "FirstStepRule",
     "Request",
+    "StepCallbacks",
     "StepRules",
     "exporting",
     "unsupported_everywhere",

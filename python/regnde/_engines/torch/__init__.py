@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,12 +12,9 @@ from torch import Tensor
 
 from regnde._dense import DenseOutput
 from regnde._engines.base import (
-    FAILURES,
-    OWN_RULES,
     Engine,
     Request,
     exporting,
-    unsupported_everywhere,
 )
 from regnde._engines.torch.autocast import under_present_autocast
 from regnde._engines.torch.autoswitch import AutoSwitch
@@ -36,23 +33,25 @@ from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
+from regnde._engines.torch.solution import events_of, finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
+from regnde._engines.torch.stepper import MethodStepper
+from regnde._engines.torch.support import method_of, why_unsupported
 from regnde._equation import SDE, JuliaField
-from regnde._grid_method import GridMethod, ImplicitTableau
+from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
-from regnde._sde_method import SDE_METHODS, SDEMethod, StochasticMethod, misfit
-from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
-from regnde._solver import Local, hint
+from regnde._sde_method import SDEMethod
+from regnde._solution import SampleStats, Solution, Stats, Steps
+from regnde._solver import Local
 from regnde._stops import Segment
-from regnde._tableau import TABLEAUX, StochasticTableau, Tableau
+from regnde._tableau import StochasticTableau, Tableau
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["TorchEngine"]
 
-OdeStepper = RungeKutta | Rosenbrock | AutoSwitch
-AnyStepper = OdeStepper | SDEStepper | GridStepper
+AnyStepper = RungeKutta | Rosenbrock | AutoSwitch | SDEStepper | GridStepper
 
 
 class TorchEngine(Engine):
@@ -66,53 +65,11 @@ class TorchEngine(Engine):
 
     def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, equation or gradient for."""
-        solver = request.solver
-        if isinstance(request.equation, JuliaField):
-            return "a JuliaField runs on the Julia engine alone: set Solver(engine='julia')."
-        sde = isinstance(request.equation, SDE)
-        known: Mapping[str, object] = SDE_METHODS if sde else {**TABLEAUX, **ROSENBROCK_TABLEAUX, AUTOTSIT5: None}
-        if sde and solver.tableau is not None:
-            return f"the Tableau {solver.method!r} is a method for ODEs: for an SDE give the name of an SDE method."
-        if solver.grid_method is not None and (sde or solver.compile):
-            return f"{solver.method!r} is a method for ODEs whose steps are not compiled."
-        if isinstance(solver.grid_method, ImplicitTableau) and transformed():
-            return f"{solver.method!r} is implicit: torch.func and forward mode do not see through it. Use autograd."
-        if solver.sde_method is not None and not sde:
-            return f"{solver.method!r} is a method for SDEs."
-        given = solver.tableau or solver.grid_method or solver.sde_method
-        if given is None and solver.method not in known:
-            kind = "SDE" if sde else "ODE"
-            text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
-            return f"{text} {hint(solver.method)}".rstrip()
-        if isinstance(request.equation, SDE) and (why := misfit(solver.method, request.equation)) is not None:
-            return why
-        if isinstance(request.equation, SDE) and request.equation.has_matrix and request.y0.ndim == 0:
-            return "a diffusion matrix needs a state of one or more dimensions, (..., d): give y0 as [y0]."
-        if solver.gradient == "reversible":
-            if solver.method != "reversible_heun" or not sde:
-                return (
-                    "gradient='reversible' is for SDEs and the method 'reversible_heun', whose steps have an inverse."
-                )
-            if request.segments()[1:]:
-                return "gradient='reversible' does not go back across stops: use gradient='checkpoint'."
-        if solver.gradient not in ("discrete", "checkpoint", "reversible"):
-            return f"gradient={solver.gradient!r} is SciMLSensitivity's: set Solver(engine='julia')."
-        if sde and solver.compile:
-            return "compile=True is for ODEs."
-        smallest = sde and request.rules.accept_smallest
-        if (sde or solver.batch == "per-sample") and request.rules != replace(OWN_RULES, accept_smallest=smallest):
-            return "another package's rules for steps are for one system that is an ODE."
-        if request.events and sde:
-            return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
-        if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
-            return why
-        if (why := _why_not_implicit(request)) is not None:
-            return why
-        return unsupported_everywhere(request, adaptive=_tableau(request).adaptive)
+        return why_unsupported(request)
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        tableau = _tableau(request)
+        tableau = method_of(request)
         if exporting() and not isinstance(tableau, RosenbrockTableau):
             return solve_for_export(request, tableau)
         kind = request.y0.device.type
@@ -132,7 +89,6 @@ class TorchEngine(Engine):
         start = y0
         moves = has_derivative(request.ts) and (torch.is_grad_enabled() or transformed())
         if moves:  # moving t0 by s moves the trajectory by -s f(t0, y0)
-            assert not isinstance(stepper, SDEStepper)  # an SDE has no derivative by the times
             start = stepper.moved(y0, times[0], request.ts[0], -1.0)
 
         local = request.record if isinstance(request.record, Local) else None
@@ -164,8 +120,8 @@ class TorchEngine(Engine):
                 )
                 if isinstance(observed, Observed):
                     observed.close()
-                if isinstance(stepper, SDEStepper) and path.failure is None:
-                    stepper.warn_if_unresolved()
+                if path.failure is None:
+                    stepper.warn()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
                 path.chunks += [start.unsqueeze(0)] * path.saved
@@ -173,41 +129,21 @@ class TorchEngine(Engine):
 
         ys, ts = torch.cat(path.chunks), request.ts[: path.saved]
         if moves and path.failure is None:
-            assert not isinstance(stepper, SDEStepper)
             ys = _moved(request, stepper, segments, ys)
         if path.stopped is not None:
             ys, ts = torch.cat([ys, path.stopped.y.unsqueeze(0)]), torch.cat([ts, path.stopped.t.to(ts).reshape(1)])
-        steps = _steps(request, stepper, path, local)
-        first_size, order = path.sizes[0] if path.sizes else 0.0, float(stepper.tableau.order)
-        if isinstance(stepper, SDEStepper):
-            order += 0.5
+        steps = steps_of(request, stepper, path, local)
         stats = Stats(
-            nfe=stepper.evaluations if isinstance(stepper, OdeStepper) else stepper.field.calls,
             accepted=path.accepted,
             rejected=path.rejected,
             dt_first=path.dt_first,
-            nfe_diffusion=stepper.diffusion.calls if isinstance(stepper, SDEStepper) else 0,
-            njac=stepper.jacobians if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
-            nfactorisations=stepper.factorisations if isinstance(stepper, (Rosenbrock, AutoSwitch)) else 0,
-            first_step=FirstStep(first_size, path.first_error, path.accepted, order),
+            first_step=FirstStep(path.sizes[0] if path.sizes else 0.0, path.first_error, path.accepted, stepper.order),
+            **stepper.counts()._asdict(),
         )
-        events = _events(path, y0) if request.events else None
+        events = events_of(path, y0) if request.events else None
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
-        return _finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
-
-
-def _tableau(request: Request) -> Tableau | StochasticMethod | GridMethod | RosenbrockTableau:
-    solver = request.solver
-    if solver.grid_method is not None:
-        return solver.grid_method
-    if isinstance(request.equation, SDE):
-        return SDE_METHODS[solver.method] if solver.sde_method is None else solver.sde_method
-    if solver.tableau is not None:
-        return solver.tableau
-    if solver.method in ROSENBROCK_TABLEAUX:
-        return ROSENBROCK_TABLEAUX[solver.method]
-    return TABLEAUX["tsit5" if solver.method == AUTOTSIT5 else solver.method]
+        return finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
 
 
 def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
@@ -221,47 +157,9 @@ def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h:
     return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
-def _why_not_per_sample(request: Request) -> str | None:
-    """What can not be done with a step size for each sample."""
-    if isinstance(request.equation, SDE):
-        return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
-    if request.y0.ndim == 0:
-        return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
-    if not _tableau(request).adaptive:
-        return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
-    if request.dense:
-        return "batch='per-sample' has no dense output: give the times as ts."
-    if request.events:
-        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
-    if isinstance(request.record, Local):
-        return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if has_derivative(request.ts) or request.moving_stops is not None:
-        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
-    return None
-
-
-def _why_not_implicit(request: Request) -> str | None:
-    """What can not be done with a method that solves linear equations."""
-    solver = request.solver
-    implicit = solver.method in ROSENBROCK_TABLEAUX or solver.method == AUTOTSIT5
-    if not implicit or solver.tableau is not None or solver.grid_method is not None:
-        return None
-    if solver.compile:
-        return f"{solver.method!r} has steps that are not compiled: set compile=False."
-    if exporting():
-        return f"{solver.method!r} can not be exported: its steps follow from the error."
-    if request.rules != OWN_RULES:
-        return f"{solver.method!r} has steps of our own rules alone."
-    if request.y0.dtype.to_real() not in (torch.float32, torch.float64):
-        return f"{solver.method!r} solves linear equations, which torch does not do in {request.y0.dtype}: use float32."
-    if solver.method == AUTOTSIT5 and solver.batch == "per-sample":
-        return "'autotsit5' chooses one method for one system: with batch='per-sample' use 'tsit5' or 'rosenbrock23'."
-    return None
-
-
 def _solve_per_sample(request: Request) -> Solution:
     """Solves a batch with per-sample step sizes."""
-    y0, solver, tableau = request.y0, request.solver, _tableau(request)
+    y0, solver, tableau = request.y0, request.solver, method_of(request)
     assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     method = LinearlyImplicit(tableau) if isinstance(tableau, RosenbrockTableau) else Explicit(tableau)
@@ -296,59 +194,7 @@ def _solve_per_sample(request: Request) -> Solution:
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
-    return _finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
-
-
-def _events(path: Path, y0: Tensor) -> Events:
-    """What occurred."""
-    if not path.hits:
-        nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
-        return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
-    which = torch.tensor([hit.which for hit in path.hits], device=y0.device)
-    return Events(torch.stack([hit.t for hit in path.hits]).to(y0.device), torch.stack([h.y for h in path.hits]), which)
-
-
-def _finished(
-    request: Request,
-    ts: Tensor,
-    ys: Tensor,
-    stats: Stats,
-    steps: Steps | None,
-    failure: Failure | None,
-    t: float,
-    events: Events | None = None,
-    dense: DenseOutput | None = None,
-    *,
-    stopped: bool = False,
-) -> Solution:
-    """The solution up to time t; a failure is raised or told by its status."""
-    status = Status.EVENT if stopped else Status.SUCCESS
-    solution = Solution(
-        ts=ts,
-        ys=ys,
-        stats=stats,
-        steps=steps,
-        engine=TorchEngine.name,
-        solver=request.solver,
-        status=status if failure is None else FAILURES[failure.kind].status,
-        events=events,
-        dense=dense,
-    )
-    if failure is None or not request.throw:
-        return solution
-    y0, reason = request.y0, failure.reason
-    bad = int((~torch.isfinite(y0)).sum())
-    if bad:  # whatever was seen later, it began here
-        reason = f"y0 is not finite: {bad} of {y0.numel()} components"
-    raise FAILURES[failure.kind](
-        reason,
-        t=t,
-        dt=failure.dt,
-        solution=solution,
-        error_ratio=failure.error,
-        component=failure.diagnosis.component,
-        stiffness=failure.diagnosis.stiffness,
-    )
+    return finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
 
 
 def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
@@ -360,7 +206,7 @@ def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:
 def _stepper(request: Request, segment: Segment) -> AnyStepper:
     """The method applied to the problem, and to a Brownian path if it is an SDE."""
     equation, y0, times, solver = request.equation, request.y0, request.times, request.solver
-    record, tableau, tolerances = request.record == "all", _tableau(request), (request.rtol, request.atol)
+    record, tableau, tolerances = request.record == "all", method_of(request), (request.rtol, request.atol)
     if isinstance(equation, SDE):
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
@@ -378,7 +224,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         smallest = request.rules.accept_smallest
         if tableau.name == "reversible_heun":
             back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
-            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, reversible=back)
+            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, t0=times[0], reversible=back)
         return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
@@ -420,7 +266,7 @@ def _columns(sde: SDE, request: Request, segment: Segment) -> int:
     return value.shape[-1]
 
 
-def _moved(request: Request, stepper: OdeStepper | GridStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
+def _moved(request: Request, stepper: MethodStepper, segments: Sequence[Segment], ys: Tensor) -> Tensor:
     """The states with their derivatives by the save times; at a stop, by that of the field before it."""
     forward, at, rows = request.times[-1] > request.times[0], 0, []
     for y, t, moving in zip(ys, request.times, request.ts[: len(ys)], strict=False):
@@ -429,30 +275,3 @@ def _moved(request: Request, stepper: OdeStepper | GridStepper, segments: Sequen
         stepper.restart(segments[at])
         rows.append(stepper.moved(y, t, moving, 1.0))
     return torch.stack(rows)
-
-
-def _steps(request: Request, stepper: AnyStepper, path: Path, local: Local | None) -> Steps | None:
-    """The records; clocks in double precision, estimates in the state's real dtype."""
-    if request.record == "none":
-        return None
-    tableau, y0 = stepper.tableau, request.y0
-    ends, sizes = (path.ends, path.sizes) if local is None else ([], [])
-    error, stiffness = (None, None) if stepper.recorder is None else stepper.recorder.records()
-    if local and path.local_start is not None and path.failure is None and not isinstance(stepper, GridStepper):
-        end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
-        ends, sizes = [end], [size]
-
-    def present(values: Tensor | None) -> Tensor:
-        # No step taken: an empty record with y0's graph, so that a penalty has a gradient (0).
-        return y0.reshape(-1)[:0].abs() if values is None else values
-
-    clock = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
-    return Steps(
-        t=clock(ends),
-        dt=clock(sizes),
-        error=present(error) if tableau.adaptive else None,
-        stiffness=present(stiffness) if tableau.stiffness_pair else None,
-        method=tableau.name,
-        stability_size=tableau.stability_size,
-        implicit=torch.tensor(stepper.implicits, device=y0.device) if isinstance(stepper, AutoSwitch) else None,
-    )

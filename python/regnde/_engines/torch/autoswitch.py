@@ -23,6 +23,7 @@ from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.rosenbrock_step import RosenbrockStep
 from regnde._engines.torch.step import Estimates, Step
+from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._solver import Local
 from regnde._stops import Segment
 
@@ -65,7 +66,7 @@ class SwitchControl:
         return tuple(new if i == self.active else old for i, old in enumerate(past))
 
 
-class AutoSwitch:
+class AutoSwitch(MethodStepper):
     """Steps one ODE with an explicit or a Rosenbrock method, whichever suits the stiffness.
 
     Args:
@@ -76,17 +77,14 @@ class AutoSwitch:
         implicits: whether the implicit method made each of the accepted steps.
     """
 
-    latest_stage = 1.0
-
     def __init__(self, explicit: RungeKutta, implicit: Rosenbrock) -> None:
         controllers = explicit.controller, implicit.controller
         assert controllers[0] is not None
         assert controllers[1] is not None
-        self.control = SwitchControl([controllers[0], controllers[1]])
-        self.controller: Controller | None = self.control
+        super().__init__(explicit.field, explicit.order, explicit.segment, None)
+        self.controller = self.control = SwitchControl([controllers[0], controllers[1]])
         self.methods = explicit, implicit
-        self.bounds, self.field, self.tableau = explicit.bounds, explicit.field, explicit.tableau
-        self.recorder = None if explicit.recorder is None else self
+        self.bounds, self.tableau = explicit.bounds, explicit.tableau
         self.implicits: list[bool] = []
         self.ends: list[float] = []
         self.count = 0  # of attempts in turn that were stiff, or with a minus that were not
@@ -100,8 +98,7 @@ class AutoSwitch:
 
     def records(self) -> Estimates:
         """Of all steps so far, in their order."""
-        recorders = [method.recorder for method in self.methods]
-        parts = [recorder.records() for recorder in recorders if recorder is not None]
+        parts = [method.records() for method in self.methods]
         places = torch.as_tensor(np.argsort(np.argsort(self.implicits, kind="stable")))
 
         def joined(values: Sequence[Tensor | None]) -> Tensor | None:
@@ -111,20 +108,9 @@ class AutoSwitch:
         errors, stiffnesses = zip(*parts, strict=True)
         return Estimates(joined(errors), joined(stiffnesses))
 
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field so far."""
-        return self.methods[1].evaluations
-
-    @property
-    def jacobians(self) -> int:
-        """Jacobians so far."""
-        return self.methods[1].jacobians
-
-    @property
-    def factorisations(self) -> int:
-        """Matrices factorised so far."""
-        return self.methods[1].factorisations
+    def counts(self) -> Counts:
+        """Evaluations so far: those of the field, which the methods share, and the implicit method's others."""
+        return self.methods[1].counts()
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step, that of the explicit method."""

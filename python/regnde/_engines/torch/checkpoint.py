@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from regnde._engines.torch.captured import Captured, Surroundings
 from regnde._engines.torch.field import CountedField
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "last_size", "step_end", "step_ends"]
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -28,6 +28,21 @@ Ends = Callable[[T], Sequence[Tensor]]
 DEVICE_ROUNDING = 100  # in units of the dtype's resolution, for devices whose sums are not deterministic
 COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 SMALL = 1024  # entries of a constant that is kept to be compared; of a larger one the sum is
+
+
+def step_end(outcome: tuple[Any, object]) -> Sequence[Tensor]:
+    """The tensors by which a step that is evaluated again is compared."""
+    return (outcome[0].y1,)
+
+
+def step_ends(outcome: tuple[Any, object]) -> Sequence[Tensor]:
+    """The same where the last stage is the first one of the next step."""
+    return outcome[0].y1, outcome[0].k[-1]
+
+
+def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same of stages that nothing else keeps: one number."""
+    return (torch.linalg.vector_norm(k[-1].detach()),)
 
 
 class Checkpoint:

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.checkpoint import Checkpoint
-from regnde._engines.torch.control import Bounds, Controller
+from regnde._engines.torch.checkpoint import Checkpoint, last_size
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.implicit import implicit_stages
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import last_size
 from regnde._engines.torch.step import all_finite, shifted, stage_times, take_step, weighted
-from regnde._engines.torch.system import moved
+from regnde._engines.torch.stepper import MethodStepper
 from regnde._grid_method import LEAST_SLOPES, Adams, GridMethod, ImplicitTableau, adams_weights
 from regnde._stops import Segment
 from regnde._tableau import TABLEAUX
@@ -50,8 +48,10 @@ def _ends(step: GridStep) -> Sequence[Tensor]:
     return step.y1, step.start
 
 
-class GridStepper:
+class GridStepper(MethodStepper):
     """Steps one ODE with a `GridMethod`; the states inside a step are those of the cubic Hermite interpolant.
+
+    Adams' methods use the slopes from before a stop, as in torchdiffeq.
 
     Args:
         field: the right-hand side.
@@ -60,16 +60,11 @@ class GridStepper:
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
     """
 
-    controller: Controller | None = None
-    bounds = Bounds()
-    recorder = None
-    latest_stage = 1.0
-
     def __init__(
         self, field: CountedField, method: GridMethod, segment: Segment, checkpoint: Checkpoint | None
     ) -> None:
-        self.field, self.tableau, self.checkpoint = field, method, checkpoint
-        self.segment = segment
+        super().__init__(field, method.order, segment, checkpoint)
+        self.tableau = method
         past = method.max_order - 2 if isinstance(method, Adams) else 0
         self.past: deque[tuple[float, Tensor]] = deque(maxlen=max(past, 0))  # times and slopes, the latest first
         self.last_attempt: tuple[float, float, float, GridStep]  # t, h, t1 and the step
@@ -80,15 +75,11 @@ class GridStepper:
         assert dt0 is not None
         return dt0 if t1 > t0 else -dt0
 
-    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
-        """The size of the next attempt: what is proposed."""
-        return h
-
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Takes a step."""
         run = self._run(t, h, t1)
         slopes = [slope for _, slope in self.past]
-        step = run(y, *slopes) if self.checkpoint is None else self.checkpoint(run, y, *slopes, ends=_ends)
+        step = self._evaluated(run, y, *slopes, ends=_ends)
         self.last_attempt, self.end = (t, h, t1, step), None
         return Trial(step.y1)
 
@@ -112,24 +103,10 @@ class GridStepper:
             self.past.pop()  # one order less, as in torchdiffeq
         self.past.appendleft((t, step.start))
 
-    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
-        """The next attempt starts from the stop (t, y). Slopes before it serve Adams' methods on, as in torchdiffeq."""
-        assert segment.start is None  # the drop-ins' stops are numbers
-        self.segment = segment
-        return y
-
     def restart(self, segment: Segment) -> None:
         """The next attempt starts elsewhere, in that segment: no slope is known."""
-        self.segment = segment
+        super().restart(segment)
         self.past.clear()
-
-    def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
-        """The state y, with its derivatives by a time whose value is t: see `RungeKutta`."""
-        return moved(self.field, self._time(t, y), y, by - t, sign)
-
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the field gets it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt."""
@@ -145,18 +122,12 @@ class GridStepper:
             return [field(time, step.y1)]
 
         if self.end is None:
-            (self.end,) = (
-                slope(step) if self.checkpoint is None else self.checkpoint.further(slope, step, ends=last_size)
-            )
+            (self.end,) = self._evaluated_further(slope, step, last_size)
         return Interpolant(t, h, step.y, [(step.y1 - step.y) / h, step.start, self.end], HERMITE)
 
     def start_is_finite(self) -> bool:
         """Whether the slope at the start of the last attempt is finite."""
         return all_finite(self.last_attempt[3].start)
-
-    def is_pure(self, t: float, y: Tensor) -> bool:
-        """Whether two evaluations of the field at (t, y) agree."""
-        return self.field.is_pure(self._time(t, y), y)
 
     @torch.no_grad()
     def diagnosis(self) -> Diagnosis:

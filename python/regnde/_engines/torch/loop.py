@@ -23,7 +23,7 @@ from regnde._engines.torch.step import all_finite
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Diagnosis", "Path", "Stepper", "Trial", "integrate", "uniform"]
+__all__ = ["Path", "Stepper", "Trial", "integrate", "uniform"]
 
 CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
 

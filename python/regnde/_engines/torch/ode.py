@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor
 
 from regnde._dense import Interpolant
 from regnde._engines.base import OWN_RULES, StepRules
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_end, step_ends
 from regnde._engines.torch.compiled import compiled_step
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
-from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.step import (
@@ -39,29 +37,14 @@ from regnde._engines.torch.step import (
     whole_rms,
 )
 from regnde._engines.torch.system import OneSystem
-from regnde._solver import Local, ResolvedSolver
+from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
 
-__all__ = ["Outcome", "RungeKutta", "last_size", "step_end", "step_ends"]
+__all__ = ["Outcome", "RungeKutta"]
 
 
 Outcome = tuple[Step, Estimates | None]
-
-
-def step_end(outcome: tuple[Any, Estimates | None]) -> Sequence[Tensor]:
-    """The tensors by which a step that is evaluated again is compared."""
-    return (outcome[0].y1,)
-
-
-def step_ends(outcome: Outcome) -> Sequence[Tensor]:
-    """The same where the last stage is the first one of the next step."""
-    return outcome[0].y1, outcome[0].k[-1]
-
-
-def last_size(k: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The same of stages that nothing else keeps: one number."""
-    return (torch.linalg.vector_norm(k[-1].detach()),)
 
 
 class RungeKutta(OneSystem):
@@ -125,11 +108,7 @@ class RungeKutta(OneSystem):
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
-        step, known = (
-            run(y, self.first)
-            if self.checkpoint is None
-            else self.checkpoint(run, y, self.first, ends=step_ends if self.carries else step_end)
-        )
+        step, known = self._evaluated(run, y, self.first, ends=step_ends if self.carries else step_end)
         self.last_attempt, self.stages = (t, t1, (step, known)), None
         if self.controller is None:
             return Trial(step.y1)
@@ -177,7 +156,7 @@ class RungeKutta(OneSystem):
             def slope(y: Tensor) -> Tensor:
                 return field(time, y)
 
-            self.first = slope(y) if self.checkpoint is None else self.checkpoint(slope, y, ends=lambda k: (k,))
+            self.first = self._evaluated(slope, y, ends=lambda k: (k,))
 
     def outputs(self, thetas: Sequence[float]) -> Tensor:
         """States inside the last attempt."""
@@ -203,10 +182,7 @@ class RungeKutta(OneSystem):
             return extra_stages(field, tableau, step, times)
 
         if self.stages is None:
-            if self.checkpoint is None or not tableau.extra_a:
-                self.stages = run(outcome)
-            else:
-                self.stages = self.checkpoint.further(run, outcome, ends=last_size)
+            self.stages = self._evaluated_further(run, outcome, last_size) if tableau.extra_a else run(outcome)
         return self.stages
 
     # --- diagnosis -------------------------------------------------------------------------------
@@ -223,22 +199,12 @@ class RungeKutta(OneSystem):
         stiffness = stiffness_estimate(step, whole_rms) if ratio is not None and tableau.stiffness_pair else None
         return diagnosed(step.y, step.y1, ((k, "") for k in step.k), ratio, stiffness)
 
-    # --- the local record ------------------------------------------------------------------------
-
-    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
-        """One step beside the trajectory: its end, size and estimates, each of shape (1,).
-
-        Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
-        """
-        t, y, t1 = start.t, start.y, start.segment.end
-        self.segment = start.segment
-        size = self.initial_size(y, t, t1) if local.step_size == "initial" else abs(start.h)
-        h = math.copysign(min(size, abs(t1 - t)), t1 - t)
-        end = t1 if abs(h) == abs(t1 - t) else t + h
-        times = stage_times(self.tableau.c, t, h, end, y, self.segment.within)
+    def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
+        """Estimates of a step from (t, y) to t1, each of shape (1,)."""
+        times = stage_times(self.tableau.c, t, h, t1, y, self.segment.within)
         first = self.field(times[0], y)
-        step = take_step(self.field, self.tableau, y, first.detach() if local.freeze_first_stage else first, h, times)
-        return end, h, estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)
+        step = take_step(self.field, self.tableau, y, first.detach() if freeze_first_stage else first, h, times)
+        return estimates_of_one(self.tableau, step, self.rtol, self.atol, self.rules.norm)
 
 
 def _number(norm: Norm, x: Tensor) -> float:

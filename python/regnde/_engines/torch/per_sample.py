@@ -10,18 +10,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
-from regnde._engines.torch.ode import last_size
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.step import (
@@ -38,6 +37,8 @@ from regnde._tableau import Tableau
 from regnde._transforms import numbers, transformed
 
 __all__ = ["PerSample"]
+
+T = TypeVar("T")
 
 
 Within = tuple[Floats, Floats] | None  # the least and the largest time that the field gets, of each sample
@@ -164,6 +165,19 @@ class PerSample:
             self.calls -= 1
             self.evaluations[samples] -= 1
 
+    def _evaluated(
+        self,
+        counted: CountedField,
+        function: Callable[..., T],
+        *inputs: Tensor | None,
+        ends: Callable[[T], Sequence[Tensor]],
+    ) -> T:
+        """The value function(*inputs), which evaluates that field, by the checkpoint if there is one."""
+        if self.checkpoint is None:
+            return function(*inputs)
+        self.checkpoint.fields = (counted,)
+        return self.checkpoint(function, *inputs, ends=ends)
+
     def _within(self, place: Ints) -> Within:
         """Bounds of the times of samples in these segments."""
         return (self.lows[place], self.highs[place]) if self.stops else None
@@ -269,11 +283,7 @@ class PerSample:
         def slope(y: Tensor) -> Tensor:
             return counted(times, y.index_select(0, index))
 
-        if self.checkpoint is None:
-            slopes = slope(y)
-        else:
-            self.checkpoint.fields = (counted,)
-            slopes = self.checkpoint(slope, y, ends=lambda k: (k,))
+        slopes = self._evaluated(counted, slope, y, ends=lambda k: (k,))
         self._count(counted, running[place])
         return first.index_copy(0, index, slopes)
 
@@ -317,14 +327,7 @@ class PerSample:
             step = method.take(counted, rejected.guarded, y, first, _of_samples(h, y), times)
             return step, method.estimates(step, rtol, atol) if record else None
 
-        def ends(outcome: tuple[AnyStep, Estimates | None]) -> Sequence[Tensor]:
-            return outcome[0].y1, outcome[0].k[-1]
-
-        if self.checkpoint is None:
-            step, known = run(y, first)
-        else:
-            self.checkpoint.fields = (counted,)
-            step, known = self.checkpoint(run, y, first, ends=ends)
+        step, known = self._evaluated(counted, run, y, first, ends=step_ends)
         with torch.no_grad():
             error = known.error if known else method.error(step, rtol, atol)
         assert error is not None  # the method is adaptive

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.jacobian import Jacobian
-from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import step_end
 from regnde._engines.torch.recorder import StepRecorder
 from regnde._engines.torch.rosenbrock_step import (
     RosenbrockStep,
@@ -28,9 +26,10 @@ from regnde._engines.torch.rosenbrock_step import (
     take_step,
 )
 from regnde._engines.torch.step import Estimates, Tolerance, dense_output, stage_times, whole_rms
+from regnde._engines.torch.stepper import Counts
 from regnde._engines.torch.system import OneSystem
 from regnde._rosenbrock_tableau import RosenbrockTableau
-from regnde._solver import Local, ResolvedSolver
+from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
 __all__ = ["Rosenbrock"]
@@ -75,15 +74,10 @@ class Rosenbrock(OneSystem):
         self.uncounted = 0  # evaluations within a Jacobian where the step before had made one
         self.known_slope = False
 
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field so far; as in OrdinaryDiffEq.jl, a Jacobian is none where the slope is known."""
-        return self.field.calls - self.uncounted
-
-    @property
-    def jacobians(self) -> int:
-        """Jacobians so far, each with the derivative by the time."""
-        return self.jacobian.calls
+    def counts(self) -> Counts:
+        """Evaluations so far; as in OrdinaryDiffEq.jl, a Jacobian evaluates none where the slope is known."""
+        calls = self.field.calls - self.uncounted
+        return Counts(calls, njac=self.jacobian.calls, nfactorisations=self.factorisations)
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step."""
@@ -96,7 +90,7 @@ class Rosenbrock(OneSystem):
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
-        step, known = run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=step_end)
+        step, known = self._evaluated(run, y, ends=step_end)
         self.factorisations += 1
         self.uncounted += self.known_slope
         self.known_slope = self.tableau.fsal
@@ -155,13 +149,8 @@ class Rosenbrock(OneSystem):
         parts = ((step.slope, ""), (step.jacobian, " of the Jacobian"), *((k, "") for k in step.k))
         return diagnosed(step.y, step.y1, parts, ratio, stiffness_estimate(step))
 
-    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
-        """One step beside the trajectory: its end, size and estimates, each of shape (1,)."""
-        t, y, t1 = start.t, start.y, start.segment.end
-        self.segment = start.segment
-        size = self.initial_size(y, t, t1) if local.step_size == "initial" else abs(start.h)
-        h = math.copysign(min(size, abs(t1 - t)), t1 - t)
-        end = t1 if abs(h) == abs(t1 - t) else t + h
-        times = stage_times(self.tableau.c, t, h, end, y, self.segment.within)
+    def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
+        """Estimates of a step from (t, y) to t1, each of shape (1,)."""
+        times = stage_times(self.tableau.c, t, h, t1, y, self.segment.within)
         step = take_step(self.field, self.jacobian, self.tableau, y, h, times)
-        return end, h, estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
+        return estimates(self.tableau, step, self.rtol, self.atol, whole_rms)

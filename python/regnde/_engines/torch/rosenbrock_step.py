@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._dense import product
 from regnde._engines.torch.jacobian import Jacobian, as_states, as_vectors
 from regnde._engines.torch.step import (
     Estimates,
@@ -23,7 +24,6 @@ from regnde._engines.torch.step import (
     Tolerance,
     divided,
     larger,
-    product,
     sample_rms,
     shifted,
     tolerance,

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.checkpoint import Checkpoint
+from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart, probe_size, size_from_probe
 from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.ode import step_end
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_kernel import kernel_of
-from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, stage_times, tolerance, whole_rms
+from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
+from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._equation import SDE
 from regnde._noise import BrownianPath
 from regnde._sde_method import StochasticMethod
@@ -38,7 +38,7 @@ SLOPES = (" of the drift", " of the diffusion")
 ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
-class SDEStepper:
+class SDEStepper(MethodStepper):
     """Steps one SDE along one path.
 
     The noise of a step is a constant for the gradients: they are those of the solution along the path.
@@ -73,22 +73,22 @@ class SDEStepper:
         accept_smallest: bool = False,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.diffusion = drift, diffusion
-        self.tableau = method
+        super().__init__(drift, method.order + 0.5, segment, checkpoint)
+        self.diffusion, self.tableau = diffusion, method
         self.kernel = kernel_of(method, sde, y0)
         self.controller = controller_of(solver, method)
         self.bounds = Bounds(solver.dt_min, solver.dt_max, accept_smallest)
         self.latest_stage = self.kernel.latest_stage
         self.must_be_additive = method.additive or sde.noise == "additive"
         self.rtol, self.atol = tolerances
-        self.segment = segment
         self.noise = noise
-        self.checkpoint = checkpoint
         of_steps = functools.partial(self.kernel.estimates, rtol=self.rtol, atol=self.atol)
         self.recorded = record and method.adaptive  # else there is nothing to estimate
         record = self.recorded
-        self.recorder: StepRecorder[Any] | None = StepRecorder(self.kernel.stacked, of_steps) if record else None
+        self.recorder = StepRecorder(self.kernel.stacked, of_steps) if record else None
         self.at_once = record and (checkpoint is not None or y0.numel() >= GROUP)  # estimates are formed with the step
+        self.exceeded = False  # whether the last attempt's error is above the tolerance
+        self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
@@ -127,7 +127,7 @@ class SDEStepper:
         with torch.no_grad():
             change = _largest_sum(_like(g0, f1 - f0), NOISE_SIZE * torch.maximum((g0 - g1).abs(), (g0 + g1).abs()))
             d2 = math.nan if torch.equal(f0, f1) else rms(change / _like(g0, allowed)) / size
-        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.tableau.order + 0.5)
+        return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.order)
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
         """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
@@ -147,14 +147,6 @@ class SDEStepper:
                 "use 'sosri', 'sosri2' or 'sriw1'."
             )
 
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the fields get it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
-
-    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
-        """The size of the next attempt: what is proposed."""
-        return h
-
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         step, known = self._step(t, h, t1, y)
@@ -166,14 +158,17 @@ class SDEStepper:
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
-            return Trial(step.y1, known.error.item())
-        with torch.no_grad():
-            return Trial(step.y1, rms(self.kernel.ratio(step, self.rtol, self.atol)))
+            error = known.error.item()
+        else:
+            with torch.no_grad():
+                error = rms(self.kernel.ratio(step, self.rtol, self.atol))
+        self.exceeded = error > 1
+        return Trial(step.y1, error)
 
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
         """The step from (t, y), and its estimates if they are formed with it."""
         run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
-        return run(y) if self.checkpoint is None else self.checkpoint(run, y, ends=step_end)
+        return self._evaluated(run, y, ends=step_end)
 
     def _run(self, t: float, h: float, t1: float, noise: Any) -> Callable[[Tensor], tuple[Any, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
@@ -187,29 +182,39 @@ class SDEStepper:
         return run
 
     def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> Any:
+        """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
+        if self.kernel.halved:
+            middle = 0.5 * (t + t1)
+            return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
+        return self._noise_of(path, t, t1, y, h)
+
+    def _noise_of(self, path: BrownianPath, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
         with torch.no_grad():
-            return self.kernel.noise(h, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+            size = t1 - t if h is None else h
+            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
+        self.forced += self.exceeded and self.bounds.forced
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
 
-    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
-        """The next attempt starts from the stop (t, y); no stage was carried over."""
-        self.segment = segment
-        return y
+    def counts(self) -> Counts:
+        """Evaluations of both fields so far."""
+        return Counts(self.field.calls, self.diffusion.calls)
 
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment."""
-        self.segment = segment
-
-    def warn_if_unresolved(self) -> None:
-        """Warns if steps were so short that the path's law over them is not exact."""
+    def warn(self) -> None:
+        """Warns of steps so short that the path's law over them is not exact, and of steps that were forced."""
+        if self.forced:
+            warnings.warn(
+                f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "
+                "size were taken whatever their error: give a smaller dt_min or larger tolerances.",
+                stacklevel=4,
+            )
         if self.unresolved < math.inf:
             warnings.warn(
                 f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from regnde._engines.torch.sde_scheme import (
@@ -27,7 +28,7 @@ from regnde._engines.torch.sde_step import (
 )
 from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, whole_rms
 from regnde._equation import SDE
-from regnde._sde_method import SDEMethod, StochasticMethod
+from regnde._sde_method import Doubled, SDEMethod, StochasticMethod
 from regnde._tableau import StochasticTableau
 
 __all__ = ["Kernel", "kernel_of"]
@@ -38,6 +39,8 @@ class Kernel(Protocol):
 
     latest_stage: float
     """Time of the latest stage, in units of the step (>= 1)."""
+    halved: bool
+    """Whether the noise over both halves of a step is asked for, beside that over the whole."""
 
     def noise(self, h: float, dw: Tensor, area: Tensor) -> Any:
         """The noise of a step of that size from its increment and space-time Levy area."""
@@ -77,6 +80,8 @@ class TableauKernel:
         tableau: the method.
         like: the initial state.
     """
+
+    halved = False
 
     def __init__(self, tableau: StochasticTableau, like: Tensor) -> None:
         self.tableau = tableau
@@ -129,6 +134,7 @@ class SchemeKernel:
     """
 
     latest_stage = 1.0
+    halved = False
 
     def __init__(self, method: SDEMethod, sde: SDE) -> None:
         self.method, self.sde = method, sde
@@ -183,6 +189,51 @@ class SchemeKernel:
         return None
 
 
+class DoubledKernel(SchemeKernel):
+    """A method each of whose steps is compared with two of half its size. The error is their difference.
+
+    Args:
+        method: the method.
+        sde: kind of noise and calculus.
+        of: the kernel of the steps that are compared.
+    """
+
+    halved = True
+
+    def __init__(self, method: Doubled, sde: SDE, of: Kernel) -> None:
+        super().__init__(method, sde)
+        self.of, self.latest_stage = of, of.latest_stage
+
+    def noise(self, h: float, dw: Tensor, area: Tensor) -> Any:
+        """As the compared steps need it."""
+        return self.of.noise(h, dw, area)
+
+    def take(
+        self,
+        drift: Field,
+        diffusion: Field,
+        y: Tensor,
+        t: float,
+        h: float,
+        t1: float,
+        noise: Any,
+        within: tuple[float, float] | None,
+        *,
+        recorded: bool,
+    ) -> SchemeStep:
+        """Both halves, and the whole step: without a graph unless the error is recorded."""
+        middle = 0.5 * (t + t1)
+        whole, *halves = noise
+        first = self.of.take(drift, diffusion, y, t, middle - t, middle, halves[0], within, recorded=False)
+        second = self.of.take(drift, diffusion, first.y1, middle, t1 - middle, t1, halves[1], within, recorded=False)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and recorded):
+            one = self.of.take(drift, diffusion, y, t, h, t1, whole, within, recorded=False)
+            error = second.y1 - one.y1
+        return SchemeStep(y, h, first.k + second.k, first.g + second.g, second.y1, error)
+
+
 def kernel_of(method: StochasticMethod, sde: SDE, like: Tensor) -> Kernel:
     """The method applied to equations of a kind, for states like the given one."""
+    if isinstance(method, Doubled):
+        return DoubledKernel(method, sde, kernel_of(method.of, sde, like))
     return TableauKernel(method, like) if isinstance(method, StochasticTableau) else SchemeKernel(method, sde)

@@ -13,6 +13,7 @@ from regnde._engines.torch.rewind import Carry, ReversibleStep, Rewind, take_rev
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.step import Estimates, stage_times
 from regnde._noise import BrownianPath
+from regnde._sde_method import ReversibleHeun
 from regnde._stops import Segment
 
 __all__ = ["ReversibleStepper"]
@@ -21,17 +22,17 @@ __all__ = ["ReversibleStepper"]
 class ReversibleStepper(SDEStepper):
     """Steps one SDE along one path by the reversible Heun method. The arguments are `SDEStepper`'s."""
 
-    def __init__(self, *arguments: Any, reversible: bool, **options: Any) -> None:
+    def __init__(self, *arguments: Any, t0: float, reversible: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.reversible = reversible
+        self.t0 = t0
         self.carry: Carry | None = None
         self._rewind: Rewind | None = None
 
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[ReversibleStep, Estimates | None]:
         """The step from (t, y)."""
         if self.carry is None:
-            time = self._time(t, y)
-            self.carry = Carry(y, self.field(time, y), self.diffusion(time, y))
+            self.carry = self._begun(t, y)
         noise_of = functools.partial(_noise, self.noise, self.segment.within, torch.empty_like(y, requires_grad=False))
         if self.reversible:
             if self._rewind is None:
@@ -43,12 +44,24 @@ class ReversibleStepper(SDEStepper):
         def run(y: Tensor, z: Tensor, f: Tensor, g: Tensor) -> tuple[ReversibleStep, None]:
             return take_reversible_step(drift, diffusion, y, Carry(z, f, g), h, end, dw), None
 
-        return run(y, *self.carry) if self.checkpoint is None else self.checkpoint(run, y, *self.carry, ends=_ends)
+        return self._evaluated(run, y, *self.carry, ends=_ends)
+
+    def _begun(self, t: float, y: Tensor) -> Carry:
+        """What the first step is given; its graph is kept whole."""
+        assert isinstance(self.tableau, ReversibleHeun)
+        if self.tableau.start is not None and t == self.t0:
+            f, g, z = self.tableau.start
+            return Carry(z, f, g)
+        time = self._time(t, y)
+        return Carry(y, self.field(time, y), self.diffusion(time, y))
 
     def accepted(self) -> None:
         """Passes on what the next step needs."""
         super().accepted()
-        self.carry = self.last_attempt[2].carry
+        assert isinstance(self.tableau, ReversibleHeun)
+        self.carry = carry = self.last_attempt[2].carry
+        if self.tableau.carried is not None:
+            self.tableau.carried((carry.f, carry.g, carry.z))
 
     def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
         """Both states start anew from the stop: the functions may jump there."""

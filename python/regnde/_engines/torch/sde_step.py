@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._dense import product
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -24,7 +25,6 @@ from regnde._engines.torch.step import (
     columns,
     divided,
     larger,
-    product,
     sample_rms,
     shifted,
     stage_times,

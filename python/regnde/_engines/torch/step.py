@@ -42,7 +42,6 @@ __all__ = [
     "estimates_of_one",
     "extra_stages",
     "larger",
-    "product",
     "rms",
     "sample_rms",
     "shifted",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,16 +14,18 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart, first_step_sizes
-from regnde._engines.torch.step import Tolerance, stage_times, take_step
+from regnde._engines.torch.local import LocalStart
+from regnde._engines.torch.step import Estimates, Tolerance
+from regnde._engines.torch.stepper import MethodStepper
 from regnde._rosenbrock_tableau import RosenbrockTableau
-from regnde._solver import ResolvedSolver
+from regnde._solver import Local, ResolvedSolver
 from regnde._stops import Segment
-from regnde._tableau import TABLEAUX, Tableau
+from regnde._tableau import Tableau
 
-__all__ = ["OneSystem", "moved"]
+__all__ = ["OneSystem"]
 
 
-class OneSystem:
+class OneSystem(MethodStepper):
     """One ODE, and how its steps are controlled.
 
     Args:
@@ -35,8 +38,6 @@ class OneSystem:
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
     """
 
-    latest_stage = 1.0
-
     def __init__(
         self,
         field: CountedField,
@@ -48,28 +49,11 @@ class OneSystem:
         rules: StepRules = OWN_RULES,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        self.field, self.order, self.rules = field, tableau.order, rules
+        super().__init__(field, tableau.order, segment, checkpoint)
+        self.rules = rules
         self.controller = controller_of(solver, tableau)
         self.bounds = Bounds(solver.dt_min, solver.dt_max, rules.accept_smallest)
         self.rtol, self.atol = tolerances
-        self.segment, self.checkpoint = segment, checkpoint
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the field so far, as they are reported."""
-        return self.field.calls
-
-    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
-        """The size of the next attempt: what the controller proposes."""
-        return h
-
-    def _slope(self, t: float, y: Tensor) -> Tensor:
-        """The field at (t, y)."""
-        return self.field(self._time(t, y), y)
-
-    def _time(self, t: float, y: Tensor) -> Tensor:
-        """A time as the field gets it."""
-        return stage_times((0.0,), t, 0.0, t, y, self.segment.within)[0]
 
     def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
         """The first-step heuristic (> 0) at (t0, y) towards t1; two evaluations.
@@ -97,6 +81,22 @@ class OneSystem:
             )
         return float(sizes[0])
 
+    def local_step(self, start: LocalStart, local: Local) -> tuple[float, float, Estimates]:
+        """One step beside the trajectory: its end, size and estimates, each of shape (1,).
+
+        Pal, Edelman, Rackauckas (ICML 2023), section 3: the regulariser is this step's E |h|.
+        """
+        t, y, t1 = start.t, start.y, start.segment.end
+        self.segment = start.segment
+        size = self.initial_size(y, t, t1) if local.step_size == "initial" else abs(start.h)
+        h = math.copysign(min(size, abs(t1 - t)), t1 - t)
+        end = t1 if abs(h) == abs(t1 - t) else t + h
+        return end, h, self._estimates_of_step(t, h, end, y, freeze_first_stage=local.freeze_first_stage)
+
+    @abstractmethod
+    def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
+        """Estimates of a step from (t, y) to t1, each of shape (1,)."""
+
     def begin(self, t: float, y: Tensor) -> None:
         """The next attempt starts from (t, y), a stop, or where another method ended."""
 
@@ -109,29 +109,3 @@ class OneSystem:
             y = self.moved(y, t, segment.start, -1.0)
         self.begin(t, y)
         return y
-
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment."""
-        self.segment = segment
-
-    def moved(self, y: Tensor, t: float, by: Tensor, sign: float) -> Tensor:
-        """The state y, with its derivatives by a time whose value is t: exact up to the fourth.
-
-        It is a step whose size is 0 and carries the gradient: for sign 1 from t to `by`, else back.
-        """
-        return moved(self.field, self._time(t, y), y, by - t, sign)
-
-    def is_pure(self, t: float, y: Tensor) -> bool:
-        """Whether two evaluations of the field at (t, y) agree."""
-        return self.field.is_pure(self._time(t, y), y)
-
-
-def moved(field: CountedField, t: Tensor, y: Tensor, by: Tensor, sign: float) -> Tensor:
-    """The state y at t, with its derivatives by a time that is `by`, a zero with a gradient, later than t.
-
-    It is a step of this size: for sign 1 from t, else back to t.
-    """
-    size = by.to(y.device, y.dtype.to_real())
-    origin = t if sign > 0 else t + size
-    tableau = TABLEAUX["rk4"]
-    return take_step(field, tableau, y, None, sign * size, [origin + (sign * c) * size for c in tableau.c]).y1

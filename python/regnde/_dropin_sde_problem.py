@@ -1,0 +1,237 @@
+"""An SDE and a Brownian motion as torchsde's users give them, for the drop-ins of its functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regnde._equation import SDE
+from regnde._noise import BrownianPath, Increment
+
+__all__ = ["Names", "equation_of", "path_of", "with_divergence"]
+
+ROLES = {
+    "drift": "f",
+    "diffusion": "g",
+    "prior_drift": "h",
+    "diffusion_prod": "g_prod",
+    "drift_and_diffusion": "f_and_g",
+    "drift_and_diffusion_prod": "f_and_g_prod",
+}
+SMALL = 1e-7  # a diffusion below it is taken for it where the drifts' difference is divided by it, as in torchsde
+Names = Mapping[str, str]
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Methods:
+    """The functions that torchsde's object has, under its names for them; None for those it lacks."""
+
+    f: Function | None
+    g: Function | None
+    h: Function | None
+    g_prod: Function | None
+    f_and_g: Function | None
+    f_and_g_prod: Function | None
+
+
+def equation_of(sde: Any, names: Names, columns: int | None, *, with_prior: bool) -> tuple[SDE, Function | None]:
+    """The equation that torchsde's object describes, and its prior drift.
+
+    Args:
+        sde: the object.
+        names: other names of its methods, by their roles.
+        columns: of the Brownian motion, if one is given.
+        with_prior: whether the prior drift is asked for.
+
+    Raises:
+        ValueError: for a type of SDE or noise that torchsde does not have, or where a function is missing.
+    """
+    if unknown := set(names) - set(ROLES):
+        raise ValueError(f"sdeint: names for {', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}.")
+    for attribute, known in (
+        ("sde_type", ("ito", "stratonovich")),
+        ("noise_type", ("diagonal", "scalar", "additive", "general")),
+    ):
+        if getattr(sde, attribute, None) not in known:
+            raise ValueError(
+                f"sdeint: {attribute}={getattr(sde, attribute, None)!r} of the sde: it must be one of "
+                f"{', '.join(map(repr, known))}."
+            )
+    has = _Methods(**{name: getattr(sde, names.get(role, name), None) for role, name in ROLES.items()})
+    if with_prior and has.h is None:
+        raise AttributeError("sdeint: logqp=True needs a prior drift, the sde's method h(t, y).")
+    drift, diffusion = _functions(has, sde.noise_type, columns)
+    return SDE(drift, diffusion, sde.noise_type, sde.sde_type), has.h
+
+
+def _functions(has: _Methods, noise_type: str, columns: int | None) -> tuple[Function, Function]:
+    """The drift and the diffusion, in the shapes that `SDE` wants."""
+    shaped = _without_column if noise_type == "scalar" else _as_it_is
+    if has.f_and_g is not None:
+        joint = Joint(has.f_and_g, shaped)
+        return joint.drift, joint.diffusion
+    if has.f is not None and has.g is not None:
+        return has.f, has.g if shaped is _as_it_is else lambda t, y, g=has.g: shaped(g(t, y))
+    product = has.g_prod if has.f is not None else None
+    drift = has.f
+    if product is None and (both := has.f_and_g_prod) is not None:
+        drift = drift or (lambda t, y: both(t, y, y.new_zeros(_vectors(y, noise_type, columns)))[0])
+        product = lambda t, y, v: both(t, y, v)[1]  # noqa: E731 - one line reads best
+    if drift is None or product is None:
+        raise ValueError(
+            "sdeint: the sde must have f(t, y) and g(t, y), or f_and_g(t, y), or products with a vector: "
+            "f(t, y) and g_prod(t, y, v), or f_and_g_prod(t, y, v)."
+        )
+    return drift, lambda t, y: _by_products(product, t, y, noise_type, columns)
+
+
+def _vectors(y: Tensor, noise_type: str, columns: int | None) -> tuple[int, ...]:
+    """Shape of the vectors that a diffusion multiplies."""
+    if noise_type == "diagonal":
+        return tuple(y.shape)
+    if noise_type != "scalar" and columns is None:
+        raise ValueError("sdeint: an sde with products alone does not tell how many processes it has: give bm=.")
+    return (len(y), 1 if noise_type == "scalar" or columns is None else columns)
+
+
+def _by_products(product: Function, t: Tensor, y: Tensor, noise_type: str, columns: int | None) -> Tensor:
+    """The diffusion from its products with unit vectors, one for each column."""
+    shape = _vectors(y, noise_type, columns)
+    if noise_type in ("diagonal", "scalar"):
+        return product(t, y, y.new_ones(shape))  # type: ignore[no-any-return]  # a tensor
+    units = torch.eye(shape[1], dtype=y.dtype, device=y.device)
+    return torch.stack([product(t, y, unit.expand(shape)) for unit in units], -1)
+
+
+def _as_it_is(g: Tensor) -> Tensor:
+    return g
+
+
+def _without_column(g: Tensor) -> Tensor:
+    """A matrix of one column, (batch, d, 1), as a state."""
+    if g.ndim != 3 or g.shape[-1] != 1:
+        raise ValueError(
+            f"sdeint: scalar noise has one process, but g has shape {tuple(g.shape)}, not (batch, channels, 1)."
+        )
+    return g.squeeze(-1)
+
+
+class Joint:
+    """A drift and a diffusion from one function of both: where they are asked at one point, it is called once."""
+
+    def __init__(self, both: Function, shaped: Callable[[Tensor], Tensor] = _as_it_is) -> None:
+        self.both, self.shaped = both, shaped
+        self._waiting: tuple[Tensor, Tensor, bool, Tensor] | None = None  # time, state, grad mode, diffusion
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        """The drift; the diffusion waits to be asked for."""
+        f, g = self.both(t, y)
+        self._waiting = (t, y, torch.is_grad_enabled(), self.shaped(g))
+        return f  # type: ignore[no-any-return]  # a tensor
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        """The diffusion."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            time, state, differentiable, g = waiting
+            if state is y and differentiable == torch.is_grad_enabled() and torch.equal(time, t):
+                return g
+        return self.shaped(self.both(t, y)[1])
+
+
+def with_divergence(sde: SDE, prior: Function) -> SDE:
+    """The equation of the state and, as its last channel, of the divergence of the path from the prior's.
+
+    Its slope is half the square of u, where diffusion u = drift - prior drift: the Kullback-Leibler divergence of the
+    two laws on paths is the mean of it (Girsanov; X. Li, T.-K. L. Wong, R. T. Q. Chen, D. Duvenaud, AISTATS 2020, 9).
+    """
+    joint = Joint(lambda t, y: _with_rate(sde, prior, t, y))
+    return SDE(joint.drift, joint.diffusion, sde.noise, sde.calculus)
+
+
+def _with_rate(sde: SDE, prior: Function, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    state = y[:, :-1]
+    f, g = sde.drift(t, state), sde.diffusion(t, state)
+    gap = f - prior(t, state)
+    if sde.noise == "diagonal":
+        u = gap / torch.where(g.detach().abs() > SMALL, g, SMALL * torch.sign(g))
+        nothing = g.new_zeros(len(g), 1)
+    elif sde.noise == "scalar":  # the pseudo-inverse of one column
+        u = (g * gap).sum(1, keepdim=True) / g.square().sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+        nothing = g.new_zeros(len(g), 1)
+    else:
+        u = torch.matmul(torch.linalg.pinv(g), gap.unsqueeze(-1)).squeeze(-1)
+        nothing = g.new_zeros(len(g), 1, g.shape[2])
+    rate = 0.5 * u.square().sum(1, keepdim=True)
+    return torch.cat([f, rate], 1), torch.cat([g, nothing], 1)
+
+
+# --- Brownian motions -----------------------------------------------------------------------------
+
+
+def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool) -> BrownianPath:
+    """The Brownian path: the given one, one around torchsde's, or a new one.
+
+    Args:
+        motion: a `BrownianPath`, a Brownian motion of torchsde's, or None.
+        t0: start of the solve.
+        t1: its end.
+        sde: the equation.
+        y0: its initial state.
+        area: whether the method needs the space-time Levy area.
+    """
+    if motion is not None:
+        if len(motion.shape) != 2 or motion.shape[0] != len(y0):
+            raise ValueError(f"sdeint: bm must be of shape (batch, processes), got {tuple(motion.shape)}.")
+        wanted = sde.path_shape(y0.shape, motion.shape[1])
+        if tuple(motion.shape) != wanted:
+            raise ValueError(
+                f"sdeint: bm has shape {tuple(motion.shape)}, but {sde.noise} noise of a state of shape "
+                f"{tuple(y0.shape)} needs {wanted}."
+            )
+        return motion if isinstance(motion, BrownianPath) else _ForeignPath(motion, t0, t1, wanted, area=area)
+    columns = 1
+    if sde.has_matrix:
+        with torch.no_grad():
+            g = sde.diffusion(torch.tensor(t0, dtype=y0.dtype, device=y0.device), y0.detach().clone())
+        if g.ndim != 3 or g.shape[:2] != y0.shape:
+            raise ValueError(
+                f"sdeint: g has shape {tuple(g.shape)}, but {sde.noise} noise of a state of shape {tuple(y0.shape)} "
+                f"needs {(*y0.shape, 'processes')}."
+            )
+        columns = g.shape[2]
+    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns))
+
+
+class _ForeignPath(BrownianPath):
+    """A Brownian motion of torchsde's: a callable of two times that returns W and, if asked, its integral U."""
+
+    def __init__(self, motion: Any, t0: float, t1: float, shape: Sequence[int], *, area: bool) -> None:
+        super().__init__(t0, t1, shape, seed=0)  # nothing is drawn from it
+        self._motion = motion
+        self._area = area
+        if area and getattr(motion, "levy_area_approximation", None) == "none":
+            raise ValueError("sdeint: method 'srk' needs a bm with levy_area_approximation='space-time'.")
+
+    def increment(self, s: float, t: float) -> Increment:
+        """W and H over [s, t]: U = int (W_u - W_s) du = (t - s) (W/2 + H)."""
+        if s == t:
+            return Increment(torch.zeros(self.shape), torch.zeros(self.shape))
+        if not self._area:
+            w = self._motion(s, t).detach()
+            return Increment(w, torch.zeros_like(w))
+        w, u = (value.detach() for value in self._motion(s, t, return_U=True))
+        return Increment(w, u / (t - s) - w / 2)
+
+    def resolves(self, s: float, t: float) -> bool:
+        """Whatever it resolves, it is not this class that knows."""
+        return True
+
+    def independent(self, branch: int = 1) -> BrownianPath:
+        """A path of our own: torchsde's motions have no second one."""
+        return BrownianPath(self.t0, self.t1, self.shape)
