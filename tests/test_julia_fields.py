@@ -23,7 +23,7 @@ JULIA = Solver(engine="julia")
 def parameters_of(field: object) -> list[Tensor]:
     """What a module, or a closure over modules and tensors, has that needs a gradient."""
     if isinstance(field, nn.Module):
-        return list(field.parameters())
+        return [p for p in field.parameters() if p.requires_grad]
     if isinstance(field, Tensor):
         return [field] if field.requires_grad else []
     cells = [cell.cell_contents for cell in getattr(field, "__closure__", None) or ()]
@@ -40,16 +40,20 @@ def test_a_step_and_its_gradient_equal_torchs(zoo: Zoo) -> None:
     results = []
     for engine in ("torch", "julia"):
         y0 = y.clone().requires_grad_()
-        solver = Solver(dt0=0.1, rtol=1e3, atol=1e3, engine=engine)  # type: ignore[arg-type]
-        sol = regnde.solve(called, y0, [0.0, 0.1], solver, record="all")
+        solver = Solver(dt0=0.01, rtol=1e3, atol=1e3, engine=engine)  # type: ignore[arg-type]
+        sol = regnde.solve(called, y0, [0.0, 0.01], solver, record="all")
         assert (sol.engine, sol.stats.accepted) == (engine, 1)
         weights = torch.linspace(1, 2, sol.y1.numel(), dtype=y.dtype).reshape(y.shape)
-        value = (sol.y1 * weights).sum() + 1e6 * sol.steps.error.square().sum()
+        value = (sol.y1 * weights).sum() + 1e9 * sol.steps.error.square().sum()
         results.append((sol.y1, torch.autograd.grad(value, (y0, *wanted), allow_unused=True)))
     (theirs, others), (ours, grads) = results
     torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)
+    scale = max(float(g.abs().max()) for g in others if g is not None)  # some are zero but for rounding
     for a, b in zip(grads, others, strict=True):
-        assert relative(*(torch.zeros(1, dtype=y.dtype) if x is None else x for x in (a, b))) < 1e-6
+        if a is None or b is None:
+            assert all(x is None or not x.any() for x in (a, b))
+        else:
+            assert float((a - b).abs().max()) < 1e-6 * scale
 
 
 def test_a_field_that_writes_its_slope() -> None:

@@ -107,7 +107,7 @@ function explained(exception, backtrace)
         line, exception = exception.line, exception.error
     elseif backtrace !== nothing
         frames = Base.stacktrace(backtrace)
-        found = findfirst(frame -> String(frame.file) == JULIA_FIELD, frames)
+        found = findfirst(frame -> basename(String(frame.file)) == JULIA_FIELD, frames)
         found === nothing || (line = frames[found].line)
     end
     line == 0 && return ""

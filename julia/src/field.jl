@@ -44,7 +44,17 @@ struct InPlace{F}
 end
 
 function Dynamics(f::InPlace, p::Tuple)
-    value!(dy, t, y, p, _) = (f.f(dy, t, y, p...); nothing)
+    function value!(dy, t, y, p, _)
+        fill!(dy, NaN)
+        f.f(dy, t, y, p...)
+        all(isnan, dy) && throw(
+            FieldError(
+                "the JuliaField, called as (dy, t, y, p...), has written no dy, or NaN to all of it: as (t, y, p...) " *
+                    "-> dy it takes the time, the state and each of $(length(p)) parameters"
+            )
+        )
+        return nothing
+    end
     return Dynamics(value!, (ybar, pbar, ct, t, y, p, _) -> plain_vjp!(ybar, pbar, f, ct, t, y, p), p, nothing)
 end
 
