@@ -89,7 +89,7 @@ def test_a_field_that_writes_its_slope() -> None:
         ("(t, y, p) -> y", 0, "has written no dy, .* each of 0 parameters"),
         ("function f(t, y)\n    z = y .* 2\n    return undefined_name .* z\nend", 0, "undefined_name.*\n  at line 3"),
         ("(t, y) -> sum(y)", 0, r"returned size \(\) for a state of size \(2,\)"),
-        ("(t, y) ->\n  y .* [1.0, 2.0, 3.0]", 0, "DimensionMismatch.*\n  at line 2"),
+        ("function f(t, y)\n    y .* [1.0, 2.0, 3.0]\nend", 0, "DimensionMismatch.*\n  at line 2"),
         ("(t, y -> y", 0, "at line 1 of the JuliaField"),
     ],
 )
