@@ -67,6 +67,8 @@ class JuliaEngine(Engine):
         sde = isinstance(request.equation, SDE)
         if solver.tableau is not None:
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
+        if request.mass is not None:
+            return "a mass matrix runs on the torch engine: set Solver(engine='torch')."
         if request.grid is not None:
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
         if request.rules != StepRules():
