@@ -85,7 +85,8 @@ class Solver:
 
     Args:
         method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"heun"`, `"dp5"`, `"vern7"` adapt
-            their step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`. SDE: `"sosri"`
+            their step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`; for stiff ones `"rodas5p"`, `"rodas4"`,
+            `"rosenbrock23"`, and `"autotsit5"`, which switches. SDE: `"sosri"`
             (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
             `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
             `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of
