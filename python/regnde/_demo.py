@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnde._budget import FAST, LossBudget
+from regnde._budget import LossBudget, smoothed
 from regnde._demo_report import Prediction, Row, conclusion, picture, short, table
 from regnde._diagnose import diagnose
 from regnde._fit import Progress, anneal, fit
@@ -199,11 +199,8 @@ class Trained:
 
     @property
     def loss(self) -> float:
-        """The training loss of the last iterations, smoothed as a `LossBudget` smooths it."""
-        mean = 0.0
-        for count, progress in enumerate(self.history, 1):
-            mean += max(FAST, 1 / count) * (progress.task - mean)
-        return mean
+        """The training loss of the last iterations, smoothed as a `LossBudget` does."""
+        return smoothed([progress.task for progress in self.history])
 
 
 def train(
@@ -290,10 +287,10 @@ def predict(model: Classifier, data: Data, solver: Solver, repeats: int) -> Pred
     )
 
 
-def fewest_fixed_steps(model: Classifier, data: Data, report: Diagnosis, engine: Engine) -> Prediction | None:
-    """The cheapest of a few solves with steps of fixed size whose loss is that of the diagnosed solve."""
+def fewest_fixed_steps(model: Classifier, data: Data, report: Diagnosis) -> Prediction | None:
+    """The cheapest of a few solves with fixed steps (which the torch engine has) of the diagnosed solve's loss."""
     for method, count in (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2)):  # from 2 to 8 evaluations
-        found = predict(model, data, Solver(method=method, dt0=1 / count, engine=engine), 1)
+        found = predict(model, data, Solver(method=method, dt0=1 / count, engine="torch"), 1)
         if report.now.metric is not None and report.same_metric(found.loss, report.now.metric):
             return found
     return None
@@ -390,7 +387,7 @@ def _rows(names: Sequence[str], seed: int, data: Data, settings: Settings) -> It
             train_seconds=trained.seconds,
             prediction=last,
             cheapest=cheapest,
-            fixed=fewest_fixed_steps(trained.model, data, report, settings.engine),
+            fixed=fewest_fixed_steps(trained.model, data, report),
         )
         print(
             f"Trained with {short(solver)}: NFE {row.train_nfe:.0f}, {row.train_seconds:.1f} s, smoothed training loss "

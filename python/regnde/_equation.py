@@ -125,9 +125,20 @@ class JuliaField:
     The source is executed by Julia as it stands: never pass text from someone you do not trust.
 
     Args:
-        source: Julia source of a function `(t, y, p...) -> dy`. Arrays arrive with their dimensions
-            reversed: a torch state of shape (batch, dim) is a Julia matrix of size (dim, batch).
-        parameters: tensors passed as `p...`, differentiated like a module's parameters.
+        source: Julia source of a function `(t, y, p...) -> dy`, or `(dy, t, y, p...)` that writes `dy`. Arrays
+            arrive with their dimensions reversed: a torch state of shape (batch, dim) is a Julia matrix of size
+            (dim, batch). It may be several lines, with functions and `using` of its own; the last value counts.
+        parameters: tensors passed as `p...`, each by itself, differentiated like a module's parameters by Zygote
+            (`python -m regnde julia --adjoints` installs it). In the form that writes `dy`, Zygote follows
+            assignments to entries and broadcasts (`dy[1] = ...`, `dy .= ...`).
+
+    Examples:
+        >>> import torch
+        >>> from regnde import Solver, solve
+        >>> weight = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], requires_grad=True)
+        >>> field = JuliaField("(t, y, w) -> transpose(w) * y .^ 3", [weight])  # in torch: y**3 @ w
+        >>> solution = solve(field, torch.ones(5, 2), [0.0, 1.0], Solver(engine="julia"))  # doctest: +SKIP
+        >>> solution.y1.sum().backward()  # doctest: +SKIP
     """
 
     source: str

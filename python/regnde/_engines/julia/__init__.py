@@ -58,8 +58,14 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """CUDA.jl, for a state on a CUDA device."""
-        return runtime.missing_cuda() if request.y0.device.type == "cuda" else None
+        """CUDA.jl, for a state on a CUDA device; SciMLSensitivity for its adjoints, Zygote for a `JuliaField`."""
+        if request.y0.device.type == "cuda":
+            return runtime.missing_cuda()
+        if request.solver.gradient in ADJOINTS:
+            return runtime.missing_adjoints(request.solver.gradient)
+        if isinstance(request.equation, JuliaField) and _needs_gradient(request, _codes(request)[0]):
+            return runtime.missing_adjoints("")
+        return None
 
     def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
