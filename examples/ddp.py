@@ -75,6 +75,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--checkpoint", type=Path, default=Path("ddp.pt"))
+    parser.add_argument("--quick", action="store_true", help="ten steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    main(arguments.steps, arguments.checkpoint)
+    main(10 if arguments.quick else arguments.steps, arguments.checkpoint)

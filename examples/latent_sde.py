@@ -38,7 +38,7 @@ class Settings:
     anneal: int  # iterations in which the divergence's weight rises to 1
 
 
-FULL = Settings(batch=32, times=11, iterations=200, more=300, anneal=50)
+FULL = Settings(batch=32, times=11, iterations=100, more=150, anneal=30)
 QUICK = Settings(batch=8, times=6, iterations=6, more=6, anneal=2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import regnde
 from printed import differences
 from regnde._doctor import methods_table
 
@@ -68,6 +70,32 @@ def test_the_short_table_has_the_numbers_of_the_demo() -> None:
         row = whole[name]
         wanted = [row[trained], row[trained + 1], row[predicts], row[predicts + 1], row[accuracy], row[loss]]
         assert short[name] == wanted, f"docs/index.md: the row of {name} is {wanted} in docs/results.md"
+
+
+def templates() -> list[str]:
+    """All texts in the package, with "…" in the place of what is filled in."""
+    found = []
+    for path in (ROOT / "python").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else "…" for part in parts]
+            if all(isinstance(text, str) for text in texts):
+                found.append("".join(texts))
+    return [*found, *dir(regnde)]
+
+
+PYTORCH = "mat1 and mat2 must have the same dtype"
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_package() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\*\*`(.*)`\*\*$", page, re.MULTILINE)
+    assert len(messages) > 35
+    known = templates()
+    for message in messages:
+        parts = message.strip("… ").split("…")
+        wanted = re.compile(".*".join(re.escape(part.strip()) for part in parts), re.DOTALL)
+        assert message.startswith(PYTORCH) or any(wanted.search(text) for text in known), message
 
 
 def test_links_between_pages_exist() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from regnde import Local
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import Bounds
-from regnde._engines.torch.loop import Diagnosis, Path, Trial, integrate, uniform
+from regnde._engines.torch.failure import Diagnosis
+from regnde._engines.torch.loop import Path, Trial, integrate, uniform
 from regnde._stops import Segment
 from tolerances import ROUNDING, STANDARD_ERRORS
 

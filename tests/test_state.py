@@ -179,7 +179,7 @@ def test_nested_states_of_an_sde(gradient: str) -> None:
         found.append((ys, sol.steps.error, *torch.autograd.grad(ys.sum() + ErrorPenalty()(sol), [x, c])))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # float32
-    with pytest.raises(ValueError, match=r"has shape \(2, 2\), the state \(5,\)"):
+    with pytest.raises(ValueError, match=r"path has shape \(2, 2\), but .* needs \(5,\)"):
         regnde.solve(sde, (x, c), [0.0, 1.0], noise=BrownianPath(0.0, 1.0, (2, 2)))
     bad = SDE(lambda t, y: (-y[0], -y[1]), lambda t, y: y[0])
     with pytest.raises(TypeError, match=r"diffusion\(t, y\) is a tensor of shape \(2, 2\), but y is a tuple of 2"):

@@ -108,8 +108,8 @@ class PID:
 
     Args:
         beta1: exponent of the error estimate, before the division by p.
-        beta2: that of the accepted step before.
-        beta3: that of the one before this.
+        beta2: exponent of the estimate of the accepted step before.
+        beta3: exponent of the estimate of the accepted step before that one.
         accept_factor: a step is accepted if the factor after it is at least this.
 
     Raises:

@@ -25,7 +25,7 @@ CHECKED_ORDER = 6  # of the order conditions: 37 trees
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GridMethod:
-    """What a method that steps along a grid tells of itself.
+    """A method that steps along a given grid: its properties.
 
     Args:
         name: for messages and solutions.

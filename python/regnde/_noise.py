@@ -43,7 +43,7 @@ Array = NDArray[np.float64]
 DEPTH = 24  # leaves of 6e-8 of the span, below any useful step
 DEEPEST = 48  # a leaf still holds a few bits of the clock
 BLOCK = 8192  # entries drawn at once, of one or several nodes: temporaries stay in the processor's cache
-RECENT = 4  # points kept by time: a step starts where the one before ended, also after rejections
+RECENT = 4  # points that are stored: a step starts where the one before ended, also after rejections
 
 
 class Increment(NamedTuple):
@@ -63,7 +63,7 @@ class BrownianPath:
 
     Values are drawn in float64 on the CPU and cast by the solver, so that states of any dtype and
     device see one path. A new interval costs about log2(step / resolution) draws of two normals per
-    entry; the path from the tree's root to the last point is kept, 48 (depth + 1) bytes per entry.
+    entry; the nodes from the tree's root to the last point are stored, 48 (depth + 1) bytes per entry.
     Numbers repeat within one version of numpy.
 
     Args:
@@ -200,7 +200,7 @@ def _rebuilt(t0: float, t1: float, shape: Sequence[int], seed: int, depth: int, 
 
 
 class _Tree:
-    """The tree of midpoints, of which it keeps the way from the root to the last leaf.
+    """The tree of midpoints. It stores the nodes from the root to the last leaf.
 
     The state of a node is (W, J) at its left end and (W, H) over it, four rows; two more rows hold
     the node's normals (Y, Z). A child's state is a constant 4 x 6 matrix times its parent's six rows.
@@ -213,7 +213,7 @@ class _Tree:
         self.halves = [_halves(span / 2**level) for level in range(depth)]
         self.nodes = np.empty((depth + 1, 6, entries))
         self.rows = torch.from_numpy(self.nodes)  # torch multiplies: numpy's BLAS would start threads of its own
-        self.leaf = -1  # index of the leaf at which the kept way ends
+        self.leaf = -1  # index of the leaf at which the stored nodes end
         self.normals.fill([0], self.nodes[:1, 2:4])  # (W, H) over the whole span
         self.nodes[0, :2] = 0.0
         self.nodes[0, 2] *= math.sqrt(span)
@@ -230,7 +230,7 @@ class _Tree:
         return point
 
     def _descend(self, leaf: int) -> None:
-        """Extends the kept way to `leaf`, from where the two part."""
+        """Extends the stored nodes to `leaf`, from the last one that is above both leaves."""
         shared = self.depth - (leaf ^ self.leaf).bit_length() if self.leaf >= 0 else 0
         levels = range(shared + 1, self.depth + 1)
         paths = [leaf >> (self.depth - level) for level in levels]
@@ -250,7 +250,7 @@ class _Normals:
     below what a statistic of the path could show, that is several times as fast as numpy's normals.
 
     Args:
-        seed, branch: name the path.
+        seed, branch: identify the path.
         entries: entries of the state.
     """
 

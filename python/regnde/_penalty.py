@@ -72,7 +72,7 @@ class Penalty(ABC):
 
 
 def _is_factor(value: object) -> TypeGuard[float | Tensor]:
-    """Whether a penalty can be multiplied by it; a tensor of several entries is an error."""
+    """Whether a penalty can be multiplied by the value; raises an error for a tensor of several entries."""
     if not isinstance(value, Tensor):
         return isinstance(value, Real)
     if value.ndim or value.is_complex():
@@ -98,7 +98,7 @@ class _Sum(Penalty):
 
 @dataclass(frozen=True, eq=False)
 class _Scaled(Penalty):
-    """A penalty and a factor. Equal if both are; a tensor, whose value may be trained, equals itself alone."""
+    """A penalty and a factor. Two are equal if both parts are; a tensor as a factor is equal to itself only."""
 
     factor: float | Tensor
     penalty: Penalty

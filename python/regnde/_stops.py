@@ -51,7 +51,8 @@ def segments(
 ) -> tuple[Segment, ...]:
     """The segments from t0 to t1, in the order in which they are passed.
 
-    Stops outside the span are ignored. One at an end of the span cuts nothing, but the field is not evaluated there.
+    Stops outside the span are ignored. A stop at an end of the span makes no further segment, but the field is not
+    evaluated at it.
 
     Args:
         t0: initial time.
@@ -111,7 +112,7 @@ def _next(t: Tensor, direction: float) -> Tensor:
 
 
 def _joined(boundary: _Boundary, stop: _Boundary) -> _Boundary:
-    """The boundary with a further stop."""
+    """The boundary that covers a further stop, too."""
     if stop.moving is not None:
         raise ValueError(
             f"the stop {stop.t!r} lies at the end {boundary.t!r} of the span, or is another stop again: the solution "

@@ -19,9 +19,9 @@ FEW = 8  # entries of an array that a message shows
 
 
 class Tolerance:
-    """Tolerances of the parts or entries of a state, as `Solver` keeps them: numbers that do not change.
+    """Tolerances of the parts or entries of a state, as `Solver` stores them: immutable numbers.
 
-    Two are equal if their containers and numbers are. It may be given to another `Solver` as it is.
+    Two are equal if their containers and numbers are equal. One may be given to another `Solver`.
 
     Args:
         name: `"rtol"` or `"atol"`.
