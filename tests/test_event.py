@@ -476,10 +476,6 @@ def test_where_events_are_refused() -> None:
     sde = regnde.SDE(exp_decay, exp_decay)
     with pytest.raises(ValueError, match="event= is for ODEs"):
         regnde.solve(sde, f64([1.0]), [0.0, 1.0], Solver(engine="torch"), event=Event(first))
-    with pytest.raises(ValueError, match=r"per-sample.*no events"):
-        regnde.solve(
-            exp_decay, f64([[1.0]]), [0.0, 1.0], Solver(batch="per-sample", engine="torch"), event=Event(first)
-        )
 
 
 def test_an_event_of_a_state_of_several_parts_is_given_its_structure() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 __all__ = ["Event", "checked_events"]
 
-Condition = Callable[[Tensor, Any], Tensor]
+Condition = Callable[..., Tensor]  # of a time and a state, and of the samples if it takes them
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,12 @@ class Event:
 
     Args:
         condition: function of a 0-dim time and a state that returns a real 0-dim tensor. It should pass zero with a
-            slope. Its own parameters get gradients, too.
+            slope. Its own parameters get gradients, too. With `batch="per-sample"` it is called as the field is: with
+            the times of b samples, shape (b, 1, ..., 1), their states and, if it takes a third argument, their indices
+            in the batch. It then returns shape (b,), one value for each of them.
         direction: 1 for a condition that rises through zero in the order of the solve, -1 for one that falls, 0 for
             both.
-        terminal: whether the solve stops there.
+        terminal: whether the solve stops there; with `batch="per-sample"`, the sample, which stays where it is then.
 
     Raises:
         TypeError: for a condition that can not be called.

@@ -191,15 +191,18 @@ class Events(NamedTuple):
         t: their times, shape (E,), float64, differentiable.
         y: the states there, shape (E, *y0.shape), differentiable; in the structure of y0 if that has several parts.
         which: index of each among the events that were given, shape (E,).
+        sample: with `batch="per-sample"`, the sample of each, shape (E,): the order is then by samples, and y has the
+            shape (E, *y0.shape[1:]). None otherwise.
     """
 
     t: Tensor
     y: Any
     which: Tensor
+    sample: Tensor | None = None
 
     def detached(self) -> Events:
         """Without gradients."""
-        return Events(self.t.detach(), tree_map(Tensor.detach, self.y), self.which)
+        return self._replace(t=self.t.detach(), y=tree_map(Tensor.detach, self.y))
 
 
 class SolutionArrays(NamedTuple):

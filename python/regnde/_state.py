@@ -201,9 +201,16 @@ class Structure:
             return dataclasses.replace(equation, drift=drift, diffusion=diffusion)
         return self._field(equation, "f")
 
-    def condition_on_flat(self, condition: Callable[[Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def condition_on_flat(self, condition: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """A function of a time and the state, such as an event's condition, as one of the flat state."""
-        return (lambda t, y: condition(t, self.tree_of(y))) if self.nested else condition
+        if not self.nested:
+            return condition
+
+        @functools.wraps(condition, assigned=(), updated=())
+        def on_flat(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
+            return condition(self._time(t), self.tree_of(y), *samples)
+
+        return on_flat
 
     def _field(self, f: Callable[..., Any], name: str) -> Callable[..., Tensor]:
         """A field of the flat state; it is called with a third argument where the user's takes one."""
@@ -211,8 +218,7 @@ class Structure:
 
         @functools.wraps(f, assigned=(), updated=())
         def field(t: Tensor, y: Tensor, *samples: Tensor) -> Tensor:
-            time = t.reshape(-1, *[1] * (structure.dimensions - 1)) if t.ndim else t
-            state = structure.tree_of(y)
+            time, state = structure._time(t), structure.tree_of(y)
             try:
                 value = f(time, state, *samples)
             except (TypeError, AttributeError) as problem:
@@ -224,6 +230,10 @@ class Structure:
             return structure.slope(value, y, name)
 
         return field
+
+    def _time(self, t: Tensor) -> Tensor:
+        """A time as the user's functions get it: with per-sample step sizes it broadcasts against the largest part."""
+        return t.reshape(-1, *[1] * (self.dimensions - 1)) if t.ndim else t
 
     def slope(self, value: object, y: Tensor, name: str) -> Tensor:
         """The flat slope of what the user's field returned.

@@ -140,7 +140,7 @@ class TorchEngine(Engine):
             first_step=FirstStep(path.sizes[0] if path.sizes else 0.0, path.first_error, path.accepted, stepper.order),
             **stepper.counts()._asdict(),
         )
-        events = events_of(path, y0) if request.events else None
+        events = events_of(path.hits, y0) if request.events else None
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
         return finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
@@ -166,7 +166,16 @@ def _solve_per_sample(request: Request) -> Solution:
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
-        request.equation, method, solver, tolerances, y0, request.times, segments, record=record, checkpoint=checkpoint
+        request.equation,
+        method,
+        solver,
+        tolerances,
+        y0,
+        request.times,
+        segments,
+        record=record,
+        events=request.events,
+        checkpoint=checkpoint,
     )
     batch.run()
     steps = None
@@ -194,7 +203,15 @@ def _solve_per_sample(request: Request) -> Solution:
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
     ys = batch.outputs.states()
-    return finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t)
+    events, stopped = None, False
+    if batch.events is not None:
+        found = sorted(batch.events.hits, key=lambda pair: pair[0])
+        events = events_of([hit for _, hit in found], y0[0] if len(y0) else y0.new_zeros(y0.shape[1:]))
+        events = events._replace(
+            sample=torch.tensor([sample for sample, _ in found], dtype=torch.long, device=y0.device)
+        )
+        stopped = len(y0) > 0 and bool(batch.events.stopped.all())
+    return finished(request, request.ts[: len(ys)], ys, stats, steps, batch.failure, batch.t, events, stopped=stopped)
 
 
 def _checkpoint(request: Request, *fields: CountedField) -> Checkpoint | None:

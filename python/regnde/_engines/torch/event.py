@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from regnde._dense import Interpolant
 from regnde._event import Event
 from regnde._transforms import has_derivative
 
-__all__ = ["EventDetector", "Hit", "bracketed_zero"]
+__all__ = ["EventDetector", "EventLocator", "Hit", "behind", "bracketed_zero", "passes"]
 
 SLACK = 100  # in units of the clock's resolution: a zero this close to the initial time is a zero at it
+Value = Any  # a float for one system, an array for samples
 NEWTON_STEPS = 2  # of which the first gives first derivatives, and each further one doubles their order and one more
 
 
@@ -28,31 +30,38 @@ class Hit(NamedTuple):
     y: Tensor
 
 
-class EventDetector:
-    """Compares the signs of conditions before and after each step.
+class EventLocator:
+    """Locates the zeros of conditions within steps.
 
     Args:
         events: what to look for.
-        t: initial time.
-        y: state there.
     """
 
-    def __init__(self, events: Sequence[Event], t: float, y: Tensor) -> None:
-        self.events, self.t0 = events, t
-        self.values = [self._number(i, t, y) for i in range(len(events))]
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.events = events
 
-    def hits(self, interpolant: Callable[[], Interpolant], t: float, t1: float, y1: Tensor) -> list[Hit]:
-        """The events within a step from t to (t1, y1) in their order, up to the first terminal one."""
-        found: list[tuple[float, int]] = []
-        for i, event in enumerate(self.events):
-            start, before, after = t, self.values[i], self._number(i, t1, y1)
-            self.values[i] = after
-            if t == self.t0 or before == 0:  # a zero here is none of this step: what counts is the sign behind it
-                start = self._behind(t, t1, y1.dtype)
-                before = self._number(i, start, interpolant().detached()(torch.tensor(start, dtype=torch.float64)))
-            passed = before < 0 <= after or after <= 0 < before
-            if passed and event.direction in (0, 1 if before < 0 else -1):
-                found.append((self._zero(i, interpolant().detached(), start, t1, before, after), i))
+    def hits(
+        self,
+        interpolant: Callable[[], Interpolant],
+        t: float,
+        t1: float,
+        before: Sequence[float],
+        after: Sequence[float],
+    ) -> list[Hit]:
+        """The events within a step, or a part of it, from t to t1, in their order, up to the first terminal one.
+
+        Args:
+            interpolant: of the step.
+            t: where the part starts.
+            t1: where it ends.
+            before: values of the conditions at t.
+            after: at t1.
+        """
+        found = [
+            (self._zero(i, interpolant().detached(), t, t1, before[i], after[i]), i)
+            for i, event in enumerate(self.events)
+            if passes(event, before[i], after[i])
+        ]
         found.sort(key=lambda pair: abs(pair[0] - t))
         last = next((n for n, (_, i) in enumerate(found, 1) if self.events[i].terminal), len(found))
         return [self._hit(i, at, interpolant()) for at, i in found[:last]]
@@ -60,11 +69,6 @@ class EventDetector:
     def terminal(self, hits: Sequence[Hit]) -> Hit | None:
         """The one that stops the solve."""
         return hits[-1] if hits and self.events[hits[-1].which].terminal else None
-
-    def _behind(self, t: float, t1: float, dtype: torch.dtype) -> float:
-        """A time in the step from t to t1, so close behind t that a zero between them counts as one at t."""
-        near = max(SLACK * math.ulp(t), math.sqrt(torch.finfo(dtype).eps) * abs(t1 - t))
-        return t + math.copysign(min(near, abs(t1 - t)), t1 - t)
 
     def _value(self, which: int, t: Tensor, y: Tensor) -> Tensor:
         """The condition at (t, y), with the time in the dtype that the field gets."""
@@ -117,6 +121,44 @@ class EventDetector:
             shift = rest / slope
             t = t - (shift - shift.detach())  # its value stays what it is
         return Hit(which, at, t, within(t))
+
+
+class EventDetector(EventLocator):
+    """Compares the signs of conditions before and after each step.
+
+    Args:
+        events: what to look for.
+        t: initial time.
+        y: state there.
+    """
+
+    def __init__(self, events: Sequence[Event], t: float, y: Tensor) -> None:
+        super().__init__(events)
+        self.t0, self.values = t, self._numbers(t, y)
+
+    def seen(self, interpolant: Callable[[], Interpolant], t: float, t1: float, y1: Tensor) -> list[Hit]:
+        """The events within a step from t to (t1, y1) in their order, up to the first terminal one."""
+        before, self.values = self.values, self._numbers(t1, y1)
+        if t == self.t0 or 0.0 in before:  # a zero here is none of this step: what counts is the sign behind it
+            t = behind(t, t1, y1.dtype)
+            before = self._numbers(t, interpolant().detached()(torch.tensor(t, dtype=torch.float64)))
+        return self.hits(interpolant, t, t1, before, self.values)
+
+    def _numbers(self, t: float, y: Tensor) -> list[float]:
+        return [self._number(i, t, y) for i in range(len(self.events))]
+
+
+def passes(event: Event, before: Value, after: Value) -> Value:
+    """Whether a condition passes zero in the event's direction between two values of it, or two arrays of them."""
+    rises, falls = (before < 0) & (after >= 0), (before > 0) & (after <= 0)
+    return rises if event.direction > 0 else falls if event.direction < 0 else rises | falls
+
+
+def behind(t: Value, t1: Value, dtype: torch.dtype) -> Value:
+    """A time in the step from t to t1, so close behind t that a zero between them counts as one at t."""
+    near = np.maximum(SLACK * np.spacing(np.abs(t)), math.sqrt(torch.finfo(dtype).eps) * np.abs(t1 - t))
+    time = t + np.copysign(np.minimum(near, np.abs(t1 - t)), t1 - t)
+    return time if isinstance(t, np.ndarray) else float(time)
 
 
 def bracketed_zero(f: Callable[[float], float], at_0: float, at_1: float, resolution: float) -> float:

@@ -215,7 +215,7 @@ def integrate(
             if controller is None and not all_finite(y1):  # a condition has no sign there
                 y = y1
                 break
-            hits = detector.hits(stepper.interpolant, t, t1, y1)
+            hits = detector.seen(stepper.interpolant, t, t1, y1)
             path.hits += hits
             path.stopped = detector.terminal(hits)
         end = t1 if path.stopped is None else path.stopped.at

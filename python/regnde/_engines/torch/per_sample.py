@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
+from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
+from regnde._engines.torch.sample_event import SampleEvents
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
-from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
+from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs, Within, of_samples
 from regnde._engines.torch.step import (
     Estimates,
     Step,
@@ -31,6 +34,7 @@ from regnde._engines.torch.step import (
     dense_weights,
     extra_stages,
 )
+from regnde._event import Event
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
@@ -39,9 +43,6 @@ from regnde._transforms import numbers, transformed
 __all__ = ["PerSample"]
 
 T = TypeVar("T")
-
-
-Within = tuple[Floats, Floats] | None  # the least and the largest time that the field gets, of each sample
 
 
 class _Attempt(NamedTuple):
@@ -102,6 +103,7 @@ class PerSample:
         times: monotone save times, shared by the batch.
         segments: of the span.
         record: whether to record the estimates.
+        events: what to look for.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
 
     Attributes:
@@ -110,7 +112,8 @@ class PerSample:
         factorisations: matrices factorised, of all samples together.
         dt_first: first step size of each sample, signed, shape (B,).
         first_sizes, first_errors: of the first accepted step of each sample, shape (B,); NaN without one.
-        outputs: states at the save times, and records.
+        outputs: states at the save times, and records; a sample that an event stopped stays where it was then.
+        events: those that occurred, or None if none are looked for.
         failure: why the loop stopped early, at time `t` of the sample at fault.
     """
 
@@ -125,8 +128,10 @@ class PerSample:
         segments: Sequence[Segment],
         *,
         record: bool,
+        events: Sequence[Event] = (),
         checkpoint: Checkpoint | None = None,
     ) -> None:
+        self.events = SampleEvents(events, times[0], y0) if events else None
         self.function, self.with_samples = function, takes_samples(function)
         self.method, self.tableau, self.solver, self.y0, self.record = method, method.tableau, solver, y0, record
         self.rtol, self.atol = tolerances  # of the running samples
@@ -203,7 +208,7 @@ class PerSample:
         counted = self._field(running)
         # Without a checkpoint: later calls may use what the field makes at its first call.
         at = np.zeros(batch, np.int64)  # index of the segment of each running sample
-        first = counted(_of_samples(t, y, self._within(at)), y) if self.tableau.carries else None
+        first = counted(of_samples(t, y, self._within(at)), y) if self.tableau.carries else None
         h = self._first_sizes(counted, y, first)
         self._count(counted, running)
         self.dt_first = h.copy()
@@ -241,7 +246,12 @@ class PerSample:
                 if tried.known is not None:
                     steps = self.accepted[running]
                     self.outputs.add_records(steps, running, tried.t1, tried.h, tried.known, accepted)
-                self._save(running, accepted, tried)
+                reached = np.where(accepted, t1, -self.sign * math.inf)
+                stopped = self._stopped(running, accepted, tried)
+                reached[list(stopped)] = [hit.at for hit in stopped.values()]
+                self._save(running, reached, tried)
+                for stop, hit in stopped.items():
+                    self._stay(running[[stop]], hit.y)
                 start = accepted & (self.accepted[running] == 0)
                 self.first_sizes[running[start]], self.first_errors[running[start]] = h[start], tried.error[start]
                 self.accepted[running[accepted]] += 1
@@ -251,6 +261,7 @@ class PerSample:
                 whole = accepted & ~cut  # a stop cut the others: their error says little of the steps to come
                 past = tuple(np.where(whole, new, old) for new, old in zip(updated, past, strict=True))
                 t = np.where(accepted, t1, t)
+                t[list(stopped)] = t_end
             size = np.abs(h * factor)
             size = np.where(accepted & cut, np.maximum(size, wanted), size)
             size = np.where(
@@ -278,7 +289,7 @@ class PerSample:
         """The FSAL stages, evaluated anew for the samples that are at a stop."""
         place = np.flatnonzero(crossed)
         counted, index = self._field(running[place]), torch.as_tensor(place, device=y.device)
-        times = _of_samples(t, y, within).index_select(0, index)
+        times = of_samples(t, y, within).index_select(0, index)
 
         def slope(y: Tensor) -> Tensor:
             return counted(times, y.index_select(0, index))
@@ -297,7 +308,7 @@ class PerSample:
             return np.full(len(y), self.sign * min(size, span))
 
         def field(t: Sequence[float], y: Tensor) -> Tensor:
-            return counted(_of_samples(np.asarray(t), y, within), y)
+            return counted(of_samples(np.asarray(t), y, within), y)
 
         within = self._within(np.zeros(len(y), np.int64))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
@@ -324,7 +335,7 @@ class PerSample:
 
         def run(y: Tensor, first: Tensor | None) -> tuple[AnyStep, Estimates | None]:  # without self: see `Checkpoint`
             times = _stage_times(method.tableau.c, t, h, t1, y, within)
-            step = method.take(counted, rejected.guarded, y, first, _of_samples(h, y), times)
+            step = method.take(counted, rejected.guarded, y, first, of_samples(h, y), times)
             return step, method.estimates(step, rtol, atol) if record else None
 
         step, known = self._evaluated(counted, run, y, first, ends=step_ends)
@@ -345,9 +356,32 @@ class PerSample:
 
     # --- states at save times --------------------------------------------------------------------
 
-    def _save(self, running: Ints, accepted: Bools, tried: _Attempt) -> None:
-        """States of the accepted samples at the save times that their steps passed, as pairs (row, sample)."""
-        place, rows = self.outputs.due(running, np.where(accepted, tried.t1, -self.sign * math.inf))
+    def _stopped(self, running: Ints, accepted: Bools, tried: _Attempt) -> Mapping[int, Hit]:
+        """The terminal events of the accepted steps, by the places of their samples."""
+        if self.events is None:
+            return {}
+
+        def states(place: Ints, times: Floats) -> Tensor:
+            return self._dense(running, tried, place, times)
+
+        def interpolants(place: Ints) -> Sequence[Interpolant]:
+            t, h, step = tried.t[place].tolist(), tried.h[place].tolist(), tried.step
+            index = torch.as_tensor(place, device=step.y.device)
+            y, *k = (x.index_select(0, index).unbind() for x in (step.y, *step.k))
+            k += [x.unbind() for x in self._extra_stages(running, tried, place)] if self.tableau.extra_a else []
+            weights = [np.asarray(self.tableau.dense) / (size if self.method.implicit else 1.0) for size in h]
+            return [Interpolant(*each) for each in zip(t, h, y, zip(*k, strict=True), weights, strict=True)]
+
+        return self.events.seen(running, accepted, tried.t, tried.t1, tried.step.y1, states, interpolants)
+
+    def _stay(self, sample: Ints, y: Tensor) -> None:
+        """A sample that stops at the state y has this at all save times that it has not reached."""
+        _, rows = self.outputs.due(sample, self.times[-1:])
+        self.outputs.add_states(rows, sample.repeat(len(rows)), y.expand(len(rows), *y.shape))
+
+    def _save(self, running: Ints, reached: Floats, tried: _Attempt) -> None:
+        """States at the save times up to those that the running samples have reached, as pairs (row, sample)."""
+        place, rows = self.outputs.due(running, reached)
         if not rows.size:
             return
         inside = self.times[rows] != tried.t1[place]
@@ -369,7 +403,7 @@ class PerSample:
             further = self._extra_stages(running, tried, needed)
             k += [k_j.index_select(0, torch.as_tensor(of_pair, device=step.y.device)) for k_j in further]
         weights = dense_weights(self.tableau, (times - t[place]) / h[place])
-        parts = (_of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
+        parts = (of_samples(weights[:, j], step.y) * k_j for j, k_j in enumerate(k) if weights[:, j].any())
         change = sum(parts, start=torch.zeros((), dtype=step.y.dtype, device=step.y.device))
         return self.method.inside(step, index, change)
 
@@ -383,7 +417,7 @@ class PerSample:
 
         def run(outcome: tuple[AnyStep, Estimates | None]) -> list[Tensor]:
             y, *k = (x.index_select(0, index) for x in (outcome[0].y, *outcome[0].k))
-            step = Step(y, _of_samples(clocks[1], y), k, y, y, y)
+            step = Step(y, of_samples(clocks[1], y), k, y, y, y)
             return extra_stages(counted, tableau, step, _stage_times(tableau.extra_c, *clocks, y, within))[len(k) :]
 
         outcome = tried.step, tried.known
@@ -408,7 +442,7 @@ class PerSample:
         h_next = np.where(cramped, tried.h, h_next)
         stuck = below | cramped
         asked = stuck.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
-        if asked and not counted.is_pure(_of_samples(t, tried.step.y, tried.within), tried.step.y):
+        if asked and not counted.is_pure(of_samples(t, tried.step.y, tried.within), tried.step.y):
             worst = int(stuck.argmax() if stuck.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
@@ -445,11 +479,4 @@ def _stage_times(
     c: Sequence[float], t: Floats, h: Floats, t1: Floats, like: Tensor, within: Within = None
 ) -> list[Tensor]:
     """Times of the stages, as `stage_times`."""
-    return [_of_samples(np.where(ci == 1.0, t1, t + ci * h), like, within) for ci in c]
-
-
-def _of_samples(values: Floats, like: Tensor, within: Within = None) -> Tensor:
-    """One value a sample, within its bounds, as a column of the state's real dtype."""
-    values = values if within is None else np.clip(values, *within)
-    rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
-    return rows.reshape(-1, *[1] * (like.ndim - 1))
+    return [of_samples(np.where(ci == 1.0, t1, t + ci * h), like, within) for ci in c]

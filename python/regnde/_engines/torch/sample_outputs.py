@@ -11,11 +11,12 @@ from torch import Tensor
 
 from regnde._engines.torch.step import Estimates
 
-__all__ = ["Bools", "Floats", "Ints", "SampleOutputs"]
+__all__ = ["Bools", "Floats", "Ints", "SampleOutputs", "Within", "of_samples"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Within = tuple[Floats, Floats] | None  # the least and the largest time that the field gets, of each sample
 
 
 class SampleOutputs:
@@ -95,3 +96,10 @@ class SampleOutputs:
 
     def _shape(self) -> tuple[int, int]:
         return 1 + max((int(steps.max()) for steps, *_ in self._records), default=-1), len(self.y0)
+
+
+def of_samples(values: Floats, like: Tensor, within: Within = None) -> Tensor:
+    """One value a sample, within its bounds, as a column of the state's real dtype."""
+    values = values if within is None else np.clip(values, *within)
+    rows = torch.as_tensor(values).to(like.device, like.dtype.to_real())
+    return rows.reshape(-1, *[1] * (like.ndim - 1))

@@ -90,8 +90,6 @@ def _why_not_per_sample(request: Request) -> str | None:
         return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
     if request.dense:
         return "batch='per-sample' has no dense output: give the times as ts."
-    if request.events:
-        return "batch='per-sample' has no events: solve the samples one by one, or the batch as one system."
     if isinstance(request.record, Local):
         return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
     if has_derivative(request.ts) or request.moving_stops is not None:
