@@ -230,7 +230,8 @@ def _sdeint(
     elif start:
         raise ValueError(f"sdeint: extra_solver_state is of the method 'reversible_heun', not of {name!r}.")
     t0, t1 = times[0].item(), times[-1].item()
-    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"))
+    step = None if control.adaptive else control.dt
+    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"), step=step)
     if control.adaptive:
         ys = _adaptive(equation, y0, times, chosen, control, path, gradient, logqp)
     else:

@@ -130,7 +130,7 @@ def _without_column(g: Tensor) -> Tensor:
 # --- Brownian motions -----------------------------------------------------------------------------
 
 
-def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool) -> BrownianPath:
+def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool, step: float | None) -> BrownianPath:
     """The Brownian path: the given one, one around torchsde's, or a new one.
 
     Args:
@@ -140,6 +140,7 @@ def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bo
         sde: the equation.
         y0: its initial state.
         area: whether the method needs the space-time Levy area.
+        step: size of all steps, if it is fixed: a new path need not be finer.
     """
     if motion is not None:
         if len(motion.shape) != 2 or motion.shape[0] != len(y0):
@@ -161,7 +162,7 @@ def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bo
                 f"needs {(*y0.shape, 'processes')}."
             )
         columns = g.shape[2]
-    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns))
+    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns), resolution=step)
 
 
 class _ForeignPath(BrownianPath):
