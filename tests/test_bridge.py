@@ -149,6 +149,73 @@ def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.Monke
     assert "Pkg.add" not in str(caught.value)
 
 
+@pytest.fixture
+def failing(fresh: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An installation that fails, with a package server that can not be reached."""
+    deps = pytest.importorskip("juliapkg")
+
+    def resolve() -> None:
+        raise subprocess.CalledProcessError(1, ["julia"])
+
+    fresh.setattr(deps, "resolve", resolve)
+    fresh.setattr(deps, "add", lambda *args, **kwargs: None)
+    fresh.setattr(runtime, "prepared", lambda: False)
+    fresh.setenv("JULIA_PKG_SERVER", "http://127.0.0.1:9")
+    return fresh
+
+
+def reason() -> str:
+    with pytest.raises(regnde.EngineUnavailable) as caught:
+        runtime.install(adjoints=True)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_full_disk_is_named(failing: pytest.MonkeyPatch) -> None:
+    failing.setattr(runtime.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
+    assert "300 MiB are free on the disk of" in reason()
+    assert "JULIA_DEPOT_PATH" in reason()
+
+
+def test_a_julia_that_is_too_old_is_named(failing: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old = tmp_path / "julia"
+    old.write_text("#!/bin/sh\necho julia version 1.9.4\n")
+    old.chmod(0o755)
+    failing.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert f"The Julia on PATH ({old}) is 1.9, and 1.10 or newer is needed" in reason()
+
+
+def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    failing.setattr("juliapkg.resolve", interrupted)
+    assert "run the same command again" in reason()
+
+
+def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("juliapkg")
+    fresh.setattr(runtime, "why_not", lambda: None)
+    fresh.setenv("PYTHON_JULIACALL_EXE", "julia")
+    fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
+    project = tmp_path / "Project.toml"
+    project.write_text('[deps]\nRegNDE = "c76cb92b"\n')
+    for asked, name in (
+        (request(gradient="gauss"), "SciMLSensitivity"),
+        (request(regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])), "Zygote"),
+    ):
+        with pytest.raises(regnde.EngineUnavailable, match=name) as caught:
+            choose(asked)
+        assert "Pkg.add([" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert choose(request(regnde.JuliaField("(t, y) -> -y", []))).name == "julia"
+    project.write_text("[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in availability.ADJOINTS.items()))
+    assert choose(request(gradient="gauss")).name == "julia"
+    fresh.delenv("PYTHON_JULIACALL_EXE")
+    fresh.delenv("PYTHON_JULIACALL_PROJECT")
+    assert "python -m regnde julia --adjoints" in (runtime.missing_adjoints("gauss") or "")
+
+
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
     fresh.setitem(sys.modules, "juliacall", SimpleNamespace(CONFIG={"inited": True}, __spec__=SimpleNamespace()))
     assert "another package" in (runtime.why_not() or "")
@@ -275,7 +342,9 @@ def test_juliapkg_names_our_package() -> None:
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
     for name, uuid in project["weakdeps"].items():
-        assert availability.CUDA.get(name, spec.get(name, {}).get("uuid")) == uuid
+        assert {**availability.CUDA, **availability.ADJOINTS}[name] == uuid
+    for name, version in availability.VERSIONS.items():
+        assert version in project["compat"][name].split(", ")
     for name, triggers in project["extensions"].items():
         assert (ROOT / "julia" / "ext" / f"{name}.jl").is_file()
         assert set([triggers] if isinstance(triggers, str) else triggers) <= set(project["weakdeps"])
@@ -303,7 +372,7 @@ def test_wheels_hold_the_julia_package(tmp_path: Path) -> None:
             names = set(archive.namelist())
         assert {f"regnde/julia/{name}" for name in JULIA_FILES} <= names
         assert "regnde/juliapkg.json" in names
-        assert not any(name.startswith("regnde/julia/test") for name in names)
+        assert "regnde/julia/test/runtests.jl" in names, "Pkg.test runs on what is installed"
 
 
 def test_an_editable_install_leads_to_the_julia_package(tmp_path: Path) -> None:

@@ -132,6 +132,41 @@ def test_what_is_not_finite_is_beyond() -> None:
     assert grid.error(y0)[[1, 3]].tolist() == [math.inf, math.inf]
 
 
+def dosed(t: Tensor, y: Tensor) -> Tensor:
+    """Decays, and from 0.7 to 1.1 grows; it is not to be evaluated at these times."""
+    assert not bool(((t == 0.7) | (t == 1.1)).any())
+    return torch.where((t > 0.7) & (t < 1.1), 3.0, -1.0) * y
+
+
+@pytest.mark.parametrize("method", ["tsit5", "rk4", "bs3"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_end_at_stops(method: str, sign: int) -> None:
+    """The state jumps nowhere, its slope does: the error is that of smooth parts."""
+    times = (0.0, 0.9, 1.1, 2.0)[::sign]
+    grid = FixedGrid(dosed, times, np.linspace(0, 2, 41)[::sign], method, stops=[1.1, 0.7, 5.0], output="states")
+    assert {0.7, 1.1} < set(grid.ends)
+    assert len(grid.ends) == 41
+    y0 = f64([[1.0], [2.0]])
+    moved = {0.0: 0.0, 0.9: -0.7 + 0.6, 1.1: -0.7 + 1.2, 2.0: -0.7 + 1.2 - 0.9}
+    right = torch.stack([y0 * math.exp(moved[t] - moved[times[0]]) for t in times])
+    torch.testing.assert_close(grid(y0), right, rtol=1e-3, atol=0)
+    torch.testing.assert_close(grid(y0.float()).double(), right, rtol=1e-3, atol=0)
+    assert not bool(grid.beyond(y0).any())
+    assert torch.equal(copy.deepcopy(grid)(y0), grid(y0))
+
+
+def test_a_grid_is_chosen_between_stops() -> None:
+    samples = torch.linspace(0.5, 2.0, 20, dtype=torch.float64)[:, None]
+    solver = Solver(rtol=1e-4, atol=1e-4)
+    grid = fixed_grid(dosed, samples, [0.0, 2.0], solver, methods=["tsit5", "rk4"], stops=[0.7, 1.1])
+    across = fixed_grid(lambda t, y: dosed(t + 1e-13, y), samples, [0.0, 2.0], solver, methods=["tsit5", "rk4"])
+    assert grid.nfe < across.nfe / 2
+    right = samples * math.exp(-0.7 + 1.2 - 0.9)
+    assert float(((grid(samples) - right).abs() / (1e-4 + 1e-4 * right)).max()) <= 1.01
+    with pytest.raises(ValueError, match=r"no time of torch\.float32"):
+        FixedGrid(dosed, [0.0, 2.0], [0.0, 2.0], stops=[0.7, 0.7 + 1e-10])(samples.float())
+
+
 def test_no_samples() -> None:
     grid = FixedGrid(decay, (0.0, 1.0), np.linspace(0, 1, 9), "tsit5")
     assert grid.error(torch.ones(0, 2)).shape == grid.beyond(torch.ones(0, 2)).shape == (0,)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +20,10 @@ from frozen_rosenbrock import FrozenRosenbrock
 from problems import STIFF, forced_net, robertson
 from regnde._rosenbrock_tableau import ROSENBROCK_TABLEAUX
 from tolerances import CANCELLED, GOLDEN_DT, GOLDEN_ERROR, GOLDEN_ESTIMATE, GOLDEN_REPLAY, GRADIENT, ROUNDING
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from stiff import learn_kinetics, pollu  # an example is no package
+from stiff import robertson as robertson_network
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "stiff_steps.json").read_text())
 METHODS = {
@@ -36,6 +44,21 @@ ROBERTSON_BY_RATES = [
     [7.9304859701047e-01, -3.1690816983910e-06, 5.2818252606043e-10],
 ]
 """At t = 1e5, by Radau of scipy at rtol 1e-12 and atol 1e-16 with the sensitivities as further states."""
+
+POLLU_END = [
+    *(5.646255480023e-02, 1.342484130422e-01, 4.139734331099e-09, 5.523140207484e-03, 2.018977262302e-07),
+    *(1.464541863494e-07, 7.784249118998e-02, 3.245075353396e-01, 7.494013383880e-03, 1.622293157302e-08),
+    *(1.135863833257e-08, 2.230505975721e-03, 2.087162882799e-04, 1.396921016840e-05, 8.964884856898e-03),
+    *(4.352846369330e-18, 6.899219696263e-03, 1.007803037366e-04, 1.772146513970e-06, 5.682943292316e-05),
+]
+POLLU_BY_CONSTANTS = [
+    *(-1.954027959163e-02, 2.488734074544e-02, -6.882624046493e-10, -3.293093998058e-03, -1.970948447393e-07),
+    *(-1.518961230961e-07, 2.761807864903e-02, -2.799198853646e-02, 6.235906827021e-04, 6.449361118962e-09),
+    *(-6.565427607608e-09, -4.748437662178e-04, -1.965738189918e-04, -5.273392281107e-06, -4.802748349268e-03),
+    *(-4.500031290966e-18, 3.913356529796e-05, -3.913356529796e-05, -3.387465767810e-06, -1.721757598903e-04),
+]
+"""At t = 60, by Radau of scipy at rtol 1e-12: states, and their derivative by the logarithms of the constants along
+sin(1), sin(2), ..., a further state. The states are those of the test set for initial value problem solvers, too."""
 
 
 def tensor(values: object) -> Tensor:
@@ -154,3 +177,277 @@ def test_robertson_by_its_rates(method: str) -> None:
     torch.testing.assert_close(sol.y1.detach(), tensor(ROBERTSON_END), rtol=1e-6, atol=0)
     found = torch.stack([torch.autograd.grad(y, p, retain_graph=True)[0] for y in sol.y1])
     torch.testing.assert_close(found, tensor(ROBERTSON_BY_RATES), rtol=GRADIENT, atol=0)
+
+
+def test_pollu_by_its_constants() -> None:
+    air = pollu()
+    logs = air.constants.log().requires_grad_()
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return (logs.exp() * air.products(y)) @ air.changes.T
+
+    sol = regnde.solve(field, air.y0, [0.0, 60.0], solver("rodas5p", rtol=1e-6, atol=1e-12))
+    torch.testing.assert_close(sol.y1.detach(), tensor(POLLU_END), rtol=1e-6, atol=0)
+    along = torch.arange(1, 26, dtype=torch.float64).sin()
+    found = [float(torch.autograd.grad(y, logs, retain_graph=True)[0] @ along) for y in sol.y1]
+    torch.testing.assert_close(tensor(found), tensor(POLLU_BY_CONSTANTS), rtol=GRADIENT, atol=0)
+
+
+@pytest.mark.parametrize("name", ["robertson", "pollu"])
+def test_the_example_learns_rates(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.random.fork_rng():
+        learn_kinetics({"robertson": robertson_network, "pollu": pollu}[name](), 4)
+    first, last = (float(x) for x in re.findall(r"mean error (\S+?)[ ;]", capsys.readouterr().out)[:2])
+    assert last < 0.7 * first
+
+
+# --- what a solve can do, with each method ---------------------------------------------------------
+
+ALL = (*ROSENBROCK_TABLEAUX, "autotsit5")
+
+
+def relaxing(t: Tensor, y: Tensor) -> Tensor:
+    """y' = -50 (y - cos t), every entry alike."""
+    return -50 * (y - torch.cos(t))
+
+
+def relaxed(t: float, y0: float = 1.0) -> float:
+    """Its solution from (0, y0)."""
+    slow = lambda t: (2500 * math.cos(t) + 50 * math.sin(t)) / 2501  # noqa: E731
+    return slow(t) + (y0 - slow(0)) * math.exp(-50 * t)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_values_inside_steps(method: str) -> None:
+    ts = [0.05 * i for i in range(31)]
+    exact = tensor([relaxed(t) for t in ts]).unsqueeze(-1)
+    sol = regnde.solve(relaxing, tensor([1.0]), ts, solver(method), dense=True)
+    torch.testing.assert_close(sol.ys, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sol(tensor(ts)), sol.ys, rtol=0, atol=ROUNDING)
+    single = regnde.solve(
+        relaxing, torch.ones(1, dtype=torch.float32), [0.0, 1.5], solver(method, rtol=1e-3, atol=1e-4)
+    )
+    torch.testing.assert_close(single.y1, exact[-1].float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_decreasing_time_complex_states_and_states_of_several_parts(method: str) -> None:
+    back = regnde.solve(lambda t, y: 20 * y, tensor([1.0]), [1.0, 0.0], solver(method))
+    assert float(back.y1) == pytest.approx(math.exp(-20), abs=1e-6)
+    a = torch.tensor([[-3 + 9j, 1], [0, -40 + 1j]], dtype=torch.complex128)
+    y0 = torch.tensor([1 + 0j, 1j], dtype=torch.complex128)
+    rotated = regnde.solve(lambda t, y: a @ y, y0, [0.0, 1.0], solver(method))
+    torch.testing.assert_close(rotated.y1, torch.linalg.matrix_exp(a) @ y0, rtol=0, atol=1e-4)
+    parts = {"fast": tensor([1.0, 2.0]), "slow": tensor([[1.0]])}
+    both = regnde.solve(lambda t, y: {"fast": -40 * y["fast"], "slow": -y["slow"]}, parts, [0.0, 1.0], solver(method))
+    assert float(both.y1["slow"]) == pytest.approx(math.exp(-1), rel=1e-4)
+    assert both.y1["fast"].shape == (2,)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_stops_events_and_times_have_gradients(method: str) -> None:
+    stop = tensor([1.0]).requires_grad_()
+    jumping = regnde.solve(
+        lambda t, y: -y + (2.0 if t >= 1 else 0.0), tensor([1.0]), [0.0, 2.0], solver(method), stops=stop
+    )
+    (by_stop,) = torch.autograd.grad(jumping.y1.sum(), stop)
+    assert float(by_stop) == pytest.approx(-2 * math.exp(-1), rel=1e-4)
+    k = tensor(3.0).requires_grad_()
+    event = regnde.Event(lambda t, y: y[0] - 0.5)
+    halved = regnde.solve(lambda t, y: -k * y, tensor([1.0]), [0.0, 2.0], solver(method), event=event)
+    assert float(halved.events.t[0].detach()) == pytest.approx(math.log(2) / 3, abs=1e-4)
+    (by_k,) = torch.autograd.grad(halved.events.t[0], k)
+    assert float(by_k) == pytest.approx(-math.log(2) / 9, rel=1e-2)
+    ts = tensor([0.0, 0.7]).requires_grad_()
+    (by_ts,) = torch.autograd.grad(regnde.solve(lambda t, y: -3 * y, tensor([1.0]), ts, solver(method)).y1.sum(), ts)
+    torch.testing.assert_close(by_ts, tensor([3.0, -3.0]) * math.exp(-2.1), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_transforms_second_derivatives_and_inference(method: str) -> None:
+    def end(k: Tensor) -> Tensor:
+        return regnde.solve(lambda t, y: -k * y * y, tensor([1.0]), [0.0, 1.0], solver(method)).y1.sum()
+
+    k = tensor(3.0).requires_grad_()
+    (first,) = torch.autograd.grad(end(k), k, create_graph=True)
+    (second,) = torch.autograd.grad(first, k)
+    assert (float(first.detach()), float(second)) == pytest.approx((-1 / 16, 1 / 32), abs=1e-4)
+    assert float(torch.func.grad(end)(tensor(3.0))) == pytest.approx(float(first.detach()), rel=1e-9)
+    with torch.inference_mode():
+        assert float(end(tensor(3.0))) == pytest.approx(1 / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_local_records(method: str) -> None:
+    p = NET_P.clone().requires_grad_()
+    local = regnde.Local(seed=3, detach_state=False)
+    sol = regnde.solve(forced_net(p), NET_Y0, [0.0, 1.0], solver(method), record=local)
+    assert len(sol.steps) == 1
+    assert 0 < float(sol.steps.error.detach()) < 10
+    (gradient,) = torch.autograd.grad(regnde.ErrorPenalty()(sol) + regnde.StiffnessPenalty()(sol), p)
+    assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ROSENBROCK_TABLEAUX)
+def test_samples_as_if_they_were_alone(method: str, gradient: str) -> None:
+    y0 = tensor([[1.0, 0, 0], [0.5, 0, 0.5], [0.9, 1e-5, 0.1]]).requires_grad_()
+    ts, options = [0.0, 1.0, 30.0], {"rtol": 1e-4, "atol": 1e-7, "gradient": gradient}
+
+    def loss(sol: regnde.Solution) -> Tensor:
+        penalties = regnde.ErrorPenalty() + 1e-6 * regnde.StiffnessPenalty()
+        return (1e4 * sol.ys[..., 1]).sum() + sol.ys[1].square().sum() + penalties(sol)
+
+    together = regnde.solve(robertson(), y0, ts, solver(method, batch="per-sample", **options), record="all")
+    alone = [regnde.solve(robertson(), y, ts, solver(method, **options), record="all") for y in y0]
+    counts = [(sol.stats.nfe, sol.stats.accepted, sol.stats.rejected) for sol in alone]
+    assert [tuple(sample) for sample in together.stats.samples] == counts
+    assert together.stats.nfactorisations == sum(sol.stats.nfactorisations for sol in alone)
+    (found,) = torch.autograd.grad(loss(together), y0)
+    (expected,) = torch.autograd.grad(sum(loss(sol) for sol in alone), y0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_one_block_for_each_sample_costs_as_many_backward_passes_as_a_sample_has_entries() -> None:
+    passes: list[torch.Size] = []
+
+    class Watched(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(y: Tensor) -> Tensor:
+            return -y
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: object, output: object) -> None: ...
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            passes.append(gradient.shape)
+            return -gradient
+
+    with torch.no_grad():
+        one = solver("rosenbrock23", batch="per-sample", dt0=0.1, rtol=1.0, atol=1.0)
+        regnde.solve(lambda t, y: Watched.apply(y), torch.ones(7, 3, dtype=torch.float64), [0.0, 0.1], one)
+    assert passes == [torch.Size([7, 3])]  # vectorised: one pass, of three columns that vmap hides
+
+
+# --- mass matrices ---------------------------------------------------------------------------------
+
+
+def conserved(p: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Robertson's kinetics, where the third equation is the conservation of mass."""
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        a, b, c = y.unbind(-1)
+        rate = p[0] * a - p[1] * b * c
+        return torch.stack([-rate, rate - p[2] * b * b, a + b + c - 1], -1)
+
+    return field
+
+
+DAE_MASS = torch.diag(tensor([1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+def test_a_differential_algebraic_equation(gradient: str) -> None:
+    p = tensor([0.04, 1e4, 3e7]).requires_grad_()
+    chosen = solver("rodas5p", rtol=1e-6, atol=1e-9, gradient=gradient)
+    sol = regnde.solve(regnde.ODE(conserved(p), DAE_MASS), tensor([1.0, 0, 0]), [0.0, 1e5], chosen, record="all")
+    torch.testing.assert_close(sol.y1.detach(), tensor(ROBERTSON_END), rtol=1e-6, atol=0)
+    found = torch.stack([torch.autograd.grad(y, p, retain_graph=True)[0] for y in sol.y1])
+    torch.testing.assert_close(found, tensor(ROBERTSON_BY_RATES), rtol=GRADIENT, atol=0)
+    with pytest.raises(ValueError, match="estimates no stiffness"):
+        _ = sol.steps.stiffness
+
+
+def test_a_mass_matrix_with_an_inverse_is_that_inverse() -> None:
+    a, m = tensor([[-100.0, 3], [1, -2]]), tensor([[2.0, 1], [0.5, 3]])
+    y0 = tensor([[1.0, 2], [0.3, -1]])
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return y @ a.T + torch.cos(t)
+
+    def solved(t: Tensor, y: Tensor) -> Tensor:
+        return torch.linalg.solve(m, field(t, y).unsqueeze(-1)).squeeze(-1)
+
+    for method in ("rodas4", "rodas5p"):
+        one = regnde.solve(regnde.ODE(field, m), y0[0], [0.0, 1.0], solver(method), record="all")
+        other = regnde.solve(solved, y0[0], [0.0, 1.0], solver(method), record="all")
+        assert one.stats == other.stats
+        torch.testing.assert_close(one.y1, other.y1, rtol=ROUNDING, atol=ROUNDING)
+        torch.testing.assert_close(one.steps.stiffness, other.steps.stiffness, rtol=ROUNDING, atol=0)
+        both = regnde.solve(regnde.ODE(field, m), y0, [0.0, 1.0], solver(method, batch="per-sample"))
+        torch.testing.assert_close(both.y1[0], one.y1, rtol=CANCELLED, atol=CANCELLED)
+
+
+# --- refusals --------------------------------------------------------------------------------------
+
+
+def test_what_is_refused() -> None:
+    y0, span = tensor([1.0]), [0.0, 1.0]
+    for field in (
+        torch.no_grad()(lambda t, y: -y * y),
+        lambda t, y: torch.from_numpy(-y.detach().numpy()),
+    ):
+        with pytest.raises(regnde.UnsupportedField, match="the field leaves torch"):
+            regnde.solve(field, y0, span, solver("rodas5p"))
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, y: Tensor) -> Tensor:
+            return -y
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return -gradient
+
+    regnde.solve(lambda t, y: Once.apply(y), y0, span, solver("rodas5p"))  # a solve needs one derivative
+    with pytest.raises(ValueError, match="steps that are not compiled"):
+        regnde.solve(relaxing, y0, span, solver("rodas4", compile=True))
+    with pytest.raises(ValueError, match="'autotsit5' chooses one method for one system"):
+        regnde.solve(relaxing, torch.ones(2, 1), span, solver("autotsit5", batch="per-sample"))
+    regnde.solve(lambda t, y: torch.cos(t).reshape(1), y0, span, solver("rodas5p"))  # no state: that is no fault
+
+
+def test_which_differential_algebraic_equations_are_refused() -> None:
+    p, start = tensor([0.04, 1e4, 3e7]), tensor([1.0, 0, 0.1])
+    dae = regnde.ODE(conserved(p), DAE_MASS)
+    with pytest.raises(ValueError, match=r"y0 does not satisfy the algebraic equations: they ask for a change by 0\.1"):
+        regnde.solve(dae, start, [0.0, 1.0], solver("rodas5p"))
+    higher = regnde.ODE(lambda t, y: torch.stack([y[1], y[0] - torch.sin(t)]), DAE_MASS[1:, 1:])
+    with pytest.raises(ValueError, match="an index above 1"):
+        regnde.solve(higher, tensor([0.0, 1.0]), [0.0, 1.0], solver("rodas5p"))
+    for method in ("tsit5", "rosenbrock23", "autotsit5"):
+        with pytest.raises(ValueError, match=f"is solved by 'rodas5p' or 'rodas4', not '{method}'"):
+            regnde.solve(dae, start, [0.0, 1.0], solver(method))
+    with pytest.raises(ValueError, match="give a square matrix"):
+        regnde.ODE(conserved(p), DAE_MASS[:2])
+    with pytest.raises(
+        ValueError, match=r"the state has 3 entries of torch.float64: give a real matrix of shape \(3, 3\)"
+    ):
+        regnde.solve(regnde.ODE(conserved(p), torch.eye(2)), start, [0.0, 1.0], solver("rodas5p"))
+    times = tensor([0.0, 1.0]).requires_grad_()
+    with pytest.raises(ValueError, match="gives no gradient with respect to the times"):
+        regnde.solve(dae, tensor([1.0, 0, 0]), times, solver("rodas5p"))
+
+
+def test_failures_are_named() -> None:
+    with pytest.raises(regnde.NonFiniteDynamics, match="the dynamics are not finite"):
+        regnde.solve(lambda t, y: torch.where(t > 0.5, torch.nan, -y), tensor([1.0]), [0.0, 1.0], solver("rodas5p"))
+    with pytest.raises(regnde.MaxStepsReached, match=r"stiffness \d"):
+        regnde.solve(robertson(), tensor([1.0, 0, 0]), [0.0, 1e5], solver("rodas5p", max_steps=20))
+
+
+def test_coefficients_that_are_wrong_are_refused() -> None:
+    good = ROSENBROCK_TABLEAUX["rodas4"]
+    for change, reason in (
+        ({"b": (1.3, *good.b[1:])}, "a condition of order 1"),
+        ({"gamma": 0.26}, "row sums to"),
+        ({"c": (0.0, 0.387, *good.c[2:])}, r"c\[1\] is 0.387, but its row sums to"),
+        ({"btilde": (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)}, "btilde misses a condition"),
+        ({"dense": good.dense[::-1]}, "dense at theta = 1 is not b"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            dataclasses.replace(good, **change)

@@ -90,6 +90,12 @@ def test_what_can_not_be_exported() -> None:
     refused(NeuralODE(net, nn.Parameter(torch.tensor([0.0, 1.0])), fixed, output="state"), "times", TypeError)
     refused(NeuralODE(net, solver=Solver(method="rk4"), output="state"), "give its size")
 
+    class Dense(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return regnde.solve(net, x, [0.0, 1.0], fixed, dense=True)(0.5)
+
+    refused(Dense(), "a graph has no dense output")
+
     class Module(nn.Module):
         def __init__(self, ts: object, **other: object) -> None:
             super().__init__()

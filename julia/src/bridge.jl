@@ -2,7 +2,7 @@
 # Julia the solves that it saves for their reverse, by number. Nothing here calls Python, except a
 # Brownian path's C function.
 
-const ELTYPES = (Float32, Float64, Int64, Int32, Bool)
+const ELTYPES = (Float32, Float64, Int64, Int32, Bool, UInt8)
 
 const CODES = Dict{Int, Code}()
 const SAVED_SOLVES = Dict{Int, Any}()

@@ -77,12 +77,42 @@ function compile(source::AbstractString, name::AbstractString)
     return Code(space, named("!"), named("_vjp!"), arrays, pair)
 end
 
-"Evaluates source whose value is a function `(t, y, p...) -> dy`."
+"What is wrong with a field that a user gave, said to that user."
+struct FieldError <: Exception
+    text::String
+end
+
+Base.showerror(io::IO, e::FieldError) = print(io, e.text)
+
+"Evaluates source whose value is a function `(t, y, p...) -> dy`, or `(dy, t, y, p...)` that writes `dy`."
 function compile_plain(source::AbstractString)
     space = Module(:JuliaField)
-    f = include_string(space, source, "JuliaField")
-    f isa Function || throw(ArgumentError("the source of a JuliaField must end in a function (t, y, p...) -> dy"))
+    f = include_string(space, source, JULIA_FIELD)
+    f isa Function || throw(FieldError("the source of a JuliaField must end in a function (t, y, p...) -> dy, not in $(repr(f))"))
     return Code(space, f)
+end
+
+"The file name of a `JuliaField`'s source."
+const JULIA_FIELD = "JuliaField"
+
+"""
+    explained(exception, backtrace) -> String
+
+An error at a line of a `JuliaField`, or about it, without the stack of this package; "" for other errors.
+"""
+function explained(exception, backtrace)
+    exception isa FieldError && return exception.text
+    line = 0
+    if exception isa LoadError && exception.file == JULIA_FIELD
+        line, exception = exception.line, exception.error
+    elseif backtrace !== nothing
+        frames = Base.stacktrace(backtrace)
+        found = findfirst(frame -> basename(String(frame.file)) == JULIA_FIELD, frames)
+        found === nothing || (line = frames[found].line)
+    end
+    line == 0 && return ""
+    text = join(first(split(sprint(showerror, exception), '\n'), 4), "\n")
+    return "$text\n  at line $line of the JuliaField"
 end
 
 "The field over parameters `p` for states like `y`."
@@ -98,11 +128,16 @@ function dynamics(code::Code, y, p::Tuple)
 end
 
 function plain_dynamics(code::Code, y, p)
-    applicable(code.f, zero(eltype(y)), y, p...) || throw(
-        ArgumentError(
-            "a JuliaField is called with the time, the state and each parameter by itself, here with " *
-                "$(2 + length(p)) arguments: write it as (t, y, p1, p2, ...) -> dy"
+    t = zero(eltype(y))
+    applicable(code.f, t, y, p...) && return Dynamics(code.f, p)
+    applicable(code.f, y, t, y, p...) && return Dynamics(InPlace(code.f), p)
+    parameters = length(p) == 1 ? "1 parameter" : "$(length(p)) parameters"
+    names = join(("p$i" for i in 1:length(p)), ", ")
+    arguments = isempty(p) ? "t, y" : "t, y, $names"
+    throw(
+        FieldError(
+            "a JuliaField with $parameters is called with the time, the state and each parameter by itself, " *
+                "which this function does not take: write it as ($arguments) -> dy, or (dy, $arguments) that writes dy"
         )
     )
-    return Dynamics(code.f, p)
 end

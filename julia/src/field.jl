@@ -15,7 +15,7 @@ as a fifth argument saves the reverse some of the work.
     Dynamics(f, p)
 
 A field as a plain function `f(t, y, p...)` returning a new array. Its vector-Jacobian products come
-from Zygote: load it first (`using Zygote`).
+from Zygote: load it first (`using Zygote`). [`InPlace`](@ref) takes a function that writes its slope.
 """
 struct Dynamics{F, G, P <: Tuple, C, R}
     f::F
@@ -31,8 +31,28 @@ function Dynamics(f, p::Tuple)
     function value!(dy, t, y, p, _)
         slope = f(t, y, p...)
         size(slope) == size(y) ||
-            throw(DimensionMismatch("the field returned size $(size(slope)) for a state of size $(size(y))"))
+            throw(FieldError("the JuliaField returned size $(size(slope)) for a state of size $(size(y))"))
         copyto!(dy, slope)
+        return nothing
+    end
+    return Dynamics(value!, (ybar, pbar, ct, t, y, p, _) -> plain_vjp!(ybar, pbar, f, ct, t, y, p), p, nothing)
+end
+
+"A function `f(dy, t, y, p...)` that writes its slope."
+struct InPlace{F}
+    f::F
+end
+
+function Dynamics(f::InPlace, p::Tuple)
+    function value!(dy, t, y, p, _)
+        fill!(dy, NaN)
+        f.f(dy, t, y, p...)
+        all(isnan, dy) && throw(
+            FieldError(
+                "the JuliaField, called as (dy, t, y, p...), has written no dy, or NaN to all of it: as (t, y, p...) " *
+                    "-> dy it takes the time, the state and each of $(length(p)) parameters"
+            )
+        )
         return nothing
     end
     return Dynamics(value!, (ybar, pbar, ct, t, y, p, _) -> plain_vjp!(ybar, pbar, f, ct, t, y, p), p, nothing)

@@ -10,7 +10,7 @@ from regnde._controller import PI, PID, I
 from regnde._diagnose import diagnose
 from regnde._dropin import odeint, odeint_adjoint, odeint_dense, odeint_event
 from regnde._dropin_sde import sdeint, sdeint_adjoint
-from regnde._equation import SDE, JuliaField
+from regnde._equation import ODE, SDE, JuliaField
 from regnde._errors import (
     EngineUnavailable,
     MaxStepsReached,
@@ -37,6 +37,7 @@ from regnde._tableau import Tableau
 __version__ = "0.1.0"
 
 __all__ = [
+    "ODE",
     "PI",
     "PID",
     "SDE",

@@ -24,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
     julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
     julia.add_argument("--cuda", action="store_true", help="also the packages that tensors on CUDA devices need")
+    julia.add_argument(
+        "--adjoints",
+        action="store_true",
+        help="also SciMLSensitivity's adjoints and gradients of a JuliaField: takes about three times as long",
+    )
     demo = commands.add_parser("demo", help="make a classifier of 5,000 MNIST images cheap to solve, and compare")
     demo.add_argument(
         "--methods",
@@ -46,10 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if solved else 1
     if options.command == "julia":
         try:
-            print("\n".join(_doctor.install_julia(cuda=options.cuda)))
+            print("\n".join(_doctor.install_julia(cuda=options.cuda, adjoints=options.adjoints)))
         except EngineUnavailable as problem:
             print(f"regnde: {problem}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("regnde: interrupted; run the same command again, it goes on where it stopped", file=sys.stderr)
+            return INTERRUPTED
         return 0
     return _run_demo(options, demo)
 

@@ -16,6 +16,9 @@ half of the saving back, in logarithms: three models were measured at 0.42, 0.53
 STIFF = 0.3
 """Share of steps at the stability limit from which stability sets the cost. A non-stiff field has less than 0.1."""
 
+IMPLICIT = ("rosenbrock23", "rodas4", "rodas5p", "trbdf2", "kencarp4", "autotsit5")
+"""Methods whose steps stability does not limit."""
+
 REJECTED = 0.1
 """Share of rejected steps from which they are named. A smooth field has less than 0.05."""
 
@@ -143,10 +146,13 @@ def per_sample(d: Diagnosis) -> Said | None:
 
 def stiffness(d: Diagnosis) -> Said | None:
     """Stability sets the steps."""
-    if d.stiff is None or d.stiff < STIFF:
+    if d.stiff is None or d.stiff < STIFF or d.now.method in IMPLICIT:
         return None
     what = "train with StiffnessPenalty('max'), or use an implicit method" if d.trainable else "use an implicit method"
-    text = f"{what} (Julia engine: 'autotsit5', 'rodas5p'): {d.stiff:.0%} of the steps are at the stability limit"
+    text = (
+        f"{what} ('rodas5p'; 'rosenbrock23' at loose tolerances; 'autotsit5' if only a part of the span is stiff): "
+        f"{d.stiff:.0%} of the steps are at the stability limit. docs/stiff.md tells how to choose"
+    )
     return text, d.now.evaluations, None
 
 

@@ -14,6 +14,7 @@ from regnde import __version__
 from regnde._engines import engines
 from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC, runtime
 from regnde._errors import EngineUnavailable
+from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS
 from regnde._solve import solve
 from regnde._solver import Solver
@@ -49,16 +50,17 @@ def report() -> tuple[list[str], bool]:
     return lines, solved
 
 
-def install_julia(*, cuda: bool = False) -> list[str]:
+def install_julia(*, cuda: bool = False, adjoints: bool = False) -> list[str]:
     """Installs and starts the Julia engine, and times its first and second solve.
 
     Args:
         cuda: also install what tensors on CUDA devices need.
+        adjoints: also install what continuous adjoints and gradients of a `JuliaField` need.
 
     Raises:
         EngineUnavailable: with the reason and the next step, if that does not work.
     """
-    seconds = runtime.install(cuda=cuda)
+    seconds = runtime.install(cuda=cuda, adjoints=adjoints)
     lines = [f"Julia is ready: installed, precompiled and started in {seconds:.1f} s"]
     for turn in ("first", "second"):
         works, finding = _try("julia")
@@ -84,9 +86,9 @@ def methods_table() -> str:
     rows += [
         (name, "ODE, adaptive", name[-1], _records(True, True), False, True) for name in EXPLICIT if name not in odes
     ]
-    for name in IMPLICIT:
-        records = "error read back" + (", stiffness" if name == "autotsit5" else "")
-        rows.append((name, "ODE, stiff", "", records, False, True))
+    stiff = {name: f"{method.order}" for name, method in ROSENBROCK_TABLEAUX.items()} | {AUTOTSIT5: "5 and 2"}
+    rows += [(name, "ODE, stiff", order, _records(True, True), True, name in IMPLICIT) for name, order in stiff.items()]
+    rows += [(name, "ODE, stiff", "", "error read back", False, True) for name in IMPLICIT if name not in stiff]
     lines = ["| method | kind | order | records | torch | julia |", "|---|---|---|---|---|---|"]
     for name, kind, order, records, *there in rows:
         marks = " | ".join("yes" if has else "" for has in there)

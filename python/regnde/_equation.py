@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["CALCULI", "NOISES", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise"]
+__all__ = ["CALCULI", "NOISES", "ODE", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Noise = Literal["diagonal", "scalar", "additive", "general"]
@@ -77,6 +77,47 @@ class SDE:
         return (*state[:-1], columns if self.has_matrix else 1)
 
 
+@dataclass(frozen=True, eq=False)
+class ODE:
+    """An ordinary differential equation with a constant mass matrix, M y' = field(t, y).
+
+    A singular M makes rows algebraic: a differential-algebraic equation, which must have index 1, and y0 must satisfy
+    the algebraic rows. It is solved by `"rodas5p"` or `"rodas4"` (torch engine).
+
+    Args:
+        field: function of a 0-dim time and a state, as for `solve`.
+        mass: M, shape (n, n), for the n entries of the state, or of one sample with `batch="per-sample"`.
+
+    Raises:
+        TypeError: for a field that can not be called.
+        ValueError: for a matrix that is not square.
+
+    Examples:
+        Robertson's kinetics with the third equation replaced by the conservation of mass:
+
+        >>> import torch
+        >>> from regnde import Solver, solve
+        >>> def kinetics(t, y):
+        ...     a, b, c = y
+        ...     r = 0.04 * a - 1e4 * b * c
+        ...     return torch.stack([-r, r - 3e7 * b * b, a + b + c - 1])
+        >>> dae = ODE(kinetics, torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
+        >>> y0 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+        >>> solve(dae, y0, [0.0, 40.0], Solver(method="rodas5p", rtol=1e-6, atol=1e-9)).y1.numpy().round(4)
+        array([7.158e-01, 0.000e+00, 2.842e-01])
+    """
+
+    field: Callable[[Tensor, Any], Any]
+    mass: Tensor
+
+    def __post_init__(self) -> None:
+        if not callable(self.field):
+            raise TypeError(f"ODE: field must be callable as field(t, y), got {self.field!r}.")
+        if not isinstance(self.mass, Tensor) or self.mass.ndim != 2 or self.mass.shape[0] != self.mass.shape[1]:
+            shown = tuple(self.mass.shape) if isinstance(self.mass, Tensor) else repr(self.mass)
+            raise ValueError(f"ODE(mass={shown}): give a square matrix as a tensor.")
+
+
 @dataclass(frozen=True)
 class JuliaField:
     """A field written in Julia, for the Julia engine alone.
@@ -84,9 +125,20 @@ class JuliaField:
     The source is executed by Julia as it stands: never pass text from someone you do not trust.
 
     Args:
-        source: Julia source of a function `(t, y, p...) -> dy`. Arrays arrive with their dimensions
-            reversed: a torch state of shape (batch, dim) is a Julia matrix of size (dim, batch).
-        parameters: tensors passed as `p...`, differentiated like a module's parameters.
+        source: Julia source of a function `(t, y, p...) -> dy`, or `(dy, t, y, p...)` that writes `dy`. Arrays
+            arrive with their dimensions reversed: a torch state of shape (batch, dim) is a Julia matrix of size
+            (dim, batch). It may be several lines, with functions and `using` of its own; the last value counts.
+        parameters: tensors passed as `p...`, each by itself, differentiated like a module's parameters by Zygote
+            (`python -m regnde julia --adjoints` installs it). In the form that writes `dy`, Zygote follows
+            assignments to entries and broadcasts (`dy[1] = ...`, `dy .= ...`).
+
+    Examples:
+        >>> import torch
+        >>> from regnde import Solver, solve
+        >>> weight = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], requires_grad=True)
+        >>> field = JuliaField("(t, y, w) -> transpose(w) * y .^ 3", [weight])  # in torch: y**3 @ w
+        >>> solution = solve(field, torch.ones(5, 2), [0.0, 1.0], Solver(engine="julia"))  # doctest: +SKIP
+        >>> solution.y1.sum().backward()  # doctest: +SKIP
     """
 
     source: str

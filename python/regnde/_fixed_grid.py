@@ -21,14 +21,15 @@ from torch import Tensor
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import SDE, Field, JuliaField
-from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit
+from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit, with_stops
 from regnde._recording import unrecorded
 from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Solver
 from regnde._state import checked_state
+from regnde._stops import Segment, segments
 from regnde._tableau import Tableau
-from regnde._times import checked_times
+from regnde._times import checked_stops, checked_times
 
 __all__ = ["fixed_grid"]
 
@@ -56,6 +57,7 @@ def fixed_grid(
     share: float = 0.95,
     methods: Sequence[str | Tableau] | None = None,
     output: Literal["state", "states"] = "state",
+    stops: Sequence[float] | Tensor = (),
 ) -> FixedGrid:
     """Chooses fixed steps that solve samples to the solver's tolerance, and makes a module that takes them.
 
@@ -73,6 +75,7 @@ def fixed_grid(
         methods: names of explicit methods of the torch engine, of fixed or adaptive step, or `Tableau`s; by default the
             solver's method.
         output: what the module returns, as `FixedGrid` has it.
+        stops: times at which the field may jump or bend, as for `solve`: steps end there.
 
     Returns:
         A `FixedGrid`; its `report` has the errors.
@@ -106,7 +109,8 @@ def fixed_grid(
     tableaux = [own] if methods is None else [explicit(method) for method in methods]
     with torch.no_grad(), unrecorded():
         times = checked_times(ts)[1]
-        problem = _Problem.of(field, samples, times, solver, resolved.rtol, resolved.atol, share)
+        jumps = checked_stops(stops)[1]
+        problem = _Problem.of(field, samples, times, solver, resolved.rtol, resolved.atol, share, jumps)
         found = sorted(problem.candidates(tableaux), key=lambda each: (each[0].nfe, each[0].error))
         if not found:
             names = ", ".join(tableau.name for tableau in tableaux)
@@ -115,7 +119,9 @@ def fixed_grid(
                 f"the tolerance with {names}: give other methods, a lower share, or larger tolerances."
             )
         tableau, ends = found[0][1:]
-        grid = FixedGrid(field, problem.ts, ends, tableau, rtol=problem.rtol, atol=problem.atol, output=output)
+        grid = FixedGrid(
+            field, problem.ts, ends, tableau, rtol=problem.rtol, atol=problem.atol, output=output, stops=jumps
+        )
         grid.report = problem.report([candidate for candidate, *_ in found], tableau, ends)
     return grid
 
@@ -135,10 +141,18 @@ class _Problem:
     reference_error: float
     places: Grid  # a coarse grid
     states: Tensor  # the reference at its times
+    segments: tuple[Segment, ...]  # between the stops
 
     @staticmethod
     def of(
-        field: Field, samples: Tensor | ArrayLike, ts: Grid, solver: Solver, rtol: float, atol: float, share: float
+        field: Field,
+        samples: Tensor | ArrayLike,
+        ts: Grid,
+        solver: Solver,
+        rtol: float,
+        atol: float,
+        share: float,
+        stops: Grid,
     ) -> _Problem:
         """The problem of these samples; solves it."""
         y0 = checked_state(samples)
@@ -147,8 +161,9 @@ class _Problem:
         if ts[0] == ts[-1]:
             raise ValueError(f"fixed_grid: ts must span some time, got {ts[0]:g} to {ts[-1]:g}.")
         plain = dataclasses.replace(solver, engine="torch", batch="joint", gradient="discrete", compile=False, dt0=None)
-        adaptive = solve(field, y0, ts, plain, record="all")
-        places = _spaced(_recorded(adaptive), max(COARSE, adaptive.stats.accepted))
+        parts = segments(ts[0], ts[-1], stops, y0.dtype.to_real())
+        adaptive = solve(field, y0, ts, plain, record="all", stops=stops)
+        places = with_stops(_spaced(_recorded(adaptive), max(COARSE, adaptive.stats.accepted)), parts)
         times = sorted({*ts, *places}, reverse=ts[-1] < ts[0])
         saved, coarse = ([times.index(t) for t in some] for some in (ts, places))
         fine = dataclasses.replace(
@@ -160,7 +175,7 @@ class _Problem:
             dt_min=0.0,
         )
         rougher = dataclasses.replace(fine, rtol=LOOSER * fine.rtol, atol=LOOSER * fine.atol)
-        states, others = (solve(field, y0, times, each).ys for each in (fine, rougher))
+        states, others = (solve(field, y0, times, each, stops=stops).ys for each in (fine, rougher))
         unsure = float(distances(others[saved], states[saved], rtol, atol).max())
         if not unsure <= UNSURE:
             raise ValueError(
@@ -168,7 +183,9 @@ class _Problem:
                 f"(rtol={rtol:g}, atol={atol:g}), so that no error can be told: give samples and field in double "
                 "precision, or larger tolerances."
             )
-        return _Problem(field, y0, ts, rtol, atol, share, adaptive, states[saved], unsure, places, states[coarse])
+        return _Problem(
+            field, y0, ts, rtol, atol, share, adaptive, states[saved], unsure, places, states[coarse], parts
+        )
 
     @property
     def dearest(self) -> int:
@@ -177,7 +194,7 @@ class _Problem:
 
     def errors(self, tableau: Tableau, ends: Grid) -> Tensor:
         """Errors of the samples along a grid, shape (samples,)."""
-        ys = walk(CountedField(self.field), tableau, self.y0, ends, self.ts)
+        ys = walk(CountedField(self.field), tableau, self.y0, ends, self.ts, self.segments)
         return distances(ys, self.reference, self.rtol, self.atol)
 
     def candidates(self, tableaux: Sequence[Tableau]) -> Iterator[tuple[Candidate, Tableau, Grid]]:
@@ -199,9 +216,10 @@ class _Problem:
 
     def measured(self, tableau: Tableau) -> Density:
         """The coarse grid, and the density at which the method's local errors are alike."""
-        local = []
+        local, at = [], 0
         for i, ends in enumerate(itertools.pairwise(self.places)):
-            y1 = walk(CountedField(self.field), tableau, self.states[i], ends, ends[1:])
+            at += ends[0] == self.segments[at].end
+            y1 = walk(CountedField(self.field), tableau, self.states[i], ends, ends[1:], self.segments[at : at + 1])
             error = distances(y1, self.states[i + 1 : i + 2], self.rtol, self.atol)
             local.append(min(max(_at_share(error, self.share), SMALLEST), 1 / SMALLEST))
         places = np.array(self.places)
@@ -211,7 +229,7 @@ class _Problem:
         """The grid of the fewest steps that meets the tolerance, and its error; None if that is beyond the limit."""
 
         def tried(steps: int) -> tuple[float, Grid]:
-            ends = _spaced(density, steps)
+            ends = with_stops(_spaced(density, steps), self.segments)
             return _at_share(self.errors(tableau, ends), self.share), ends
 
         most = limit // (tableau.stages - tableau.fsal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import Field
 from regnde._solver import hint
 from regnde._state import checked_state
+from regnde._stops import Segment, segments
 from regnde._tableau import TABLEAUX, Tableau
-from regnde._times import checked_times
+from regnde._times import checked_stops, checked_times
 
-__all__ = ["Candidate", "FixedGrid", "GridReport", "Spacing", "distances", "explicit"]
+__all__ = ["Candidate", "FixedGrid", "GridReport", "Spacing", "distances", "explicit", "with_stops"]
 
 Spacing = Literal["even", "recorded", "measured"]
+SHORTEST = 1e-9  # step over the span: an end of a step this close to a stop is the stop
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class FixedGrid(nn.Module):
         atol: absolute tolerance, in units of the state.
         output: `"state"` returns the one at the last time, of y0's shape; `"states"` those at all times, shape
             (T, *y0.shape).
+        stops: times at which the field may jump or bend, as for `solve`: steps end there, too.
 
     Attributes:
         nfe: evaluations of the field in a solve.
@@ -136,6 +140,7 @@ class FixedGrid(nn.Module):
         rtol: float = 1e-3,
         atol: float = 1e-3,
         output: Literal["state", "states"] = "state",
+        stops: Sequence[float] | Tensor = (),
     ) -> None:
         super().__init__()
         times, steps = checked_times(ts)[1], tuple(map(float, ends))
@@ -148,11 +153,16 @@ class FixedGrid(nn.Module):
         if output not in ("state", "states"):
             raise ValueError(f"FixedGrid(output={output!r}): choose 'state' (the last one) or 'states'.")
         self.field = field
-        self.ts, self.ends = times, steps
+        self.stops = checked_stops(stops)[1]
+        self.ts, self.ends = times, with_stops(steps, segments(times[0], times[-1], self.stops, torch.float64))
+        self._segments: dict[torch.dtype, tuple[Segment, ...]] = {}  # made outside of graphs, where numbers are numbers
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if self.stops else ():
+            with contextlib.suppress(ValueError):  # a dtype in which two stops are one
+                self._segments[dtype] = segments(times[0], times[-1], self.stops, dtype)
         self.tableau = explicit(method)
         self.rtol, self.atol = float(rtol), float(atol)
         self.output = output
-        self.nfe = evaluations(self.tableau, steps, times)
+        self.nfe = evaluations(self.tableau, self.ends, times)
         self.report = None
 
     def forward(self, y0: Tensor) -> Tensor:
@@ -196,7 +206,19 @@ class FixedGrid(nn.Module):
 
     def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
         field = self.field if torch.compiler.is_compiling() else CountedField(self.field)
-        return walk(field, self.tableau, checked_state(y0, half=True), ends, self.ts)
+        y = checked_state(y0, half=True)
+        if self.stops and y.real.dtype not in self._segments:
+            raise ValueError(f"FixedGrid: no time of {y.real.dtype} lies between two of the stops: take float64.")
+        return walk(field, self.tableau, y, ends, self.ts, self._segments[y.real.dtype] if self.stops else ())
+
+
+def with_stops(ends: Sequence[float], parts: Sequence[Segment]) -> tuple[float, ...]:
+    """The ends of steps, and the stops between segments in the place of those that are as good as equal."""
+    if len(parts) < 2:
+        return tuple(ends)
+    stops, near = [part.end for part in parts[:-1]], SHORTEST * abs(ends[-1] - ends[0])
+    others = [end for end in ends[1:-1] if min(abs(end - stop) for stop in stops) > near]
+    return tuple(sorted({ends[0], *others, *stops, ends[-1]}, reverse=ends[-1] < ends[0]))
 
 
 def explicit(method: str | Tableau) -> Tableau:

@@ -77,7 +77,7 @@ class RosenbrockTableau:
         check = Check(f"RosenbrockTableau {self.name!r}")
         stages = len(self.a)
         filled: dict[str, Any] = {
-            key: tuple(floats(row, stages) for row in check.triangle(key, getattr(self, key), full=False))
+            key: tuple(floats(row, i) for i, row in enumerate(check.triangle(key, getattr(self, key), full=False)))
             for key in ("a", "coupling")
         }
         for key in ("b", "btilde", "c", "d"):
@@ -115,8 +115,9 @@ class RosenbrockTableau:
     @property
     def originals(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The matrices Gamma and alpha of the stages k in the form with J: h k = Gamma^-1 u, alpha = a Gamma."""
-        gammas = np.linalg.inv(np.eye(self.stages) / self.gamma - np.asarray(self.coupling))
-        return gammas, np.asarray(self.a) @ gammas
+        a, coupling = (np.array([floats(row, self.stages) for row in rows]) for rows in (self.a, self.coupling))
+        gammas = np.linalg.inv(np.eye(self.stages) / self.gamma - coupling)
+        return gammas, a @ gammas
 
     @cached_property
     def stages(self) -> int:
@@ -126,7 +127,7 @@ class RosenbrockTableau:
     @cached_property
     def fsal(self) -> bool:
         """Whether the field is evaluated at the new state."""
-        return self.c[-1] == 1.0 and self.a[-1] == self.b
+        return self.c[-1] == 1.0 and (*self.a[-1], 0.0) == self.b
 
 
 def _read() -> Mapping[str, RosenbrockTableau]:

@@ -150,13 +150,17 @@ class Steps:
     def stiffness(self) -> Tensor:
         """Stiffness estimate S of each step, shape (S,), in units of 1/time: about the dominant |eigenvalue|.
 
+        Of an explicit method it is the quotient of changes of slope and state over its last two stages, of a
+        Rosenbrock method the norm max_i sum_j |J_ij| of the Jacobian at the step's start (OrdinaryDiffEq.jl's
+        `eigen_est`), a bound of the eigenvalues.
+
         Raises:
             ValueError: if the method has no two stages at the end of the step to form it from.
         """
         if self._stiffness is None:
             raise ValueError(
                 f"method {self._method!r} estimates no stiffness, so its steps record none: "
-                "use 'tsit5', 'dp5' or 'vern7' ('sosri2' for an SDE)."
+                "use 'tsit5', 'dp5' or 'vern7' ('sosri2' for an SDE), and no algebraic equation."
             )
         if not isinstance(self._stiffness, Tensor):
             self._stiffness = self._stiffness()
@@ -164,7 +168,11 @@ class Steps:
 
     @property
     def stiff(self) -> Tensor:
-        """Whether S * |dt| exceeds 0.9 of the stability size, shape (S,), bool: stability, not accuracy, set dt."""
+        """Whether S * |dt| exceeds 0.9 of the stability size, shape (S,), bool.
+
+        Of an explicit method: stability, not accuracy, set dt. Of a Rosenbrock method: stability would set dt of
+        `"tsit5"`, whose stability size it has, so that an implicit method pays.
+        """
         if self.stability_size is None:
             raise ValueError(f"method {self._method!r} has no stability size to compare the stiffness with.")
         return self.stiffness.detach() * self.dt.abs() > STIFF_FRACTION * self.stability_size

@@ -16,7 +16,7 @@ from torch import Tensor
 from regnde._arguments import ORDER, check_field_arguments, check_order, is_span
 from regnde._engines import choose
 from regnde._engines.base import OWN_RULES, Engine, Request, StepRules
-from regnde._equation import SDE, Equation, JuliaField
+from regnde._equation import ODE, SDE, Equation, JuliaField
 from regnde._errors import EngineUnavailable, SolveError, UnsupportedField
 from regnde._event import Event, checked_events
 from regnde._noise import BrownianPath
@@ -160,6 +160,7 @@ def _solve(
     dense: bool,
     throw: bool,
 ) -> Solution[Any]:
+    mass, f = (f.mass, f.field) if isinstance(f, ODE) else (None, f)
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
         raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
@@ -203,10 +204,23 @@ def _solve(
         if has_derivative(stop_tensor) and (torch.is_grad_enabled() or transformed())
         else None,
         tolerances=(allowed.rtol, allowed.atol),
+        mass=None if mass is None else _checked_mass(mass, structure.flat, solver.batch),
     )
     _warn_of_times(request, min(allowed.tightest, default=math.inf))
     _warn_of_tolerances(request, structure, allowed)
     return _run(request, structure)
+
+
+def _checked_mass(mass: Tensor, y0: Tensor, batch: str) -> Tensor:
+    """The mass matrix for the entries of the flat state, or of one of its samples."""
+    entries = y0[0].numel() if batch == "per-sample" and y0.ndim and len(y0) else y0.numel()
+    if len(mass) != entries or y0.is_complex() or mass.is_complex():
+        of = "a sample" if batch == "per-sample" else "the state"
+        raise ValueError(
+            f"ODE(mass=...) has shape {tuple(mass.shape)}, but {of} has {entries} entries of {y0.dtype}: give a real "
+            f"matrix of shape {(entries, entries)} for a real state."
+        )
+    return mass.to(y0.device, y0.dtype)
 
 
 def solve_by_rules(

@@ -102,6 +102,7 @@ class Request:
         rules: another package's rules for steps.
         tolerances: relative and absolute: numbers, or real tensors of y0's shape on its device, where an entry
             without control has an infinite absolute tolerance and the relative one 0. None: the solver's numbers.
+        mass: the mass matrix of an `ODE`, shape (n, n), in y0's real dtype and on its device; None for the identity.
     """
 
     equation: Equation
@@ -119,6 +120,7 @@ class Request:
     dense: bool = False
     rules: StepRules = OWN_RULES
     tolerances: tuple[float | Tensor, float | Tensor] | None = None
+    mass: Tensor | None = None
 
     @property
     def rtol(self) -> float | Tensor:

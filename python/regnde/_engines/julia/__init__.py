@@ -58,8 +58,14 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """CUDA.jl, for a state on a CUDA device."""
-        return runtime.missing_cuda() if request.y0.device.type == "cuda" else None
+        """CUDA.jl, for a state on a CUDA device; SciMLSensitivity for its adjoints, Zygote for a `JuliaField`."""
+        if request.y0.device.type == "cuda":
+            return runtime.missing_cuda()
+        if request.solver.gradient in ADJOINTS:
+            return runtime.missing_adjoints(request.solver.gradient)
+        if isinstance(request.equation, JuliaField) and _needs_gradient(request, _codes(request)[0]):
+            return runtime.missing_adjoints("")
+        return None
 
     def why_unsupported(self, request: Request) -> str | None:
         """What this engine has no method, state or gradient for."""
@@ -67,6 +73,8 @@ class JuliaEngine(Engine):
         sde = isinstance(request.equation, SDE)
         if solver.tableau is not None:
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
+        if request.mass is not None:
+            return "a mass matrix runs on the torch engine: set Solver(engine='torch')."
         if request.grid is not None:
             return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
         if request.rules != StepRules():

@@ -24,7 +24,7 @@ from regnde._stops import Segment
 
 __all__ = ["ArgumentBuffer", "Handle", "path_address", "synchronize"]
 
-ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5}
+ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5, torch.uint8: 6}
 DLPACK = 0
 """In place of an element type: a DLPack structure follows."""
 

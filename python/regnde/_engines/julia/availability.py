@@ -10,10 +10,31 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["CUDA", "chosen", "folder", "forget", "julia_list", "missing_cuda", "why_not"]
+__all__ = [
+    "ADJOINTS",
+    "CUDA",
+    "VERSIONS",
+    "chosen",
+    "folder",
+    "forget",
+    "julia_list",
+    "missing_adjoints",
+    "missing_cuda",
+    "why_not",
+]
 
 CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
 """The Julia packages that tensors on CUDA devices need, by name."""
+
+ADJOINTS = {
+    "SciMLSensitivity": "1ed8b502-d754-442c-8d5d-10ac956f44a1",
+    "ChainRulesCore": "d360d2e6-b24c-11e9-a2a3-2a2ae2dbcce4",
+    "Tracker": "9f7883ad-71c0-57eb-9f7f-b5c9e6d3789c",
+    "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
+}
+"""The Julia packages that continuous adjoints need; gradients of a `JuliaField` need the last one."""
+
+VERSIONS = {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"}
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
@@ -79,17 +100,35 @@ def missing_cuda(loaded: Collection[str]) -> str | None:
     Args:
         loaded: Julia packages that are there for certain.
     """
+    return _missing(CUDA, loaded, "the state lies on a CUDA device", "--cuda", "set Solver(engine='torch')")
+
+
+def missing_adjoints(loaded: Collection[str], *, gradient: str) -> str | None:
+    """What to do before a continuous adjoint, or the gradient of a `JuliaField`, can be computed.
+
+    Args:
+        loaded: Julia packages that are there for certain.
+        gradient: the adjoint's name, or "" for a `JuliaField` with its discrete gradient.
+    """
+    if gradient:
+        need, instead = f"gradient={gradient!r} is SciMLSensitivity's", "use gradient='discrete'"
+        return _missing(ADJOINTS, loaded, need, "--adjoints", instead)
+    instead = "use torch.no_grad() for values alone"
+    return _missing(("Zygote",), loaded, "Zygote differentiates a JuliaField", "--adjoints", instead)
+
+
+def _missing(packages: Iterable[str], loaded: Collection[str], need: str, option: str, instead: str) -> str | None:
     dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
-    missing = [x for x in CUDA if x not in loaded and not re.search(rf"(?m)^{x}\s*=", dependencies)]
+    missing = [x for x in packages if x not in loaded and not re.search(rf"(?m)^{x}\s*=", dependencies)]
     if not missing:
         return None
     steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(missing)})`"
     if chosen() == (None, None):
-        steps = "run `python -m regnde julia --cuda` once, with a network"
-    return (
-        f"the state lies on a CUDA device, and the Julia package {' and '.join(missing)} is not installed: {steps}, "
-        "or set Solver(engine='torch')."
-    )
+        minutes = ", which takes a few minutes" if option == "--adjoints" else ""
+        steps = f"run `python -m regnde julia {option}` once, with a network{minutes}"
+    names = " and ".join(missing)
+    packages_are = f"packages {names} are" if len(missing) > 1 else f"package {names} is"
+    return f"{need}, and the Julia {packages_are} not installed: {steps}, or {instead}."
 
 
 def _project() -> str:

@@ -32,6 +32,7 @@ _TYPES = {
     torch.bool: "Bool",
     torch.int64: "Int64",
     torch.int32: "Int32",
+    torch.uint8: "UInt8",
 }
 
 

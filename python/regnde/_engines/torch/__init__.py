@@ -26,6 +26,7 @@ from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -162,7 +163,11 @@ def _solve_per_sample(request: Request) -> Solution:
     y0, solver, tableau = request.y0, request.solver, method_of(request)
     assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
-    method = LinearlyImplicit(tableau) if isinstance(tableau, RosenbrockTableau) else Explicit(tableau)
+    method = (
+        LinearlyImplicit(tableau, Mass.of(request.mass))
+        if isinstance(tableau, RosenbrockTableau)
+        else Explicit(tableau)
+    )
     record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
     tolerances, segments = (request.rtol, request.atol), request.segments()
     batch = PerSample(
@@ -186,7 +191,7 @@ def _solve_per_sample(request: Request) -> Solution:
             t=t,
             dt=dt,
             error=error,
-            stiffness=stiffness if tableau.stiffness_pair else None,
+            stiffness=stiffness if tableau.stiffness_pair and not Mass.is_singular(request.mass) else None,
             method=tableau.name,
             stability_size=tableau.stability_size,
             mask=mask,
@@ -255,6 +260,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         tolerances=tolerances,
         segment=segment,
         record=record,
+        mass=Mass.of(request.mass),
         checkpoint=checkpoint,
     )
     if isinstance(tableau, RosenbrockTableau):

@@ -147,9 +147,9 @@ class AutoSwitch(MethodStepper):
 
     def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
         """The next attempt starts from a stop."""
-        for method in self.methods:
-            method.restart(segment)
-        return self.active.enter(segment, t, y)
+        y = self.active.enter(segment, t, y)
+        self.methods[1 - self.control.active].restart(segment)
+        return y
 
     def restart(self, segment: Segment) -> None:
         """The next attempt starts elsewhere."""
@@ -193,6 +193,8 @@ def _largest(step: Step | RosenbrockStep) -> float:
 
     Entries whose arguments do not differ, such as a constant part of the state, tell nothing.
     """
+    if not step.y.numel():
+        return 0.0
     if isinstance(step, RosenbrockStep):
         return float(step.jacobian.abs().sum(-1).max())
     of_argument = step.last_argument - step.previous_argument

@@ -89,6 +89,8 @@ def solve_for_export(request: Request, tableau: Tableau | StochasticMethod | Gri
         raise ValueError("torch.export: a graph has no records: set record='none', or call .eval() on the layer.")
     if request.events:
         raise ValueError("torch.export: an event is found by numbers, and a graph has none: leave event= out.")
+    if request.dense:
+        raise ValueError("torch.export: a graph has no dense output: give the times as ts.")
     if request.ts.requires_grad or request.moving_stops is not None:
         raise ValueError("torch.export: times in a graph are numbers: give ts and stops without a gradient.")
     with _disable_current_modes():  # their bounds are numbers, not a part of the graph

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.step import Field
 from regnde._errors import UnsupportedField
 from regnde._transforms import transformed
 
 __all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors"]
 
+PROBE = 1e-3  # change of the state, relative and absolute
 Pair = tuple[Tensor | None, Tensor | None]
 
 
@@ -90,8 +92,10 @@ class Jacobian:
             value = torch.view_as_real(slope) if slope.is_complex() else slope
             wanted = wanted and (real.requires_grad or _has_other_leaves(value, (own, time)))
             grads: Pair = (None, None)
-            if value.requires_grad:
+            if value.requires_grad and real.numel():
                 grads = self._gradients(value, (own, time), self._unit_vectors(real), wanted)
+            if grads[0] is None and self.calls == 1 and real.numel():
+                _check_constant(field, t, y)
             found = self._laid_out(slope, real, grads)
         return found if wanted else Derivatives(*(x.detach() for x in found))
 
@@ -140,6 +144,19 @@ class Jacobian:
             slope, pull, *_ = torch.func.vjp(value, t, real)
             by_time, by_state = torch.func.vmap(pull)(self._unit_vectors(real))
         return self._laid_out(torch.view_as_complex(slope) if y.is_complex() else slope, real, (by_state, by_time))
+
+
+@torch.no_grad()
+def _check_constant(field: Field, t: Tensor, y: Tensor) -> None:
+    """Refuses a field that depends on the state where torch does not see it."""
+    function = field.function if isinstance(field, CountedField) else field
+    here, there = (function(t.detach().clone(), x) for x in (y.detach().clone(), y.detach() * (1 + PROBE) + PROBE))
+    if bool(torch.isfinite(there).all()) and not torch.equal(here, there):
+        raise UnsupportedField(
+            "an implicit method needs the derivative of the field by the state, but the field leaves torch: it calls "
+            "numpy, .item(), .detach() or torch.no_grad(). Write it in differentiable operations of torch, or use an "
+            "explicit method such as 'tsit5'."
+        )
 
 
 def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:

@@ -23,6 +23,7 @@ from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
 from regnde._engines.torch.field import CountedField, takes_samples
 from regnde._engines.torch.first_step import first_step_sizes
+from regnde._engines.torch.mass import SMALL_START
 from regnde._engines.torch.sample_event import SampleEvents
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs, Within, of_samples
@@ -206,6 +207,9 @@ class PerSample:
         past = tuple(np.full(batch, x) for x in controller.past)
         non_finite, earliest = np.zeros(batch, np.int64), t
         counted = self._field(running)
+        if self.method.mass is not None:
+            column = of_samples(t, y, self._within(np.zeros(batch, np.int64)))
+            self.method.mass.check_start(counted.function, column, y, self.rtol, self.atol, samples=True)
         # Without a checkpoint: later calls may use what the field makes at its first call.
         at = np.zeros(batch, np.int64)  # index of the segment of each running sample
         first = counted(of_samples(t, y, self._within(at)), y) if self.tableau.carries else None
@@ -308,9 +312,12 @@ class PerSample:
             return np.full(len(y), self.sign * min(size, span))
 
         def field(t: Sequence[float], y: Tensor) -> Tensor:
-            return counted(of_samples(np.asarray(t), y, within), y)
+            slope = counted(of_samples(np.asarray(t), y, within), y)
+            return slope if mass is None else mass.slopes(slope, samples=True)
 
-        within = self._within(np.zeros(len(y), np.int64))
+        within, mass = self._within(np.zeros(len(y), np.int64)), self.method.mass
+        if mass is not None and mass.singular:
+            return np.full(len(y), self.sign * min(SMALL_START, span))
         order, rtol, atol = self.tableau.order, self.rtol, self.atol
         sizes, slope = first_step_sizes(field, order, y, t0, self.sign * span, rtol, atol, samples=True)
         if known is not None:

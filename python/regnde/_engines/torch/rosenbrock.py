@@ -16,6 +16,7 @@ from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.jacobian import Jacobian
 from regnde._engines.torch.loop import Trial
+from regnde._engines.torch.mass import SMALL_START, Mass
 from regnde._engines.torch.recorder import StepRecorder
 from regnde._engines.torch.rosenbrock_step import (
     RosenbrockStep,
@@ -47,6 +48,7 @@ class Rosenbrock(OneSystem):
         tolerances: relative and absolute.
         segment: in which the solve begins.
         record: whether the estimates of accepted steps are recorded.
+        mass: the mass matrix; None for the identity.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
 
     Attributes:
@@ -62,13 +64,14 @@ class Rosenbrock(OneSystem):
         segment: Segment,
         *,
         record: bool,
+        mass: Mass | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         super().__init__(field, tableau, solver, tolerances, segment, checkpoint=checkpoint)
-        self.tableau = tableau
+        self.tableau, self.mass = tableau, mass
         self.jacobian = Jacobian()
         self.factorisations = 0
-        of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, norm=whole_rms)
+        of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, norm=whole_rms, mass=mass)
         self.recorder = StepRecorder(lambda steps: steps[0], of_steps) if record else None
         self.last_attempt: tuple[float, float, Outcome]  # t, t1 and outcome
         self.uncounted = 0  # evaluations within a Jacobian where the step before had made one
@@ -79,8 +82,21 @@ class Rosenbrock(OneSystem):
         calls = self.field.calls - self.uncounted
         return Counts(calls, njac=self.jacobian.calls, nfactorisations=self.factorisations)
 
+    def _slope(self, t: float, y: Tensor) -> Tensor:
+        """The derivative of the state at (t, y), for the size of the first step."""
+        slope = super()._slope(t, y)
+        return slope if self.mass is None else self.mass.slopes(slope, samples=False)
+
+    def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
+        """The first-step heuristic (> 0); a small size where algebraic equations leave a derivative unknown."""
+        if self.mass is not None and self.mass.singular:
+            return min(SMALL_START, abs(t1 - t0), self.bounds.largest)
+        return super().initial_size(y, t0, t1, known)
+
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step."""
+        if self.mass is not None:
+            self.mass.check_start(self.field.function, self._time(t0, y0), y0, self.rtol, self.atol, samples=False)
         if dt0 is None:
             known = self._slope(t0, y0) if self.tableau.fsal else None  # as OrdinaryDiffEq.jl counts it
             dt0 = self.initial_size(y0, t0, t1, known=known)
@@ -112,11 +128,11 @@ class Rosenbrock(OneSystem):
     def _run(self, t: float, h: float, t1: float) -> Callable[[Tensor], Outcome]:
         """The step as a function that does not hold this object, which holds the graph."""
         field, jacobian, tableau, rtol, atol = self.field, self.jacobian, self.tableau, self.rtol, self.atol
-        record, within = self.recorder is not None, self.segment.within
+        record, mass, within = self.recorder is not None, self.mass, self.segment.within
 
         def run(y: Tensor) -> Outcome:
-            step = take_step(field, jacobian, tableau, y, h, stage_times(tableau.c, t, h, t1, y, within))
-            return step, estimates(tableau, step, rtol, atol, whole_rms) if record else None
+            step = take_step(field, jacobian, tableau, y, h, stage_times(tableau.c, t, h, t1, y, within), mass)
+            return step, estimates(tableau, step, rtol, atol, whole_rms, mass) if record else None
 
         return run
 
@@ -147,10 +163,10 @@ class Rosenbrock(OneSystem):
         step = self.last_attempt[2][0]
         ratio = error_ratio(self.tableau, step, self.rtol, self.atol)
         parts = ((step.slope, ""), (step.jacobian, " of the Jacobian"), *((k, "") for k in step.k))
-        return diagnosed(step.y, step.y1, parts, ratio, stiffness_estimate(step))
+        return diagnosed(step.y, step.y1, parts, ratio, stiffness_estimate(step, self.mass))
 
     def _estimates_of_step(self, t: float, h: float, t1: float, y: Tensor, *, freeze_first_stage: bool) -> Estimates:
         """Estimates of a step from (t, y) to t1, each of shape (1,)."""
         times = stage_times(self.tableau.c, t, h, t1, y, self.segment.within)
-        step = take_step(self.field, self.jacobian, self.tableau, y, h, times)
-        return estimates(self.tableau, step, self.rtol, self.atol, whole_rms)
+        step = take_step(self.field, self.jacobian, self.tableau, y, h, times, self.mass)
+        return estimates(self.tableau, step, self.rtol, self.atol, whole_rms, self.mass)

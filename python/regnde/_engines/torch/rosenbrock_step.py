@@ -16,6 +16,7 @@ from torch import Tensor
 
 from regnde._dense import product
 from regnde._engines.torch.jacobian import Jacobian, as_states, as_vectors
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -74,7 +75,7 @@ def take_step(
     y: Tensor,
     h: StepSize,
     times: Sequence[Tensor],
-    mass: Tensor | None = None,
+    mass: Mass | None = None,
     guard: Callable[[Tensor], Tensor] | None = None,
 ) -> RosenbrockStep:
     """The step of size h from y.
@@ -86,7 +87,7 @@ def take_step(
         y: state at the start.
         h: signed size.
         times: of the stages.
-        mass: the mass matrix, shape (n, n); None for the identity.
+        mass: the mass matrix; None for the identity.
         guard: of the field's arguments, outside the Jacobian: where their gradient is stopped. None for nowhere.
     """
     samples = jacobian.samples
@@ -94,7 +95,7 @@ def take_step(
     size = h.reshape(len(y), 1) if isinstance(h, Tensor) else h
     scaled = (size * tableau.gamma).unsqueeze(-1) if isinstance(size, Tensor) else size * tableau.gamma
     n = matrix.shape[-1]
-    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device) if mass is None else mass
+    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device) if mass is None else mass.matrix
     factors, pivots, info = torch.linalg.lu_factor_ex(identity - scaled * matrix)
     start = as_vectors(y, samples)
     vectors: list[Tensor] = []
@@ -108,7 +109,7 @@ def take_step(
             slope_i = field(times[i], argument if guard is None else guard(argument))
             coupled = coupled.view_as(start)
             if mass is not None:
-                coupled = coupled @ mass.T
+                coupled = coupled @ mass.matrix.mT
             right = coupled if right is None else right + coupled
         else:
             slope_i = slope
@@ -135,17 +136,31 @@ def error_estimate(
     return torch.where(unsolved, SINGULAR_ERROR, error)
 
 
-def stiffness_estimate(step: RosenbrockStep) -> Tensor:
+def stiffness_estimate(step: RosenbrockStep, mass: Mass | None = None) -> Tensor | None:
     """Stiffness estimate S = max_i sum_j |J_ij| at the start of the step, shape (B,), or (1,) for one system.
+
+    With a mass matrix M^-1 J takes the place of J; None where that does not exist.
 
     It is a bound of the eigenvalues (Gershgorin), and what OrdinaryDiffEq.jl compares with an explicit method's
     stability region when it switches back from an implicit method.
     """
-    return step.jacobian.abs().sum(-1).amax(-1).reshape(-1)
+    matrix = step.jacobian
+    if mass is not None:
+        if mass.singular:
+            return None
+        matrix = torch.linalg.solve(mass.matrix, matrix)
+    if not matrix.shape[-1]:
+        return matrix.new_zeros(len(matrix) if matrix.ndim > 2 else 1)
+    return matrix.abs().sum(-1).amax(-1).reshape(-1)
 
 
 def estimates(
-    tableau: RosenbrockTableau, step: RosenbrockStep, rtol: Tolerance, atol: Tolerance, norm: Norm = sample_rms
+    tableau: RosenbrockTableau,
+    step: RosenbrockStep,
+    rtol: Tolerance,
+    atol: Tolerance,
+    norm: Norm = sample_rms,
+    mass: Mass | None = None,
 ) -> Estimates:
     """What the method estimates of the step of each sample, shape (B,), or of one system, shape (1,)."""
-    return Estimates(error_estimate(tableau, step, rtol, atol, norm), stiffness_estimate(step))
+    return Estimates(error_estimate(tableau, step, rtol, atol, norm), stiffness_estimate(step, mass))

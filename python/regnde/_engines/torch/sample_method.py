@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regnde._engines.torch import rosenbrock_step, step
 from regnde._engines.torch.jacobian import Jacobian
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.rosenbrock_step import RosenbrockStep
 from regnde._engines.torch.step import Estimates, Field, Step, Tolerance
 from regnde._rosenbrock_tableau import RosenbrockTableau
@@ -31,6 +32,10 @@ class SampleMethod(Protocol):
     @property
     def knows_slope(self) -> bool:
         """Whether a step evaluates the field at its end, and the next one again there within its Jacobian."""
+
+    @property
+    def mass(self) -> Mass | None:
+        """The mass matrix; None for the identity."""
 
     @property
     def implicit(self) -> bool:
@@ -71,6 +76,7 @@ class Explicit:
     """
 
     knows_slope = implicit = False
+    mass = None
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
@@ -108,24 +114,25 @@ class LinearlyImplicit:
 
     Args:
         tableau: its coefficients.
+        mass: the mass matrix of each sample; None for the identity.
     """
 
     implicit = True
 
-    def __init__(self, tableau: RosenbrockTableau) -> None:
-        self.tableau, self.jacobian = tableau, Jacobian(samples=True)
+    def __init__(self, tableau: RosenbrockTableau, mass: Mass | None = None) -> None:
+        self.tableau, self.mass, self.jacobian = tableau, mass, Jacobian(samples=True)
         self.knows_slope = tableau.fsal
 
     def take(
         self, field: Field, guard: Guard, y: Tensor, first: Tensor | None, h: Tensor, times: Sequence[Tensor]
     ) -> RosenbrockStep:
         """The step of size h from y."""
-        return rosenbrock_step.take_step(field, self.jacobian, self.tableau, y, h, times, guard=guard)
+        return rosenbrock_step.take_step(field, self.jacobian, self.tableau, y, h, times, self.mass, guard)
 
     def estimates(self, taken: AnyStep, rtol: Tolerance, atol: Tolerance) -> Estimates:
         """The records of the samples' steps."""
         assert isinstance(taken, RosenbrockStep)
-        return rosenbrock_step.estimates(self.tableau, taken, rtol, atol)
+        return rosenbrock_step.estimates(self.tableau, taken, rtol, atol, mass=self.mass)
 
     def error(self, taken: AnyStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error estimates."""
@@ -136,7 +143,7 @@ class LinearlyImplicit:
         """Error over tolerance, and stiffness."""
         assert isinstance(taken, RosenbrockStep)
         ratio = rosenbrock_step.error_ratio(self.tableau, taken, rtol, atol)
-        return ratio, rosenbrock_step.stiffness_estimate(taken)
+        return ratio, rosenbrock_step.stiffness_estimate(taken, self.mass)
 
     def inside(self, taken: AnyStep, index: Tensor, change: Tensor) -> Tensor:
         """The states of the samples at these places, changed; the stages hold the step size."""

@@ -13,6 +13,7 @@ from regnde._engines.base import FAILURES, Request
 from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.loop import Path
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of
 from regnde._solution import Events, Solution, Stats, Status, Steps
@@ -41,7 +42,7 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         t=clock(ends),
         dt=clock(sizes),
         error=present(error) if tableau.adaptive else None,
-        stiffness=present(stiffness) if tableau.stiffness_pair else None,
+        stiffness=present(stiffness) if tableau.stiffness_pair and not Mass.is_singular(request.mass) else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
         implicit=None if stepper.implicits is None else torch.tensor(stepper.implicits, device=y0.device),

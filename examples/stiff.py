@@ -1,0 +1,357 @@
+"""Stiff models: learn chemical kinetics and a pharmacokinetic model with Rosenbrock methods, and compare the cures.
+
+    python examples/stiff.py robertson    # Robertson's kinetics to t = 1e5: 3 species
+    python examples/stiff.py pollu        # air pollution: 20 species, 25 reactions
+    python examples/stiff.py doses        # infusions as stops, elimination by a network
+    python examples/stiff.py compare      # the table of docs/stiff.md
+
+The kinetics are learnt as rate laws: the reactions are known, their rates are mass action with constants that are wrong
+by up to a factor of two, times the exponential of a network. States, residuals and tolerances are scaled by the largest
+value of each species, and times are spread evenly in log t, as in S. Kim et al., Stiff neural ordinary differential
+equations, Chaos 31 (2021) 093122. Data are made by the programs. POLLU: J. G. Verwer, SIAM J. Sci. Comput. 15 (1994).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import regnde
+from regnde import ErrorPenalty, Penalty, Solution, Solver, StiffnessPenalty
+
+F64 = {"dtype": torch.float64}
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """A network with one hidden layer."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs)).double()
+
+
+# --- kinetics --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """Reactions of one or two reactants with mass action.
+
+    Attributes:
+        reactants: of each reaction, two indices of species; the number of species stands for none.
+        changes: by one reaction, of each species, shape (species, reactions).
+        constants: of the rates, shape (reactions,).
+        y0: initial concentrations.
+        ts: save times.
+    """
+
+    reactants: Tensor
+    changes: Tensor
+    constants: Tensor
+    y0: Tensor
+    ts: Tensor
+
+    def products(self, y: Tensor) -> Tensor:
+        """The concentrations that each rate is proportional to, multiplied."""
+        padded = torch.cat([y, torch.ones_like(y[..., :1])], -1)
+        return padded[..., self.reactants].prod(-1)
+
+    def field(self, t: Tensor, y: Tensor) -> Tensor:
+        """The rates of change, by the true constants."""
+        return (self.constants * self.products(y)) @ self.changes.T
+
+
+def network(species: int, reactions: Sequence[tuple[float, str, str]], y0: Tensor, ts: Tensor) -> Network:
+    """A network from reactions (constant, reactants, products); species are numbers in a text, from 1."""
+    reactants, changes = [], torch.zeros(species, len(reactions), **F64)
+    for j, (_, used, made) in enumerate(reactions):
+        before, after = ([int(s) - 1 for s in text.split()] for text in (used, made))
+        reactants.append([*before, species, species][:2])
+        for i in before:
+            changes[i, j] -= 1
+        for i in after:
+            changes[i, j] += 1
+    return Network(torch.tensor(reactants), changes, torch.tensor([k for k, *_ in reactions], **F64), y0, ts)
+
+
+def robertson() -> Network:
+    """H. H. Robertson, in Numerical Analysis, an Introduction (1966)."""
+    ts = torch.cat([torch.zeros(1), torch.logspace(-5, 5, 40, **F64)])
+    reactions = [(0.04, "1", "2"), (3e7, "2 2", "2 3"), (1e4, "2 3", "1 3")]
+    return network(3, reactions, torch.tensor([1.0, 0.0, 0.0], **F64), ts)
+
+
+def pollu() -> Network:
+    """The air pollution model of the Dutch institute RIVM."""
+    reactions = [
+        (0.35, "1", "2 3"),
+        (26.6, "2 4", "1"),
+        (1.23e4, "5 2", "6 1"),
+        (8.6e-4, "7", "5 5 8"),
+        (8.2e-4, "7", "8"),
+        (1.5e4, "7 6", "5 8"),
+        (1.3e-4, "9", "5 8 10"),
+        (2.4e4, "9 6", "11"),
+        (1.65e4, "11 2", "10 1 12"),
+        (9e3, "11 1", "13"),
+        (0.022, "13", "11 1"),
+        (1.2e4, "10 2", "14 1"),
+        (1.88, "14", "7 5"),
+        (1.63e4, "1 6", "15"),
+        (4.8e6, "3", "4"),
+        (3.5e-4, "4", "16"),
+        (0.0175, "4", "3"),
+        (1e8, "16", "6 6"),
+        (4.44e11, "16", "3"),
+        (1.24e3, "17 6", "18 5"),
+        (2.1, "19", "2"),
+        (5.78, "19", "1 3"),
+        (0.0474, "1 4", "19"),
+        (1.78e3, "19 1", "20"),
+        (3.12, "20", "19 1"),
+    ]
+    y0 = torch.zeros(20, **F64)
+    y0[[1, 3, 6, 7, 8, 16]] = torch.tensor([0.2, 0.04, 0.1, 0.3, 0.01, 0.007], **F64)
+    return network(20, reactions, y0, torch.cat([torch.zeros(1), torch.logspace(-3, 1.778, 30, **F64)]))
+
+
+class RateLaw(nn.Module):
+    """Known reactions whose rates are learnt.
+
+    Args:
+        known: the reactions; of its constants only rough values are used.
+        scale: the largest value of each species.
+        seed: of the wrong constants and of the network.
+    """
+
+    def __init__(self, known: Network, scale: Tensor, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.known = known
+        self.register_buffer("scale", scale)
+        wrong = torch.empty_like(known.constants).uniform_(-1, 1) * math.log(2)
+        self.log_constants = nn.Parameter(known.constants.log() + wrong)
+        self.correction = mlp(len(scale), 16, len(known.constants))
+        with torch.no_grad():
+            self.correction[2].weight.mul_(0.01)
+            self.correction[2].bias.zero_()
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The rates of change."""
+        rates = torch.exp(self.log_constants + self.correction(y / self.scale)) * self.known.products(y)
+        return rates @ self.known.changes.T
+
+
+def learn_kinetics(known: Network, iterations: int) -> None:
+    """Learns the rates from a trajectory, and tests them on another one."""
+    exact = Solver(method="rodas5p", rtol=1e-8, atol=1e-14, engine="torch")
+    with torch.no_grad():
+        data = regnde.solve(known.field, known.y0, known.ts, exact).ys
+        other = regnde.solve(known.field, 0.7 * known.y0, known.ts, exact).ys
+    scale = data.amax(0).clamp_min(1e-12)
+    model = RateLaw(known, scale)
+    solver = Solver(method="rodas5p", rtol=1e-4, atol=1e-6 * scale, engine="torch")
+
+    def error(truth: Tensor, y0: Tensor) -> tuple[Tensor, Solution]:
+        sol = regnde.solve(model, y0, known.ts, solver)
+        return ((sol.ys - truth) / scale).abs().mean(), sol
+
+    optimizer, began = torch.optim.Adam(model.parameters(), lr=0.03), time.process_time()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for i in range(iterations):
+        optimizer.zero_grad()
+        loss, sol = error(data, known.y0)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if i % 10 == 0:
+            print(f"iteration {i:3d}: mean error {loss.item():.2e} of the largest value, {sol.stats.accepted} steps")
+    with torch.no_grad():
+        trained, sol = error(data, known.y0)
+        tested, _ = error(other, 0.7 * known.y0)
+    stats = sol.stats
+    print(
+        f"mean error {trained.item():.2e}; from another start {tested.item():.2e}. One solve: {stats.nfe} evaluations, "
+        f"{stats.nfactorisations} factorisations. Training: {time.process_time() - began:.0f} s of processor time"
+    )
+
+
+# --- doses -----------------------------------------------------------------------------------------
+
+INFUSIONS = ((0.0, 0.5), (8.0, 8.5), (16.0, 16.5))  # hours at which they begin and end
+DOSE = 5.0
+
+
+class Doses(nn.Module):
+    """A drug in blood that binds a target fast, with an unknown elimination: infusions as jumps of the field."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.elimination = mlp(1, 16, 1)
+
+    def rate(self, drug: Tensor) -> Tensor:
+        """Elimination by a network, per hour and unit of drug."""
+        return nn.functional.softplus(self.elimination(drug.unsqueeze(-1) / DOSE)).squeeze(-1)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Rates of change of drug, free target and complex, per hour."""
+        drug, target, bound = y.unbind(-1)
+        binding = 200.0 * drug * target - 5.0 * bound
+        given = sum(DOSE / (end - begin) * ((t >= begin) & (t < end)).to(y) for begin, end in INFUSIONS)
+        return torch.stack(
+            [given - self.rate(drug) * drug - binding, 0.3 * (1 - target) - binding, binding - 0.1 * bound], -1
+        )
+
+
+class TrueDoses(Doses):
+    """The same with saturable elimination."""
+
+    def rate(self, drug: Tensor) -> Tensor:
+        """Michaelis and Menten's law."""
+        return 1.2 / (1.0 + drug)
+
+
+def learn_doses(iterations: int) -> None:
+    """Learns how the elimination depends on the concentration, from 25 noisy concentrations of the drug."""
+    ts, y0 = torch.linspace(0, 24, 25), torch.tensor([0.0, 1.0, 0.0])
+    stops = sorted({t for infusion in INFUSIONS for t in infusion})
+    solver = Solver(method="rodas5p", rtol=1e-5, atol=1e-7, engine="torch")
+    with torch.no_grad():
+        truth = regnde.solve(TrueDoses(), y0, ts, solver, stops=stops).ys[:, 0]
+        explicit = regnde.solve(TrueDoses(), y0, ts, Solver(rtol=1e-5, atol=1e-7, engine="torch"), stops=stops).stats
+    data = truth * (1 + 0.02 * torch.randn(25, generator=torch.Generator().manual_seed(1)))
+    model, began = Doses(), time.process_time()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for i in range(iterations + 1):
+        optimizer.zero_grad()
+        sol = regnde.solve(model, y0, ts, solver, stops=stops)
+        loss = (sol.ys[:, 0] - data).square().mean()
+        if i % 10 == 0:
+            print(f"iteration {i:3d}: mean squared error {loss.item():.2e}")
+        loss.backward()
+        optimizer.step()
+    drug = torch.tensor([0.5, 2.0, 5.0])
+    learnt, law = (", ".join(f"{x:.2f}" for x in m.rate(drug).tolist()) for m in (model, TrueDoses()))
+    print(
+        f"elimination at 0.5, 2, 5: {learnt} (true {law}). One solve: {sol.stats.nfe} evaluations and "
+        f"{sol.stats.nfactorisations} factorisations; tsit5 takes {explicit.nfe} evaluations. "
+        f"Training: {time.process_time() - began:.0f} s of processor time"
+    )
+
+
+# --- the cures compared ----------------------------------------------------------------------------
+
+
+def relaxation(t: Tensor, y: Tensor) -> Tensor:
+    """A fast state that follows a slow one, 300 times as fast."""
+    fast, slow = y.unbind(-1)
+    return torch.stack([300 * (torch.cos(2 * slow) - fast), 1 - 0.5 * fast], -1)
+
+
+class Scaled(nn.Module):
+    """A network as the field, with outputs scaled by the rates of the two states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp(2, 32, 2)
+        self.register_buffer("scale", torch.tensor([300.0, 1.0]))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field."""
+        value: Tensor = self.scale * self.inner(y)
+        return value
+
+
+@dataclass(frozen=True)
+class Cure:
+    """A way to train a stiff model, and a weight for its penalty."""
+
+    method: str
+    penalty: Penalty | None = None
+
+
+CURES = {
+    "tsit5": Cure("tsit5"),
+    "tsit5 + SRNODE": Cure("tsit5", 3e-5 * StiffnessPenalty("mean")),
+    "rodas5p": Cure("rodas5p"),
+    "rodas5p + ERNODE": Cure("rodas5p", 0.3 * ErrorPenalty("mean")),
+    "autotsit5": Cure("autotsit5"),
+}
+
+
+def pretrained(seed: int) -> Scaled:
+    """A network that has learnt the field itself, so that it is as stiff."""
+    torch.manual_seed(seed)
+    model = Scaled()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(1500):
+        y = torch.rand(256, 2) * torch.tensor([3.0, 4.0]) - torch.tensor([1.5, 0.5])
+        error = (model(y[0, 0], y) - relaxation(y[0, 0], y)) / model.scale
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def compare(iterations: int, seed: int, tolerance: float) -> None:
+    """Trains the same stiff model with each cure, and prints a table."""
+    ts, y0 = torch.linspace(0, 3, 31), torch.tensor([-0.5, 0.0])
+    with torch.no_grad():
+        data = regnde.solve(relaxation, y0, ts, Solver(method="rodas5p", rtol=1e-10, atol=1e-12, engine="torch")).ys
+    start = pretrained(seed)
+    print("| training | loss | evaluations | factorisations | ms a solve | stiffness | s for training |")
+    print("|---|---|---|---|---|---|---|")
+    for name, cure in CURES.items():
+        model, solver = copy.deepcopy(start), Solver(method=cure.method, rtol=tolerance, atol=tolerance, engine="torch")
+        optimizer, began = torch.optim.Adam(model.parameters(), lr=0.002), time.process_time()
+        for _ in range(iterations):
+            optimizer.zero_grad()
+            sol = regnde.solve(model, y0, ts, solver, record="none" if cure.penalty is None else "all")
+            loss = (sol.ys - data).square().mean()
+            (loss if cure.penalty is None else loss + cure.penalty(sol)).backward()
+            optimizer.step()
+        seconds = time.process_time() - began
+        with torch.no_grad():
+            sol = regnde.solve(model, y0, ts, solver, record="all")
+            stiffness, loss = sol.steps.stiffness.max().item(), (sol.ys - data).square().mean().item()
+            each = timed(functools.partial(regnde.solve, model, y0, ts, solver))
+        counts = f"{sol.stats.nfe} | {sol.stats.nfactorisations or ''}"
+        print(f"| {name} | {loss:.1e} | {counts} | {1e3 * each:.0f} | {stiffness:.0f} | {seconds:.0f} |", flush=True)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Processor time of one call, the median of five."""
+    times = []
+    for _ in range(5):
+        began = time.process_time()
+        function()
+        times.append(time.process_time() - began)
+    return sorted(times)[2]
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("robertson", "pollu", "doses", "compare"))
+    parser.add_argument("--iterations", type=int, help="of the training (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the compared models")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the compared solves")
+    given = parser.parse_args()
+    if given.what == "doses":
+        learn_doses(given.iterations or 60)
+    elif given.what == "compare":
+        compare(given.iterations or 60, given.seed, given.tolerance)
+    else:
+        learn_kinetics(robertson() if given.what == "robertson" else pollu(), given.iterations or 60)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    main()
