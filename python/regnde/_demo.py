@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnde._budget import FAST, LossBudget
+from regnde._budget import LossBudget, smoothed
 from regnde._demo_report import Prediction, Row, conclusion, picture, short, table
 from regnde._diagnose import diagnose
 from regnde._fit import Progress, anneal, fit
@@ -199,11 +199,8 @@ class Trained:
 
     @property
     def loss(self) -> float:
-        """The training loss of the last iterations, smoothed as a `LossBudget` smooths it."""
-        mean = 0.0
-        for count, progress in enumerate(self.history, 1):
-            mean += max(FAST, 1 / count) * (progress.task - mean)
-        return mean
+        """The training loss of the last iterations, smoothed as a `LossBudget` does."""
+        return smoothed([progress.task for progress in self.history])
 
 
 def train(

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -117,6 +118,7 @@ def fit(
         raise ValueError(f"fit(accumulate={accumulate}, clip={clip}): give at least one batch and a norm above zero.")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
+    _check_processes(weight)
     closure = _needs_closure(optimizer)
     if closure and scaler is not None:
         raise ValueError(f"a GradScaler does not go with {type(optimizer).__name__}, whose step needs a closure.")
@@ -142,6 +144,20 @@ def fit(
             weight=step.factor or 0.0,
             nfe=round(nfe),
             seconds=time.perf_counter() - began,
+        )
+
+
+def _check_processes(weight: object) -> None:
+    """Warns of a weight that each process of a distributed training would find for itself."""
+    distributed = torch.distributed
+    if getattr(weight, "distributed", True) or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if (count := distributed.get_world_size()) > 1:
+        kind = type(weight).__name__
+        warnings.warn(
+            f"{kind}: {count} processes train together, and each finds a weight of its own, so that they minimise "
+            f"different losses: give {kind}(..., distributed=True).",
+            stacklevel=3,
         )
 
 
