@@ -493,6 +493,22 @@ def test_a_method_for_another_kind_is_refused_in_one_line(method: str, noise: st
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("noise", ["diagonal", "scalar"])
+def test_milstein_differentiates_by_the_state_alone(noise: str) -> None:
+    """A diffusion that reads the initial state, as a context, has no further slope from there."""
+    path = BrownianPath(0.0, 0.1, (2 if noise == "diagonal" else 1,), seed=3)
+    solver = Solver(method="milstein", dt0=0.1, engine="torch")
+
+    def end(y0: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        sde = SDE(lambda t, y: -y, lambda t, y: context * y, noise=noise)
+        return regnde.solve(sde, y0, [0.0, 0.1], solver, noise=path).y1.detach()
+
+    y0 = f64([1.3, 0.7]).requires_grad_()
+    expected = end(y0.detach(), y0.detach())
+    for context in (y0, y0.clone()):
+        torch.testing.assert_close(end(y0, context), expected, rtol=ROUNDING, atol=ROUNDING)
+
+
 def test_milstein_builds_no_graph_where_nothing_is_differentiated() -> None:
     sde = small("scalar", "ito", P)
     solver = Solver(method="milstein", dt0=0.1, engine="torch")

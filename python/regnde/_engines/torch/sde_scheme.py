@@ -111,7 +111,8 @@ class Stages:
         with torch.inference_mode(False), torch.enable_grad():
             if along.is_inference():
                 time, along = time.clone(), along.clone()
-            x = y if y.requires_grad else y.detach().clone().requires_grad_()
+            # A view, as the diffusion may read what y was made of: the derivative is by its argument alone.
+            x = y.view_as(y) if y.requires_grad else y.detach().clone().requires_grad_()
             g = self.diffusion_at(time, x)
             differentiable = differentiable and (y.requires_grad or _has_other_leaf(g, x))
             slope = torch.zeros_like(g)
