@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SHOWN = re.compile(r"^```text\n\$ ([^\n]*examples/(\w+)\.py[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 RUN_ELSEWHERE = {
     "budget_rules": "test_experiments.py",
+    "latent_sde": "test_examples_sde.py",
     "paper": "test_experiments.py",
     "spiral_sde": "test_experiments.py",
 }

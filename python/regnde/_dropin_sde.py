@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from regnde._controller import PI
-from regnde._dropin_sde_problem import equation_of, path_of, with_divergence
+from regnde._dropin_sde_problem import equation_of, path_of
 from regnde._engines.base import OWN_RULES
 from regnde._equation import SDE
+from regnde._path_divergence import with_path_divergence
 from regnde._recording import unrecordable
 from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
 from regnde._solve import solve_by_rules
@@ -214,7 +215,7 @@ def _sdeint(
     equation, prior = equation_of(sde, names or {}, columns, with_prior=logqp)
     if logqp:
         assert prior is not None
-        equation = with_divergence(equation, prior)
+        equation = with_path_divergence(equation, prior)
         y0 = torch.cat([y0, y0.new_zeros(len(y0), 1)], 1)
     chosen = _method(method, equation, control, options or {}, bm)
     name = chosen.name
@@ -229,7 +230,8 @@ def _sdeint(
     elif start:
         raise ValueError(f"sdeint: extra_solver_state is of the method 'reversible_heun', not of {name!r}.")
     t0, t1 = times[0].item(), times[-1].item()
-    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"))
+    step = None if control.adaptive else control.dt
+    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"), step=step)
     if control.adaptive:
         ys = _adaptive(equation, y0, times, chosen, control, path, gradient, logqp)
     else:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from regnde._equation import SDE
 from regnde._noise import BrownianPath, Increment
+from regnde._path_divergence import Joint
 
-__all__ = ["Names", "equation_of", "path_of", "with_divergence"]
+__all__ = ["Names", "equation_of", "path_of"]
 
 ROLES = {
     "drift": "f",
@@ -22,7 +23,6 @@ ROLES = {
     "drift_and_diffusion": "f_and_g",
     "drift_and_diffusion_prod": "f_and_g_prod",
 }
-SMALL = 1e-7  # a diffusion below it is taken for it where the drifts' difference is divided by it, as in torchsde
 Names = Mapping[str, str]
 Function = Callable[..., Any]
 
@@ -73,7 +73,8 @@ def _functions(has: _Methods, noise_type: str, columns: int | None) -> tuple[Fun
     """The drift and the diffusion, in the shapes that `SDE` wants."""
     shaped = _without_column if noise_type == "scalar" else _as_it_is
     if has.f_and_g is not None:
-        joint = Joint(has.f_and_g, shaped)
+        f_and_g = has.f_and_g
+        joint = Joint(lambda t, y: _shaped(f_and_g, shaped, t, y))
         return joint.drift, joint.diffusion
     if has.f is not None and has.g is not None:
         return has.f, has.g if shaped is _as_it_is else lambda t, y, g=has.g: shaped(g(t, y))
@@ -112,6 +113,11 @@ def _as_it_is(g: Tensor) -> Tensor:
     return g
 
 
+def _shaped(both: Function, shaped: Callable[[Tensor], Tensor], t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    f, g = both(t, y)
+    return f, shaped(g)
+
+
 def _without_column(g: Tensor) -> Tensor:
     """A matrix of one column, (batch, d, 1), as a state."""
     if g.ndim != 3 or g.shape[-1] != 1:
@@ -121,60 +127,10 @@ def _without_column(g: Tensor) -> Tensor:
     return g.squeeze(-1)
 
 
-class Joint:
-    """A drift and a diffusion from one function of both: where they are asked at one point, it is called once."""
-
-    def __init__(self, both: Function, shaped: Callable[[Tensor], Tensor] = _as_it_is) -> None:
-        self.both, self.shaped = both, shaped
-        self._waiting: tuple[Tensor, Tensor, bool, Tensor] | None = None  # time, state, grad mode, diffusion
-
-    def drift(self, t: Tensor, y: Tensor) -> Tensor:
-        """The drift; the diffusion waits to be asked for."""
-        f, g = self.both(t, y)
-        self._waiting = (t, y, torch.is_grad_enabled(), self.shaped(g))
-        return f  # type: ignore[no-any-return]  # a tensor
-
-    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
-        """The diffusion."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            time, state, differentiable, g = waiting
-            if state is y and differentiable == torch.is_grad_enabled() and torch.equal(time, t):
-                return g
-        return self.shaped(self.both(t, y)[1])
-
-
-def with_divergence(sde: SDE, prior: Function) -> SDE:
-    """The equation of the state and, as its last channel, of the divergence of the path from the prior's.
-
-    Its slope is half the square of u, where diffusion u = drift - prior drift: the Kullback-Leibler divergence of the
-    two laws on paths is the mean of it (Girsanov; X. Li, T.-K. L. Wong, R. T. Q. Chen, D. Duvenaud, AISTATS 2020, 9).
-    """
-    joint = Joint(lambda t, y: _with_rate(sde, prior, t, y))
-    return SDE(joint.drift, joint.diffusion, sde.noise, sde.calculus)
-
-
-def _with_rate(sde: SDE, prior: Function, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    state = y[:, :-1]
-    f, g = sde.drift(t, state), sde.diffusion(t, state)
-    gap = f - prior(t, state)
-    if sde.noise == "diagonal":
-        u = gap / torch.where(g.detach().abs() > SMALL, g, SMALL * torch.sign(g))
-        nothing = g.new_zeros(len(g), 1)
-    elif sde.noise == "scalar":  # the pseudo-inverse of one column
-        u = (g * gap).sum(1, keepdim=True) / g.square().sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
-        nothing = g.new_zeros(len(g), 1)
-    else:
-        u = torch.matmul(torch.linalg.pinv(g), gap.unsqueeze(-1)).squeeze(-1)
-        nothing = g.new_zeros(len(g), 1, g.shape[2])
-    rate = 0.5 * u.square().sum(1, keepdim=True)
-    return torch.cat([f, rate], 1), torch.cat([g, nothing], 1)
-
-
 # --- Brownian motions -----------------------------------------------------------------------------
 
 
-def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool) -> BrownianPath:
+def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool, step: float | None) -> BrownianPath:
     """The Brownian path: the given one, one around torchsde's, or a new one.
 
     Args:
@@ -184,6 +140,7 @@ def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bo
         sde: the equation.
         y0: its initial state.
         area: whether the method needs the space-time Levy area.
+        step: size of all steps, if it is fixed: a new path need not be finer.
     """
     if motion is not None:
         if len(motion.shape) != 2 or motion.shape[0] != len(y0):
@@ -205,7 +162,7 @@ def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bo
                 f"needs {(*y0.shape, 'processes')}."
             )
         columns = g.shape[2]
-    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns))
+    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns), resolution=step)
 
 
 class _ForeignPath(BrownianPath):

@@ -122,7 +122,7 @@ def default_method(sde: SDE) -> str:
         return "sosra"
     if sde.calculus == "stratonovich":
         return "rkmil" if sde.noise in _ENTRYWISE else "lambaeulerheun"
-    return "sosri" if sde.noise in _ENTRYWISE else "lambaem"
+    return "sriw1" if sde.noise in _ENTRYWISE else "lambaem"
 
 
 def fits(name: str, sde: SDE) -> bool:

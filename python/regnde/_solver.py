@@ -86,11 +86,12 @@ class Solver:
     Args:
         method: name of the method. ODE: `"tsit5"` (default), `"bs3"`, `"heun"`, `"dp5"`, `"vern7"` adapt
             their step, `"euler"`, `"midpoint"`, `"rk4"` need `dt0`; for stiff ones `"rodas5p"`, `"rodas4"`,
-            `"rosenbrock23"`, and `"autotsit5"`, which switches. SDE: `"sosri"`
-            (default), `"sosri2"` (estimates stiffness too), `"sriw1"` (fewest steps at loose tolerances),
-            `"sosra"` (a diffusion that does not depend on the state), `"em"` (needs `dt0`).
-            `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit Runge-Kutta method of
-            your own (torch engine).
+            `"rosenbrock23"`, and `"autotsit5"`, which switches. SDE: `"sriw1"` (default for Ito's calculus and
+            diagonal or scalar noise), `"sosri"`, `"sosri2"` (estimates stiffness too), `"sosra"` (a diffusion that
+            does not depend on the state), `"rkmil"`, `"lambaem"` and `"lambaeulerheun"` (every kind of noise) adapt
+            their step, `"em"`, `"milstein"`, `"heun"`, `"midpoint"`, `"reversible_heun"` need `dt0`. `docs/sde.md`
+            says which is for which, `docs/engines.md` lists what each engine has. Or a `Tableau`: an explicit
+            Runge-Kutta method of your own (torch engine).
         rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE. A number; or numbers for
             entries, a tensor or array that broadcasts against y0; or for the parts of a state of several tensors,
             in its structure: `{"x": 1e-6, "v": math.inf}`. An infinite tolerance leaves entries without control.
