@@ -493,6 +493,24 @@ def test_a_method_for_another_kind_is_refused_in_one_line(method: str, noise: st
     assert "\n" not in text
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, within its jvp
+@pytest.mark.parametrize("method", ["heun", "reversible_heun", "lambaeulerheun", "rkmil"])
+def test_transforms_of_torch_func_see_through_a_solve_of_an_sde(method: str) -> None:
+    """The path is made outside the transform, so that gradients are those of autograd."""
+    solver = Solver(method=method, dt0=0.1, rtol=0.1, atol=0.1, engine="torch")
+
+    def end(rate: torch.Tensor) -> torch.Tensor:
+        sde = SDE(lambda t, y: -rate * y, lambda t, y: torch.sin(rate * y), calculus="stratonovich")
+        return regnde.solve(sde, f64([1.3, 0.7]), [0.0, 1.0], solver, noise=BrownianPath(0.0, 1.0, (2,), seed=3)).y1[0]
+
+    rate = f64(0.8)
+    leaf = rate.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(end(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(end)(rate), expected, rtol=ROUNDING, atol=ROUNDING)
+    tangent = torch.func.jvp(end, (rate,), (torch.ones_like(rate),))[1]
+    torch.testing.assert_close(tangent, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
 @pytest.mark.parametrize("noise", ["diagonal", "scalar"])
 def test_milstein_differentiates_by_the_state_alone(noise: str) -> None:
     """A diffusion that reads the initial state, as a context, has no further slope from there."""

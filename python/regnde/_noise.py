@@ -183,7 +183,8 @@ class BrownianPath:
         if not self.t0 <= t <= self.t1:
             raise ValueError(f"t={t} lies outside the Brownian path's span [{self.t0}, {self.t1}].")
         span = self.t1 - self.t0
-        with torch.inference_mode(False), torch.no_grad():  # the tree outlives the caller's mode
+        # The tree outlives the modes and the transforms of its caller.
+        with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
             if self._tree is None:
                 self._tree = _Tree(self._scaled(span), self.depth, self.shape.numel(), self.seed, self._branch)
             point = self._tree.point((t - self.t0) / span)
