@@ -224,10 +224,25 @@ def test_evaluations_are_counted_apart(method: str, drifts: int, diffusions: int
 
 
 def test_evaluations_of_additive_noise() -> None:
-    """Three stages of each a trial, and one diffusion more to see that it does not depend on the state."""
+    """Three stages of each a trial, and two diffusions more to see that it does not depend on the state."""
     stats = regnde.solve(growing_noise(), f64([0.3]), [0.0, 1.0], solver("sosra")).stats
     trials = stats.accepted + stats.rejected
-    assert (stats.nfe, stats.nfe_diffusion) == (2 + 3 * trials, 3 + 3 * trials)
+    assert (stats.nfe, stats.nfe_diffusion) == (2 + 3 * trials, 4 + 3 * trials)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+def test_noise_that_depends_on_the_state_beyond_the_start_is_not_additive(gradient: str) -> None:
+    """The diffusion is 0 around the start, and bends where the drift leads."""
+
+    def bends(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return 0.3 * torch.relu(y - 1)
+
+    y0, how = f64([0.5]).requires_grad_(), Solver(method="sosra", gradient=gradient)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'sosra' is for additive noise, but the diffusion changes with the state"):
+        regnde.solve(SDE(lambda t, y: torch.ones_like(y), bends), y0, [0.0, 1.0], how)
+    matrix = SDE(lambda t, y: torch.ones_like(y), lambda t, y: bends(t, y).unsqueeze(-1), noise="additive")
+    with pytest.raises(ValueError, match="the diffusion changes with the state: write noise='general'"):
+        regnde.solve(matrix, y0, [0.0, 1.0], Solver(method="em", dt0=0.1, gradient=gradient))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])

@@ -122,7 +122,7 @@ class TorchEngine(Engine):
                 if isinstance(observed, Observed):
                     observed.close()
                 if path.failure is None:
-                    stepper.warn()
+                    stepper.finish()
             except NonFiniteStart as problem:
                 path.saved = times.count(times[0])
                 path.chunks += [start.unsqueeze(0)] * path.saved

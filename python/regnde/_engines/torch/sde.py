@@ -90,6 +90,8 @@ class SDEStepper(MethodStepper):
         self.exceeded = False  # whether the last attempt's error is above the tolerance
         self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
+        self.additive_start: tuple[Tensor, Tensor] | None = None  # time and diffusion, where it must be additive
+        self.end: Tensor | None = None  # of the last accepted step
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
 
@@ -130,14 +132,21 @@ class SDEStepper(MethodStepper):
         return size_from_probe(size, d1, d2, t0=t0, span=span, order=self.order)
 
     def _check_additive(self, y0: Tensor, t0: float, size: float) -> None:
-        """Raises a ValueError if the diffusion depends on the state: the method would converge to something else."""
+        """Checks beside the start that the diffusion does not depend on the state."""
         time = self._time(t0, y0)
         here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
+        self.additive_start = (time.detach(), here)
         moved = here.sum(-1) if here.ndim > y0.ndim else here
-        there = self.diffusion(time, torch.add(y0, moved, alpha=math.sqrt(size))).detach()
-        bound = ADDITIVE_TOLERANCE * torch.finfo(y0.dtype).eps
+        self._must_equal_start(torch.add(y0, moved, alpha=math.sqrt(size)))
+
+    def _must_equal_start(self, y: Tensor) -> None:
+        """Raises a ValueError if the diffusion is another at y: the method would converge to something else."""
+        assert self.additive_start is not None
+        time, here = self.additive_start
+        there = self.diffusion(time, y).detach()
+        bound = ADDITIVE_TOLERANCE * torch.finfo(y.dtype).eps
         if all_finite(here) and not torch.allclose(here, there, rtol=bound, atol=0.0):
-            if here.ndim > y0.ndim:
+            if here.ndim > y.ndim:
                 raise ValueError(
                     "SDE(noise='additive'): the diffusion changes with the state: write noise='general', and say in "
                     "which calculus."
@@ -197,6 +206,7 @@ class SDEStepper(MethodStepper):
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
+        self.end = step.y1
         self.forced += self.exceeded and self.bounds.forced
         if h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
@@ -207,8 +217,11 @@ class SDEStepper(MethodStepper):
         """Evaluations of both fields so far."""
         return Counts(self.field.calls, self.diffusion.calls)
 
-    def warn(self) -> None:
-        """Warns of steps so short that the path's law over them is not exact, and of steps that were forced."""
+    def finish(self) -> None:
+        """Checks an additive diffusion at the end too; warns of steps whose noise is not exact, and of forced ones."""
+        if self.additive_start is not None and self.end is not None:
+            with torch.no_grad():
+                self._must_equal_start(self.end)  # the diffusion may bend beyond the start
         if self.forced:
             warnings.warn(
                 f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "

@@ -122,5 +122,5 @@ class MethodStepper:
         times = [origin + (sign * c) * size for c in tableau.c]
         return take_step(self.field, tableau, y, None, sign * size, times).y1
 
-    def warn(self) -> None:
-        """Warns of what a finished solve could not do exactly."""
+    def finish(self) -> None:
+        """Checks a finished solve, and warns of what it could not do exactly."""
