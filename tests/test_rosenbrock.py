@@ -308,6 +308,15 @@ def test_samples_as_if_they_were_alone(method: str, gradient: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("method", ROSENBROCK_TABLEAUX)
+def test_samples_count_their_evaluations_at_stops_as_if_they_were_alone(method: str) -> None:
+    y0, span, stops = tensor([[1.0], [3.0]]), [0.0, 1.0], [0.3, 0.7]
+    together = regnde.solve(relaxing, y0, span, solver(method, batch="per-sample"), stops=stops)
+    alone = [regnde.solve(relaxing, y0[i : i + 1], span, solver(method), stops=stops).stats for i in range(2)]
+    assert together.stats.samples is not None
+    assert [x.nfe for x in together.stats.samples] == [x.nfe for x in alone]
+
+
 def test_one_block_for_each_sample_costs_as_many_backward_passes_as_a_sample_has_entries() -> None:
     passes: list[torch.Size] = []
 

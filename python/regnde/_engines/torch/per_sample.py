@@ -165,11 +165,11 @@ class PerSample:
         self.evaluations[samples] += counted.calls
         counted.calls = 0
 
-    def _uncount(self, samples: Ints) -> None:
-        """Takes back the evaluation within a Jacobian where the slope there was known before."""
+    def _uncount(self, running: Ints, fresh: Bools) -> None:
+        """Takes back the evaluation within a Jacobian of the samples whose slope there was known before."""
         if self.method.knows_slope:
-            self.calls -= 1
-            self.evaluations[samples] -= 1
+            self.calls -= not fresh.any()
+            self.evaluations[running[~fresh]] -= 1
 
     def _evaluated(
         self,
@@ -216,6 +216,7 @@ class PerSample:
         h = self._first_sizes(counted, y, first)
         self._count(counted, running)
         self.dt_first = h.copy()
+        fresh = np.ones(batch, bool)  # whether a sample starts anew: at the start of the span, behind a stop
 
         while running.size:
             wanted = np.abs(h)
@@ -224,8 +225,7 @@ class PerSample:
             tried = self._attempt(counted, y, first, t, h, t1, self._within(at))
             self._count(counted, running)
             self.factorisations += self.method.implicit * len(running)
-            if self.accepted.any() or self.rejected.any():
-                self._uncount(running)
+            self._uncount(running, fresh)
             with np.errstate(all="ignore"):
                 small_error, strange = controller.accepts(tried.error, past), ~np.isfinite(tried.error)
             # Rows that are not finite spoil the gradients of all in the graph of one attempt: the others try again.
@@ -283,7 +283,7 @@ class PerSample:
                 )
                 first = None if first is None else first.index_select(0, index)
                 counted = self._field(running)
-            crossed = t == self.ends[at]
+            fresh = crossed = t == self.ends[at]
             if crossed.any():
                 at = at + crossed
                 if first is not None:
