@@ -79,7 +79,7 @@ def test_a_regularised_client_takes_fewer_evaluations(name: str) -> None:
         adam = torch.optim.Adam(model.parameters(), 3e-2)
         with regnde.install("torchdiffeq"):
             compute = lambda batch: module.loss(model, batch)  # noqa: B023, E731 - used within the loop
-            steps = list(regnde.fit(compute, [data] * 20, adam, penalty=penalty, weight=regnde.Balance(0.3)))
+            steps = list(regnde.fit(compute, [data] * 20, adam, penalty=penalty, weight=regnde.Balance(1.0)))
         assert steps[-1].task < steps[0].task
         evaluations.append(steps[-1].nfe)
     assert evaluations[1] < evaluations[0]

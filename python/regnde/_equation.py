@@ -103,8 +103,9 @@ class ODE:
         ...     return torch.stack([-r, r - 3e7 * b * b, a + b + c - 1])
         >>> dae = ODE(kinetics, torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
         >>> y0 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-        >>> solve(dae, y0, [0.0, 40.0], Solver(method="rodas5p", rtol=1e-6, atol=1e-9)).y1.numpy().round(4)
-        array([7.158e-01, 0.000e+00, 2.842e-01])
+        >>> sol = solve(dae, y0, [0.0, 40.0], Solver(method="rodas5p", rtol=1e-6, atol=1e-9))
+        >>> [round(x, 4) for x in sol.y1.tolist()]
+        [0.7158, 0.0, 0.2842]
     """
 
     field: Callable[[Tensor, Any], Any]
