@@ -163,7 +163,7 @@ def _solve(
     mass, f = (f.mass, f.field) if isinstance(f, ODE) else (None, f)
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
-        raise TypeError(f"f must be callable as f(t, y), an SDE or a JuliaField, got {type(f).__name__}.")
+        raise TypeError(f"f must be callable as f(t, y), an ODE, an SDE or a JuliaField, got {type(f).__name__}.")
     if record not in ("none", "all") and not isinstance(record, Local):
         raise ValueError(f"record={record!r}: choose 'none', 'all' or a Local(...).")
     if noise is not None and not sde:
