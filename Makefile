@@ -29,7 +29,7 @@ demo: $(VENV)/.test
 
 # Everything that needs no Julia; Julia tests skip with the reason.
 test: $(VENV)/.test
-	@echo "about 2,500 tests, 6 to 12 minutes on two cores; the reasons of skips stand at the end"
+	@echo "about 4,800 tests, 7 to 12 minutes on two cores; the reasons of skips stand at the end"
 	$(RUN) -m pytest -rs -n auto $(ARGS)
 
 # On a machine with Julia 1.10+ and the packages of julia/Project.toml: a skip is a failure.
