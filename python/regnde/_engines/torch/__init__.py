@@ -191,7 +191,7 @@ def _solve_per_sample(request: Request) -> Solution:
             t=t,
             dt=dt,
             error=error,
-            stiffness=stiffness if tableau.stiffness_pair and not Mass.is_singular(request.mass) else None,
+            stiffness=stiffness if tableau.stiffness_pair and not (method.mass and method.mass.singular) else None,
             method=tableau.name,
             stability_size=tableau.stability_size,
             mask=mask,

@@ -43,14 +43,8 @@ class Mass:
 
     @property
     def singular(self) -> bool:
-        """Whether there are algebraic equations."""
+        """Whether there are algebraic equations: their eigenvalues are infinite, and no stiffness is told."""
         return self.left.shape[1] > 0
-
-    @staticmethod
-    def is_singular(matrix: Tensor | None) -> bool:
-        """Whether a matrix makes equations algebraic: their eigenvalues are infinite, and no stiffness is told."""
-        mass = Mass.of(matrix)
-        return mass is not None and mass.singular
 
     def slopes(self, slope: Tensor, samples: bool) -> Tensor:
         """The derivative M^-1 f of a state, or of each sample; M is not singular."""

@@ -13,7 +13,6 @@ from regnde._engines.base import FAILURES, Request
 from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.loop import Path
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of
 from regnde._solution import Events, Solution, Stats, Status, Steps
@@ -33,6 +32,8 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         end, size, (error, stiffness) = stepper.local_step(path.local_start, local)
         ends, sizes = [end], [size]
 
+    tells_stiffness = tableau.stiffness_pair and not (stepper.mass and stepper.mass.singular)
+
     def present(values: Tensor | None) -> Tensor:
         # No step taken: an empty record with y0's graph, so that a penalty has a gradient (0).
         return y0.reshape(-1)[:0].abs() if values is None else values
@@ -42,7 +43,7 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         t=clock(ends),
         dt=clock(sizes),
         error=present(error) if tableau.adaptive else None,
-        stiffness=present(stiffness) if tableau.stiffness_pair and not Mass.is_singular(request.mass) else None,
+        stiffness=present(stiffness) if tells_stiffness else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
         implicit=None if stepper.implicits is None else torch.tensor(stepper.implicits, device=y0.device),

@@ -11,6 +11,7 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, Controller
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.local import LocalStart
+from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.recorder import StepRecorder
 from regnde._engines.torch.step import Estimates, stage_times, take_step
 from regnde._solver import Local
@@ -46,6 +47,7 @@ class MethodStepper:
         latest_stage: time of the latest stage, in units of the step (>= 1).
         recorder: of the accepted steps, or None.
         implicits: of a method that switches, whether each accepted step was implicit.
+        mass: the mass matrix; None for the identity.
     """
 
     controller: Controller | None = None
@@ -53,6 +55,7 @@ class MethodStepper:
     latest_stage = 1.0
     recorder: StepRecorder[Any] | None = None
     implicits: list[bool] | None = None
+    mass: Mass | None = None
 
     def __init__(self, field: CountedField, order: float, segment: Segment, checkpoint: Checkpoint | None) -> None:
         self.field, self.order = field, float(order)
