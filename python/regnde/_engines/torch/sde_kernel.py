@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.sde_scheme import (
+    SCHEMES,
     SchemeStep,
+    Stages,
     scheme_error_ratio,
     scheme_estimates,
     scheme_stacked,
-    take_scheme,
 )
 from regnde._engines.torch.sde_step import (
     SDEStep,
@@ -26,7 +27,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, whole_rms
+from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, stage_times, whole_rms
 from regnde._equation import SDE
 from regnde._sde_method import Doubled, SDEMethod, StochasticMethod
 from regnde._tableau import StochasticTableau
@@ -157,20 +158,10 @@ class SchemeKernel:
         recorded: bool,
     ) -> SchemeStep:
         """The step and its error."""
-        return take_scheme(
-            self.method.name,
-            self.sde,
-            drift,
-            diffusion,
-            y,
-            t,
-            h,
-            t1,
-            noise,
-            within,
-            estimated=self.method.adaptive,
-            recorded=recorded,
-        )
+        times, estimated = stage_times((0.0, 0.5, 1.0), t, h, t1, y, within), self.method.adaptive
+        stages = Stages(self.sde, drift, diffusion, times, y, h, noise, estimated=estimated, recorded=recorded)
+        y1, error = SCHEMES[self.method.name](stages)
+        return SchemeStep(y, h, stages.k, stages.g, y1, error)
 
     def ratio(self, step: SchemeStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error over the tolerance."""

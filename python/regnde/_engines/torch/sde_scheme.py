@@ -27,13 +27,12 @@ from regnde._engines.torch.step import (
     divided,
     larger,
     sample_rms,
-    stage_times,
     tolerance,
     whole_rms,
 )
 from regnde._equation import SDE
 
-__all__ = ["SCHEMES", "SchemeStep", "Stages", "scheme_error_ratio", "scheme_estimates", "scheme_stacked", "take_scheme"]
+__all__ = ["SCHEMES", "SchemeStep", "Stages", "scheme_error_ratio", "scheme_estimates", "scheme_stacked"]
 
 
 class SchemeStep(NamedTuple):
@@ -256,28 +255,6 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     }
 )
 """The step of each method by its name: the new state, and the error if it is asked for."""
-
-
-def take_scheme(
-    name: str,
-    sde: SDE,
-    drift: Field,
-    diffusion: Field,
-    y: Tensor,
-    t: float,
-    h: float,
-    t1: float,
-    dw: Tensor,
-    within: tuple[float, float] | None = None,
-    *,
-    estimated: bool,
-    recorded: bool,
-) -> SchemeStep:
-    """The step of a method from (t, y) to t1 = t + h; the times of its stages lie `within` bounds."""
-    times = stage_times((0.0, 0.5, 1.0), t, h, t1, y, within)
-    stages = Stages(sde, drift, diffusion, times, y, h, dw, estimated=estimated, recorded=recorded)
-    y1, error = SCHEMES[name](stages)
-    return SchemeStep(y, h, stages.k, stages.g, y1, error)
 
 
 def scheme_error_ratio(step: SchemeStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
