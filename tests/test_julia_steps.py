@@ -14,7 +14,9 @@ from frozen import relative
 from problems import SMALL_P, SMALL_Y0, exp_decay, lotka_volterra, small_net
 from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
 from regnde._tableau import TABLEAUX
+from regnde._sde_method import SDE_METHODS
 from test_controller import NAMES, RUNS, VARIANTS
+from test_sde_kinds import END, EVERY, NOT_IN_JULIA, P, Y0, path_for, small
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
 
 # Julia fuses multiply-adds and sums in another order: a step from equal states agrees to this, relative.
@@ -289,3 +291,43 @@ def test_dense_output_of_an_sde() -> None:
         results.append((sol(TIMES), *torch.autograd.grad(sol(TIMES).square().sum(), y0)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)
+
+
+@pytest.mark.parametrize(("method", "noise", "calculus"), [kind for kind in EVERY if kind[0] not in NOT_IN_JULIA])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sde_steps_are_torchs(method: str, noise: str, calculus: str, dtype: torch.dtype) -> None:
+    """Steps, states, records, evaluations and gradients on one path, with a stop."""
+    adaptive, found = SDE_METHODS[method].adaptive, []
+    options = {"rtol": 0.1, "atol": 0.1} if adaptive else {"dt0": 0.06}
+    for engine in ("torch", "julia"):
+        p, y0 = (x.to(dtype, copy=True).requires_grad_() for x in (P, Y0))
+        sde, solver = small(noise, calculus, p), Solver(method=method, engine=engine, **options)
+        if noise in ("additive", "general"):
+            sde = dataclasses.replace(sde, diffusion=cast(sde.diffusion))
+        path = path_for(noise)
+        sol = regnde.solve(sde, y0, [0.0, 0.13, END], solver, record="all", noise=path, stops=[0.2])
+        loss = sol.ys.square().sum()
+        if sol.steps.error is not None:
+            loss = loss + sol.steps.error.square().sum()
+        found.append((sol, torch.autograd.grad(loss, [p, y0])))
+    (ours, gradients), (theirs, their_gradients) = found
+    close = ROUNDING if dtype == torch.float64 else SINGLE
+    counts = [(s.stats.nfe, s.stats.nfe_diffusion, s.stats.accepted, s.stats.rejected) for s in (ours, theirs)]
+    assert counts[0] == counts[1]
+    sizes = POWERS * 10 if adaptive else close
+    torch.testing.assert_close(theirs.steps.t, ours.steps.t, rtol=sizes, atol=0)
+    if adaptive:
+        assert theirs.stats.dt_first == pytest.approx(ours.stats.dt_first, rel=close)
+        torch.testing.assert_close(theirs.steps.error[0], ours.steps.error[0], rtol=100 * close, atol=0)
+    bound = max(ENDS if adaptive else 0.0, 10 * close)
+    torch.testing.assert_close(theirs.ys, ours.ys, rtol=bound, atol=bound)
+    for a, b in zip(their_gradients, gradients, strict=True):
+        assert relative(a, b) < 10 * bound
+
+
+SINGLE = 2e-6  # of float32, where the engines sum in another order
+
+
+def cast(diffusion):
+    """The same diffusion in the precision of the state."""
+    return lambda t, y: diffusion(t, y).to(y.dtype)

@@ -26,7 +26,7 @@ function rehearse(code::Int, p::Tuple, y0, name::String)
     ys, y0bar, pbar = zeros(T, size(y0)..., 3), zero(y0), map(zero, p)
     ysbar = ones(T, size(ys))
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
-        integers = integers_of(y0, ys, times, results, nothing, nothing, nothing, nothing, nothing, 1, code, p)
+        integers = integers_of(y0, ys, times, results, nothing, nothing, nothing, nothing, nothing, 1, code, 0, p)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, true, false, "stages",
             0, BLAS.get_num_threads()
@@ -75,7 +75,7 @@ end
                 CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end
-            for name in (:sosri, :sosri2, :sosra)
+            for name in (:sosri, :sosri2, :sosra, :rkmil)
                 sol = solve_recorded((layer, layer), y0, times; method = name)
                 pullback(sol; ys = ones(T, 2, 2, 3))
             end

@@ -74,3 +74,7 @@ function reverse_step!(
     copyto!(lam, ybar)
     return rev
 end
+
+"The cotangent of the state that passes from step to step."
+state_cotangent(rev::SDEReverse) = rev.base.lam
+state_cotangent(rev::SchemeReverse) = rev.lam

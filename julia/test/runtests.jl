@@ -8,6 +8,7 @@ include("replay.jl")
     include("activations.jl")
     include("records.jl")
     include("gradients.jl")
+    include("schemes.jl")
     include("control.jl")
     # Two more want packages that Pkg.test does not install, so that it runs from what the package itself needs:
     # to run them, `Pkg.add` those to the project that runs this file.

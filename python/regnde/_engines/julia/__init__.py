@@ -13,6 +13,7 @@ from torch import Tensor
 
 from regnde._controller import I
 from regnde._dense import DenseOutput, Interpolant
+from regnde._engines.additive import check_additive, moved_by_noise
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
@@ -20,6 +21,7 @@ from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, co
 from regnde._equation import SDE, JuliaField
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._sde_method import SDE_METHODS, misfit
 from regnde._solution import Solution, Stats, Status, Steps
 from regnde._solver import Local
 from regnde._stops import Segment
@@ -37,12 +39,16 @@ IMPLICIT: dict[str, float | None] = {
     **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
     "autotsit5": EXPLICIT["tsit5"],
 }
-STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
+_SCHEMES = ("em", "rkmil", "lambaem", "lambaeulerheun", "eulerheun", "heun", "midpoint", "diffusionheun")
+STOCHASTIC: dict[str, float | None] = {
+    **{name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra")},
+    **dict.fromkeys(_SCHEMES),
+}
 # as the step control has them, for what the next solve's first step may be
 ORDERS = {
     **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
     **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
-    **{name: SDE_TABLEAUX[name].order + 0.5 for name in STOCHASTIC},
+    **{name: SDE_METHODS[name].order + 0.5 for name in STOCHASTIC},
 }
 SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
@@ -86,18 +92,14 @@ class JuliaEngine(Engine):
                 "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
                 f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
             )
-        equation = request.equation
-        if isinstance(equation, SDE) and (equation.noise != "diagonal" or equation.calculus != "ito"):
-            return (
-                f"the Julia engine solves Ito SDEs with diagonal noise, and this one is "
-                f"{equation.calculus.capitalize()} with {equation.noise} noise: set Solver(engine='torch')."
-            )
         if solver.sde_method is not None:
             return "the steps of another package run on the torch engine: set Solver(engine='torch')."
         known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
             return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+        if isinstance(request.equation, SDE) and (why := _unsupported_noise(request.equation, request)) is not None:
+            return why
         if y0.dtype not in (torch.float32, torch.float64):
             return f"the Julia engine solves float32 and float64 states, not {y0.dtype}: set Solver(engine='torch')."
         if y0.numel() == 0:
@@ -112,7 +114,7 @@ class JuliaEngine(Engine):
         if solver.batch == "per-sample":
             return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
         return (
-            unsupported_everywhere(request, adaptive=solver.method != "em")
+            unsupported_everywhere(request, adaptive=not sde or SDE_METHODS[solver.method].adaptive)
             or self._unsupported_control(request)
             or self._unsupported_gradient(request)
         )
@@ -170,8 +172,7 @@ class JuliaEngine(Engine):
                 "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
                 "explicit method, or torch.no_grad()."
             )
-        this = _Run(request)
-        this.use(codes)
+        this = _Run(request, codes)
         try:
             return this.solution(check=known)
         except FieldChanged:
@@ -187,9 +188,26 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
     if isinstance(equation, JuliaField):
         tensors = tuple(equation.parameters)
         return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),), False
-    parts = (equation.drift, equation.diffusion) if isinstance(equation, SDE) else (equation,)
-    written = [code_of(part, y0, name, again=again) for part, name in zip(parts, ("f", "g"), strict=False)]
+    if isinstance(equation, SDE):
+        written = [
+            code_of(equation.drift, y0, "f", again=again),
+            code_of(equation.diffusion, y0, "g", again=again, matrix=equation.has_matrix),
+        ]
+    else:
+        written = [code_of(equation, y0, "f", again=again)]
     return tuple(code for code, _ in written), any(known for _, known in written)
+
+
+def _unsupported_noise(sde: SDE, request: Request) -> str | None:
+    """Equations that the method is not for, and diffusion matrices that StochasticDiffEq's integrators do not take."""
+    method = request.solver.method
+    if (why := misfit(method, sde)) is not None:
+        return why
+    if sde.has_matrix and request.y0.ndim == 0:
+        return f"SDE(noise={sde.noise!r}) needs a state of one or more dimensions, (..., d)."
+    if sde.has_matrix and request.y0.device.type != "cpu":
+        return "diffusion matrices on CUDA devices run on the torch engine: set Solver(engine='torch')."
+    return None
 
 
 def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -201,8 +219,9 @@ def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
 class _Run:
     """One request on its way through the engine."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
         self.request = request
+        self.use(codes)
         self.local = request.record if isinstance(request.record, Local) else None
         self.segments = request.segments()
         self.path = self._noise()
@@ -218,13 +237,31 @@ class _Run:
         self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
 
     def _noise(self) -> BrownianPath | None:
-        request = self.request
-        if not isinstance(request.equation, SDE):
+        request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
+        if not isinstance(equation, SDE):
             return None
-        if request.noise is not None:
-            return request.noise
-        t0, t1 = request.times[0], request.times[-1]
-        return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, request.y0.shape)  # no step: any path will do
+        if request.noise is None:
+            t0, t1 = request.times[0], request.times[-1]
+            shape = equation.path_shape(request.y0.shape, columns)
+            return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape)  # no step: any path will do
+        if equation.has_matrix and request.noise.shape[-1] != columns:
+            raise ValueError(
+                f"the diffusion has {columns} columns, but the Brownian path has {request.noise.shape[-1]} processes."
+            )
+        return request.noise
+
+    @property
+    def _adaptive(self) -> bool:
+        method = self.request.solver.method
+        return method not in STOCHASTIC or SDE_METHODS[method].adaptive
+
+    @property
+    def _method(self) -> str:
+        """The method's name in Julia."""
+        equation, method = self.request.equation, self.request.solver.method
+        if isinstance(equation, SDE) and method == "rkmil" and equation.calculus == "stratonovich":
+            return "rkmil_stratonovich"
+        return f"{method}_matrix" if self.codes[-1].columns and method in ("lambaeulerheun", "sosra") else method
 
     def _random(self) -> random.Random:
         if self.local is None:
@@ -249,6 +286,7 @@ class _Run:
         job = SolveJob(
             codes=self.codes,
             times=times,
+            method=self._method,
             solver=solver,
             tolerances=(request.rtol, request.atol),
             segments=self.segments,
@@ -273,6 +311,8 @@ class _Run:
         if job.first_slope is not None:
             self._check(job.first_slope)
         calls, steps = job.calls, None
+        if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
+            calls = calls[0], calls[1] + self._check_additive(request.equation, job, full)
         if self.local is not None:
             steps, more = self._local_record(job, full, row)
             calls = calls[0] + more[0], calls[1] + more[1]
@@ -307,6 +347,21 @@ class _Run:
         t0 = t0 if within is None else min(max(t0, within[0]), within[1])
         check_unchanged(equation.drift if isinstance(equation, SDE) else equation, t0, y0, value)
 
+    def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
+        """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
+        request, within = self.request, self.segments[0].within
+        t0, y0 = request.times[0], request.y0.detach()
+        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
+        with torch.no_grad():
+            time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
+            here = sde.diffusion(time, y0)
+            states = [moved_by_noise(y0, here, math.sqrt(job.dt_first))]
+            if job.status == "success" and job.accepted:
+                states.append(full[job.saved - 1].detach())
+            for y in states:
+                check_additive(request.solver.method, y, here, sde.diffusion(time, y))
+        return len(states) + (not self._adaptive or request.solver.dt0 is not None)
+
     def _times(self) -> tuple[tuple[float, ...], int | None]:
         """The save times with the drawn one among them, and its row."""
         times = self.request.times
@@ -328,7 +383,7 @@ class _Run:
         return Steps(
             t=t.to(device),
             dt=dt.to(device),
-            error=None if method == "em" else error,
+            error=error if self._adaptive else None,
             stiffness=None if size is None else stiffness,
             method=method,
             stability_size=size,
@@ -357,6 +412,7 @@ class _Run:
             t=t,
             segment=self._segment(float(ends[step - 1])),
             h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
+            method=self._method,
             solver=request.solver,
             tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
@@ -384,7 +440,7 @@ class _Run:
 
     def _first_step(self, job: SolveJob) -> FirstStep | None:
         method = self.request.solver.method
-        if method == "em" or not job.accepted:
+        if not self._adaptive or not job.accepted:
             return None
         return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
 

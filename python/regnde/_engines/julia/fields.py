@@ -37,12 +37,14 @@ class Code:
         name: of its functions; "" for a `JuliaField`, whose source is one function.
         tensors: what to pass, in order.
         needs_gradient: which of them get a gradient.
+        columns: of a diffusion that is a matrix; 0 for a value of the state's shape.
     """
 
     source: str
     name: str
     tensors: tuple[Tensor, ...]
     needs_gradient: tuple[bool, ...]
+    columns: int = 0
 
     def number(self) -> int:
         """Julia's number of the compiled source; compiles it the first time."""
@@ -66,7 +68,9 @@ _tracing = threading.Lock()  # torch's tracer patches modules while it is at wor
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
-def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tuple[Code, bool]:
+def code_of(
+    field: Field, y0: Tensor, name: str, *, again: bool = False, matrix: bool = False
+) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
     Args:
@@ -74,8 +78,9 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
         y0: a state.
         name: of the Julia function.
         again: export the field even if it looks unchanged.
+        matrix: whether its value is a matrix for each sample.
     """
-    key = (name, y0.shape, y0.dtype)
+    key = (name, y0.shape, y0.dtype, matrix)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
         earlier, code = _known.get(field, {}).get(key, (None, None))
@@ -84,7 +89,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        code = export(field, y0, name=name)
+        code = export(field, y0, name=name, matrix=matrix)
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):
