@@ -13,10 +13,10 @@ import regnde
 from frozen import relative
 from problems import SMALL_P, SMALL_Y0, exp_decay, lotka_volterra, small_net
 from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
-from regnde._tableau import TABLEAUX
 from regnde._sde_method import SDE_METHODS
+from regnde._tableau import TABLEAUX
 from test_controller import NAMES, RUNS, VARIANTS
-from test_sde_kinds import END, EVERY, NOT_IN_JULIA, P, Y0, path_for, small
+from test_sde_kinds import END, EVERY, NOT_IN_JULIA, Y0, P, path_for, small
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
 
 # Julia fuses multiply-adds and sums in another order: a step from equal states agrees to this, relative.

@@ -21,7 +21,8 @@ def check_additive(method: str, y: Tensor, here: Tensor, there: Tensor) -> None:
     Args:
         method: the method, which would converge to something else.
         y: a state.
-        here, there: the diffusion at one time and two states.
+        here: the diffusion at one state.
+        there: the same at another one and the same time.
     """
     bound = TOLERANCE * torch.finfo(y.dtype).eps
     if not bool(torch.isfinite(here).all()) or torch.allclose(here, there, rtol=bound, atol=0.0):

@@ -68,9 +68,7 @@ _tracing = threading.Lock()  # torch's tracer patches modules while it is at wor
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
-def code_of(
-    field: Field, y0: Tensor, name: str, *, again: bool = False, matrix: bool = False
-) -> tuple[Code, bool]:
+def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, matrix: bool = False) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
     Args:

@@ -163,8 +163,8 @@ def _milstein(s: Stages) -> tuple[Tensor, Tensor | None]:
 def _rkmil(s: Stages) -> tuple[Tensor, Tensor | None]:
     """Milstein's step with a difference quotient.
 
-    The estimate is the one of StochasticDiffEq.jl's in-place code, which adds the sizes of the parts, entry by entry; its
-    out-of-place code has the drift in the place of the diffusion's second value.
+    The estimate is the one of StochasticDiffEq.jl's in-place code, which adds the sizes of both parts, entry by entry;
+    its out-of-place code has the drift in the place of the diffusion's second value.
     """
     f, g, root = s.f(s.start, s.y), s.diffusion_at(s.start, s.y), math.sqrt(s.h)
     moved = torch.add(s.y, f, alpha=s.h)
