@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._additive import check_additive, moved_by_noise
 from regnde._controller import I
 from regnde._dense import DenseOutput, Interpolant
-from regnde._engines.additive import check_additive, moved_by_noise
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._additive import check_additive, moved_by_noise
 from regnde._dense import Interpolant
-from regnde._engines.additive import check_additive, moved_by_noise
 from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
