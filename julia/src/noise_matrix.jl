@@ -80,10 +80,9 @@ of_blocks(A::NoiseMatrix, rows) = blocks(A)
 of_blocks(x::AbstractVector, rows) = reshape(x, 1, rows, :)
 of_blocks(x, rows) = x
 
-matrix_in(bc::Broadcast.Broadcasted) = matrix_in(bc.args...)
-matrix_in(A::NoiseMatrix, _...) = A
-matrix_in(bc::Broadcast.Broadcasted{BlockStyle}, _...) = matrix_in(bc)
-matrix_in(_, others...) = matrix_in(others...)
+matrix_in(bc::Broadcast.Broadcasted) = matrix_among(bc.args...)
+matrix_among(A::NoiseMatrix, _...) = A
+matrix_among(bc::Broadcast.Broadcasted{BlockStyle}, _...) = matrix_in(bc)
+matrix_among(_, others...) = matrix_among(others...)
 
 DiffEqBase.ODE_DEFAULT_NORM(A::NoiseMatrix{<:AbstractFloat}, t) = DiffEqBase.ODE_DEFAULT_NORM(A.entries, t)
-DiffEqBase.NAN_CHECK(A::NoiseMatrix) = DiffEqBase.NAN_CHECK(A.entries)
