@@ -94,21 +94,20 @@ The same for a [`NoiseTableau`](@ref) for noise that does not depend on the stat
 """
 function Scheme(tableau::NoiseTableau)
     stages = 1:tableau.stages
-    drift(i), diffusion(i) = 2i - 1, 2i
-    weighted(number, weights) = [(number(i), weights[i]) for i in stages if weights[i] != 0]
-    noise(name, weights) = [(diffusion(i), name, weights[i]) for i in stages if weights[i] != 0]
+    # the drift of stage i is evaluation 2i - 1, its diffusion evaluation 2i
+    drift(weights) = [(2i - 1, weights[i]) for i in stages if weights[i] != 0]
+    noise(name, weights) = [(2i, name, weights[i]) for i in stages if weights[i] != 0]
     return Scheme(
         evaluations = [e for i in stages for e in (drift_at(tableau.c0[i], i), diffusion_at(tableau.c1[i], i))],
         arguments = [
-            Combination(
-                state = true, drifts = weighted(drift, tableau.A0[i, :]), diffusions = noise(:mixed, tableau.B0[i, :])
-            ) for i in stages[2:end]
+            Combination(state = true, drifts = drift(tableau.A0[i, :]), diffusions = noise(:mixed, tableau.B0[i, :]))
+                for i in stages[2:end]
         ],
         y1 = Combination(
-            state = true, drifts = weighted(drift, tableau.alpha),
+            state = true, drifts = drift(tableau.alpha),
             diffusions = [noise(:increment, tableau.b1); noise(:mixed, tableau.b3)]
         ),
-        drift_error = Combination(drifts = weighted(drift, tableau.delta .* tableau.e1)),
+        drift_error = Combination(drifts = drift(tableau.delta .* tableau.e1)),
         noise_error = Combination(diffusions = noise(:mixed, tableau.b3)),
     )
 end
