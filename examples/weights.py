@@ -1,6 +1,6 @@
 """Rules for the weight of a penalty, on a small classifier: a fixed weight, `Balance`, `LossBudget`, `cheapen`.
 
-    python examples/weights.py [--quick]
+python examples/weights.py [--quick]
 """
 
 from __future__ import annotations
@@ -42,15 +42,14 @@ def main(quick: bool = False) -> None:
     """Trains the model with each rule."""
     torch.set_num_threads(1)
     y0, label = data()
-    short, long = (4, 8) if quick else (60, 300)
+    short, long, longest = (4, 8, 8) if quick else (60, 300, 400)
 
     def train(name: str, weight: float | regnde.Balance | regnde.LossBudget, iterations: int) -> float:
         compute, adam = new_model(label)
         batches, penalty = itertools.repeat(y0, iterations), regnde.ErrorPenalty("mean")
-        for progress in regnde.fit(compute, batches, adam, penalty=penalty, weight=weight):
-            pass
-        print(f"{name}, {iterations} iterations: loss {progress.task:.4f}, {progress.nfe} evaluations")
-        return progress.task
+        last = list(regnde.fit(compute, batches, adam, penalty=penalty, weight=weight))[-1]
+        print(f"{name}, {iterations} iterations: loss {last.task:.4f}, {last.nfe} evaluations")
+        return last.task
 
     loss = train("no penalty", 0.0, short)
     train("weight 30", 30.0, short)
@@ -61,7 +60,7 @@ def main(quick: bool = False) -> None:
     compute, adam = new_model(label)
     for _ in regnde.fit(compute, itertools.repeat(y0, short), adam):  # a trained model
         pass
-    run = regnde.cheapen(compute, [y0], adam, iterations=long)
+    run = regnde.cheapen(compute, [y0], adam, iterations=longest)
     for _ in run:
         pass
     before, after = run.before, run.best
