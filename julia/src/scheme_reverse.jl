@@ -76,3 +76,5 @@ function combine_pullback!(rev::SchemeReverse, step::SchemeStep, sum::Combinatio
     end
     return nothing
 end
+
+state_cotangent(rev::SchemeReverse) = rev.lam

@@ -77,4 +77,3 @@ end
 
 "The cotangent of the state that passes from step to step."
 state_cotangent(rev::SDEReverse) = rev.base.lam
-state_cotangent(rev::SchemeReverse) = rev.lam
