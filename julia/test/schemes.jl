@@ -108,12 +108,12 @@ end
     settings = RegNDE.Settings(; rtol = 0.3, atol = 0.3)
     function estimate(u, q...) # of a step that is made again with the same noise
         changed, V = RegNDE.Dynamics(noise.f, noise.vjp, q[5:end], nothing), typeof(vec(u))
-        fields = RegNDE.Field(Net.dynamics(q[1:4]), (2, 3), V), RegNDE.Field(changed, (2, 3), V; columns)
+        others = RegNDE.Field(Net.dynamics(q[1:4]), (2, 3), V), RegNDE.Field(changed, (2, 3), V; columns)
         m = RegNDE.method(method)
-        step, scheme, _ = RegNDE.stochastic_step(m, vec(u), fields...)
+        step, scheme, _ = RegNDE.stochastic_step(m, vec(u), others...)
         dW, dZ = zeros(length(step.dW)), zeros(length(step.dW))
         wave(dW, dZ, 0.2, here.step.t1)
-        RegNDE.recall!(step, RegNDE.taped(m, vec(u), (; dW, dZ)), scheme, fields..., 0.2, here.step.h, here.step.t1)
+        RegNDE.recall!(step, RegNDE.taped(m, vec(u), (; dW, dZ)), scheme, others..., 0.2, here.step.h, here.step.t1)
         return RegNDE.stochastic_estimates!(step, scheme, 0.3, 0.3).error
     end
     pbars = map(zero, p), map(zero, noise.p)
