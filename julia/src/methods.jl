@@ -61,8 +61,7 @@ const METHODS = Dict{Symbol, Method}(
     :sosra_matrix => StochasticScheme(SOSRA(), :sosra_matrix),
     :em => StochasticScheme(EM(false), :em), # false: the diffusion at the step's start
     :eulerheun => StochasticScheme(EulerHeun(), :heun),
-    :heun => StochasticScheme(EulerHeun(), :heun),
-    :midpoint => StochasticScheme(EulerHeun(), :midpoint, :own),
+    :midpoint_stratonovich => StochasticScheme(EulerHeun(), :midpoint, :own),
     :diffusionheun => StochasticScheme(EulerHeun(), :diffusionheun, :own),
     :rkmil => StochasticScheme(RKMil(interpretation = AlgorithmInterpretation.Ito), :rkmil),
     :rkmil_stratonovich =>

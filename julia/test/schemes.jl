@@ -14,8 +14,9 @@ const KINDS = (
     (:em, Noise.multiplicative(), 0), (:em, Noise.matrix(), 3), (:rkmil, Noise.multiplicative(), 0),
     (:rkmil_stratonovich, Noise.multiplicative(), 0), (:lambaem, Noise.multiplicative(), 0), (:lambaem, Noise.matrix(), 3),
     (:lambaeulerheun, Noise.multiplicative(), 0), (:lambaeulerheun_matrix, Noise.matrix(), 3),
-    (:eulerheun, Noise.multiplicative(), 0), (:heun, Noise.matrix(), 3), (:midpoint, Noise.multiplicative(), 0),
-    (:midpoint, Noise.matrix(), 3), (:diffusionheun, Noise.multiplicative(), 0), (:diffusionheun, Noise.matrix(), 3),
+    (:eulerheun, Noise.multiplicative(), 0), (:eulerheun, Noise.matrix(), 3),
+    (:midpoint_stratonovich, Noise.multiplicative(), 0), (:midpoint_stratonovich, Noise.matrix(), 3),
+    (:diffusionheun, Noise.multiplicative(), 0), (:diffusionheun, Noise.matrix(), 3),
     (:sosra_matrix, Noise.additive_matrix(), 3),
 )
 

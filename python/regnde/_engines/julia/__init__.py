@@ -44,13 +44,12 @@ STOCHASTIC: dict[str, float | None] = {
     **{name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra")},
     **dict.fromkeys(_SCHEMES),
 }
-# as the step control has them, for what the next solve's first step may be
+# of ODEs, as the step control has them, for what the next solve's first step may be
 ORDERS = {
     **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
     **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
-    **{name: SDE_METHODS[name].order + 0.5 for name in STOCHASTIC},
 }
-SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
+SIZES = {**EXPLICIT, **IMPLICIT}
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -126,7 +125,7 @@ class JuliaEngine(Engine):
             return "I(accepted_min_factor=...) runs on the torch engine: set Solver(engine='torch')."
         if method in IMPLICIT and controller is not None:
             return f"{method!r} has a controller of its own: leave out controller=."
-        if method in STOCHASTIC and request.solver.dt_min > 0:
+        if isinstance(request.equation, SDE) and request.solver.dt_min > 0:
             return "dt_min= of an SDE runs on the torch engine: set Solver(engine='torch')."
         if method in ("rosenbrock23", "rodas5p", "autotsit5") and isinstance(request.rtol, Tensor):
             return f"{method!r} takes one number as rtol; atol may differ between entries."
@@ -138,7 +137,7 @@ class JuliaEngine(Engine):
         if gradient == "reversible":
             return "gradient='reversible' is for the torch engine's 'reversible_heun': set Solver(engine='torch')."
         if gradient in ADJOINTS:
-            if method in STOCHASTIC:
+            if isinstance(request.equation, SDE):
                 return (
                     f"gradient={gradient!r} is for ODEs: for an SDE with diagonal noise SciMLSensitivity's adjoints "
                     "fail or are wrong. Use 'discrete' or 'checkpoint'."
@@ -252,16 +251,21 @@ class _Run:
 
     @property
     def _adaptive(self) -> bool:
-        method = self.request.solver.method
-        return method not in STOCHASTIC or SDE_METHODS[method].adaptive
+        request = self.request
+        return not isinstance(request.equation, SDE) or SDE_METHODS[request.solver.method].adaptive
 
     @property
     def _method(self) -> str:
         """The method's name in Julia."""
         equation, method = self.request.equation, self.request.solver.method
-        if isinstance(equation, SDE) and method == "rkmil" and equation.calculus == "stratonovich":
-            return "rkmil_stratonovich"
-        return f"{method}_matrix" if self.codes[-1].columns and method in ("lambaeulerheun", "sosra") else method
+        if not isinstance(equation, SDE):
+            return method
+        matrix, stratonovich = equation.has_matrix, equation.calculus == "stratonovich"
+        if method in ("lambaeulerheun", "sosra") and matrix:
+            return f"{method}_matrix"
+        if method == "midpoint" or (method == "rkmil" and stratonovich):
+            return f"{method}_stratonovich"
+        return "eulerheun" if method == "heun" else method
 
     def _random(self) -> random.Random:
         if self.local is None:
@@ -325,7 +329,7 @@ class _Run:
     def _interpolant(self) -> NDArray[np.float64]:
         """Weights of the method's interpolant, as an `Interpolant` has them."""
         method = self.request.solver.method
-        if method in STOCHASTIC:
+        if isinstance(self.request.equation, SDE):
             return np.ones((1, 1))  # a straight line
         rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
         return np.array(weights, np.float64).reshape(int(rows), -1)
@@ -379,7 +383,8 @@ class _Run:
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
         method, device = self.request.solver.method, self.request.y0.device
-        size = SIZES["tsit5" if self.local and method in IMPLICIT else method]
+        sizes = STOCHASTIC if isinstance(self.request.equation, SDE) else SIZES
+        size = sizes["tsit5" if self.local and method in IMPLICIT else method]
         return Steps(
             t=t.to(device),
             dt=dt.to(device),
@@ -442,7 +447,8 @@ class _Run:
         method = self.request.solver.method
         if not self._adaptive or not job.accepted:
             return None
-        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
+        order = SDE_METHODS[method].order + 0.5 if isinstance(self.request.equation, SDE) else ORDERS[method]
+        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, order)
 
     def _assemble(
         self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int], dense: DenseOutput | None
