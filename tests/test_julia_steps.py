@@ -293,39 +293,43 @@ def test_dense_output_of_an_sde() -> None:
         torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)
 
 
+SINGLE = 2e-6  # of float32, where the engines sum in another order
+
+
 @pytest.mark.parametrize(("method", "noise", "calculus"), [kind for kind in EVERY if kind[0] not in NOT_IN_JULIA])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sde_steps_are_torchs(method: str, noise: str, calculus: str, dtype: torch.dtype) -> None:
-    """Steps, states, records, evaluations and gradients on one path, with a stop."""
+    """Steps, states, records, evaluations and gradients on one path, with a stop.
+
+    Errors are so far below 1 that all steps but the first are as long as `dt_max`. Else Julia's powers change the ends
+    of steps a little, and with them the noise by much more.
+    """
     adaptive, found = SDE_METHODS[method].adaptive, []
-    options = {"rtol": 0.1, "atol": 0.1} if adaptive else {"dt0": 0.06}
+    options = {"rtol": 1e4, "atol": 1e4, "dt0": 0.03, "dt_max": 0.06} if adaptive else {"dt0": 0.06}
     for engine in ("torch", "julia"):
         p, y0 = (x.to(dtype, copy=True).requires_grad_() for x in (P, Y0))
         sde, solver = small(noise, calculus, p), Solver(method=method, engine=engine, **options)
-        if noise in ("additive", "general"):
+        if sde.has_matrix:
             sde = dataclasses.replace(sde, diffusion=cast(sde.diffusion))
-        path = path_for(noise)
-        sol = regnde.solve(sde, y0, [0.0, 0.13, END], solver, record="all", noise=path, stops=[0.2])
+        record = "all" if adaptive else "none"
+        sol = regnde.solve(sde, y0, [0.0, 0.13, END], solver, record=record, noise=path_for(noise), stops=[0.2])
         loss = sol.ys.square().sum()
-        if sol.steps.error is not None:
-            loss = loss + sol.steps.error.square().sum()
+        if sol.steps is not None:
+            loss = loss + (sol.steps.error / sol.steps.error.detach().mean()).sum()
         found.append((sol, torch.autograd.grad(loss, [p, y0])))
     (ours, gradients), (theirs, their_gradients) = found
-    close = ROUNDING if dtype == torch.float64 else SINGLE
     counts = [(s.stats.nfe, s.stats.nfe_diffusion, s.stats.accepted, s.stats.rejected) for s in (ours, theirs)]
     assert counts[0] == counts[1]
-    sizes = POWERS * 10 if adaptive else close
-    torch.testing.assert_close(theirs.steps.t, ours.steps.t, rtol=sizes, atol=0)
+    bound = STEP if dtype == torch.float64 else 100 * SINGLE
     if adaptive:
-        assert theirs.stats.dt_first == pytest.approx(ours.stats.dt_first, rel=close)
-        torch.testing.assert_close(theirs.steps.error[0], ours.steps.error[0], rtol=100 * close, atol=0)
-    bound = max(ENDS if adaptive else 0.0, 10 * close)
+        assert theirs.stats.dt_first == pytest.approx(ours.stats.dt_first, rel=bound)
+        torch.testing.assert_close(theirs.steps.t, ours.steps.t, rtol=bound, atol=0)
+        if dtype == torch.float64:  # in float32 the differences that estimate errors are rounding in short steps
+            torch.testing.assert_close(theirs.steps.error, ours.steps.error, rtol=bound, atol=0)
     torch.testing.assert_close(theirs.ys, ours.ys, rtol=bound, atol=bound)
-    for a, b in zip(their_gradients, gradients, strict=True):
-        assert relative(a, b) < 10 * bound
-
-
-SINGLE = 2e-6  # of float32, where the engines sum in another order
+    if dtype == torch.float64 or not adaptive:
+        for a, b in zip(their_gradients, gradients, strict=True):
+            assert relative(a, b) < 10 * bound
 
 
 def cast(diffusion):
