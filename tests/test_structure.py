@@ -46,7 +46,7 @@ ALLOWED = {
     "_equation": set(),
     "_dense": {"_transforms"},
     "_event": set(),
-    "_event_locator": {"_dense", "_event", "_solution", "_transforms"},
+    "_event_locator": {"_dense", "_equation", "_event", "_solution", "_transforms"},
     "_stops": set(),
     "_transforms": set(),
     "_noise": set(),
