@@ -9,6 +9,8 @@ include("replay.jl")
     include("records.jl")
     include("gradients.jl")
     include("control.jl")
+    include("grid.jl")
+    include("samples.jl")
     # Two more want packages that Pkg.test does not install, so that it runs from what the package itself needs:
     # to run them, `Pkg.add` those to the project that runs this file.
     for (package, file) in ("JLArrays" => "device.jl", "Aqua" => "quality.jl")
