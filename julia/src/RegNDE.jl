@@ -37,6 +37,7 @@ export Dynamics, pullback, solve_recorded
 
 include("stop_flag.jl")
 include("kernels.jl")
+include("rows.jl")
 include("activations.jl")
 include("indexing.jl")
 include("linear_algebra.jl")

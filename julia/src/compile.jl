@@ -3,6 +3,7 @@
 "What the source of an exported field may use beside Base."
 const FIELD_NAMES = (
     Symbol("@..") => getfield(FastBroadcast, Symbol("@..")),
+    Symbol("@rows") => getfield(@__MODULE__, Symbol("@rows")),
     :mul! => mul!,
     :NaNMath => NaNMath,
     :fast_exp => fast_exp,
