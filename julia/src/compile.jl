@@ -4,6 +4,7 @@
 const FIELD_NAMES = (
     Symbol("@..") => getfield(FastBroadcast, Symbol("@..")),
     Symbol("@rows") => getfield(@__MODULE__, Symbol("@rows")),
+    :largest! => largest!,
     :mul! => mul!,
     :NaNMath => NaNMath,
     :fast_exp => fast_exp,

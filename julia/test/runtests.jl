@@ -6,6 +6,7 @@ include("replay.jl")
 @testset "RegNDE" begin
     include("tableaux.jl")
     include("activations.jl")
+    include("rows.jl")
     include("records.jl")
     include("gradients.jl")
     include("control.jl")
