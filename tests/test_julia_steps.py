@@ -330,7 +330,7 @@ def test_gradients_of_steps_of_fixed_size_equal_torchs(method: str, gradient: st
         value = sol(t).square().sum() + sol.ys.sum()
         results.append((sol, torch.autograd.grad(value, (p, y0, t, ts, stops))))
     (ours, grads), (theirs, others) = results
-    assert ours.stats == theirs.stats
+    assert ours.steps.t.tolist() == theirs.steps.t.tolist()
     for a, b in zip(grads, others, strict=True):
         assert relative(a, b) < 1e-6
 
