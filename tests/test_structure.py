@@ -23,7 +23,7 @@ PACKAGE = ROOT / "python" / "regnde"
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
 }
 ALLOWED = {
@@ -47,7 +47,8 @@ ALLOWED = {
     "_event": set(),
     "_stops": set(),
     "_transforms": set(),
-    "_noise": set(),
+    "_noise": {"_normals"},
+    "_normals": set(),
     "_solution": {"_dense", "_last_step", "_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
