@@ -13,33 +13,36 @@ from regnde import SDE, BrownianPath, ErrorPenalty, Increment, Solver
 from regnde._engines.torch.grid_noise import GridNoise
 from regnde._normals import Normals
 from regnde.nn import MLP, NeuralODE
-from tolerances import DEVICES, ROUNDING
+from tolerances import CANCELLED, DEVICES, ROUNDING, TF32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
 CLOSE = 1e-4  # in float32; TF32 would be off by 1e-3
+EQUATIONS = ["ode", "per-sample", "sde"]
 
 
-def solved(device: str, equation: str, *, grad: bool) -> list[torch.Tensor]:
+def solved(device: str, equation: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The states, and the gradients of a loss on them and of the penalty by the first weight."""
     torch.manual_seed(0)
-    net = MLP([2, 16, 2]).to(device)
-    y0 = torch.linspace(-1, 1, 20).reshape(10, 2).to(device)
+    net = MLP([2, 16, 2]).to(device, dtype)
+    y0 = torch.linspace(-1, 1, 20, dtype=dtype).reshape(10, 2).to(device)
     noise = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1) if equation == "sde" else None
-    with torch.set_grad_enabled(grad):
-        sol = regnde.solve(
-            SDE(net, lambda t, y: 0.1 * y) if equation == "sde" else net,
-            y0,
-            torch.linspace(0, 1, 7),
-            Solver(engine="torch", batch="per-sample" if equation == "per-sample" else "joint"),
-            record="all",
-            noise=noise,
-        )
-    assert sol.steps is not None
+    sol = regnde.solve(
+        SDE(net, lambda t, y: 0.1 * y) if equation == "sde" else net,
+        y0,
+        torch.linspace(0, 1, 7),
+        Solver(engine="torch", batch="per-sample" if equation == "per-sample" else "joint"),
+        record="all",
+        noise=noise,
+    )
     assert sol.ys.device.type == sol.steps.error.device.type == device
-    if not grad:
-        return [sol.ys]
-    (sol.ys.square().sum() + ErrorPenalty()(sol)).backward()
-    return [sol.ys, *(p.grad for p in net.parameters())]
+    of_loss, of_penalty = (
+        torch.autograd.grad(x, net.weights[0], retain_graph=True)[0]
+        for x in (sol.ys.square().sum(), ErrorPenalty()(sol))
+    )
+    with torch.no_grad():
+        again = regnde.solve(net, y0, [0.0, 1.0], Solver(engine="torch"))
+    return {"states": sol.ys, "loss": of_loss, "penalty": of_penalty, "without a graph": again.y1}
 
 
 @pytest.fixture
@@ -51,12 +54,20 @@ def coarse_products() -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str) -> None:
+    cuda, cpu = (solved(device, equation, torch.float64) for device in ("cuda", "cpu"))
+    for name, wanted in cpu.items():
+        torch.testing.assert_close(cuda[name].cpu(), wanted, rtol=CANCELLED, atol=CANCELLED)
+
+
 @pytest.mark.usefixtures("coarse_products")
-@pytest.mark.parametrize("grad", [False, True])
-@pytest.mark.parametrize("equation", ["ode", "per-sample", "sde"])
-def test_torch_engine_on_cuda_agrees_with_the_cpu(equation: str, grad: bool) -> None:
-    for a, b in zip(solved("cuda", equation, grad=grad), solved("cpu", equation, grad=grad), strict=True):
-        torch.testing.assert_close(a.cpu(), b, rtol=1e-2, atol=1e-3)  # the field's own products are rounded
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_rounded_products_in_the_field(equation: str) -> None:
+    """Not the penalty: its error estimates are differences that are hardly larger than this rounding."""
+    cuda, cpu = (solved(device, equation, torch.float32) for device in ("cuda", "cpu"))
+    for name in ("states", "loss", "without a graph"):
+        torch.testing.assert_close(cuda[name].cpu(), cpu[name], rtol=TF32, atol=TF32)
 
 
 def test_stops_events_and_dense_output_on_cuda() -> None:
@@ -69,7 +80,7 @@ def test_stops_events_and_dense_output_on_cuda() -> None:
             lambda t, y: torch.where(t < 0.4, -y, -3 * y), y0, [0.0, 9.0], stops=stops, event=event, dense=True
         )
         times = torch.tensor([0.1, 0.4, 0.5], device=device)
-        assert torch.equal(sol(times), sol(times.cpu()))
+        torch.testing.assert_close(sol(times), sol(times.cpu()), rtol=ROUNDING, atol=ROUNDING)
         loss = sol.events.t.sum() + sol.y1.sum() + sol(times).sum() + sol.ts[-1].to(device)
         found.append([sol.y1, sol.events.t, *torch.autograd.grad(loss, (stops, level))])
         assert {x.device.type for x in (sol.y1, sol.events.t, sol.events.y, sol.events.which)} == {device}

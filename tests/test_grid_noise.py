@@ -36,7 +36,7 @@ def test_law(area: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None
     z = torch.stack(rows)
     for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
         assert ((z**power).mean(1) - mean).abs().max() < MANY_STANDARD_ERRORS * math.sqrt(variance / count)
-    products = z @ z.T / count - torch.eye(len(z))
+    products = z @ z.T / count - torch.eye(len(z), device=z.device)
     assert products.abs().max() < MANY_STANDARD_ERRORS * math.sqrt(2 / count)
 
 

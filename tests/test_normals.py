@@ -24,7 +24,7 @@ def splitmix64(x: int) -> int:
 
 
 def drawn(normals: Normals, *rows: int) -> torch.Tensor:
-    out = torch.empty(len(rows), 2, normals.entries, dtype=torch.float64)
+    out = torch.empty(len(rows), 2, normals.entries, dtype=torch.float64, device="cpu")
     normals.fill(np.array(rows), out)
     return out
 
@@ -33,7 +33,7 @@ def test_the_hash_has_its_known_answers() -> None:
     """The first outputs of SplitMix64 from the seed 1234567, as in S. Vigna's reference code."""
     golden = 0x9E3779B97F4A7C15
     states = [(1234567 + golden * n) % WORD for n in range(1, 6)]
-    signed = torch.tensor([s - WORD if s >= WORD // 2 else s for s in states])
+    signed = torch.tensor([s - WORD if s >= WORD // 2 else s for s in states], device="cpu")
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert [x % WORD for x in mixed(signed).tolist()] == known == [splitmix64(s) for s in states]
 
@@ -71,7 +71,7 @@ def test_seeds_and_branches_have_normals_of_their_own() -> None:
     for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
         error = math.sqrt(variance / count)
         assert ((rows**power).mean(1) - mean).abs().max() < MANY_STANDARD_ERRORS * error
-    products = rows @ rows.T / count - torch.eye(len(rows))
+    products = rows @ rows.T / count - torch.eye(len(rows), device="cpu")
     assert products.abs().max() < MANY_STANDARD_ERRORS * math.sqrt(2 / count)
     shifted = (rows[:, 1:] * rows[:, :-1]).mean(1)
     assert shifted.abs().max() < MANY_STANDARD_ERRORS / math.sqrt(count)

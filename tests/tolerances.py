@@ -59,3 +59,6 @@ FLOAT16 = 0.01
 SHOWN = 0.05
 """Relative, numbers that a page shows against those that its program prints: other processors round otherwise, and a
 training grows the difference. A number may also differ by one unit of its last digit."""
+
+TF32 = 0.03
+"""Relative and absolute, float32 on a GPU: products of small networks rounded to 2^-11."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -27,7 +26,7 @@ from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
-from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.loop import Path, integrate
 from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
@@ -36,11 +35,12 @@ from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
-from regnde._engines.torch.solution import events_of, finished, steps_of
+from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of, why_unsupported
 from regnde._equation import SDE, JuliaField
+from regnde._event_locator import events_of
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
@@ -105,7 +105,7 @@ class TorchEngine(Engine):
                     raise NonFiniteStart("y0 is not finite")
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
-                grid = _grid(request, stepper, segments, h)
+                grid = request.step_ends(segments, h) if stepper.controller is None else None
                 detector = EventDetector(request.events, times[0], start) if request.events else None
                 callbacks = request.rules.callbacks
                 observed = stepper if callbacks is None else Observed(stepper, callbacks)
@@ -147,17 +147,6 @@ class TorchEngine(Engine):
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
         return finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
-
-
-def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
-    """Ends of the steps of a fixed-step method."""
-    if stepper.controller is not None:
-        return None
-    if request.grid is not None:
-        ends = {*request.grid[1:], *(segment.end for segment in segments)}  # steps end at stops, too
-        return iter(sorted(ends, reverse=request.times[-1] < request.times[0]))
-    starts = (request.times[0], *(segment.end for segment in segments))
-    return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
 def _solve_per_sample(request: Request) -> Solution:
