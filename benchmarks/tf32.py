@@ -1,4 +1,4 @@
-"""What products of float32 that a GPU rounds to 10 bits (TF32) cost a solver: the same field and state, two settings."""
+"""What products of float32 that a GPU rounds to 10 bits (TF32) cost a solver: one field, two settings."""
 
 from __future__ import annotations
 
