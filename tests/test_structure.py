@@ -79,12 +79,13 @@ ALLOWED = {
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},
     "_cheapen": {"_budget", "_fit", "_penalty", "_recording", "_solver"},
-    "_report": {"_solution", "_solver", "plot"},
-    "_advice": {"_report"},
+    "_run": {"_solution", "_solver"},
+    "_report": {"_run", "_solver", "plot"},
+    "_advice": {"_report", "_run"},
     "_modules": set(),
-    "_bench": BASE | {"_modules", "_penalty", "_report", "_solve"},
-    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_times"},
-    "plot": {"_report", "_solution"},
+    "_bench": BASE | {"_modules", "_penalty", "_report", "_run", "_solve"},
+    "_diagnose": BASE | {"_advice", "_bench", "_modules", "_recording", "_report", "_run", "_times"},
+    "plot": {"_run", "_solution"},
 }
 
 
@@ -99,10 +100,11 @@ def modules() -> dict[str, Path]:
 
 def imports(path: Path) -> set[str]:
     """Modules of the package that a file imports, anywhere in it."""
-    names = set()
+    names, known = set[str](), {f"regnde.{name}" for name in modules()}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "regnde":
-            names |= {node.module} if node.module != "regnde" else {f"regnde.{alias.name}" for alias in node.names}
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            names |= submodules if len(submodules) == len(node.names) else {node.module, *submodules}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.split(".")[0] == "regnde"}
     return {name.removeprefix("regnde").removeprefix(".") for name in names}
@@ -119,6 +121,14 @@ def layer(module: str) -> str:
 def test_imports_point_one_way(module: str) -> None:
     used = {layer(name) for name in imports(modules()[module])}
     assert used <= ALLOWED[layer(module)], f"{module} imports {used - ALLOWED[layer(module)]}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Imports in functions count, too."""
+    waiting = {name: imports(path) & modules().keys() for name, path in modules().items()}
+    while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
+        waiting = {name: needs for name, needs in waiting.items() if name not in free}
+    assert not waiting, f"a cycle is among, or imported by, {sorted(waiting)}"
 
 
 def test_heavy_imports_stand_in_one_file_each() -> None:
