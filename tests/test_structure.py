@@ -60,16 +60,18 @@ ALLOWED = {
     "_dropin_methods": BASE,
     "_dropin_callbacks": BASE | {"_engines.base"},
     "_dropin_problem": BASE | {"_dropin_callbacks", "_dropin_methods", "_engines.base"},
-    "_dropin_adaptive": BASE | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve"},
+    "_dropin_adaptive": BASE
+    | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve", "_times"},
     "_dropin_grid": BASE
     | {"_dropin_methods", "_dropin_options", "_dropin_problem", "_engines.base", "_solve", "_times"},
-    "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem"},
+    "_dropin_scipy": BASE | {"_dropin_options", "_dropin_problem", "_recording"},
     "_dropin_event": BASE | {"_dropin_adaptive", "_dropin_grid", "_dropin_problem"},
     "_dropin": BASE
     | {"_dropin_adaptive", "_dropin_event", "_dropin_grid", "_dropin_problem", "_dropin_scipy", "_solve"},
     "_path_divergence": {"_equation"},
     "_dropin_sde_problem": BASE | {"_path_divergence"},
-    "_dropin_sde": BASE | {"_dropin_sde_problem", "_engines.base", "_path_divergence", "_recording", "_solve"},
+    "_dropin_sde": BASE
+    | {"_dropin_sde_problem", "_engines.base", "_path_divergence", "_recording", "_solve", "_times"},
     "_install": {"_dropin", "_dropin_sde"},
     "_divergence": set(),
     "_grid_report": set(),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
 from regnde._engines.torch.event import Hit
-from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
+from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, asked_below, diagnosed, impure_reason
 from regnde._engines.torch.sample_event import SampleEvents
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.sample_stepper import Attempt, SampleStepper
@@ -220,8 +220,8 @@ class PerSample:
         cramped = ~accepted & (np.abs(tried.h) <= smallest)
         h_next = np.where(cramped, tried.h, h_next)
         stuck = below | cramped
-        asked = stuck.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
-        if asked and not self.stepper.is_pure(tried):
+        doubtful = stuck.any() or trials.max() in (IMPURE_TRIALS, IMPURE_TRIALS + 1)
+        if doubtful and not self.stepper.is_pure(tried):
             worst = int(stuck.argmax() if stuck.any() else trials.argmax())
             self.t = float(t[worst])
             reason = impure_reason(int(trials[worst]))
@@ -230,15 +230,17 @@ class PerSample:
         for trouble, kind, text in (
             (non_finite >= NON_FINITE_TRIALS, "non-finite", "the dynamics are not finite"),
             (tried.t1 == t, "underflow", "the step size fell below the clock's resolution"),
-            (below, "underflow", "the error control asks for a step below the clock's resolution"),
-            (cramped, "underflow", f"the error control asks for a step below dt_min={smallest:g}"),
+            (below, "underflow", "the clock's resolution"),
+            (cramped, "underflow", f"dt_min={smallest:g}"),
             (trials >= self.solver.max_steps, "steps", f"{self.solver.max_steps} steps did not reach the end time"),
         ):
             if trouble.any():
                 worst = int(np.flatnonzero(trouble)[0])
                 self.t = float(t[worst])
                 found = self._diagnosis(tried, worst, int(running[worst]))
-                reason = f"{text} (error ratio {error[worst]:.3g}, {found.text})"
+                evidence = f" (error ratio {error[worst]:.3g}, {found.text})"
+                asked = trouble is below or trouble is cramped
+                reason = asked_below(text, evidence, float(error[worst])) if asked else f"{text}{evidence}"
                 self.failure = Failure(kind, reason, float(h_next[worst]), float(error[worst]), found)
                 return
 
