@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
-from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, asked_below, diagnosed, impure_reason
 from regnde._engines.torch.sample_event import SampleEvents
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, SampleOutputs
 from regnde._engines.torch.sample_stepper import Attempt, SampleStepper
 from regnde._engines.torch.step import all_finite
 from regnde._event import Event
+from regnde._event_locator import Hit
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import Bounds
-from regnde._engines.torch.field import CountedField, takes_samples
+from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import first_step_sizes
 from regnde._engines.torch.mass import SMALL_START
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, Within, of_samples
 from regnde._engines.torch.step import Estimates, Step, Tolerance, all_finite, dense_weights, extra_stages
+from regnde._equation import takes_samples
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
