@@ -246,6 +246,7 @@ def test_command_line_refuses_unknown_methods() -> None:
 BATCHES = ("sample_rms", "whole_rms", "estimates_of_one", "columns", "column", "stacked", "sde_stacked")
 ARRAYS = (
     "Estimates",
+    "Interval",
     "StepNoise",
     "noise_weights",
     "product",

@@ -72,7 +72,8 @@ class Recording:
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
-        return f"Recording({self.record!r}, {len(self._entries)} solves, nfe={self.nfe}, {state})"
+        solves = len(self._entries) + len(self._unseen)
+        return f"Recording({self.record!r}, {solves} solves, nfe={self.nfe}, {state})"
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
