@@ -334,23 +334,6 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
         regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], Solver(engine="julia"))
 
 
-def test_auto_is_torch_for_per_sample_step_sizes(fresh: pytest.MonkeyPatch) -> None:
-    """Julia solves each sample by itself; a field that torch has not goes there all the same."""
-    fresh.setenv("REGNDE_ENGINE", "auto")
-    julia = engines()["julia"].__class__
-    fresh.setattr(julia, "unavailable", lambda self: None)
-    fresh.setattr(julia, "missing_packages", lambda self, request: None)
-    julia_field = regnde.JuliaField("(t, y) -> -y", [])
-    for field, batch, name in (
-        (None, "joint", "julia"),
-        (None, "per-sample", "torch"),
-        (julia_field, "per-sample", "julia"),
-    ):
-        asked = request(batch=batch) if field is None else request(field, batch=batch)
-        asked = dataclasses.replace(asked, solver=dataclasses.replace(asked.solver, engine="auto"))
-        assert choose(asked).name == name
-
-
 def test_julia_has_the_methods() -> None:
     from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
 

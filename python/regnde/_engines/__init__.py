@@ -23,8 +23,6 @@ def engines() -> dict[str, Engine]:
 def choose(request: Request) -> Engine:
     """The engine that the request or `REGNDE_ENGINE` names; with "auto", Julia if it is ready, else torch.
 
-    For batches with per-sample step sizes "auto" is torch wherever that can run them.
-
     Raises:
         EngineUnavailable: if the engine asked for can not run on this machine.
         ValueError: if it can not run this request.
@@ -36,8 +34,6 @@ def choose(request: Request) -> Engine:
     asked = name != "auto"
     if name not in ("auto", *known):
         raise EngineUnavailable(f"there is no engine {name!r}; choose 'auto', {', '.join(map(repr, known))}.")
-    if name == "auto" and request.solver.batch == "per-sample" and known["torch"].why_unsupported(request) is None:
-        name = "torch"  # it evaluates the samples together, Julia each by itself
     if name == "auto":
         engine: Engine = _Preferred(known["julia"], known["torch"])
         reasons = (

@@ -17,8 +17,9 @@ from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob
+from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
-from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of, one_sample
+from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of, one_sample
 from regnde._engines.julia.node import run
 from regnde._engines.julia.samples import SampleJob, SampleSolve
 from regnde._equation import SDE, JuliaField

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
 from regnde._event import Event
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.julia.fields import SAMPLE, Code, code_of
+from regnde._engines.julia.code import Code
+from regnde._engines.julia.fields import SAMPLE, code_of
 from regnde._event import Event
 from regnde._event_locator import EventLocator, Hit, of_sample
 
