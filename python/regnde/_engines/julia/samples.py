@@ -17,8 +17,8 @@ from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.bridge import STATUSES, Tolerances, call_for, crossings_of, pieces_of
-from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.code import Code
+from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE
 from regnde._event import Event
 from regnde._event_locator import Hit, events_of
