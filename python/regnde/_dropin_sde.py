@@ -20,11 +20,13 @@ from regnde._controller import PI
 from regnde._dropin_sde_problem import equation_of, path_of
 from regnde._engines.base import OWN_RULES
 from regnde._equation import SDE
+from regnde._noise import BrownianPath
 from regnde._path_divergence import with_path_divergence
 from regnde._recording import unrecordable
 from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
 from regnde._solve import solve_by_rules
 from regnde._solver import Gradient, Solver
+from regnde._times import checked_times
 
 __all__ = ["sdeint", "sdeint_adjoint"]
 
@@ -230,14 +232,15 @@ def _sdeint(
     elif start:
         raise ValueError(f"sdeint: extra_solver_state is of the method 'reversible_heun', not of {name!r}.")
     t0, t1 = times[0].item(), times[-1].item()
-    step = None if control.adaptive else control.dt
-    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"), step=step)
+    path = None if bm is None else path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"))
     if control.adaptive:
         ys = _adaptive(equation, y0, times, chosen, control, path, gradient, logqp)
     else:
         solver = Solver(method=chosen, gradient=gradient, engine="torch", max_steps=_count(t0, t1, control.dt))
         with unrecordable(WITHOUT_TOLERANCE):
-            ys = solve_by_rules(equation, y0, times, solver, noise=path, grid=_grid(times, control.dt)).ys
+            ys = solve_by_rules(
+                equation, y0, checked_times(times), solver, noise=path, grid=_grid(times, control.dt)
+            ).ys
     ys = _with_zeros(ys, parameters)
     answer: list[Any] = [ys]
     if logqp:
@@ -344,7 +347,7 @@ def _adaptive(
     times: Tensor,
     method: StochasticMethod,
     control: _Control,
-    path: Any,
+    path: BrownianPath | None,
     gradient: Gradient,
     logqp: bool,
 ) -> Tensor:
@@ -365,7 +368,7 @@ def _adaptive(
         engine="torch",
     )
     rules = dataclasses.replace(OWN_RULES, accept_smallest=True)
-    states: Tensor = solve_by_rules(sde, y0, times, solver, rules, noise=path).ys
+    states: Tensor = solve_by_rules(sde, y0, checked_times(times), solver, rules, noise=path).ys
     return states
 
 

@@ -69,7 +69,8 @@ class Stats:
             needs the slope at its start, and not where the step before had it.
         nfactorisations: matrices factorised by an implicit method.
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
-            batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
+            batch's: `nfe` calls of the field (on the Julia engine, which evaluates each sample by itself, those of
+            the sample that took most), steps of all samples together, the least `dt_first`.
         first_step: what `dt_next` follows from.
     """
 
@@ -104,7 +105,7 @@ class Steps:
         dt: signed size of each step, shape (S,); no gradient.
         stability_size: extent of the method's stability region along the negative real axis.
         implicit: whether an implicit method made the step, shape (S,), bool, for the methods that are or
-            switch to one (`"autotsit5"`); else None.
+            switch to one (`"autotsit5"`), of all steps of one system; else None.
         mask: with `batch="per-sample"`, shape (S, B), which entries are steps: the records then have that
             shape too, with 0 where a sample took fewer steps. None otherwise.
     """

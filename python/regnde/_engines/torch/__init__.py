@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
+from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate
 from regnde._engines.torch.mass import Mass
@@ -31,6 +33,7 @@ from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
+from regnde._engines.torch.sample_stepper import SampleStepper
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.solution import finished, steps_of
@@ -157,20 +160,18 @@ def _solve_per_sample(request: Request) -> Solution:
         if isinstance(tableau, RosenbrockTableau)
         else Explicit(tableau)
     )
-    record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    tolerances, segments = (request.rtol, request.atol), request.segments()
-    batch = PerSample(
+    record, segments = request.record == "all", request.segments()
+    stepper = SampleStepper(
         request.equation,
         method,
         solver,
-        tolerances,
+        (request.rtol, request.atol),
         y0,
-        request.times,
         segments,
         record=record,
-        events=request.events,
-        checkpoint=checkpoint,
+        checkpoint=_checkpoint(request, CountedField(request.equation)),
     )
+    batch = PerSample(stepper, solver, y0, request.times, segments, events=request.events)
     batch.run()
     steps = None
     if record:
@@ -185,14 +186,14 @@ def _solve_per_sample(request: Request) -> Solution:
             stability_size=tableau.stability_size,
             mask=mask,
         )
-    counts = zip(batch.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
+    counts = zip(stepper.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
     stats = Stats(
-        nfe=batch.calls,
+        nfe=stepper.calls,
         accepted=int(batch.accepted.sum()),
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         njac=method.jacobian.calls if isinstance(method, LinearlyImplicit) else 0,
-        nfactorisations=batch.factorisations,
+        nfactorisations=stepper.factorisations,
         samples=tuple(SampleStats(*count) for count in counts),
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
@@ -221,15 +222,15 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     if isinstance(equation, SDE):
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
-        noise = request.noise
-        if noise is None:
+        if request.noise is not None:
+            noise: BrownianPath | GridNoise = request.noise.to(y0.device) if y0.is_cuda else request.noise
+            if equation.has_matrix:
+                diffusion.inner = (request.noise.shape[-1],)
+        else:
             if equation.has_matrix:
                 diffusion.inner = (_columns(equation, request, segment),)
                 diffusion.calls = 1
-            end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-            noise = BrownianPath(times[0], end, equation.path_shape(y0.shape, *diffusion.inner))
-        elif equation.has_matrix:
-            diffusion.inner = (noise.shape[-1],)
+            noise = _drawn_noise(request, tableau, equation.path_shape(y0.shape, *diffusion.inner))
         checkpoint = _checkpoint(request, drift, diffusion)
         arguments = (equation, drift, diffusion, tableau, solver, tolerances, y0, segment, noise)
         smallest = request.rules.accept_smallest
@@ -260,6 +261,20 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     )
     switching = solver.method == AUTOTSIT5 and solver.tableau is None
     return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
+
+
+def _drawn_noise(
+    request: Request, method: StochasticTableau | SDEMethod, shape: Sequence[int]
+) -> BrownianPath | GridNoise:
+    """New noise, by torch's seed."""
+    y0, times, solver = request.y0, request.times, request.solver
+    if not method.adaptive:
+        steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
+        count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
+        area = isinstance(method, StochasticTableau)
+        return GridNoise(shape, y0, min(count, solver.max_steps), area=area)
+    end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+    return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:

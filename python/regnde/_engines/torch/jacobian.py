@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._derivative_check import check_derivatives, direction
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.step import Field
 from regnde._errors import UnsupportedField
 from regnde._transforms import transformed
 
-__all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors"]
+__all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors", "has_other_leaves"]
 
 PROBE = 1e-3  # change of the state, relative and absolute
 Pair = tuple[Tensor | None, Tensor | None]
@@ -65,13 +66,16 @@ class Jacobian:
         self.samples, self.calls = samples, 0
         self._vectorised = True  # until a field has an operation that can not be
 
-    def __call__(self, field: Field, t: Tensor, y: Tensor) -> Derivatives:
+    def __call__(self, field: Field, t: Tensor, y: Tensor, end: Tensor | None = None) -> Derivatives:
         """The derivatives at a point: one evaluation of the field, and one backward pass for each entry of a system.
+
+        The first time they are compared with a difference quotient.
 
         Args:
             field: the right-hand side.
             t: 0-dim, or a column of the samples' times.
             y: state.
+            end: a later time, where the field may be evaluated for the comparison; None for no comparison.
 
         Raises:
             UnsupportedField: if torch can not differentiate the field.
@@ -90,14 +94,26 @@ class Jacobian:
                 own, time = real.detach().requires_grad_(), t.detach().requires_grad_()
             slope = field(time, torch.view_as_complex(own) if y.is_complex() else own)
             value = torch.view_as_real(slope) if slope.is_complex() else slope
-            wanted = wanted and (real.requires_grad or _has_other_leaves(value, (own, time)))
+            wanted = wanted and (real.requires_grad or has_other_leaves(value, (own, time)))
             grads: Pair = (None, None)
             if value.requires_grad and real.numel():
                 grads = self._gradients(value, (own, time), self._unit_vectors(real), wanted)
             if grads[0] is None and self.calls == 1 and real.numel():
                 _check_constant(field, t, y)
             found = self._laid_out(slope, real, grads)
+            if self.calls == 1 and end is not None and real.numel():
+                self._check(field, t, y, end, found, grads[1])
         return found if wanted else Derivatives(*(x.detach() for x in found))
+
+    @torch.no_grad()
+    def _check(
+        self, field: Field, t: Tensor, y: Tensor, end: Tensor, found: Derivatives, by_time: Tensor | None
+    ) -> None:
+        """Warns if the derivatives miss a part of the field."""
+        along = as_vectors(direction(y.detach()), self.samples)
+        product = as_states((found.by_state @ along.unsqueeze(-1)).squeeze(-1), y)
+        function = field.function if isinstance(field, CountedField) else field
+        check_derivatives(function, t.detach(), y.detach(), found.slope, product, end, by_time)
 
     def _unit_vectors(self, real: Tensor) -> Tensor:
         """Of the slope, shape (n, *real.shape): of all samples at once."""
@@ -194,7 +210,7 @@ def _explained() -> Iterator[None]:
         ) from problem
 
 
-def _has_other_leaves(value: Tensor, own: Sequence[Tensor]) -> bool:
+def has_other_leaves(value: Tensor, own: Sequence[Tensor]) -> bool:
     """Whether the graph of a value reaches tensors that require a gradient besides these."""
     waiting, seen = [value.grad_fn], set()
     while waiting:
