@@ -155,7 +155,7 @@ class JuliaEngine(Engine):
 
     def _unsupported_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
-        method, gradient, record = request.solver.method, request.solver.gradient, request.record
+        gradient, record = request.solver.gradient, request.record
         if gradient == "reversible":
             return "gradient='reversible' is for the torch engine's 'reversible_heun': set Solver(engine='torch')."
         if gradient in ADJOINTS:
