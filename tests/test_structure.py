@@ -24,7 +24,7 @@ PACKAGE = ROOT / "python" / "regnde"
 BASE = {
     *("_controller", "_dense", "_errors", "_event", "_event_locator", "_last_step"),
     *("_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
 }
 ALLOWED = {
@@ -49,7 +49,8 @@ ALLOWED = {
     "_event_locator": {"_dense", "_event", "_solution", "_transforms"},
     "_stops": set(),
     "_transforms": set(),
-    "_noise": set(),
+    "_noise": {"_normals"},
+    "_normals": set(),
     "_solution": {"_dense", "_last_step", "_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},
