@@ -6,7 +6,7 @@ document$.subscribe(() => {
       if (text.length <= (cell.matches("th") ? 10 : 14)) cell.style.whiteSpace = "nowrap";
     }
     const columns = table.rows[0].cells.length;
-    if (columns > 9) table.parentElement.classList.add("many-columns");
+    if (columns > 8) table.parentElement.classList.add("many-columns");
     if (columns < 3) table.parentElement.classList.add("two-columns");
   }
 });
