@@ -15,19 +15,20 @@ from torch import Tensor
 __all__ = ["check_derivatives", "check_field", "direction"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
-SMALLEST = 1e-3  # change of an entry that is almost 0, in units of the state's root mean square
 MISSING = 1e-2  # share of a derivative below which it may be missing
-BENT = 10.0  # how many times the change between two quotients the error of one of them must be
+BENT = 10.0  # how many times the change between two quotients both they and the error of one of them must be
 NOISE = 1e2  # of the field's values, in units of the dtype's resolution
 
 
 def direction(y: Tensor) -> Tensor:
-    """A direction for the derivative at a state: every entry about as large as the state's, signs mixed."""
+    """A direction for the derivative at a state: every entry about as large as the state's, signs mixed.
+
+    Entries that are 0 do not change, since nothing tells on what scale they do. Of a state that is 0 all change by 1.
+    """
     real = torch.view_as_real(y) if y.is_complex() else y
-    size = float(real.square().mean().sqrt()) if real.numel() else 0.0
     weights = torch.cos(torch.arange(1, real.numel() + 1, dtype=torch.float64).square())  # no pattern of a state's
     weights = (weights.sign() * (1 + weights.abs()) / 2).to(real).reshape(real.shape)
-    along = weights * real.abs().clamp(min=SMALLEST * size if size > 0 else 1.0)
+    along = weights * real.abs() if bool(real.any()) else weights
     return torch.view_as_complex(along) if y.is_complex() else along
 
 
@@ -90,8 +91,8 @@ def _missing(before: Tensor, here: Tensor, after: Tensor, product: Tensor, step:
     """
     left, right = (here - before) / (step / 2), (after - here) / step
     noise = NOISE * torch.finfo(here.dtype).eps * (before.abs() + after.abs()) / step
-    wrong = (right - product).abs()
-    told = (wrong > BENT * (right - left).abs()) & (wrong > MISSING * right.abs()) & (wrong > noise)
+    wrong, bent = (right - product).abs(), BENT * (right - left).abs()
+    told = (wrong > bent) & (right.abs() >= bent) & (wrong > MISSING * right.abs()) & (wrong > noise)
     return int(told.sum())
 
 
