@@ -89,7 +89,9 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return (2 * torch.cdist(x, y).mean() - torch.pdist(x).sum() * 2 / of_x - torch.pdist(y).sum() * 2 / of_y) / root
 
 
-def train(name: str, solver: Solver, settings: Settings, budget: float | None = None) -> tuple[dict[str, object], float]:
+def train(
+    name: str, solver: Solver, settings: Settings, budget: float | None = None
+) -> tuple[dict[str, object], float]:
     """Trains, and returns the row of the table and the final loss."""
     torch.manual_seed(1)
     made, ts = Generator(solver), torch.linspace(0, 2, settings.times)

@@ -18,8 +18,8 @@ from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from operator_fields import OPERATORS
 from regnde import UnsupportedField
+from regnde._engines.julia.code import Code
 from regnde._engines.julia.export import export
-from regnde._engines.julia.fields import Code
 
 Field = Callable[[Tensor, Tensor], Tensor]
 ROOT = Path(__file__).parent.parent

@@ -202,8 +202,7 @@ class Solver:
 
     def resolve(self, *, sde: SDE | bool) -> ResolvedSolver:
         """The same choices with every default filled in for an ODE or an SDE; True is one as `SDE` has by default."""
-        of_sde = default_method(sde if isinstance(sde, SDE) else PLAIN_SDE)
-        method = of_sde if sde else ODE_METHOD
+        method = default_method(sde if isinstance(sde, SDE) else PLAIN_SDE) if sde else ODE_METHOD
         tolerance = SDE_TOLERANCE if sde else ODE_TOLERANCE
         sde_method = self.method if isinstance(self.method, (StochasticTableau, SDEMethod)) else None
         tableau = self.method if isinstance(self.method, Tableau) else None

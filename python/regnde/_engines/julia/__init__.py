@@ -16,7 +16,8 @@ from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob, run
-from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
+from regnde._engines.julia.code import Code
+from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of
 from regnde._equation import SDE, JuliaField
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath

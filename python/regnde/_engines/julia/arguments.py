@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regnde._controller import PID, Controller, I
 from regnde._engines.julia import runtime
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
 

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment

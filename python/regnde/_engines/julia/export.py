@@ -28,7 +28,7 @@ from torch import Tensor
 
 from regnde._engines.julia.assemble import source_of
 from regnde._engines.julia.capture import Captured, Field, capture
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
 from regnde._engines.julia.trace import Traced, trace
 from regnde._errors import UnsupportedField
 

@@ -1,4 +1,4 @@
-"""Fields as Julia code, and the code of modules that were exported before.
+"""The Julia code of fields; that of modules is found again.
 
 To export a field takes one slow evaluation of it even when the source is found again (`export.py`). A module whose
 submodules, settings and tensors are the same objects as before is taken to be the same field; its first slope,
@@ -11,51 +11,19 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.julia import runtime
+from regnde._engines.julia.code import Code
 
-__all__ = ["Code", "FieldChanged", "check_unchanged", "code_of"]
+__all__ = ["FieldChanged", "check_unchanged", "code_of"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
 DICTIONARIES = frozenset((dict, OrderedDict))
 CONTAINERS = DICTIONARIES | {list, tuple, set}
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
-MAX_COMPILED = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A field as Julia code with the tensors that it reads.
-
-    Attributes:
-        source: Julia source.
-        name: of its functions; "" for a `JuliaField`, whose source is one function.
-        tensors: what to pass, in order.
-        needs_gradient: which of them get a gradient.
-    """
-
-    source: str
-    name: str
-    tensors: tuple[Tensor, ...]
-    needs_gradient: tuple[bool, ...]
-
-    def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time."""
-        key = (self.name, self.source)
-        if key not in _compiled:
-            _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
-            if len(_compiled) > MAX_COMPILED:
-                runtime.discard(_compiled.popitem(last=False)[1])
-        _compiled.move_to_end(key)
-        return _compiled[key]
-
-
-_compiled: OrderedDict[tuple[str, str], int] = OrderedDict()
 
 
 class FieldChanged(Exception):
