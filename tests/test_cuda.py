@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
 import regnde
-from regnde import SDE, ErrorPenalty, Solver
+from regnde import SDE, BrownianPath, ErrorPenalty, Increment, Solver
+from regnde._engines.torch.grid_noise import GridNoise
+from regnde._normals import Normals
 from regnde.nn import MLP, NeuralODE
-from tolerances import CANCELLED, ROUNDING, TF32
+from tolerances import CANCELLED, DEVICES, ROUNDING, TF32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
@@ -125,3 +128,65 @@ def test_states_and_tolerances_of_parts_on_cuda(batch: str) -> None:
         regnde.solve(lambda t, y: y, y0, [0.0, 1.0])
     numbers = regnde.solve(lambda t, y: {k: -x for k, x in y.items()}, {"c": 1.0, "v": y0["v"]}, [0.0, 1.0])
     assert numbers.y1["c"].device.type == "cuda"  # numbers go to where the tensors are
+
+
+@pytest.mark.parametrize("entries", [1, 1000, 100_003])
+def test_normals_on_cuda_are_those_of_the_cpu(entries: int) -> None:
+    """The integers are the same; log, cos, sin and the square root differ by units in the last place."""
+    rows, found = np.array([0, 1, 12345, 2**40]), []
+    for device in ("cpu", "cuda"):
+        out = torch.empty(4, 2, entries, dtype=torch.float64, device=device)
+        Normals(7, 1, entries, torch.device(device)).fill(rows, out)
+        found.append(out.cpu())
+    torch.testing.assert_close(*found, rtol=DEVICES, atol=DEVICES)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (100, 33)], ids=str)
+def test_a_path_on_cuda_is_that_of_the_cpu(shape: tuple[int, ...]) -> None:
+    path = BrownianPath(-1.0, 3.0, shape, seed=5)
+    there = path.to("cuda")
+    assert there.independent().device.type == there.device.type == "cuda"
+    for s, t in ((-1.0, 3.0), (0.1, 0.7), (0.7, 0.701), (2.0, 3.0), (0.3, 0.3)):
+        wanted, got = path.increment(s, t), there.increment(s, t)
+        assert (got.w.device.type, got.w.dtype, got.w.shape) == ("cuda", torch.float64, torch.Size(shape))
+        torch.testing.assert_close(got.w.cpu(), wanted.w, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(got.h.cpu(), wanted.h, rtol=0, atol=ROUNDING / max(t - s, 1e-3))
+    assert path.increment(0.1, 0.7).w.device.type == "cpu"
+
+
+class Watched(BrownianPath):
+    """A path that tells where its increments were made."""
+
+    seen: set[str] = set()  # noqa: RUF012 - of all its copies
+
+    def increment(self, s: float, t: float) -> Increment:
+        """That of the path."""
+        made = super().increment(s, t)
+        self.seen |= {made.w.device.type, made.h.device.type}
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", ["sriw1", "em", "reversible_heun"])
+def test_the_noise_of_a_solve_on_cuda_is_made_there(method: str, dtype: torch.dtype) -> None:
+    sde = SDE(lambda t, y: -y, lambda t, y: 0.2 * y, calculus="ito" if method != "reversible_heun" else "stratonovich")
+    solver, ends = Solver(method=method, dt0=0.05 if method != "sriw1" else None, engine="torch"), []
+    for device in ("cpu", "cuda"):
+        Watched.seen.clear()
+        path = Watched(0.0, 1.0, (50, 2), seed=3)
+        y0 = torch.linspace(-1, 1, 100, dtype=dtype, device=device).reshape(50, 2)
+        ends.append(regnde.solve(sde, y0, [0.0, 1.0], solver, noise=path).y1)
+        assert Watched.seen == {device}
+    torch.testing.assert_close(ends[1].cpu(), ends[0], rtol=CLOSE, atol=CLOSE)
+
+
+@pytest.mark.parametrize("area", [False, True], ids=lambda yes: f"area={yes}")
+def test_noise_of_fixed_steps_on_cuda_is_that_of_the_cpu(area: bool) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        noise = GridNoise((100, 3), torch.zeros(1, dtype=torch.float64, device=device), 5, area=area)
+        made = [x for k in range(5) for x in noise.increment(0.2 * k, 0.2 * k + 0.2)]
+        assert {x.device.type for x in made} == {device}
+        found.append(torch.stack(made).cpu())
+    torch.testing.assert_close(*found, rtol=DEVICES, atol=DEVICES)

@@ -34,7 +34,7 @@ def equation(method: str, p: torch.Tensor) -> SDE:
 
 
 def path() -> BrownianPath:
-    return BrownianPath(0.0, END, SMALL_Y0.shape, seed=3)
+    return BrownianPath(0.0, END, SMALL_Y0.shape, seed=1)
 
 
 def solver(method: str, gradient: str = "discrete") -> Solver:

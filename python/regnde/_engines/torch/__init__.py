@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
+from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate
 from regnde._engines.torch.mass import Mass
@@ -221,15 +223,15 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     if isinstance(equation, SDE):
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
-        noise = request.noise
-        if noise is None:
+        if request.noise is not None:
+            noise: BrownianPath | GridNoise = request.noise.to(y0.device) if y0.is_cuda else request.noise
+            if equation.has_matrix:
+                diffusion.inner = (request.noise.shape[-1],)
+        else:
             if equation.has_matrix:
                 diffusion.inner = (_columns(equation, request, segment),)
                 diffusion.calls = 1
-            end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-            noise = BrownianPath(times[0], end, equation.path_shape(y0.shape, *diffusion.inner))
-        elif equation.has_matrix:
-            diffusion.inner = (noise.shape[-1],)
+            noise = _drawn_noise(request, tableau, equation.path_shape(y0.shape, *diffusion.inner))
         checkpoint = _checkpoint(request, drift, diffusion)
         arguments = (equation, drift, diffusion, tableau, solver, tolerances, y0, segment, noise)
         smallest = request.rules.accept_smallest
@@ -260,6 +262,20 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     )
     switching = solver.method == AUTOTSIT5 and solver.tableau is None
     return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
+
+
+def _drawn_noise(
+    request: Request, method: StochasticTableau | SDEMethod, shape: Sequence[int]
+) -> BrownianPath | GridNoise:
+    """New noise, by torch's seed."""
+    y0, times, solver = request.y0, request.times, request.solver
+    if not method.adaptive:
+        steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
+        count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
+        area = isinstance(method, StochasticTableau)
+        return GridNoise(shape, y0, min(count, solver.max_steps), area=area)
+    end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+    return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:

@@ -13,6 +13,7 @@ from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.loop import Path
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of
+from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 
@@ -37,6 +38,7 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         return y0.reshape(-1)[:0].abs() if values is None else values
 
     clock = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
+    implicits = [True] * len(ends) if isinstance(tableau, RosenbrockTableau) else stepper.implicits
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
@@ -44,7 +46,7 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         stiffness=present(stiffness) if tells_stiffness else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
-        implicit=None if stepper.implicits is None else torch.tensor(stepper.implicits, device=y0.device),
+        implicit=None if implicits is None or local else torch.tensor(implicits, dtype=torch.bool, device=y0.device),
     )
 
 
