@@ -39,7 +39,13 @@ ADJOINTS = {
 SDIRK = {"OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf"}
 """The Julia package of the methods trbdf2 and kencarp4: with what it needs, a third of all that there is to compile."""
 
-VERSIONS = {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7", "OrdinaryDiffEqSDIRK": "2"}
+VERSIONS = {
+    "SciMLSensitivity": "7",
+    "ChainRulesCore": "1",
+    "Tracker": "0.2",
+    "Zygote": "0.7",
+    "OrdinaryDiffEqSDIRK": "2",
+}
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
