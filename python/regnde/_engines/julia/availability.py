@@ -37,7 +37,7 @@ ADJOINTS = {
 """The Julia packages that continuous adjoints need; gradients of a `JuliaField` need the last one."""
 
 SDIRK = {"OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf"}
-"""The Julia package of the methods trbdf2 and kencarp4: with what it needs, a third of all that there is to compile."""
+"""The Julia package of the methods trbdf2 and kencarp4: with what it needs, nearly half of all there was to compile."""
 
 VERSIONS = {
     "SciMLSensitivity": "7",
