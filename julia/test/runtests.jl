@@ -7,9 +7,12 @@ include("replay.jl")
 @testset "RegNDE" begin
     include("tableaux.jl")
     include("activations.jl")
+    include("rows.jl")
     include("records.jl")
     include("gradients.jl")
     include("control.jl")
+    include("grid.jl")
+    include("samples.jl")
     include("device.jl")
     include("quality.jl")
 end

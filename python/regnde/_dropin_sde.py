@@ -7,6 +7,7 @@ The arguments and their meaning are that package's; what is not covered raises a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from regnde._recording import unrecordable
 from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
 from regnde._solve import solve_by_rules
 from regnde._solver import Gradient, Solver
+from regnde._times import checked_times
 
 __all__ = ["sdeint", "sdeint_adjoint"]
 
@@ -237,7 +239,9 @@ def _sdeint(
     else:
         solver = Solver(method=chosen, gradient=gradient, engine="torch", max_steps=_count(t0, t1, control.dt))
         with unrecordable(WITHOUT_TOLERANCE):
-            ys = solve_by_rules(equation, y0, times, solver, noise=path, grid=_grid(times, control.dt)).ys
+            ys = solve_by_rules(
+                equation, y0, checked_times(times), solver, noise=path, grid=_grid(times, control.dt)
+            ).ys
     ys = _with_zeros(ys, parameters)
     answer: list[Any] = [ys]
     if logqp:
@@ -287,7 +291,7 @@ def _method(method: str | None, sde: SDE, control: _Control, options: Mapping[st
         ours = "rkmil"
     if name == "srk" and sde.noise == "additive":
         ours = "sosra"
-    fixed = _of_fixed_step(SDE_METHODS[ours])
+    fixed = _of_fixed_step(ours)
     if not control.adaptive:
         return fixed
     if name == "reversible_heun":
@@ -309,10 +313,14 @@ def _check_log_ode(general: bool, bm: Any) -> None:
         )
 
 
-def _of_fixed_step(method: StochasticMethod) -> StochasticMethod:
-    """The same step without an error estimate."""
+@functools.cache
+def _of_fixed_step(name: str) -> StochasticMethod:
+    """A method's step without an error estimate."""
+    method = SDE_METHODS[name]
+    if not method.adaptive:
+        return method
     if isinstance(method, SDEMethod):
-        return dataclasses.replace(method, adaptive=False) if method.adaptive else method
+        return dataclasses.replace(method, adaptive=False)
     return dataclasses.replace(method, delta=None)
 
 
@@ -365,7 +373,7 @@ def _adaptive(
         engine="torch",
     )
     rules = dataclasses.replace(OWN_RULES, accept_smallest=True)
-    states: Tensor = solve_by_rules(sde, y0, times, solver, rules, noise=path).ys
+    states: Tensor = solve_by_rules(sde, y0, checked_times(times), solver, rules, noise=path).ys
     return states
 
 

@@ -33,7 +33,9 @@ from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
+from regnde._engines.torch.sample_stepper import SampleStepper
 from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde_kernel import uses_area
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
@@ -159,20 +161,18 @@ def _solve_per_sample(request: Request) -> Solution:
         if isinstance(tableau, RosenbrockTableau)
         else Explicit(tableau)
     )
-    record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    tolerances, segments = (request.rtol, request.atol), request.segments()
-    batch = PerSample(
+    record, segments = request.record == "all", request.segments()
+    stepper = SampleStepper(
         request.equation,
         method,
         solver,
-        tolerances,
+        (request.rtol, request.atol),
         y0,
-        request.times,
         segments,
         record=record,
-        events=request.events,
-        checkpoint=checkpoint,
+        checkpoint=_checkpoint(request, CountedField(request.equation)),
     )
+    batch = PerSample(stepper, solver, y0, request.times, segments, events=request.events)
     batch.run()
     steps = None
     if record:
@@ -187,14 +187,14 @@ def _solve_per_sample(request: Request) -> Solution:
             stability_size=tableau.stability_size,
             mask=mask,
         )
-    counts = zip(batch.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
+    counts = zip(stepper.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
     stats = Stats(
-        nfe=batch.calls,
+        nfe=stepper.calls,
         accepted=int(batch.accepted.sum()),
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         njac=method.jacobian.calls if isinstance(method, LinearlyImplicit) else 0,
-        nfactorisations=batch.factorisations,
+        nfactorisations=stepper.factorisations,
         samples=tuple(SampleStats(*count) for count in counts),
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )
@@ -272,8 +272,7 @@ def _drawn_noise(
     if not method.adaptive:
         steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
         count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
-        area = isinstance(method, StochasticTableau)
-        return GridNoise(shape, y0, min(count, solver.max_steps), area=area)
+        return GridNoise(shape, y0, min(count, solver.max_steps), area=uses_area(method))
     end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
     return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
 

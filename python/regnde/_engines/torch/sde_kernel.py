@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from regnde._engines.torch.sde_scheme import (
     scheme_stacked,
 )
 from regnde._engines.torch.sde_step import (
+    Interval,
     SDEStep,
     StepNoise,
     noise_weights,
@@ -27,12 +28,12 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, stage_times, whole_rms
+from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, whole_rms
 from regnde._equation import SDE
-from regnde._sde_method import Doubled, SDEMethod, StochasticMethod
-from regnde._tableau import StochasticTableau
+from regnde._sde_method import Doubled, StochasticMethod
+from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 
-__all__ = ["Kernel", "kernel_of"]
+__all__ = ["Kernel", "kernel_of", "uses_area"]
 
 
 class Kernel(Protocol):
@@ -46,20 +47,8 @@ class Kernel(Protocol):
     def noise(self, h: float, dw: Tensor, area: Tensor) -> Any:
         """The noise of a step of that size from its increment and space-time Levy area."""
 
-    def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Any,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
-    ) -> Any:
-        """The step from (t, y) to t1 = t + h; `recorded` says whether its estimates are differentiated."""
+    def take(self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Any, *, recorded: bool) -> Any:
+        """The step from y over an interval; `recorded` says whether its estimates are differentiated."""
 
     def ratio(self, step: Any, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error of a step over the tolerance, entrywise."""
@@ -94,20 +83,10 @@ class TableauKernel:
         return step_noise(self.weights, h, dw, area)
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: StepNoise,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: StepNoise, *, recorded: bool
     ) -> SDEStep:
         """The step; its estimates follow from its stages."""
-        return take_sde_step(drift, diffusion, self.tableau, y, t, h, t1, noise, within)
+        return take_sde_step(drift, diffusion, self.tableau, y, interval, noise)
 
     def ratio(self, step: SDEStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error over the tolerance."""
@@ -137,7 +116,7 @@ class SchemeKernel:
     latest_stage = 1.0
     halved = False
 
-    def __init__(self, method: SDEMethod, sde: SDE) -> None:
+    def __init__(self, method: StochasticMethod, sde: SDE) -> None:
         self.method, self.sde = method, sde
 
     def noise(self, h: float, dw: Tensor, area: Tensor) -> Tensor:
@@ -145,21 +124,15 @@ class SchemeKernel:
         return dw
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Tensor,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Tensor, *, recorded: bool
     ) -> SchemeStep:
         """The step and its error."""
-        times, estimated = stage_times((0.0, 0.5, 1.0), t, h, t1, y, within), self.method.adaptive
-        stages = Stages(self.sde, drift, diffusion, times, y, h, noise, estimated=estimated, recorded=recorded)
+        h, estimated = interval.h, self.method.adaptive
+
+        def time_at(fraction: float) -> Tensor:
+            return interval.times((fraction,), y)[0]
+
+        stages = Stages(self.sde, drift, diffusion, time_at, y, h, noise, estimated=estimated, recorded=recorded)
         y1, error = SCHEMES[self.method.name](stages)
         return SchemeStep(y, h, stages.k, stages.g, y1, error)
 
@@ -200,25 +173,16 @@ class DoubledKernel(SchemeKernel):
         return self.of.noise(h, dw, area)
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Any,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Any, *, recorded: bool
     ) -> SchemeStep:
         """Both halves, and the whole step: without a graph unless the error is recorded."""
+        (t, h, t1, within), (whole, *halves), take = interval, noise, self.of.take
         middle = 0.5 * (t + t1)
-        whole, *halves = noise
-        first = self.of.take(drift, diffusion, y, t, middle - t, middle, halves[0], within, recorded=False)
-        second = self.of.take(drift, diffusion, first.y1, middle, t1 - middle, t1, halves[1], within, recorded=False)
+        early, late = Interval(t, middle - t, middle, within), Interval(middle, t1 - middle, t1, within)
+        first = take(drift, diffusion, y, early, halves[0], recorded=False)
+        second = take(drift, diffusion, first.y1, late, halves[1], recorded=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and recorded):
-            one = self.of.take(drift, diffusion, y, t, h, t1, whole, within, recorded=False)
+            one = take(drift, diffusion, y, interval, whole, recorded=False)
             error = second.y1 - one.y1
         return SchemeStep(y, h, first.k + second.k, first.g + second.g, second.y1, error)
 
@@ -227,4 +191,9 @@ def kernel_of(method: StochasticMethod, sde: SDE, like: Tensor) -> Kernel:
     """The method applied to equations of a kind, for states like the given one."""
     if isinstance(method, Doubled):
         return DoubledKernel(method, sde, kernel_of(method.of, sde, like))
-    return TableauKernel(method, like) if isinstance(method, StochasticTableau) else SchemeKernel(method, sde)
+    return SchemeKernel(method, sde) if not uses_area(method) else TableauKernel(method, like)
+
+
+def uses_area(method: StochasticMethod) -> TypeGuard[StochasticTableau]:
+    """Whether a step needs iterated integrals, and with them the path's space-time Levy area."""
+    return isinstance(method, StochasticTableau) and method is not SDE_TABLEAUX["em"]
