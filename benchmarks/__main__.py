@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 from benchmarks import apart, detest, floor, jax_peer, methods, noise, ode, sde_methods, sde_step, tf32
 
 Row = dict[str, object]
+NUMBER = re.compile(r"[-+]?\d[\d.e+-]*( %| \(.*\))?")
 
 
 def start_up() -> list[Row]:
@@ -43,10 +45,14 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a Markdown table; a missing value is an empty cell."""
+    """The rows as a Markdown table, numbers aligned right; a missing value is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    aligned = (
+        "--:" if all(not cell or NUMBER.fullmatch(cell) for cell in column) else "---"
+        for column in zip(*cells, strict=True)
+    )
+    head = [f"| {' | '.join(columns)} |", f"|{'|'.join(aligned)}|"]
     return "\n".join(head + [f"| {' | '.join(cell)} |" for cell in cells])
 
 
