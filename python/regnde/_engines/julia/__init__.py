@@ -57,6 +57,7 @@ ORDERS = {
     **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
 }
 SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT}
+SDIRK = ("trbdf2", "kencarp4")
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -70,9 +71,11 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """CUDA.jl, for a state on a CUDA device; SciMLSensitivity for its adjoints, Zygote for a `JuliaField`."""
+        """CUDA.jl, for a state on a CUDA device; what SDIRK methods, adjoints and a `JuliaField`'s gradient need."""
         if request.y0.device.type == "cuda":
             return runtime.missing_cuda()
+        if request.solver.method in SDIRK and (why := runtime.missing_sdirk(request.solver.method)) is not None:
+            return why
         if request.solver.gradient in ADJOINTS:
             return runtime.missing_adjoints(request.solver.gradient)
         if isinstance(request.equation, JuliaField) and _needs_gradient(request, _codes(request)[0]):
@@ -186,6 +189,8 @@ class JuliaEngine(Engine):
         """Solves and assembles the solution."""
         if request.y0.device.type == "cuda":
             runtime.load(*availability.CUDA)
+        if request.solver.method in SDIRK:
+            runtime.load(*availability.SDIRK)
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
