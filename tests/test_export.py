@@ -30,7 +30,7 @@ BASE = set(
     re.findall(
         r"\S+",
         "abs asinh atan ceil cosh div exp2 expm1 fill! floor hypot ifelse inv isnan max min mod rem sign sinh trunc "
-        "sum! maximum! minimum! prod! any! all! PermutedDimsArray permutedims! reshape round similar size transpose "
+        "sum! minimum! prod! any! all! PermutedDimsArray permutedims! reshape round similar size transpose "
         "view Float32 Float64 Int32 Int64 Bool",
     )
 )

@@ -47,7 +47,7 @@ ALLOWED = {
     "_dense": {"_transforms"},
     "_derivative_check": set(),
     "_event": set(),
-    "_event_locator": {"_dense", "_event", "_solution", "_transforms"},
+    "_event_locator": {"_dense", "_equation", "_event", "_solution", "_transforms"},
     "_stops": set(),
     "_transforms": set(),
     "_noise": {"_normals"},

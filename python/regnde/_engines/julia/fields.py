@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from regnde._engines.julia.code import Code
+from regnde._equation import takes_samples
 
-__all__ = ["FieldChanged", "check_unchanged", "code_of"]
+__all__ = ["SAMPLE", "FieldChanged", "check_unchanged", "code_of", "one_sample"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
@@ -34,7 +35,22 @@ _tracing = threading.Lock()  # torch's tracer patches modules while it is at wor
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
-def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tuple[Code, bool]:
+SAMPLE = torch.zeros(1, dtype=torch.int64)
+"""In the tensors of a field of one sample, the place of the sample's index."""
+
+
+def one_sample(field: Callable[..., Tensor]) -> Field:
+    """A field of samples, f(t, y) or f(t, y, samples), as one of a 0-dim time and one sample, y of shape (1, ...)."""
+    with_samples = takes_samples(field)
+
+    def of_one(t: Tensor, y: Tensor) -> Tensor:
+        time = t.reshape([1] * y.dim())
+        return field(time, y, SAMPLE) if with_samples else field(time, y)
+
+    return of_one
+
+
+def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, samples: bool = False) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
     Args:
@@ -42,8 +58,9 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
         y0: a state.
         name: of the Julia function.
         again: export the field even if it looks unchanged.
+        samples: whether it is a field of samples, and `y0` one of them, of shape (1, ...).
     """
-    key = (name, y0.shape, y0.dtype)
+    key = (name, samples, y0.shape, y0.dtype)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
         earlier, code = _known.get(field, {}).get(key, (None, None))
@@ -52,7 +69,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        code = export(field, y0, name=name)
+        code = export(one_sample(field) if samples else field, y0, name=name, any_batch=not samples)
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):
