@@ -139,6 +139,12 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert not waiting, f"a cycle is among, or imported by, {sorted(waiting)}"
 
 
+def test_every_file_of_the_torch_engine_is_explained() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    files = {path.name for path in (PACKAGE / "_engines" / "torch").glob("*.py")}
+    assert not {name for name in files if f"`{name}`" not in page}
+
+
 def test_heavy_imports_stand_in_one_file_each() -> None:
     where = {"juliacall": set(), "matplotlib": set()}
     for name, path in modules().items():
