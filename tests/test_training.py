@@ -369,9 +369,3 @@ def test_what_is_no_weight_is_refused(wrong: object) -> None:
     sgd = torch.optim.SGD(line.parameters(), 1.0)
     with pytest.raises(TypeError, match="weight must be a number, a function of the iteration, a LossBudget"):
         next(fit(line.compute, [1.0], sgd, penalty=ErrorPenalty(), weight=wrong))
-
-
-def test_a_measured_weight_without_a_penalty_is_refused() -> None:
-    line = Line()
-    with pytest.raises(ValueError, match="a LossBudget is the weight of a penalty"):
-        next(fit(line.compute, [1.0], torch.optim.SGD(line.parameters(), 1.0), weight=LossBudget(1.0)))

@@ -98,8 +98,8 @@ def diagnoses(lines: list[Line]) -> str:
     """For each client what `diagnose` names first and recommends, beside what saves most by the other rows."""
     text = [
         "What `diagnose` says of vanilla's solve of the test batch. Measured, each alone, at equal quality: "
-        "evaluations of vanilla at its best tolerance, at its best tolerance and method, and of `cheapen` with the client's own "
-        "solver. Right: seeds whose first advice is the one of these that saves most, or saves within a tenth of it.",
+        "evaluations of vanilla at its best tolerance, at its best tolerance and method, and of `cheapen` with the "
+        "client's own solver. Right: seeds whose first advice is the one of these that saves most, or nearly so.",
         "",
         "| client | NFE now | first advice | tolerance | tolerance and method | penalty alone | right "
         "| recommended NFE | best free NFE |",

@@ -118,7 +118,7 @@ def fit(
         raise ValueError(f"fit(accumulate={accumulate}, clip={clip}): give at least one batch and a norm above zero.")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
-    _check_weight(weight, penalty)
+    _check_weight(weight)
     closure = _needs_closure(optimizer)
     if closure and scaler is not None:
         raise ValueError(f"a GradScaler does not go with {type(optimizer).__name__}, whose step needs a closure.")
@@ -147,16 +147,12 @@ def fit(
         )
 
 
-def _check_weight(weight: object, penalty: Penalty | None) -> None:
+def _check_weight(weight: object) -> None:
     """Refuses what is no weight, and warns of one that each process of a distributed training would find for itself."""
     known = callable(weight) or isinstance(weight, MeasuredWeight | float | int | Tensor)
     if isinstance(weight, type) or not known:
         raise TypeError(
             f"fit: weight must be a number, a function of the iteration, a LossBudget or a Balance, got {weight!r}."
-        )
-    if isinstance(weight, MeasuredWeight) and penalty is None:
-        raise ValueError(
-            f"fit: a {type(weight).__name__} is the weight of a penalty: give penalty=ErrorPenalty('mean')."
         )
     distributed = torch.distributed
     if getattr(weight, "distributed", True) or not (distributed.is_available() and distributed.is_initialized()):
