@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import apart, detest, floor, jax_peer, methods, ode, sde_methods, sde_step
+from benchmarks import apart, detest, floor, jax_peer, methods, noise, ode, sde_methods, sde_step
 
 Row = dict[str, object]
 
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "methods": ("Milliseconds a step against torchdiffeq, float32", methods.methods),
     "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
     "sde": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
+    "noise": ("Microseconds of a query of a Brownian path, float64", noise.per_query),
     "sde-methods": ("Evaluations of drift and diffusion at equal error, one path, float64", sde_methods.evaluations),
     "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
     "floor": ("Evaluations (error) at loose tolerances, float32", floor.floor),

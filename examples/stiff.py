@@ -3,7 +3,9 @@
     python examples/stiff.py robertson    # Robertson's kinetics to t = 1e5: 3 species
     python examples/stiff.py pollu        # air pollution: 20 species, 25 reactions
     python examples/stiff.py doses        # infusions as stops, elimination by a network
-    python examples/stiff.py compare      # the table of docs/stiff.md
+    python examples/stiff.py compare      # explicit + SRNODE against Rosenbrock + ERNODE, one table
+    python examples/stiff.py ernode       # ERNODE on rodas5p: Robertson's kinetics, weights and seeds
+    python examples/stiff.py --quick      # all of these with one iteration, to see that they run
 
 The kinetics are learnt as rate laws: the reactions are known, their rates are mass action with constants that are wrong
 by up to a factor of two, times the exponential of a network. States, residuals and tolerances are scaled by the largest
@@ -25,7 +27,16 @@ import torch
 from torch import Tensor, nn
 
 import regnde
-from regnde import ErrorPenalty, Penalty, Solution, Solver, StiffnessPenalty
+from regnde import (
+    Balance,
+    ErrorPenalty,
+    LossBudget,
+    Penalty,
+    Solution,
+    Solver,
+    SquaredErrorPenalty,
+    StiffnessPenalty,
+)
 
 F64 = {"dtype": torch.float64}
 
@@ -147,12 +158,14 @@ class RateLaw(nn.Module):
         return rates @ self.known.changes.T
 
 
+EXACT = Solver(method="rodas5p", rtol=1e-8, atol=1e-14, engine="torch")
+
+
 def learn_kinetics(known: Network, iterations: int) -> None:
     """Learns the rates from a trajectory, and tests them on another one."""
-    exact = Solver(method="rodas5p", rtol=1e-8, atol=1e-14, engine="torch")
     with torch.no_grad():
-        data = regnde.solve(known.field, known.y0, known.ts, exact).ys
-        other = regnde.solve(known.field, 0.7 * known.y0, known.ts, exact).ys
+        data = regnde.solve(known.field, known.y0, known.ts, EXACT).ys
+        other = regnde.solve(known.field, 0.7 * known.y0, known.ts, EXACT).ys
     scale = data.amax(0).clamp_min(1e-12)
     model = RateLaw(known, scale)
     solver = Solver(method="rodas5p", rtol=1e-4, atol=1e-6 * scale, engine="torch")
@@ -179,6 +192,51 @@ def learn_kinetics(known: Network, iterations: int) -> None:
         f"mean error {trained.item():.2e}; from another start {tested.item():.2e}. One solve: {stats.nfe} evaluations, "
         f"{stats.nfactorisations} factorisations. Training: {time.process_time() - began:.0f} s of processor time"
     )
+
+
+Rule = Balance | LossBudget | None
+
+
+def fitted(model: RateLaw, data: Tensor, iterations: int, rate: float, rule: Rule = None) -> tuple[float, int]:
+    """Trains the model, with ERNODE's penalty if there is a rule for its weight; mean error, evaluations of a solve."""
+    known, scale = model.known, model.scale
+    solver = Solver(method="rodas5p", rtol=1e-4, atol=1e-6 * scale, engine="torch")
+    penalty, parameters = SquaredErrorPenalty("mean"), list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1))
+    for i in range(iterations + 1):
+        sol = regnde.solve(model, known.y0, known.ts, solver, record="none" if rule is None else "all")
+        loss = ((sol.ys - data) / scale).abs().mean()
+        if i == iterations:
+            break
+        optimizer.zero_grad()
+        if rule is None:
+            loss.backward()
+        else:
+            paid = penalty(sol)
+            (loss + rule.update(task=loss, penalty=paid, parameters=parameters) * paid).backward()
+        optimizer.step()
+        schedule.step()
+    return loss.item(), sol.stats.nfe
+
+
+def weigh_ernode(known: Network, iterations: int, seeds: int) -> None:
+    """Trains on from the same model without and with the penalty, its weight by several rules; prints a table."""
+    with torch.no_grad():
+        data = regnde.solve(known.field, known.y0, known.ts, EXACT).ys
+    scale = data.amax(0).clamp_min(1e-12)
+    print("| seed | start | no penalty | share 0.1 | share 1 | `LossBudget`, 5 % |")
+    print("|---|---|---|---|---|---|")
+    for seed in range(seeds):
+        start = RateLaw(known, scale, seed)
+        error, calls = fitted(start, data, iterations, 0.03)
+        cells = [f"{error:.1e}, {calls}"]
+        plain, base = fitted(copy.deepcopy(start), data, iterations // 2, 0.01)
+        cells.append(f"{plain:.1e}, {base}")
+        for rule in (Balance(0.1), Balance(1.0), LossBudget(1.05 * plain)):
+            error, calls = fitted(copy.deepcopy(start), data, iterations // 2, 0.01, rule)
+            cells.append(f"{error / plain:.2f}x, {calls / base:.2f}x")
+        print(f"| {seed} | {' | '.join(cells)} |", flush=True)
 
 
 # --- doses -----------------------------------------------------------------------------------------
@@ -221,14 +279,14 @@ def learn_doses(iterations: int) -> None:
     """Learns how the elimination depends on the concentration, from 25 noisy concentrations of the drug."""
     ts, y0 = torch.linspace(0, 24, 25), torch.tensor([0.0, 1.0, 0.0])
     stops = sorted({t for infusion in INFUSIONS for t in infusion})
-    solver = Solver(method="rodas5p", rtol=1e-5, atol=1e-7, engine="torch")
+    solver = Solver(method="rodas5p", rtol=1e-4, atol=1e-6, engine="torch")
     with torch.no_grad():
         truth = regnde.solve(TrueDoses(), y0, ts, solver, stops=stops).ys[:, 0]
-        explicit = regnde.solve(TrueDoses(), y0, ts, Solver(rtol=1e-5, atol=1e-7, engine="torch"), stops=stops).stats
+        explicit = regnde.solve(TrueDoses(), y0, ts, Solver(rtol=1e-4, atol=1e-6, engine="torch"), stops=stops).stats
     data = truth * (1 + 0.02 * torch.randn(25, generator=torch.Generator().manual_seed(1)))
     model, began = Doses(), time.process_time()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for i in range(iterations + 1):
+    for i in range(iterations):
         optimizer.zero_grad()
         sol = regnde.solve(model, y0, ts, solver, stops=stops)
         loss = (sol.ys[:, 0] - data).square().mean()
@@ -285,12 +343,12 @@ CURES = {
 }
 
 
-def pretrained(seed: int) -> Scaled:
+def pretrained(seed: int, iterations: int) -> Scaled:
     """A network that has learnt the field itself, so that it is as stiff."""
     torch.manual_seed(seed)
     model = Scaled()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(1500):
+    for _ in range(iterations):
         y = torch.rand(256, 2) * torch.tensor([3.0, 4.0]) - torch.tensor([1.5, 0.5])
         error = (model(y[0, 0], y) - relaxation(y[0, 0], y)) / model.scale
         optimizer.zero_grad()
@@ -299,14 +357,15 @@ def pretrained(seed: int) -> Scaled:
     return model
 
 
-def compare(iterations: int, seed: int, tolerance: float) -> None:
+def compare(iterations: int, seed: int, tolerance: float, pretraining: int = 1500) -> None:
     """Trains the same stiff model with each cure, and prints a table."""
+    exact = Solver(method="rodas5p", rtol=1e-10, atol=1e-12, engine="torch")
     ts, y0 = torch.linspace(0, 3, 31), torch.tensor([-0.5, 0.0])
     with torch.no_grad():
-        data = regnde.solve(relaxation, y0, ts, Solver(method="rodas5p", rtol=1e-10, atol=1e-12, engine="torch")).ys
-    start = pretrained(seed)
-    print("| training | loss | evaluations | factorisations | ms a solve | stiffness | s for training |")
-    print("|---|---|---|---|---|---|---|")
+        data = regnde.solve(relaxation, y0, ts, exact).ys
+    start = pretrained(seed, pretraining)
+    print("| training | loss | error | evaluations | factorisations | ms a solve | stiffness | s for training |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, cure in CURES.items():
         model, solver = copy.deepcopy(start), Solver(method=cure.method, rtol=tolerance, atol=tolerance, engine="torch")
         optimizer, began = torch.optim.Adam(model.parameters(), lr=0.002), time.process_time()
@@ -320,9 +379,13 @@ def compare(iterations: int, seed: int, tolerance: float) -> None:
         with torch.no_grad():
             sol = regnde.solve(model, y0, ts, solver, record="all")
             stiffness, loss = sol.steps.stiffness.max().item(), (sol.ys - data).square().mean().item()
+            error = (sol.ys - regnde.solve(model, y0, ts, exact).ys).abs().max().item()
             each = timed(functools.partial(regnde.solve, model, y0, ts, solver))
         counts = f"{sol.stats.nfe} | {sol.stats.nfactorisations or ''}"
-        print(f"| {name} | {loss:.1e} | {counts} | {1e3 * each:.0f} | {stiffness:.0f} | {seconds:.0f} |", flush=True)
+        print(
+            f"| {name} | {loss:.1e} | {error:.1e} | {counts} | {1e3 * each:.0f} | {stiffness:.0f} | {seconds:.0f} |",
+            flush=True,
+        )
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -338,17 +401,34 @@ def timed(function: Callable[[], object]) -> float:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("robertson", "pollu", "doses", "compare"))
-    parser.add_argument("--iterations", type=int, help="of the training (default 60)")
+    parser.add_argument("what", nargs="?", choices=("robertson", "pollu", "doses", "compare", "ernode"))
+    parser.add_argument("--iterations", type=int, default=60, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the compared models")
+    parser.add_argument("--seeds", type=int, default=3, help="of ernode")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the compared solves")
+    parser.add_argument("--quick", action="store_true", help="everything with one iteration")
     given = parser.parse_args()
-    if given.what == "doses":
-        learn_doses(given.iterations or 60)
+    if given.quick:
+        run_all(1)
+    elif given.what in ("robertson", "pollu"):
+        learn_kinetics(robertson() if given.what == "robertson" else pollu(), given.iterations)
+    elif given.what == "doses":
+        learn_doses(given.iterations)
     elif given.what == "compare":
-        compare(given.iterations or 60, given.seed, given.tolerance)
+        compare(given.iterations, given.seed, given.tolerance)
+    elif given.what == "ernode":
+        weigh_ernode(robertson(), given.iterations, given.seeds)
     else:
-        learn_kinetics(robertson() if given.what == "robertson" else pollu(), given.iterations or 60)
+        parser.error("say what: robertson, pollu, doses, compare, ernode, or --quick")
+
+
+def run_all(iterations: int) -> None:
+    """Every program, to see that it runs."""
+    learn_kinetics(robertson(), iterations)
+    learn_kinetics(pollu(), iterations)
+    learn_doses(iterations)
+    weigh_ernode(robertson(), 2 * iterations, 1)
+    compare(iterations, 0, 1e-2, pretraining=100)
 
 
 if __name__ == "__main__":

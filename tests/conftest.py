@@ -28,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests of one engine only; what is missing is then a failure, not a skip",
     )
 
+    parser.addoption("--device", help="torch's default device in all tests (cuda: they run on the GPU)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before the test modules are imported: their constants go there, too.
+    if config.getoption("device") is not None:
+        torch.set_default_device(config.getoption("device"))
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:

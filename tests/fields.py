@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from problems import seeded
+
 Field = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -26,7 +28,7 @@ class Zoo:
 
 
 def state(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(sum(shape) + 1))
+    return torch.randn(shape, dtype=dtype, generator=seeded(sum(shape) + 1))
 
 
 class Net(nn.Module):

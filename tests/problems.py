@@ -11,6 +11,12 @@ from torch import Tensor
 
 import regnde
 
+
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers of their own, on torch's default device."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 SPIRAL = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=torch.float64)
 
 

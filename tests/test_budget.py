@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 import regnde
+from problems import seeded
 from regnde import Balance, ErrorPenalty, LossBudget, Solver, fit
 from regnde.nn import MLP
 from tolerances import FLOAT16
@@ -263,7 +264,7 @@ def test_budget_knows_losses_of_any_size_and_sign(level: float) -> None:
 
 def test_budget_holds_the_mean_of_a_noisy_loss() -> None:
     """A loss that grows with the share, with noise of a third of its size: its mean ends at the budget."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     budget, p, seen = LossBudget(1.3), torch.ones((), dtype=torch.float64, requires_grad=True), []
     for _ in range(1500):
         mean = 1.0 + 0.5 * budget.share
@@ -277,7 +278,7 @@ def test_budget_holds_the_mean_of_a_noisy_loss() -> None:
 def test_case_C2_a_gradient_that_falls_a_hundred_times_takes_the_weight_along(noise: float) -> None:
     """A mean that remembers the first gradients takes the task's for larger than it is: the penalty is then the
     larger part of the loss, where a tenth was asked for."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     p = torch.ones(50, dtype=torch.float64, requires_grad=True)
     balance = Balance(0.1)
     for i in range(200):
@@ -336,7 +337,7 @@ def test_case_C2_a_huge_first_loss_is_forgotten() -> None:
 
 
 def test_budget_tells_the_noise_of_its_loss() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     budget, p, levels = LossBudget(1.0), torch.ones((), dtype=torch.float64, requires_grad=True), []
     for _ in range(2000):
         budget.update(1.0 + 0.4 * float(torch.randn((), generator=generator)) + (p - 1), 2 * p, [p])
@@ -705,6 +706,6 @@ def test_cheapen_takes_a_scaler() -> None:
 
 def test_budget_without_a_known_loss_takes_a_noisy_one() -> None:
     for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         losses = [1.0 + 0.2 * float(torch.randn((), generator=generator)) for _ in range(600)]
         assert max(follow(LossBudget(None), losses)) > 0.5

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regnde
+from problems import seeded
 from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
 from tolerances import CANCELLED, SOLVER
 
@@ -383,7 +384,7 @@ def test_case_A12_evaluations(kind: str, way: str) -> None:
     """As often as with the whole graph in the forward pass, one more sweep of the steps in the backward pass."""
     outcomes = []
     for gradient in GRADIENTS:
-        field, y0 = Counting(kind), torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        field, y0 = Counting(kind), torch.randn(3, 2, dtype=torch.float64, generator=seeded(1))
         if way == "solve":
             sol = regnde.solve(field, y0, [0.0, 1.0], Solver(gradient=gradient, rtol=1e-4, atol=1e-4, engine="torch"))
             y1, stages = sol.y1, 6 * sol.stats.accepted

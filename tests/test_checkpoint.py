@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import regnde
+from problems import seeded
 from regnde import ErrorPenalty, Local, Solver, StiffnessPenalty
 from tolerances import CANCELLED, ROUNDING
 
@@ -18,7 +19,7 @@ MANY_STEPS = dict(rtol=1e-6, atol=1e-6)
 
 
 def f64(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(seed))
 
 
 def close(a: Tensor | None, b: Tensor | None, tolerance: float = ROUNDING) -> None:

@@ -13,7 +13,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 import regnde
 from frozen import central_differences, relative
-from problems import SMALL_P, small_net
+from problems import SMALL_P, seeded, small_net
 from regnde import ErrorPenalty, Solver
 from regnde.nn import CNF, MLP, Density
 from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER, STANDARD_ERRORS
@@ -37,7 +37,7 @@ def tight(engine: str = "torch", **other: str) -> Solver:
 
 
 def points(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(1))
 
 
 @pytest.mark.parametrize("ts", [(0.0, 1.5), (1.0, -0.5), (0.0, 0.2, 1.5)], ids=str)
@@ -81,7 +81,7 @@ def test_estimated_trace_is_unbiased() -> None:
     flow = CNF(linear, 3, solver=Solver(rtol=1e-6, atol=1e-6), trace="hutchinson")
     exact = CNF(linear, 3, solver=Solver(rtol=1e-6, atol=1e-6))
     x = points(1, 3)
-    drawn = flow.log_prob(x.expand(4000, 3), generator=torch.Generator().manual_seed(0))
+    drawn = flow.log_prob(x.expand(4000, 3), generator=seeded(0))
     error = drawn.mean() - exact.log_prob(x)[0]
     assert float(drawn.std()) > 0.01
     assert abs(float(error)) < STANDARD_ERRORS * float(drawn.std()) / 4000**0.5
@@ -91,8 +91,8 @@ def test_random_vectors_are_drawn_for_each_solve() -> None:
     flow = CNF(linear, 3, trace="hutchinson")
     x = points(8, 3)
     assert not torch.equal(flow.log_prob(x), flow.log_prob(x))
-    seeded = [flow.log_prob(x, generator=torch.Generator().manual_seed(4)) for _ in range(2)]
-    torch.testing.assert_close(*seeded, rtol=EXACT, atol=EXACT)
+    same = [flow.log_prob(x, generator=seeded(4)) for _ in range(2)]
+    torch.testing.assert_close(*same, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
@@ -124,10 +124,10 @@ def test_density_integrates_to_one(event: tuple[int, ...]) -> None:
 def test_samples_go_back_the_way_of_the_data(event: tuple[int, ...]) -> None:
     net = MLP([3, 8, 3]).double()
     flow = CNF(net, event, (0.0, 1.0), tight())
-    drawn = flow.sample(16, generator=torch.Generator().manual_seed(2))
+    drawn = flow.sample(16, generator=seeded(2))
     assert drawn.shape == (16, *event)
     assert not drawn.requires_grad
-    z = torch.randn(16, *event, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z = torch.randn(16, *event, dtype=torch.float64, generator=seeded(2))
     torch.testing.assert_close(flow(drawn).z.detach(), z, rtol=0, atol=SOLVER * TIGHT)
 
 
@@ -147,7 +147,7 @@ def test_gradients_of_the_log_density(trace: str, gradient: str) -> None:
 
     def value(p: Tensor, x: Tensor) -> Tensor:
         flow = CNF(small_net(p), 2, (0.0, 1.5), solver, trace=trace)
-        return flow.log_prob(x, generator=torch.Generator().manual_seed(0)).square().sum()
+        return flow.log_prob(x, generator=seeded(0)).square().sum()
 
     p, x = SMALL_P.clone().requires_grad_(), data.clone().requires_grad_()
     of_p, of_x = torch.autograd.grad(value(p, x), [p, x])
@@ -185,11 +185,11 @@ def test_nothing_that_needs_no_gradient_gets_a_graph() -> None:
     for trace in TRACES:
         flow = CNF(net, 2, trace=trace)
         assert not flow.log_prob(points(4, 2)).requires_grad
-        generator = torch.Generator().manual_seed(0)
+        generator = seeded(0)
         wanted = flow.log_prob(points(4, 2), generator=generator)
         for mode in (torch.no_grad, torch.inference_mode):
             with mode():
-                found = flow.log_prob(points(4, 2), generator=torch.Generator().manual_seed(0))
+                found = flow.log_prob(points(4, 2), generator=seeded(0))
             torch.testing.assert_close(found.clone(), wanted, rtol=ROUNDING, atol=ROUNDING)
     constant = CNF(lambda t, y: torch.ones_like(y), 2)
     torch.testing.assert_close(constant.log_prob(points(1, 2)), Normal(0, 1).log_prob(points(1, 2) + 1).sum(1))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import regnde
+from problems import seeded
 from regnde import Solver
 from regnde.comparators import RNODE, Hutchinson, TayNODE, solve_with_integral, steer_all, total_derivative
 from regnde.nn import MLP
@@ -111,14 +112,14 @@ def test_ffjord_noise_is_fixed_and_unbiased() -> None:
     matrix = torch.randn(4, 4, dtype=DOUBLE)
     flow = Hutchinson(lambda t, y: y @ matrix.T)
     y, t = torch.zeros(20_000, 5, dtype=DOUBLE), torch.tensor(0.0, dtype=DOUBLE)
-    flow.draw(y[:, :-1], torch.Generator().manual_seed(1))
+    flow.draw(y[:, :-1], seeded(1))
     assert torch.equal(flow(t, y), flow(t, y))
     assert float(flow(t, y)[:, -1].mean()) == pytest.approx(-float(matrix.trace()), abs=0.1)
 
 
 def test_steer_moves_every_time_but_the_first_and_keeps_the_order() -> None:
     ts = [0.0, *(i / 48 for i in range(1, 49))]
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     drawn = torch.tensor([steer_all(ts, generator=generator) for _ in range(300)], dtype=DOUBLE)
     given = torch.tensor(ts, dtype=DOUBLE)
     assert bool((drawn[:, 0] == 0).all())
@@ -138,7 +139,7 @@ def test_steer_moves_every_time_but_the_first_and_keeps_the_order() -> None:
 
 
 def complex_matrix() -> torch.Tensor:
-    return torch.randn(4, 4, dtype=torch.complex128, generator=torch.Generator().manual_seed(3))
+    return torch.randn(4, 4, dtype=torch.complex128, generator=seeded(3))
 
 
 def test_case_A10_kinetic_energy_of_complex_states() -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import problems
 import regnde
+from problems import seeded
 from regnde._advice import RULES, advised
 from regnde._diagnose import observed_order
 from regnde._modules import Activations, found
@@ -52,7 +53,7 @@ def perceptron(activation: type[nn.Module], dtype: torch.dtype = torch.float64, 
 
 
 def states(dtype: torch.dtype = torch.float64, size: int = 4, count: int = 8) -> Tensor:
-    return torch.randn(count, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    return torch.randn(count, size, generator=seeded(1), dtype=torch.float64).to(dtype)
 
 
 def tight(tolerance: float = 1e-7) -> regnde.Solver:

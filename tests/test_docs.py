@@ -23,7 +23,7 @@ def test_the_table_of_methods_is_generated() -> None:
     assert methods_table() in page, "docs/engines.md: paste what regnde._doctor.methods_table() returns"
 
 
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```(?:text|{ .text .columns })\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 NOT_COMPARED = {"diagnose.md"}  # its last digits are rounding noise: tests/test_diagnose.py holds the report
 
 

@@ -416,7 +416,7 @@ def test_what_sdeint_refuses(arguments: dict, message: str) -> None:
         (dict(sde_type="backward"), "sde_type='backward'"),
         (dict(noise_type="white"), "noise_type='white'"),
         (dict(noise_type="scalar", g=lambda t, y: y.unsqueeze(-1).expand(*y.shape, 2)), "scalar noise has one process"),
-        (dict(noise_type="additive", g=lambda t, y: torch.ones(3, 2)), "needs"),
+        (dict(noise_type="additive", g=lambda t, y: torch.ones(3, 2)), r"must be a matrix of shape \(4, 3, 'm'\)"),
         (dict(noise_type="additive", g=lambda t, y: y.unsqueeze(-1)), "changes with the state"),
         (dict(noise_type="general", g=None, f=None), "must have f"),
         (dict(noise_type="general", g=None, g_prod=lambda t, y, v: y), "give bm="),

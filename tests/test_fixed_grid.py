@@ -17,7 +17,7 @@ from torch import Tensor
 
 import regnde
 from frozen import central_differences, relative
-from problems import SMALL_P, SPIRAL, exp_decay, small_net
+from problems import SMALL_P, SPIRAL, exp_decay, seeded, small_net
 from regnde import FixedGrid, Solver, fixed_grid
 from regnde._solve import solve_by_rules
 from regnde.nn import MLP
@@ -61,7 +61,7 @@ def spiral(t: Tensor, y: Tensor) -> Tensor:
 
 
 def spiral_samples(count: int = 64) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     return f64([2.0, 0.0]) + 0.2 * torch.randn(count, 2, dtype=torch.float64, generator=generator)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import regnde
 from frozen import Frozen, central_differences, estimates, gradient_of_norms, relative
-from problems import SMALL_P, SMALL_Y0, small_net
+from problems import SMALL_P, SMALL_Y0, seeded, small_net
 from regnde import ErrorPenalty, Local, SquaredErrorPenalty, StiffnessPenalty
 from tolerances import GRADIENT, ROUNDING, SOLVER
 
@@ -161,7 +161,7 @@ def test_outputs_between_steps(method: str, gradient: str) -> None:
         chosen = fixed if method in ("euler", "midpoint", "rk4") else adaptive
         p = SMALL_P.clone().requires_grad_()
         sol = regnde.solve(small_net(p), SMALL_Y0, ts, chosen, record="none")
-        weights = torch.randn(sol.ys.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        weights = torch.randn(sol.ys.shape, generator=seeded(1), dtype=torch.float64)
         (of_p,) = torch.autograd.grad((sol.ys * weights).sum(), p)
         steps = recorded_steps(method, chosen, ts)
 

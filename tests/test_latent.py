@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import regnde
+from problems import seeded
 from regnde import ErrorPenalty, Solver
 from regnde.nn import MLP, BackwardGRU, LatentODE
 from tolerances import ROUNDING
@@ -18,7 +19,7 @@ B, T, F = 4, 6, 3
 
 @pytest.fixture
 def series() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     values = torch.randn(B, T, F, dtype=torch.float64, generator=generator)
     mask = (torch.rand(B, T, F, generator=generator) < 0.5).double()
     return values, mask, torch.linspace(0, 1, T, dtype=torch.float64) ** 2

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import regnde
+from problems import seeded
 from regnde import BrownianPath, ErrorPenalty, Solver
 from regnde.nn import ContextGRU, LatentSDE
 
@@ -82,7 +83,7 @@ def test_shapes_records_and_gradients() -> None:
 
 def test_what_the_mask_hides_does_not_matter() -> None:
     made, values = model(), series()
-    mask = (torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) > 0.4).double()
+    mask = (torch.rand(values.shape, generator=seeded(1)) > 0.4).double()
     outcomes = []
     for hidden in (0.0, math.nan):
         torch.manual_seed(2)

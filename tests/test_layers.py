@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from problems import exp_decay
+from problems import exp_decay, seeded
 from regnde import SDE, BrownianPath, ErrorPenalty, Solution, Solver, recording, solve
 from regnde.nn import CNF, MLP, Augmented, NeuralCDE, NeuralODE, NeuralSDE
 from tolerances import EXACT, ROUNDING, SOLVER
@@ -58,7 +58,7 @@ MODELS = {
 
 def inputs(name: str) -> Tensor:
     shape = (5, 6, 2) if name == "NeuralCDE" else (5, 2)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    return torch.randn(shape, generator=seeded(3))
 
 
 def gradients(model: nn.Module, called: nn.Module, x: Tensor) -> list[Tensor]:

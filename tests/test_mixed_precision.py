@@ -16,7 +16,7 @@ LOOSE = Solver(rtol=1e-2, atol=1e-2)
 
 
 def mixed(enabled: bool = True) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+    return torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=enabled)
 
 
 def gradient(loss: torch.Tensor, module: nn.Module) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import regnde
 from frozen import central_differences, relative
+from problems import seeded
 from regnde import ErrorPenalty, Solver
 from regnde.nn import ControlPath, CubicPath, LinearPath, NeuralCDE, RectilinearPath
 from tolerances import EXACT, GRADIENT, ROUNDING, SOLVER
@@ -28,7 +29,7 @@ def tight(**other: str) -> Solver:
 
 
 def data(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    return torch.randn(*shape, dtype=torch.float64, generator=seeded(7))
 
 
 def made(kind: type[ControlPath], values: Tensor) -> ControlPath:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import regnde
-from problems import exp_decay
+from problems import exp_decay, seeded
 from regnde import SDE, Solver
 
 ADAPTIVE = ("tsit5", "dp5", "bs3", "vern7")
@@ -184,7 +184,7 @@ def test_an_empty_state_that_fails_says_so(shape: tuple[int, ...]) -> None:
 
 def test_an_underflow_of_one_sample_asks_whether_the_field_is_a_function() -> None:
     """As the joint solve does: noise whose size grows as the step shrinks."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
 
     def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.randn(y.shape, dtype=y.dtype, generator=generator) * 1e30

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import regnde
-from problems import exp_decay, van_der_pol
+from problems import exp_decay, seeded, van_der_pol
 from regnde import ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty, steer
 from tolerances import ROUNDING
 
@@ -63,7 +63,7 @@ def test_unknown_reduction() -> None:
 
 
 def test_steer_draws_the_end_time_uniformly() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     draws = torch.tensor([steer((0.0, 0.4, 1.0), 0.5, generator=generator) for _ in range(4000)], dtype=torch.float64)
     assert (draws[:, :2] == torch.tensor([0.0, 0.4], dtype=torch.float64)).all()
     ends = draws[:, 2]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regnde
+from problems import seeded
 from regnde import ErrorPenalty, Local, Penalty, Solver, SquaredErrorPenalty, StiffnessPenalty
 from regnde._tableau import TABLEAUX
 from tolerances import EXACT, ROUNDING, SOLVER
@@ -31,7 +32,7 @@ Field = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def draws(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
 def matrix(seed: int, n: int) -> torch.Tensor:
@@ -55,7 +56,7 @@ def test_linear_systems_are_matrix_exponentials(
     seed: int, n: int, batch: int, t0: float, t1: float, method: str
 ) -> None:
     a, y0 = matrix(seed, n), draws(seed + 1, batch, n)
-    inner = sorted(t0 + (t1 - t0) * x for x in torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist())
+    inner = sorted(t0 + (t1 - t0) * x for x in torch.rand(3, generator=seeded(seed)).tolist())
     ts = [t0, *(inner if t1 >= t0 else reversed(inner)), t1]
     solver = Solver(method=method, rtol=TOLERANCE, atol=TOLERANCE, engine="torch")
     sol = regnde.solve(linear(a), y0, ts, solver, record="all")
@@ -163,7 +164,7 @@ def test_records_are_affine_invariant_without_a_relative_tolerance(
 @given(seed=seeds, n=st.integers(1, 4), method=methods, count=st.integers(2, 30), record=st.booleans())
 def test_save_points_change_nothing_else(seed: int, n: int, method: str, count: int, record: bool) -> None:
     f, y0 = net(seed, n), draws(seed + 3, n)
-    inner = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort().values * 2
+    inner = torch.rand(count, generator=seeded(seed), dtype=torch.float64).sort().values * 2
     solver = Solver(method=method, engine="torch")
     few_points = regnde.solve(f, y0, [0.0, 2.0], solver, record="all")
     many = regnde.solve(f, y0, [0.0, *inner.tolist(), 2.0], solver, record="all")

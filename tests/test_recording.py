@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import regnde
 from frozen import Frozen
-from problems import exp_decay, van_der_pol
+from problems import exp_decay, seeded, van_der_pol
 from regnde import (
     Balance,
     ErrorPenalty,
@@ -497,7 +497,7 @@ def test_a_log_can_be_handed_over(hand: Callable[[Recording], Recording]) -> Non
 # --- training ----------------------------------------------------------------------------------------
 
 
-DATA = [torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+DATA = [torch.randn(8, 2, dtype=torch.float64, generator=seeded(i)) for i in range(2)]
 
 
 def trained(compute: Callable[[Twice, Tensor], object], **options: object) -> tuple[list[regnde.Progress], Twice]:

@@ -11,6 +11,7 @@ import torch
 import regnde
 from frozen import central_differences, relative
 from frozen_sde import drive
+from problems import seeded
 from regnde import SDE, BrownianPath, Solver
 from regnde.nn import MLP
 from test_sde_kinds import END, ONE, SAMPLES, STRIDE, Y0, P, f64, path_for, slope, small, strong_errors
@@ -40,7 +41,7 @@ def replayed(sde: SDE, y: torch.Tensor, path: BrownianPath, dt: float) -> torch.
 @pytest.mark.parametrize("noise", NOISES)
 def test_case_20c_every_gradient_is_that_of_the_steps(noise: str) -> None:
     ts = [0.0, 0.13, END]
-    weights = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.randn(3, 2, 2, generator=seeded(1), dtype=torch.float64)
 
     def end_value(p: torch.Tensor, y0: torch.Tensor) -> torch.Tensor:
         return (replayed(small(noise, "stratonovich", p), y0, path_for(noise), 0.06) * weights[2]).sum()
@@ -170,7 +171,7 @@ def test_parameters_that_changed_are_found_out() -> None:
 
 def test_a_way_back_that_misses_the_start_is_an_error() -> None:
     """A field that is no function: the values of the way back are others."""
-    draws = torch.Generator().manual_seed(0)
+    draws = seeded(0)
     w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     sde = SDE(
         lambda t, y: w * y * torch.rand((), generator=draws, dtype=torch.float64),

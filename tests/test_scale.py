@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import regnde
-from problems import exp_decay
+from problems import exp_decay, seeded
 from regnde import ErrorPenalty, Local, Solver
 from regnde.nn import MLP, NeuralODE
 from tolerances import EXACT, ROUNDING, SOLVER
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(300)  # a loaded machine takes long to start pr
 
 ROOT = Path(__file__).parent.parent
 DTYPE = torch.float64
-BATCH = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=DTYPE)
+BATCH = torch.randn(8, 2, generator=seeded(0), dtype=DTYPE)
 LOOSE = 1e-3
 SOLVERS = {
     "fixed steps": Solver(method="rk4", dt0=0.1, engine="torch"),

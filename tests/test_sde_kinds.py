@@ -23,6 +23,7 @@ from problems import (
     exponentials,
     geometric,
     mixed_lagging,
+    seeded,
     small_net,
     turned,
     turning,
@@ -340,7 +341,7 @@ def test_case_20c_gradients_of_states_and_penalties(method: str, noise: str, cal
         solutions.append(regnde.solve(sde, y0, ts, solver_for(method, gradient), record="all", noise=path_for(noise)))
         leaves.append((p, y0))
     frozen = FrozenSDE.of(solutions[0], path_for(noise))
-    weights = torch.randn(solutions[0].ys.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.randn(solutions[0].ys.shape, generator=seeded(1), dtype=torch.float64)
 
     def value(p: torch.Tensor, y0: torch.Tensor) -> torch.Tensor:
         sde = small(noise, calculus, p)

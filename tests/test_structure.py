@@ -22,8 +22,9 @@ PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
-    *("_controller", "_dense", "_errors", "_event", "_last_step", "_solver", "_solution", "_state", "_stops"),
-    *("_equation", "_grid_method", "_noise", "_rosenbrock_tableau", "_sde_method", "_tableau"),
+    *("_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
+    *("_solver", "_solution", "_state", "_stops"),
+    *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
 }
 ALLOWED = {
@@ -44,10 +45,13 @@ ALLOWED = {
     "_tableau": set(),
     "_equation": set(),
     "_dense": {"_transforms"},
+    "_derivative_check": set(),
     "_event": set(),
+    "_event_locator": {"_dense", "_event", "_solution", "_transforms"},
     "_stops": set(),
     "_transforms": set(),
-    "_noise": set(),
+    "_noise": {"_normals"},
+    "_normals": set(),
     "_solution": {"_dense", "_last_step", "_solver", "_state"},
     "_engines.base": BASE,
     "_engines.torch": BASE | {"_engines.base", "_engines.torch"},

@@ -209,7 +209,7 @@ def test_tolerances_of_parts_are_those_of_their_entries() -> None:
     for atol in (
         {"x": per_entry, "v": 1e-2},
         {"v": [1e-2], "x": per_entry.tolist()},
-        {"x": per_entry.numpy(), "v": np.float64(1e-2)},
+        {"x": per_entry.cpu().numpy(), "v": np.float64(1e-2)},
     ):
         sol = regnde.solve(field_of_parts, y0, SPAN, Solver(atol=atol), record="all")
         assert sol.stats == wanted.stats
@@ -329,7 +329,7 @@ def test_the_julia_engine_says_which_tolerances_it_does_not_take() -> None:
     ):
         request = Request(
             equation=exp_decay,
-            y0=torch.ones(2),
+            y0=torch.ones(2, device="cpu"),
             ts=torch.tensor([0.0, 1.0]),
             times=(0.0, 1.0),
             solver=solver.resolve(sde=False),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regnde
-from problems import exp_decay
+from problems import exp_decay, seeded
 from regnde import FixedGrid, Solver
 from regnde.nn import CNF, MLP, Augmented, CubicPath, LinearPath, NeuralCDE, NeuralODE
 from tolerances import EXACT, SINGLE
@@ -25,7 +25,7 @@ def exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 
 
 def points(samples: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(samples, 3, generator=torch.Generator().manual_seed(samples)).to(dtype)
+    return torch.randn(samples, 3, generator=seeded(samples)).to(dtype)
 
 
 @QUIET
@@ -70,7 +70,7 @@ def test_other_layers_around_fixed_steps() -> None:
 
     for path in (CubicPath, LinearPath):  # its knots are stops: the field is evaluated beside them
         driven = NeuralCDE(Matrix(), nn.Linear(2, 4), solver, path=path, output="state")
-        series = [torch.randn(batch, 4, 2, generator=torch.Generator().manual_seed(batch)) for batch in (3, 6)]
+        series = [torch.randn(batch, 4, 2, generator=seeded(batch)) for batch in (3, 6)]
         program = exported(driven, series[0])
         torch.testing.assert_close(program.module()(series[1]), driven(series[1]), rtol=EXACT, atol=EXACT)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import regnde
-from problems import exp_decay, harmonic
+from problems import exp_decay, harmonic, seeded
 from regnde import SDE, ErrorPenalty, Local, Solver, SquaredErrorPenalty, StiffnessPenalty
 from tolerances import CANCELLED, EXACT, GRADIENT, ROUNDING, SOLVER
 
@@ -228,7 +228,7 @@ def turning(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("equation", [turning, SDE(turning, lambda t, y: 0.1 * y)], ids=["ode", "sde"])
 @pytest.mark.parametrize("rows", [4, 4000])  # small, and large states
 def test_autocast_does_not_reach_the_solver(equation: object, rows: int, grad: bool) -> None:
-    y0 = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0)).requires_grad_(grad)
+    y0 = torch.randn(rows, 2, generator=seeded(0)).requires_grad_(grad)
     noise = regnde.BrownianPath(0.0, 1.0, y0.shape, seed=1) if isinstance(equation, SDE) else None
     batches = ("joint", "per-sample") if noise is None and rows < 10 else ("joint",)
     for batch in batches:

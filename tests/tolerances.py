@@ -41,6 +41,12 @@ SOLVER = 100.0
 STANDARD_ERRORS = 3.0
 """Seeded statistics, in standard errors."""
 
+MANY_STANDARD_ERRORS = 5.0
+"""The same where a test makes hundreds of such comparisons: by chance one of 1.7 million fails."""
+
+DEVICES = 2e-15
+"""Relative, float64 functions (log, cos, sin) of the CPU's and the GPU's libraries: a few units in the last place."""
+
 BFLOAT16 = 0.1
 """Relative, in norm: values and gradients of small networks under autocast, where every product is rounded to 2^-8."""
 
@@ -53,3 +59,6 @@ FLOAT16 = 0.01
 SHOWN = 0.05
 """Relative, numbers that a page shows against those that its program prints: other processors round otherwise, and a
 training grows the difference. A number may also differ by one unit of its last digit."""
+
+TF32 = 0.03
+"""Relative and absolute, float32 on a GPU: products of small networks rounded to 2^-11."""

@@ -20,6 +20,7 @@ from regnde._controller import PI
 from regnde._dropin_sde_problem import equation_of, path_of
 from regnde._engines.base import OWN_RULES
 from regnde._equation import SDE
+from regnde._noise import BrownianPath
 from regnde._path_divergence import with_path_divergence
 from regnde._recording import unrecordable
 from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
@@ -230,8 +231,7 @@ def _sdeint(
     elif start:
         raise ValueError(f"sdeint: extra_solver_state is of the method 'reversible_heun', not of {name!r}.")
     t0, t1 = times[0].item(), times[-1].item()
-    step = None if control.adaptive else control.dt
-    path = path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"), step=step)
+    path = None if bm is None else path_of(bm, t0, t1, equation, y0, area=name in ("sriw1", "sosra"))
     if control.adaptive:
         ys = _adaptive(equation, y0, times, chosen, control, path, gradient, logqp)
     else:
@@ -344,7 +344,7 @@ def _adaptive(
     times: Tensor,
     method: StochasticMethod,
     control: _Control,
-    path: Any,
+    path: BrownianPath | None,
     gradient: Gradient,
     logqp: bool,
 ) -> Tensor:

@@ -130,39 +130,26 @@ def _without_column(g: Tensor) -> Tensor:
 # --- Brownian motions -----------------------------------------------------------------------------
 
 
-def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool, step: float | None) -> BrownianPath:
-    """The Brownian path: the given one, one around torchsde's, or a new one.
+def path_of(motion: Any, t0: float, t1: float, sde: SDE, y0: Tensor, *, area: bool) -> BrownianPath:
+    """The given Brownian path, or one around torchsde's.
 
     Args:
-        motion: a `BrownianPath`, a Brownian motion of torchsde's, or None.
+        motion: a `BrownianPath`, or a Brownian motion of torchsde's.
         t0: start of the solve.
         t1: its end.
         sde: the equation.
         y0: its initial state.
         area: whether the method needs the space-time Levy area.
-        step: size of all steps, if it is fixed: a new path need not be finer.
     """
-    if motion is not None:
-        if len(motion.shape) != 2 or motion.shape[0] != len(y0):
-            raise ValueError(f"sdeint: bm must be of shape (batch, processes), got {tuple(motion.shape)}.")
-        wanted = sde.path_shape(y0.shape, motion.shape[1])
-        if tuple(motion.shape) != wanted:
-            raise ValueError(
-                f"sdeint: bm has shape {tuple(motion.shape)}, but {sde.noise} noise of a state of shape "
-                f"{tuple(y0.shape)} needs {wanted}."
-            )
-        return motion if isinstance(motion, BrownianPath) else _ForeignPath(motion, t0, t1, wanted, area=area)
-    columns = 1
-    if sde.has_matrix:
-        with torch.no_grad():
-            g = sde.diffusion(torch.tensor(t0, dtype=y0.dtype, device=y0.device), y0.detach().clone())
-        if g.ndim != 3 or g.shape[:2] != y0.shape:
-            raise ValueError(
-                f"sdeint: g has shape {tuple(g.shape)}, but {sde.noise} noise of a state of shape {tuple(y0.shape)} "
-                f"needs {(*y0.shape, 'processes')}."
-            )
-        columns = g.shape[2]
-    return BrownianPath(t0, t1, sde.path_shape(y0.shape, columns), resolution=step)
+    if len(motion.shape) != 2 or motion.shape[0] != len(y0):
+        raise ValueError(f"sdeint: bm must be of shape (batch, processes), got {tuple(motion.shape)}.")
+    wanted = sde.path_shape(y0.shape, motion.shape[1])
+    if tuple(motion.shape) != wanted:
+        raise ValueError(
+            f"sdeint: bm has shape {tuple(motion.shape)}, but {sde.noise} noise of a state of shape "
+            f"{tuple(y0.shape)} needs {wanted}."
+        )
+    return motion if isinstance(motion, BrownianPath) else _ForeignPath(motion, t0, t1, wanted, area=area)
 
 
 class _ForeignPath(BrownianPath):
@@ -184,6 +171,10 @@ class _ForeignPath(BrownianPath):
             return Increment(w, torch.zeros_like(w))
         w, u = (value.detach() for value in self._motion(s, t, return_U=True))
         return Increment(w, u / (t - s) - w / 2)
+
+    def to(self, device: torch.device | str) -> BrownianPath:
+        """Itself: its increments are where torchsde makes them."""
+        return self
 
     def resolves(self, s: float, t: float) -> bool:
         """Whatever it resolves, it is not this class that knows."""

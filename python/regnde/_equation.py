@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-__all__ = ["CALCULI", "NOISES", "ODE", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise"]
+__all__ = ["CALCULI", "NOISES", "ODE", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise", "takes_samples"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Noise = Literal["diagonal", "scalar", "additive", "general"]
@@ -147,3 +149,21 @@ class JuliaField:
 
 
 Equation = Field | SDE | JuliaField
+
+
+def takes_samples(function: Callable[..., Tensor]) -> bool:
+    """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
+    function = inspect.unwrap(function)
+    while isinstance(function, torch.nn.Module) and isinstance(
+        inner := getattr(function, "_orig_mod", None) or getattr(function, "module", None), torch.nn.Module
+    ):  # torch.compile, DataParallel
+        function = inner
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 3

@@ -17,18 +17,27 @@ and at the midpoint W_1 = W/2 + 3/2 H + sqrt(h)/4 Y, H_{1,2} = H/4 - sqrt(h)/8 Y
 
 The path is the binary tree of midpoints, down to leaves of span / 2^depth; inside a leaf the general
 formula is used with the leaf's own (Y, Z). So the law of (W, H) is exact for any set of times of
-which no two lie strictly inside one leaf. The normals of a node come from a random stream of its
-own, keyed by (seed, node): the order of the queries, rejected steps, outputs and gradients can not
-change the path. A solver that rejects a step and asks for a shorter one gets the bridge of the
-increment it had, which is what "rejection sampling with memory" (Rackauckas, Nie 2017) samples.
+which no two lie strictly inside one leaf. The normals of a node are a function of (seed, node): the
+order of the queries, rejected steps, outputs and gradients can not change the path. A solver that
+rejects a step and asks for a shorter one gets the bridge of the increment it had, which is what
+"rejection sampling with memory" (Rackauckas, Nie 2017) samples.
+
+A value of the path is linear in the normals of the nodes above it. For a point at the fraction x of a
+node of length h put v = 2 x - 1 and u = 1 - |v|. From the formulas above, the node's Y and Z add
+
+    sqrt(h)/4 (3 u^2 - 2 u) Y   -  6 sqrt(h/48) v u Z                 to W,
+    h sqrt(h)/8 v u^2 Y         +  h/2 sqrt(h/48) (3 u^2 - 2 u^3) Z   to J = int W dt,
+
+so that a value is one product of a row of such factors with the stored normals.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -36,18 +45,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["BrownianPath", "Increment"]
+from regnde._normals import Normals
+
+__all__ = ["BrownianPath", "Increment", "drawn_seed"]
 
 Array = NDArray[np.float64]
 
 DEPTH = 24  # leaves of 6e-8 of the span, below any useful step
 DEEPEST = 48  # a leaf still holds a few bits of the clock
-BLOCK = 8192  # entries drawn at once, of one or several nodes: temporaries stay in the processor's cache
 RECENT = 4  # points that are stored: a step starts where the one before ended, also after rejections
 
 
 class Increment(NamedTuple):
-    """The path over one interval, float64 on the CPU, each of the path's shape.
+    """The path over one interval, float64 on the path's device, each of the path's shape.
 
     Attributes:
         w: W(t) - W(s), variance t - s.
@@ -61,10 +71,10 @@ class Increment(NamedTuple):
 class BrownianPath:
     """Independent Wiener processes on [t0, t1], a function of (seed, shape, span, resolution) alone.
 
-    Values are drawn in float64 on the CPU and cast by the solver, so that states of any dtype and
-    device see one path. A new interval costs about log2(step / resolution) draws of two normals per
-    entry; the nodes from the tree's root to the last point are stored, 48 (depth + 1) bytes per entry.
-    Numbers repeat within one version of numpy.
+    Values are made in float64 on `device` and cast by the solver, so that states of any dtype and
+    device see one path; between devices it differs by rounding. A new interval costs about
+    log2(step / resolution) draws of two normals per entry; the normals from the tree's root to the last
+    point are stored, 16 (depth + 2) bytes per entry. Numbers repeat within one version of torch.
 
     Args:
         t0: start of the span, in units of time.
@@ -74,6 +84,7 @@ class BrownianPath:
             `torch.manual_seed` makes it repeatable.
         resolution: length of a leaf at most, in units of time (default: the span / 2**24). Of the
             points inside one leaf each has its right law, but not their differences.
+        device: where the values are made; it must have float64. A solve makes them on a GPU if the state is there.
 
     Raises:
         ValueError: for a span, seed or resolution that can not be used.
@@ -93,11 +104,12 @@ class BrownianPath:
         *,
         seed: int | None = None,
         resolution: float | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.t0, self.t1 = float(t0), float(t1)
         self.shape = torch.Size(shape)
-        # On the CPU whatever torch's default device, as everything here.
-        self.seed = int(torch.randint(2**62, (), device="cpu").item()) if seed is None else int(seed)
+        self.device = torch.device(device)
+        self.seed = drawn_seed() if seed is None else int(seed)
         span = self.t1 - self.t0
         if not (math.isfinite(span) and span > 0):
             raise ValueError(f"BrownianPath({t0}, {t1}): give finite times t0 < t1.")
@@ -118,7 +130,7 @@ class BrownianPath:
         self._half = (math.frexp(span)[1] + 1) // 2  # half the exponent of the span: powers of a tiny one underflow
         self._branch = 0
         self._tree: _Tree | None = None  # made at the first query
-        self._recent: dict[float, Array] = {}
+        self._recent: dict[float, Tensor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -128,8 +140,8 @@ class BrownianPath:
 
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
-        with self._lock:
-            return self._tensor(self._point(float(t))[0])
+        with self._lock, _apart():
+            return self._shaped(self._point(float(t))[0] * 1.0)
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t].
@@ -139,11 +151,13 @@ class BrownianPath:
         """
         if s > t:
             raise ValueError(f"the path's increment over [{s}, {t}]: give the earlier time first.")
-        with self._lock:
-            (ws, js), (wt, jt) = self._point(float(s)), self._point(float(t))
-            w, length = wt - ws, self._scaled(t - s)  # of two equal or denormal times 0
-            area = (jt - js) / length - ws - w / 2 if length else np.zeros_like(w)
-        return Increment(self._tensor(w), self._tensor(area))
+        with self._lock, _apart():
+            start, end = self._point(float(s)), self._point(float(t))
+            w, integral = (end - start).unbind()
+            length = self._scaled(t - s)
+            # Of two equal or denormal times the area is 0.
+            area = torch.add(integral / length, start[0] + end[0], alpha=-0.5) if length else torch.zeros_like(w)
+            return Increment(self._shaped(w), self._shaped(area))
 
     def resolves(self, s: float, t: float) -> bool:
         """Whether the law over [s, t] is exact: the two times do not both lie strictly inside one leaf."""
@@ -158,11 +172,24 @@ class BrownianPath:
         Args:
             branch: number of the path, 1, 2, ...
         """
-        return _rebuilt(self.t0, self.t1, self.shape, self.seed, self.depth, self._branch + branch)
+        return _rebuilt(self.t0, self.t1, self.shape, self.seed, self.depth, self._branch + branch, self.device)
+
+    def to(self, device: torch.device | str) -> BrownianPath:
+        """The same path with its values made on a device; this one if it is there."""
+        if torch.device(device) == self.device:
+            return self
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        return moved
+
+    def __copy__(self) -> BrownianPath:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, _tree=None, _recent={}, _lock=threading.Lock())
+        return made
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copies and pickles by the arguments: the numbers follow from them."""
-        return _rebuilt, (self.t0, self.t1, tuple(self.shape), self.seed, self.depth, self._branch)
+        """Deep copies and pickles by the arguments: the numbers follow from them."""
+        return _rebuilt, (self.t0, self.t1, tuple(self.shape), self.seed, self.depth, self._branch, self.device)
 
     def __repr__(self) -> str:
         return f"BrownianPath({self.t0}, {self.t1}, {tuple(self.shape)}, seed={self.seed})"
@@ -171,142 +198,125 @@ class BrownianPath:
         """A duration in units of 4^half, in which the span lies between 1/4 and 1."""
         return math.ldexp(duration, -2 * self._half)
 
-    def _tensor(self, values: Array) -> Tensor:
-        """Values of W or H from their scaled ones: times a power of two, which does not round."""
-        return torch.from_numpy(np.ldexp(values, self._half)).reshape(self.shape)
+    def _shaped(self, values: Tensor) -> Tensor:
+        """Values of W or H from their scaled ones, which are overwritten; a power of two does not round."""
+        if self._half:
+            values.mul_(math.ldexp(1.0, self._half))
+        return values.reshape(self.shape)
 
-    def _point(self, t: float) -> Array:
-        """W(t) and J(t) = int_t0^t W du as the rows of an array, in scaled time; not to be written to."""
+    def _point(self, t: float) -> Tensor:
+        """W(t) and J(t) = int_t0^t W du as the rows of a tensor, in scaled time; not to be written to."""
         known = self._recent.get(t)
         if known is not None:
             return known
         if not self.t0 <= t <= self.t1:
             raise ValueError(f"t={t} lies outside the Brownian path's span [{self.t0}, {self.t1}].")
         span = self.t1 - self.t0
-        # The tree outlives the modes and the transforms of its caller.
-        with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
-            if self._tree is None:
-                self._tree = _Tree(self._scaled(span), self.depth, self.shape.numel(), self.seed, self._branch)
-            point = self._tree.point((t - self.t0) / span)
+        if self._tree is None:
+            normals = Normals(self.seed, self._branch, self.shape.numel(), self.device)
+            self._tree = _Tree(self._scaled(span), self.depth, normals)
+        point = self._tree.point((t - self.t0) / span)
         if len(self._recent) == RECENT:
             del self._recent[next(iter(self._recent))]
         self._recent[t] = point
         return point
 
 
-def _rebuilt(t0: float, t1: float, shape: Sequence[int], seed: int, depth: int, branch: int) -> BrownianPath:
-    path = BrownianPath(t0, t1, shape, seed=seed)
+def drawn_seed() -> int:
+    """A seed from torch's generator, on the CPU whatever torch's default device."""
+    return int(torch.randint(2**62, (), device="cpu").item())
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """The path outlives the modes and the transforms of its caller."""
+    with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _rebuilt(
+    t0: float, t1: float, shape: Sequence[int], seed: int, depth: int, branch: int, device: torch.device
+) -> BrownianPath:
+    path = BrownianPath(t0, t1, shape, seed=seed, device=device)
     path.depth, path._branch = depth, branch
     return path
 
 
 class _Tree:
-    """The tree of midpoints. It stores the nodes from the root to the last leaf.
+    """The tree of midpoints. It stores the normals (Y, Z) of the nodes from the root to a leaf.
 
-    The state of a node is (W, J) at its left end and (W, H) over it, four rows; two more rows hold
-    the node's normals (Y, Z). A child's state is a constant 4 x 6 matrix times its parent's six rows.
-    """
-
-    def __init__(self, span: float, depth: int, entries: int, seed: int, branch: int) -> None:
-        self.span = span
-        self.depth = depth
-        self.normals = _Normals(seed, branch, entries)
-        self.halves = [_halves(span / 2**level) for level in range(depth)]
-        self.nodes = np.empty((depth + 1, 6, entries))
-        self.rows = torch.from_numpy(self.nodes)  # torch multiplies: numpy's BLAS would start threads of its own
-        self.leaf = -1  # index of the leaf at which the stored nodes end
-        self.normals.fill([0], self.nodes[:1, 2:4])  # (W, H) over the whole span
-        self.nodes[0, :2] = 0.0
-        self.nodes[0, 2] *= math.sqrt(span)
-        self.nodes[0, 3] *= math.sqrt(span / 12)
-        self.normals.fill([1], self.nodes[:1, 4:])
-
-    def point(self, fraction: float) -> Array:
-        """(W, J) at this fraction of the span."""
-        place = fraction * 2**self.depth
-        leaf = min(int(place), 2**self.depth - 1)
-        self._descend(leaf)
-        inside = torch.from_numpy(_inside(self.span / 2**self.depth, place - leaf))
-        point: Array = torch.mm(inside, self.rows[self.depth]).numpy()
-        return point
-
-    def _descend(self, leaf: int) -> None:
-        """Extends the stored nodes to `leaf`, from the last one that is above both leaves."""
-        shared = self.depth - (leaf ^ self.leaf).bit_length() if self.leaf >= 0 else 0
-        levels = range(shared + 1, self.depth + 1)
-        paths = [leaf >> (self.depth - level) for level in levels]
-        self.normals.fill(
-            [1 << level | path for level, path in zip(levels, paths, strict=True)], self.nodes[levels.start :, 4:]
-        )
-        for level, path in zip(levels, paths, strict=True):
-            torch.mm(self.halves[level - 1][path & 1], self.rows[level - 1], out=self.rows[level, :4])
-        self.leaf = leaf
-
-
-class _Normals:
-    """Standard normals (Y, Z) of any node, from a stream of random bits of its own.
-
-    G. E. P. Box, M. E. Muller, Ann. Math. Stat. 29 (1958) 610-611: the two normals of an entry are a
-    radius and an angle, from the two halves of one 64-bit number. In float32, whose rounding is far
-    below what a statistic of the path could show, that is several times as fast as numpy's normals.
+    Level 0 is the whole span, level `depth` a leaf. The first pair of rows are the span's own (W, H).
 
     Args:
-        seed, branch: identify the path.
-        entries: entries of the state.
+        span: its length (scaled).
+        depth: level of the leaves.
+        normals: row 0 is the pair for (W, H), then the nodes' rows follow in heap order from 1.
     """
 
-    def __init__(self, seed: int, branch: int, entries: int) -> None:
-        self.key = seed.to_bytes(8, "little") + branch.to_bytes(8, "little")
-        self.bits = np.random.PCG64DXSM(0)
-        self.state = self.bits.state
-        self.entries = entries
-        self.block = max(1, BLOCK // max(entries, 1))
+    def __init__(self, span: float, depth: int, normals: Normals) -> None:
+        self.span, self.depth, self.normals = span, depth, normals
+        self.rows = torch.empty(depth + 2, 2, normals.entries, dtype=torch.float64, device=normals.device)
+        self.leaf = 0  # the way goes towards it
+        self.known = -1  # levels of the way that are stored; -1 before the first query
+        levels = np.arange(depth)
+        h = span * 0.5**levels
+        root, third = np.sqrt(h), np.sqrt(h / 48)
+        self.factors = root / 4, -6 * third, h * root / 8, h * third / 2
+        self.masks, self.scale = (1 << depth - levels) - 1, 2.0 ** (levels + 1 - depth)
 
-    def fill(self, nodes: Sequence[int], out: Array) -> None:
-        """Writes the normals of some nodes to `out`, shape (len(nodes), 2, entries).
+    def point(self, fraction: float) -> Tensor:
+        """(W, J) at this fraction of the span, shape (2, entries)."""
+        place = fraction * 2**self.depth
+        leaf = min(int(place), 2**self.depth - 1)
+        # A point that is an end of a node needs nothing of that node and of those below it.
+        level = _level(int(place), self.depth) if place == int(place) else self.depth + 1
+        self._store(leaf, level)
+        weights = torch.from_numpy(self._weights(leaf, place - leaf, level)).to(self.rows.device)
+        return torch.mm(weights, self.rows[: level + 1].reshape(2 * level + 2, -1))
 
-        The root's (W, H) are node 0; then the tree's nodes follow in heap order from 1.
-        """
-        for start in range(0, len(nodes), self.block):
-            some = nodes[start : start + self.block]
-            raw = np.empty((len(some), self.entries), dtype=np.uint64)
-            for row, node in zip(raw, some, strict=True):
-                digest = hashlib.blake2b(node.to_bytes(8, "little"), key=self.key, digest_size=16).digest()
-                self.state["state"]["state"] = int.from_bytes(digest, "little")
-                self.bits.state = self.state
-                row[:] = self.bits.random_raw(self.entries)
-            radius = (raw >> np.uint64(32)).astype(np.float32)
-            radius += np.float32(0.5)
-            radius *= np.float32(2**-32)  # uniform on (0, 1]
-            np.log(radius, out=radius)
-            radius *= np.float32(-2)
-            np.sqrt(radius, out=radius)
-            angle = raw.astype(np.uint32).astype(np.float32)
-            angle *= np.float32(2 * math.pi / 2**32)
-            np.multiply(radius, np.cos(angle), out=out[start : start + len(some), 0])
-            np.multiply(radius, np.sin(angle), out=out[start : start + len(some), 1])
+    def _store(self, leaf: int, level: int) -> None:
+        """Stores the normals of the nodes above a leaf, those of the levels below the given one."""
+        shared = self.depth + 1 - (leaf ^ self.leaf).bit_length()
+        known = min(self.known, shared)
+        if known >= level:
+            return
+        # The levels from `known` on; before the first query also the row of the span's own (W, H).
+        nodes = (1 << self.depth | leaf) >> (self.depth - np.arange(known, level))
+        self.normals.fill(nodes, self.rows[known + 1 : level + 1])
+        self.leaf, self.known = leaf, level
+
+    def _weights(self, leaf: int, rest: float, level: int) -> Array:
+        """The factors of the normals in (W, J) at the fraction `rest` of a leaf, shape (2, 2 (level + 1))."""
+        weights = np.empty((2, level + 1, 2))
+        x = math.ldexp(leaf + rest, -self.depth)
+        root = math.sqrt(self.span)
+        weights[0, 0] = x * root, x * (1 - x) * root * math.sqrt(3)
+        weights[1, 0] = self.span * root * x * x / 2, self.span * root * x * x * (3 - 2 * x) / math.sqrt(12)
+        n = min(level, self.depth)
+        v = ((leaf & self.masks[:n]) + rest) * self.scale[:n] - 1  # -1 to 1 over a node
+        u = 1 - np.abs(v)
+        vu, triple = v * u, 3 * u * u
+        of_w, of_j = weights[:, 1 : n + 1]
+        of_wy, of_wz, of_jy, of_jz = (factor[:n] for factor in self.factors)
+        np.multiply(of_wy, triple - 2 * u, out=of_w[:, 0])
+        np.multiply(of_wz, vu, out=of_w[:, 1])
+        np.multiply(of_jy, vu * u, out=of_j[:, 0])
+        np.multiply(of_jz, triple - 2 * u * u * u, out=of_j[:, 1])
+        if level > self.depth:
+            weights[:, -1] = _inside(self.span / 2**self.depth, rest)
+        return weights.reshape(2, -1)
 
 
-def _halves(h: float) -> tuple[Tensor, Tensor]:
-    """The matrices from a node of length h to its left and right half; columns W, J, w, H, Y, Z."""
-    y, z = math.sqrt(h) / 4, math.sqrt(h / 48)
-    left = [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 0.5, 1.5, y, 0], [0, 0, 0, 0.25, -y / 2, z]]
-    right = [
-        [1, 0, 0.5, 1.5, y, 0],
-        [h / 2, 1, h / 8, h / 2, 0, h / 2 * z],  # + h/2 (W + w_1/2 + H_1)
-        [0, 0, 0.5, -1.5, -y, 0],
-        [0, 0, 0, 0.25, -y / 2, -z],
-    ]
-    return torch.tensor(left, dtype=torch.float64, device="cpu"), torch.tensor(right, dtype=torch.float64, device="cpu")
+def _level(place: int, depth: int) -> int:
+    """The level of the largest nodes of which a leaf's end is an end."""
+    place %= 1 << depth
+    return depth + 1 - (place & -place).bit_length() if place else 0
 
 
-def _inside(h: float, x: float) -> Array:
-    """The matrix from a leaf of length h to (W, J) at its fraction x; columns W, J, w, H, Y, Z."""
+def _inside(h: float, x: float) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The factors of the normals (Y, Z) of a leaf of length h in W and J at its fraction x."""
     r = 1 - x
     v = 1 - 3 * x * r
-    bridge = np.array([0, 0, 0, 6 * x * r, math.sqrt(h * max(x * r * v, 0.0)), 0])  # X
-    w = np.array([0, 0, x, 0, 0, 0]) + bridge
-    area = x * x / v * (np.array([0, 0, 0, 1, 0, 0]) - bridge / 2)
-    area[5] = math.sqrt(h * max(x * r**3, 0.0) / (12 * v))
-    start = np.array([1, 0, 0, 0, 0, 0])
-    return np.stack([start + w, np.array([0, 1, 0, 0, 0, 0]) + h * x * (start + w / 2 + area)])
+    bridge = math.sqrt(h * max(x * r * v, 0.0))
+    area = math.sqrt(h * max(x * r**3, 0.0) / (12 * v))
+    return (bridge, 0.0), (h * x * bridge * (1 - x * x / v) / 2, h * x * area)

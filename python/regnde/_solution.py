@@ -104,7 +104,7 @@ class Steps:
         dt: signed size of each step, shape (S,); no gradient.
         stability_size: extent of the method's stability region along the negative real axis.
         implicit: whether an implicit method made the step, shape (S,), bool, for the methods that are or
-            switch to one (`"autotsit5"`); else None.
+            switch to one (`"autotsit5"`), of all steps of one system; else None.
         mask: with `batch="per-sample"`, shape (S, B), which entries are steps: the records then have that
             shape too, with 0 where a sample took fewer steps. None otherwise.
     """

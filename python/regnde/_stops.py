@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Segment", "segments"]
+__all__ = ["Segment", "segments", "uniform"]
 
-SLACK = 100  # in units of the clock's resolution: stops this close to each other, or to an end, are one
+SLACK = 100  # in units of the clock's resolution: times this close to each other, or to an end of the span, are one
 
 
 class Segment(NamedTuple):
@@ -119,3 +119,11 @@ def _joined(boundary: _Boundary, stop: _Boundary) -> _Boundary:
             "has no derivative with respect to it. Detach the stops, or leave this one out."
         )
     return boundary._replace(below=min(boundary.below, stop.below), above=max(boundary.above, stop.above))
+
+
+def uniform(t0: float, t1: float, h: float) -> Iterator[float]:
+    """Ends of steps of signed size h from t0 to t1, the last one cut at t1; no rounding accumulates."""
+    slack = SLACK * math.ulp(max(abs(t0), abs(t1)))
+    for n in range(1, max(math.ceil((abs(t1 - t0) - slack) / abs(h)), 1)):
+        yield t0 + n * h
+    yield t1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from regnde._event import Event
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
-from regnde._stops import Segment, segments
+from regnde._stops import Segment, segments, uniform
+from regnde._transforms import has_derivative
 
 __all__ = [
     "FAILURES",
@@ -143,6 +145,14 @@ class Request:
         times, dtype = self.times, self.y0.dtype.to_real()
         return segments(times[0], times[-1], self.stops, dtype, self.moving_stops)
 
+    def step_ends(self, segments: Sequence[Segment], h: float) -> Iterator[float]:
+        """Ends of the steps of a fixed-step method, of signed size h where the request has no grid."""
+        if self.grid is not None:
+            ends = {*self.grid[1:], *(segment.end for segment in segments)}  # steps end at stops, too
+            return iter(sorted(ends, reverse=self.times[-1] < self.times[0]))
+        starts = (self.times[0], *(segment.end for segment in segments))
+        return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
+
 
 class Engine(ABC):
     """Turns a request into a solution."""
@@ -175,6 +185,8 @@ def exporting() -> bool:
 def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
     solver = request.solver
+    if solver.batch == "per-sample" and (why := _unsupported_per_sample(request, adaptive)) is not None:
+        return why
     relative = request.atol == 0  # of a number, or entrywise
     if adaptive and relative is not False and bool(((request.y0 == 0) & relative).any()):
         return "atol=0 leaves entries of y0 that are 0 without a tolerance: give an atol above zero."
@@ -197,4 +209,21 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return "an SDE runs forward in time: give increasing times, or write it in the time s = -t."
         if request.ts.requires_grad or request.moving_stops is not None:
             return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
+    return None
+
+
+def _unsupported_per_sample(request: Request, adaptive: bool) -> str | None:
+    """What no engine can do with a step size for each sample, or None."""
+    if isinstance(request.equation, SDE):
+        return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
+    if request.y0.ndim == 0:
+        return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
+    if not adaptive:
+        return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
+    if request.dense:
+        return "batch='per-sample' has no dense output: give the times as ts."
+    if isinstance(request.record, Local):
+        return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
+    if has_derivative(request.ts) or request.moving_stops is not None:
+        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
     return None

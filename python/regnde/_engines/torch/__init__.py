@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,8 +24,9 @@ from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart
 from regnde._engines.torch.grid import solve_for_export
+from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
-from regnde._engines.torch.loop import Path, integrate, uniform
+from regnde._engines.torch.loop import Path, integrate
 from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
@@ -34,11 +35,12 @@ from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
-from regnde._engines.torch.solution import events_of, finished, steps_of
+from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of, why_unsupported
 from regnde._equation import SDE, JuliaField
+from regnde._event_locator import events_of
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
@@ -103,7 +105,7 @@ class TorchEngine(Engine):
                     raise NonFiniteStart("y0 is not finite")
                 dt0 = solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
                 h = stepper.first_step(start, times[0], segments[0].end, dt0)
-                grid = _grid(request, stepper, segments, h)
+                grid = request.step_ends(segments, h) if stepper.controller is None else None
                 detector = EventDetector(request.events, times[0], start) if request.events else None
                 callbacks = request.rules.callbacks
                 observed = stepper if callbacks is None else Observed(stepper, callbacks)
@@ -145,17 +147,6 @@ class TorchEngine(Engine):
         dense = DenseOutput(path.interpolants, path.ends, times[0], path.t, start) if request.dense else None
         stopped = path.stopped is not None
         return finished(request, ts, ys, stats, steps, path.failure, path.t, events, dense, stopped=stopped)
-
-
-def _grid(request: Request, stepper: AnyStepper, segments: Sequence[Segment], h: float) -> Iterator[float] | None:
-    """Ends of the steps of a fixed-step method."""
-    if stepper.controller is not None:
-        return None
-    if request.grid is not None:
-        ends = {*request.grid[1:], *(segment.end for segment in segments)}  # steps end at stops, too
-        return iter(sorted(ends, reverse=request.times[-1] < request.times[0]))
-    starts = (request.times[0], *(segment.end for segment in segments))
-    return itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(starts))
 
 
 def _solve_per_sample(request: Request) -> Solution:
@@ -232,15 +223,15 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     if isinstance(equation, SDE):
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
-        noise = request.noise
-        if noise is None:
+        if request.noise is not None:
+            noise: BrownianPath | GridNoise = request.noise.to(y0.device) if y0.is_cuda else request.noise
+            if equation.has_matrix:
+                diffusion.inner = (request.noise.shape[-1],)
+        else:
             if equation.has_matrix:
                 diffusion.inner = (_columns(equation, request, segment),)
                 diffusion.calls = 1
-            end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-            noise = BrownianPath(times[0], end, equation.path_shape(y0.shape, *diffusion.inner))
-        elif equation.has_matrix:
-            diffusion.inner = (noise.shape[-1],)
+            noise = _drawn_noise(request, tableau, equation.path_shape(y0.shape, *diffusion.inner))
         checkpoint = _checkpoint(request, drift, diffusion)
         arguments = (equation, drift, diffusion, tableau, solver, tolerances, y0, segment, noise)
         smallest = request.rules.accept_smallest
@@ -271,6 +262,20 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     )
     switching = solver.method == AUTOTSIT5 and solver.tableau is None
     return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
+
+
+def _drawn_noise(
+    request: Request, method: StochasticTableau | SDEMethod, shape: Sequence[int]
+) -> BrownianPath | GridNoise:
+    """New noise, by torch's seed."""
+    y0, times, solver = request.y0, request.times, request.solver
+    if not method.adaptive:
+        steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
+        count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
+        area = isinstance(method, StochasticTableau)
+        return GridNoise(shape, y0, min(count, solver.max_steps), area=area)
+    end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
+    return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
 import weakref
@@ -11,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["CountedField", "takes_samples"]
+__all__ = ["CountedField"]
 
 PURITY_TOLERANCE = 1e-3
 EARLY = 3  # slopes that are compared with later ones
@@ -147,21 +146,3 @@ class CountedField:
 
 def _close(once: Tensor, again: Tensor) -> bool:
     return torch.equal(once, again) or torch.allclose(once, again, rtol=PURITY_TOLERANCE, atol=0.0, equal_nan=True)
-
-
-def takes_samples(function: Callable[..., Tensor]) -> bool:
-    """Whether a field is f(t, y, samples) and wants to know which samples it is evaluated at."""
-    function = inspect.unwrap(function)
-    while isinstance(function, torch.nn.Module) and isinstance(
-        inner := getattr(function, "_orig_mod", None) or getattr(function, "module", None), torch.nn.Module
-    ):  # torch.compile, DataParallel
-        function = inner
-    target = function.forward if isinstance(function, torch.nn.Module) else function
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    required = [
-        p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(required) == 3

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from regnde._engines.base import Request
-from regnde._engines.torch.loop import uniform
 from regnde._engines.torch.step import Field, dense_output, extra_stages, stage_times, take_step
 from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod
 from regnde._sde_method import SDEMethod, StochasticMethod
 from regnde._solution import Solution, Stats
-from regnde._stops import Segment
+from regnde._stops import Segment, uniform
 from regnde._tableau import StochasticTableau, Tableau
 
 __all__ = ["evaluations", "solve_for_export", "walk"]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from regnde._derivative_check import check_derivatives, direction
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.step import Field
 from regnde._errors import UnsupportedField
@@ -65,13 +66,16 @@ class Jacobian:
         self.samples, self.calls = samples, 0
         self._vectorised = True  # until a field has an operation that can not be
 
-    def __call__(self, field: Field, t: Tensor, y: Tensor) -> Derivatives:
+    def __call__(self, field: Field, t: Tensor, y: Tensor, end: Tensor | None = None) -> Derivatives:
         """The derivatives at a point: one evaluation of the field, and one backward pass for each entry of a system.
+
+        The first time they are compared with a difference quotient.
 
         Args:
             field: the right-hand side.
             t: 0-dim, or a column of the samples' times.
             y: state.
+            end: a later time, where the field may be evaluated for the comparison; None for no comparison.
 
         Raises:
             UnsupportedField: if torch can not differentiate the field.
@@ -97,7 +101,19 @@ class Jacobian:
             if grads[0] is None and self.calls == 1 and real.numel():
                 _check_constant(field, t, y)
             found = self._laid_out(slope, real, grads)
+            if self.calls == 1 and end is not None and real.numel():
+                self._check(field, t, y, end, found, grads[1])
         return found if wanted else Derivatives(*(x.detach() for x in found))
+
+    @torch.no_grad()
+    def _check(
+        self, field: Field, t: Tensor, y: Tensor, end: Tensor, found: Derivatives, by_time: Tensor | None
+    ) -> None:
+        """Warns if the derivatives miss a part of the field."""
+        along = as_vectors(direction(y.detach()), self.samples)
+        product = as_states((found.by_state @ along.unsqueeze(-1)).squeeze(-1), y)
+        function = field.function if isinstance(field, CountedField) else field
+        check_derivatives(function, t.detach(), y.detach(), found.slope, product, end, by_time)
 
     def _unit_vectors(self, real: Tensor) -> Tensor:
         """Of the slope, shape (n, *real.shape): of all samples at once."""

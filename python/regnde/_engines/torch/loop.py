@@ -15,15 +15,16 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.control import LAST_STEP_SLACK, NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
-from regnde._engines.torch.event import EventDetector, Hit
+from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
+from regnde._engines.torch.event import EventDetector
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
 from regnde._engines.torch.local import Draw, LocalStart
 from regnde._engines.torch.step import all_finite
+from regnde._event_locator import Hit
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Path", "Stepper", "Trial", "integrate", "uniform"]
+__all__ = ["Path", "Stepper", "Trial", "integrate"]
 
 CHECKED_EVERY = 16  # steps of fixed size; adaptive methods see in the error that a state is not finite
 
@@ -106,14 +107,6 @@ class Path:
     def accepted(self) -> int:
         """Number of accepted steps."""
         return len(self.ends)
-
-
-def uniform(t0: float, t1: float, h: float) -> Iterator[float]:
-    """Ends of steps of signed size h from t0 to t1, the last one cut at t1; no rounding accumulates."""
-    slack = LAST_STEP_SLACK * ulp(max(abs(t0), abs(t1)))
-    for n in range(1, max(math.ceil((abs(t1 - t0) - slack) / abs(h)), 1)):
-        yield t0 + n * h
-    yield t1
 
 
 def integrate(

@@ -19,9 +19,8 @@ from torch import Tensor
 from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, controller_of, landed, ulp
-from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, diagnosed, impure_reason
-from regnde._engines.torch.field import CountedField, takes_samples
+from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import first_step_sizes
 from regnde._engines.torch.mass import SMALL_START
 from regnde._engines.torch.sample_event import SampleEvents
@@ -35,7 +34,9 @@ from regnde._engines.torch.step import (
     dense_weights,
     extra_stages,
 )
+from regnde._equation import takes_samples
 from regnde._event import Event
+from regnde._event_locator import Hit
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau

@@ -91,7 +91,7 @@ def take_step(
         guard: of the field's arguments, outside the Jacobian: where their gradient is stopped. None for nowhere.
     """
     samples = jacobian.samples
-    slope, matrix, by_time = jacobian(field, times[0], y if guard is None else guard(y))
+    slope, matrix, by_time = jacobian(field, times[0], y if guard is None else guard(y), times[-1])
     size = h.reshape(len(y), 1) if isinstance(h, Tensor) else h
     scaled = (size * tableau.gamma).unsqueeze(-1) if isinstance(size, Tensor) else size * tableau.gamma
     n = matrix.shape[-1]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
-from regnde._engines.torch.event import EventLocator, Hit, behind, passes
-from regnde._engines.torch.field import takes_samples
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, of_samples
+from regnde._equation import takes_samples
 from regnde._event import Event
+from regnde._event_locator import EventLocator, Hit, behind, passes
 from regnde._transforms import numbers
 
 __all__ = ["SampleEvents"]

@@ -19,6 +19,7 @@ from regnde._engines.torch.control import Bounds, controller_of
 from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import NonFiniteStart, probe_size, size_from_probe
+from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
@@ -51,7 +52,7 @@ class SDEStepper(MethodStepper):
         tolerances: relative and absolute.
         y0: the initial state.
         segment: in which the solve begins.
-        noise: the path, over the span of the solve.
+        noise: the path over the span of the solve, or the noise of its steps.
         record: whether the estimates of accepted steps are recorded.
         accept_smallest: whether a step of the least size, or below it, is accepted whatever its error.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
@@ -67,7 +68,7 @@ class SDEStepper(MethodStepper):
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         segment: Segment,
-        noise: BrownianPath,
+        noise: BrownianPath | GridNoise,
         *,
         record: bool,
         accept_smallest: bool = False,
@@ -190,14 +191,14 @@ class SDEStepper(MethodStepper):
 
         return run
 
-    def _noise_over(self, path: BrownianPath, t: float, h: float, t1: float, y: Tensor) -> Any:
+    def _noise_over(self, path: BrownianPath | GridNoise, t: float, h: float, t1: float, y: Tensor) -> Any:
         """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
         if self.kernel.halved:
             middle = 0.5 * (t + t1)
             return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
         return self._noise_of(path, t, t1, y, h)
 
-    def _noise_of(self, path: BrownianPath, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
+    def _noise_of(self, path: BrownianPath | GridNoise, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
         with torch.no_grad():
             size = t1 - t if h is None else h
@@ -208,7 +209,7 @@ class SDEStepper(MethodStepper):
         t, h, step, known = self.last_attempt
         self.end = step.y1
         self.forced += self.exceeded and self.bounds.forced
-        if h < self.noise.resolution and not self.noise.resolves(t, t + h):
+        if isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
@@ -228,7 +229,7 @@ class SDEStepper(MethodStepper):
                 "size were taken whatever their error: give a smaller dt_min or larger tolerances.",
                 stacklevel=4,
             )
-        if self.unresolved < math.inf:
+        if isinstance(self.noise, BrownianPath) and self.unresolved < math.inf:
             warnings.warn(
                 f"steps down to {self.unresolved:.3g} are shorter than the Brownian path's resolution "
                 f"{self.noise.resolution:.3g}, so that their noise is too smooth: pass "
@@ -285,6 +286,7 @@ class SDEStepper(MethodStepper):
         else:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
+        assert isinstance(self.noise, BrownianPath)  # a record is of adaptive steps
         noise = self._noise_over(self.noise.independent(), t, h, end, y)
         step = self.kernel.take(self.field, self.diffusion, y, t, h, end, noise, self.segment.within, recorded=True)
         return end, h, self.kernel.estimates(step, self.rtol, self.atol, whole_rms)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from regnde._dense import DenseOutput
 from regnde._engines.base import FAILURES, Request
-from regnde._engines.torch.event import Hit
 from regnde._engines.torch.failure import Failure
 from regnde._engines.torch.loop import Path
 from regnde._engines.torch.stepper import MethodStepper
 from regnde._engines.torch.support import method_of
+from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 
-__all__ = ["events_of", "finished", "steps_of"]
+__all__ = ["finished", "steps_of"]
 
 
 def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local | None) -> Steps | None:
@@ -39,6 +38,7 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         return y0.reshape(-1)[:0].abs() if values is None else values
 
     clock = functools.partial(torch.tensor, dtype=torch.float64, device=y0.device)
+    implicits = [True] * len(ends) if isinstance(tableau, RosenbrockTableau) else stepper.implicits
     return Steps(
         t=clock(ends),
         dt=clock(sizes),
@@ -46,17 +46,8 @@ def steps_of(request: Request, stepper: MethodStepper, path: Path, local: Local 
         stiffness=present(stiffness) if tells_stiffness else None,
         method=tableau.name,
         stability_size=tableau.stability_size,
-        implicit=None if stepper.implicits is None else torch.tensor(stepper.implicits, device=y0.device),
+        implicit=None if implicits is None or local else torch.tensor(implicits, dtype=torch.bool, device=y0.device),
     )
-
-
-def events_of(hits: Sequence[Hit], y0: Tensor) -> Events:
-    """The events that occurred, in one system or sample whose initial state is y0."""
-    if not hits:
-        nothing = torch.zeros(0, dtype=torch.float64, device=y0.device)
-        return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
-    which = torch.tensor([hit.which for hit in hits], device=y0.device)
-    return Events(torch.stack([hit.t for hit in hits]).to(y0.device), torch.stack([hit.y for hit in hits]), which)
 
 
 def finished(

@@ -12,7 +12,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod, ImplicitTableau
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
 from regnde._sde_method import SDE_METHODS, StochasticMethod, misfit
-from regnde._solver import Local, hint
+from regnde._solver import hint
 from regnde._tableau import TABLEAUX, Tableau
 from regnde._transforms import has_derivative, transformed
 
@@ -75,28 +75,9 @@ def why_unsupported(request: Request) -> str | None:
         return "another package's rules for steps are for one system that is an ODE."
     if request.events and sde:
         return "an SDE crosses zero again and again between the ends of its steps: event= is for ODEs."
-    if solver.batch == "per-sample" and (why := _why_not_per_sample(request)) is not None:
-        return why
     if (why := _why_not_implicit(request)) is not None:
         return why
     return unsupported_everywhere(request, adaptive=method_of(request).adaptive)
-
-
-def _why_not_per_sample(request: Request) -> str | None:
-    """What can not be done with a step size for each sample."""
-    if isinstance(request.equation, SDE):
-        return "batch='per-sample' is for ODEs: the samples of an SDE share one Brownian path's clock."
-    if request.y0.ndim == 0:
-        return "batch='per-sample' needs a leading dimension of samples, but y0 has no dimension."
-    if not method_of(request).adaptive:
-        return f"batch='per-sample' needs an adaptive method; {request.solver.method!r} has a fixed step."
-    if request.dense:
-        return "batch='per-sample' has no dense output: give the times as ts."
-    if isinstance(request.record, Local):
-        return "batch='per-sample' records 'none' or 'all': a Local step belongs to one system with one clock."
-    if has_derivative(request.ts) or request.moving_stops is not None:
-        return "batch='per-sample' gives no gradient with respect to the times: detach ts and the stops."
-    return None
 
 
 def _why_not_implicit(request: Request) -> str | None:

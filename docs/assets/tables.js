@@ -1,0 +1,10 @@
+// A number, a name or another short cell is not broken into two lines; a table of many columns is set closer.
+document$.subscribe(() => {
+  for (const table of document.querySelectorAll(".md-typeset table:not([class])")) {
+    for (const cell of table.querySelectorAll("th, td")) {
+      const text = cell.textContent.trim();
+      if (text.length <= (cell.matches("th") ? 10 : 14)) cell.style.whiteSpace = "nowrap";
+    }
+    if (table.rows[0].cells.length > 9) table.parentElement.classList.add("many-columns");
+  }
+});

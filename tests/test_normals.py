@@ -1,0 +1,85 @@
+"""The generator of normals: its integers by known answers, and that a number depends on its place alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from regnde import _normals
+from regnde._normals import Normals, mixed
+from tolerances import EXACT, MANY_STANDARD_ERRORS, ROUNDING
+
+CPU = torch.device("cpu")
+WORD = 2**64
+
+
+def splitmix64(x: int) -> int:
+    """The hash in Python's integers."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % WORD
+    return x ^ (x >> 31)
+
+
+def drawn(normals: Normals, *rows: int) -> torch.Tensor:
+    out = torch.empty(len(rows), 2, normals.entries, dtype=torch.float64, device="cpu")
+    normals.fill(np.array(rows), out)
+    return out
+
+
+def test_the_hash_has_its_known_answers() -> None:
+    """The first outputs of SplitMix64 from the seed 1234567, as in S. Vigna's reference code."""
+    golden = 0x9E3779B97F4A7C15
+    states = [(1234567 + golden * n) % WORD for n in range(1, 6)]
+    signed = torch.tensor([s - WORD if s >= WORD // 2 else s for s in states], device="cpu")
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert [x % WORD for x in mixed(signed).tolist()] == known == [splitmix64(s) for s in states]
+
+
+@pytest.mark.parametrize("row", [0, 1, 2**49])
+def test_a_pair_is_the_formula_of_its_place(row: int) -> None:
+    normals = Normals(2**64 - 1, 3, 5, CPU)
+    got = drawn(normals, row)[0]
+    for place in range(5):
+        bits = splitmix64((normals.start + normals.step * (5 * row + place)) % WORD)
+        # The upper half is read as a signed number, to which 2^31 is added.
+        radius = math.sqrt(-2 * math.log(((bits >> 32 ^ 2**31) + 0.5) / 2**32))
+        angle = 2 * math.pi * (bits % 2**32) / 2**32
+        assert got[0, place].item() == pytest.approx(radius * math.cos(angle), rel=ROUNDING, abs=ROUNDING)
+        assert got[1, place].item() == pytest.approx(radius * math.sin(angle), rel=ROUNDING, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 7, 64, 100])
+def test_rows_do_not_depend_on_what_is_drawn_with_them(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, for any order, blocks of rows and of columns."""
+    together = drawn(Normals(1, 0, entries, CPU), *range(9))
+    for block in (3, 64, 10**6):
+        monkeypatch.setattr(_normals, "IN_CACHE", block)
+        for rows in ([4], [8, 0, 3]):
+            torch.testing.assert_close(
+                drawn(Normals(1, 0, entries, CPU), *rows), together[rows], rtol=EXACT, atol=EXACT
+            )
+
+
+def test_seeds_and_branches_have_normals_of_their_own() -> None:
+    """All independent standard normals: first four moments, and products of any two rows."""
+    count = 50_000
+    keys = ((0, 0), (0, 1), (1, 0), (2**63, 2**40))
+    rows = torch.cat([drawn(Normals(*key, count, CPU), 0, 1, 2**40).reshape(6, count) for key in keys])
+    for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
+        error = math.sqrt(variance / count)
+        assert ((rows**power).mean(1) - mean).abs().max() < MANY_STANDARD_ERRORS * error
+    products = rows @ rows.T / count - torch.eye(len(rows), device="cpu")
+    assert products.abs().max() < MANY_STANDARD_ERRORS * math.sqrt(2 / count)
+    shifted = (rows[:, 1:] * rows[:, :-1]).mean(1)
+    assert shifted.abs().max() < MANY_STANDARD_ERRORS / math.sqrt(count)
+
+
+def test_weak_steps_are_mended() -> None:
+    """Every step is odd, and has enough changes between neighbouring bits, as SplitMix asks for."""
+    for seed in range(300):
+        step = Normals(seed, 0, 1, CPU).step % WORD
+        assert step % 2 == 1
+        assert (step ^ step >> 1).bit_count() >= _normals.FLIPS
