@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import apart, detest, floor, jax_peer, methods, noise, ode, sde_methods, sde_step
+from benchmarks import apart, detest, floor, jax_peer, methods, noise, ode, sde_methods, sde_step, tf32
 
 Row = dict[str, object]
 
@@ -29,6 +29,7 @@ def start_up() -> list[Row]:
 BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     **ode.SETUPS,
     "methods": ("Milliseconds a step against torchdiffeq, float32", methods.methods),
+    "tf32": ("Evaluations where a GPU rounds products of float32 to 10 bits, tsit5", tf32.rounded_products),
     "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
     "sde": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
     "noise": ("Microseconds of a query of a Brownian path, float64", noise.per_query),

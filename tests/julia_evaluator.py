@@ -125,12 +125,14 @@ class _Frame:
     def broadcast(self, node: Node) -> None:
         """`@.. x = ...`, `@. x += ...` and the like."""
         macro, arguments = node.named_children
-        (assignment,) = arguments.named_children
+        *before, assignment = arguments.named_children
         left, sign, right = assignment.named_children
         target = self.value(left)
         arrays = [self.names[name] for name in _identifiers(right) if isinstance(self.names.get(name), np.ndarray)]
         if _text(macro) == "@..":
             self.check_fast(right, target)
+        elif _text(macro) == "@rows":
+            self.check_rows(_identifiers(before[0]), right, target)
         elif _text(macro) != "@.":
             raise Unknown(_text(node))
         for array in arrays:  # entries are written one by one while the others are still read
@@ -151,6 +153,16 @@ class _Frame:
             same = leaf.shape == target.shape
             if not (same if node.type == "identifier" else leaf.shape == target.shape[: leaf.ndim]):
                 raise AssertionError(f"@.. stretches {leaf.shape} to {target.shape} in {_text(node)}")
+
+    def check_rows(self, fixed: list[str], node: Node, target: np.ndarray) -> None:
+        """Those arrays, and no others, have one entry where the target's first dimension has several."""
+        assert target.ndim
+        assert target.shape[0] > 1
+        for name in _identifiers(node):
+            leaf = self.names.get(name)
+            if isinstance(leaf, np.ndarray) and leaf.ndim:
+                assert leaf.ndim <= target.ndim
+                assert (name in fixed) == (leaf.shape[0] == 1), f"@rows of {fixed}: {name} has {leaf.shape}"
 
     # -- entry by entry -----------------------------------------------------------------------------
 

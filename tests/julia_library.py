@@ -56,7 +56,7 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
     "NaNMath.pow": np.power,
 }
 
-REDUCTIONS = {"sum": np.sum, "maximum": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}
+REDUCTIONS = {"sum": np.sum, "largest": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}
 TYPES = {"Bool": np.bool_, "Int64": np.int64, "Int32": np.int32, "Float32": np.float32, "Float64": np.float64}
 
 

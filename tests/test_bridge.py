@@ -287,10 +287,13 @@ def test_errors_leave_the_worker_as_text() -> None:
     assert caught.value.__context__ is None  # nothing that could ask Julia for its text later
 
 
+EVENT = regnde.Event(lambda t, y: y[0, 0])
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (dict(method="rk4"), "no ODE method"),
+        (dict(method="dopri8"), "no ODE method"),
         (dict(y0=torch.ones(2, dtype=torch.complex64)), "complex64"),
         (dict(y0=torch.ones(2, device="meta")), "CPU"),
         (dict(y0=torch.ones(0, 2)), "one or more entries"),
@@ -301,7 +304,8 @@ def test_errors_leave_the_worker_as_text() -> None:
             dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), method="em", dt0=0.1, record=Local()),
             "estimates no error",
         ),
-        (dict(batch="per-sample"), "one system"),
+        (dict(batch="per-sample", gradient="gauss"), "their discrete gradient"),
+        (dict(method="rk4", dt0=0.1, gradient="gauss"), "adapt their step"),
         (dict(controller=regnde.I(accepted_min_factor=1.0)), "accepted_min_factor"),
         (dict(controller=regnde.PI(), method="rodas5p"), "controller of its own"),
         (dict(f=regnde.SDE(lambda t, y: -y, lambda t, y: y), dt_min=0.1), "dt_min"),
@@ -309,7 +313,8 @@ def test_errors_leave_the_worker_as_text() -> None:
         (dict(gradient="gauss", tolerances=(1e-3, torch.ones(2, 2))), "tolerances of each entry"),
         (dict(gradient="gauss", stops=(0.5,)), "neither stops"),
         (dict(rules=StepRules(accept_smallest=True)), "rules"),
-        (dict(events=(regnde.Event(lambda t, y: y[0, 0]),)), "events"),
+        (dict(events=(EVENT,), method="rosenbrock23"), "explicit methods"),
+        (dict(events=(EVENT,), record=Local()), "Local record"),
         (dict(method="trbdf2", dense=True), "give the times as ts"),
         (dict(gradient="gauss", dense=True), "give the times as ts"),
         (dict(atol=0.0, y0=torch.zeros(2)), "atol"),
@@ -329,10 +334,10 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_julia_has_the_methods() -> None:
-    from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC
+    from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
 
     source = (ROOT / "julia" / "src" / "methods.jl").read_text()
-    for name in (*EXPLICIT, *IMPLICIT, *STOCHASTIC):
+    for name in (*EXPLICIT, *FIXED, *IMPLICIT, *STOCHASTIC):
         assert f":{name} =>" in source
 
 

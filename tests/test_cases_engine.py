@@ -397,7 +397,9 @@ def test_case_A12_evaluations(kind: str, way: str) -> None:
         outcomes.append((forward, field.calls - forward, [p.grad for p in field.net.parameters()]))
     (calls, again, wanted), (calls_too, more, found) = outcomes
     assert (calls_too, again) == (calls, 0)
-    assert 0 < more <= (calls if stages is None else stages)
+    # On a GPU the nodes that the field's own backward passes make are run in another order: steps in turns, twice each.
+    sweeps = 2 if y0.is_cuda else 1
+    assert 0 < more <= sweeps * (calls if stages is None else stages)
     for parameter, a, b in zip(field.net.parameters(), found, wanted, strict=True):
         zero = torch.zeros_like(
             parameter

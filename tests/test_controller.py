@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from problems import exp_decay, lotka_volterra
 from regnde import PI, PID, I, Local, Solver
 from regnde._engines.base import StepRules
 from regnde._solve import solve_by_rules
+from regnde._times import checked_times
 from tolerances import GOLDEN_DT, GOLDEN_ERROR, GOLDEN_REPLAY, GOLDEN_T, ROUNDING, SOLVER
 
 RUNS = json.loads((Path(__file__).parent / "golden" / "control_steps.json").read_text())["runs"]
@@ -75,6 +77,32 @@ def test_an_accepted_step_of_pid_may_exceed_the_tolerance() -> None:
     assert sol.steps.error.max() > 2
     strict = Solver(controller=PID(beta1=0.7, beta2=-0.4, accept_factor=1.0), engine="torch")
     assert regnde.solve(lotka_volterra, f64([1.0, 1.0]), [0.0, 10.0], strict).stats.rejected > 10
+
+
+def decay_then_attraction(t: Tensor, y: Tensor) -> Tensor:
+    return torch.where(t < 1.0, -y, 1000 * torch.cos(y))
+
+
+def rest_then_growth(t: Tensor, y: Tensor) -> Tensor:
+    return torch.where(t < 1.0, 0 * y, 1 + 0 * y)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("field", "dt_min", "end"), [(decay_then_attraction, None, math.pi / 2), (rest_then_growth, 1e-6, 1.5)]
+)
+def test_pid_that_rejects_allowed_errors_behind_a_jump_says_so(
+    field: Callable[[Tensor, Tensor], Tensor], dt_min: float | None, end: float, batch: str
+) -> None:
+    """The steps before the jump have hardly an error, so that PID asks for one far below the tolerance, as Julia's."""
+    solver = Solver(
+        controller=PID(beta1=0.7, beta2=-0.4), batch=batch, dt_min=dt_min, rtol=1e-8, atol=1e-8, engine="torch"
+    )
+    y0 = torch.ones(2, 1, dtype=torch.float64)
+    with pytest.raises(regnde.StepSizeUnderflow, match=r"within the tolerance: the PID controller rejects.*stops="):
+        regnde.solve(field, y0, [0.0, 1.5], solver)
+    named = regnde.solve(field, y0, [0.0, 1.5], solver, stops=[1.0])
+    torch.testing.assert_close(named.y1, torch.full_like(named.y1, end), rtol=1e-7, atol=0)
 
 
 # --- constants -------------------------------------------------------------------------------------
@@ -213,14 +241,14 @@ def test_a_norm_decides_and_is_recorded(gradient: str) -> None:
     rules = StepRules(norm=largest_part)
     plain = regnde.solve(exp_decay, y0, [0.0, 1.0], solver, record="all")
     alone = regnde.solve(exp_decay, y0[:1], [0.0, 1.0], solver, record="all")
-    ruled = solve_by_rules(exp_decay, y0, f64([0.0, 1.0]), solver, rules, record="all")
+    ruled = solve_by_rules(exp_decay, y0, checked_times([0.0, 1.0]), solver, rules, record="all")
     torch.testing.assert_close(ruled.steps.error[:1], 2 * plain.steps.error[:1])  # one of four entries: half its rms
     # The first step is our own heuristic's, over all entries; the steps after it are those of the first entry alone.
     assert ruled.stats.accepted == alone.stats.accepted > plain.stats.accepted
     (slope,) = torch.autograd.grad(ruled.steps.error.sum(), y0)
     assert slope[0] != 0
     assert torch.isfinite(slope).all()
-    local = solve_by_rules(exp_decay, y0, f64([0.0, 1.0]), solver, rules, record=Local(seed=0))
+    local = solve_by_rules(exp_decay, y0, checked_times([0.0, 1.0]), solver, rules, record=Local(seed=0))
     assert local.steps.error.shape == (1,)
 
 
@@ -234,7 +262,11 @@ def test_a_rule_for_the_first_step(method: str, calls: int, sign: float) -> None
         return 0.0625
 
     sol = solve_by_rules(
-        lambda t, y: t * y, f64([3.0]), f64([sign, 3 * sign]), Solver(method=method), StepRules(first_step=rule)
+        lambda t, y: t * y,
+        f64([3.0]),
+        checked_times([sign, 3 * sign]),
+        Solver(method=method),
+        StepRules(first_step=rule),
     )
     assert seen == [(sign, 3 * sign, 3.0 * sign, 4.5 * sign)]
     assert sol.stats.dt_first == 0.0625 * sign
@@ -243,11 +275,15 @@ def test_a_rule_for_the_first_step(method: str, calls: int, sign: float) -> None
 
 def test_the_least_step_may_be_accepted_whatever_its_error() -> None:
     solver = Solver(rtol=1e-10, atol=1e-10, dt_min=0.25, controller=I(), engine="torch")
-    sol = solve_by_rules(exp_decay, f64([1.0]), f64([0.0, 1.0]), solver, StepRules(accept_smallest=True), record="all")
+    sol = solve_by_rules(
+        exp_decay, f64([1.0]), checked_times([0.0, 1.0]), solver, StepRules(accept_smallest=True), record="all"
+    )
     assert sol.steps.dt.tolist() == [0.25] * 4
     assert sol.steps.error.min() > 1
     with pytest.raises(regnde.NonFiniteDynamics):
-        solve_by_rules(lambda t, y: y * math.nan, f64([1.0]), f64([0.0, 1.0]), solver, StepRules(accept_smallest=True))
+        solve_by_rules(
+            lambda t, y: y * math.nan, f64([1.0]), checked_times([0.0, 1.0]), solver, StepRules(accept_smallest=True)
+        )
 
 
 # --- arguments -------------------------------------------------------------------------------------

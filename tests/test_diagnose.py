@@ -23,7 +23,8 @@ from problems import seeded
 from regnde._advice import RULES, advised
 from regnde._diagnose import observed_order
 from regnde._modules import Activations, found
-from regnde._report import Diagnosis, Run, Smoothness
+from regnde._report import Diagnosis, Smoothness
+from regnde._run import Run
 from regnde._tableau import TABLEAUX
 
 matplotlib.use("Agg")

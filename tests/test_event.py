@@ -30,16 +30,6 @@ def accurate(method: str = "tsit5", **options: object) -> Solver:
     return Solver(method=method, **{"engine": "torch", **sizes, **options})
 
 
-def solve(f: object, y0: Tensor, ts: object, solver: Solver, **options: object) -> regnde.Solution:
-    """`regnde.solve`; a test of an engine that has no events is skipped."""
-    try:
-        return regnde.solve(f, y0, ts, solver, **options)  # type: ignore[arg-type]
-    except ValueError as why:
-        if solver.engine == "julia" and "torch engine" in str(why):
-            pytest.skip(str(why))
-        raise
-
-
 def first(t: Tensor, y: Tensor) -> Tensor:
     return y[0]
 
@@ -48,10 +38,10 @@ def first(t: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_terminal_event_stops_the_solve(method: str) -> None:
+def test_a_terminal_event_stops_the_solve(method: str, engine: str) -> None:
     """cos t, which falls through zero at pi/2."""
     ts = [0.0, 1.0, 1.5, 1.6, 9.0]
-    sol = regnde.solve(harmonic, f64([1.0, 0.0]), ts, accurate(method), event=Event(first), record="all")
+    sol = regnde.solve(harmonic, f64([1.0, 0.0]), ts, accurate(method, engine=engine), event=Event(first), record="all")
     assert sol.status == Status.EVENT == "event"
     assert sol.events.which.tolist() == [0]
     assert float(sol.events.t[0]) == pytest.approx(math.pi / 2, rel=SOLVER * ACCURATE)
@@ -64,16 +54,10 @@ def test_a_terminal_event_stops_the_solve(method: str) -> None:
     assert begin < float(sol.ts[-1]) <= float(sol.steps.t[-1])  # the step that passed it is recorded as a whole
 
 
-def test_events_of_both_engines(engine: str) -> None:
-    solver = accurate(engine=engine)
-    sol = solve(harmonic, f64([1.0, 0.0]), [0.0, 9.0], solver, event=Event(first, direction=1))
-    assert float(sol.events.t[0]) == pytest.approx(3 * math.pi / 2, rel=SOLVER * ACCURATE)
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_zero_is_located_to_the_resolution_of_the_clock(method: str) -> None:
+def test_a_zero_is_located_to_the_resolution_of_the_clock(method: str, engine: str) -> None:
     """It is that of the interpolant, whatever the accuracy of the solve."""
-    solver = Solver(method=method, rtol=1e-2, atol=1e-2, dt0=0.3 if method == "rk4" else None, engine="torch")
+    solver = Solver(method=method, rtol=1e-2, atol=1e-2, dt0=0.3 if method == "rk4" else None, engine=engine)
     for level in (0.7, 0.1, -0.4):
         event = Event(lambda t, y, level=level: y[0] - level)
         sol = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 3.0], solver, event=event)
@@ -82,21 +66,26 @@ def test_a_zero_is_located_to_the_resolution_of_the_clock(method: str) -> None:
 
 @pytest.mark.parametrize(("direction", "expected"), [(0, [0.5, 1.5, 2.5, 3.5]), (1, [1.5, 3.5]), (-1, [0.5, 2.5])])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_directions(direction: int, expected: list[float], sign: float) -> None:
+def test_directions(direction: int, expected: list[float], sign: float, engine: str) -> None:
     """In the order of the solve: backward in time, too, the first zero is one where the condition falls."""
     event = Event(first, direction=direction, terminal=False)
-    sol = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, sign * 12.0], accurate(), event=event)
+    sol = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, sign * 12.0], accurate(engine=engine), event=event)
     torch.testing.assert_close(sol.events.t, sign * math.pi * f64(expected), rtol=SOLVER * ACCURATE, atol=0)
     torch.testing.assert_close(sol.events.y[:, 1], -torch.sin(sol.events.t), rtol=SOLVER * ACCURATE, atol=0)
     assert sol.status == Status.SUCCESS
     assert sol.ts.tolist() == [0.0, sign * 12.0]
 
 
-def test_what_only_looks_changes_nothing() -> None:
+def test_what_only_looks_changes_nothing(engine: str) -> None:
     """Neither steps nor evaluations nor states."""
-    plain = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 5.0, 12.0], accurate(), record="all")
+    plain = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 5.0, 12.0], accurate(engine=engine), record="all")
     sol = regnde.solve(
-        harmonic, f64([1.0, 0.0]), [0.0, 5.0, 12.0], accurate(), record="all", event=Event(first, terminal=False)
+        harmonic,
+        f64([1.0, 0.0]),
+        [0.0, 5.0, 12.0],
+        accurate(engine=engine),
+        record="all",
+        event=Event(first, terminal=False),
     )
     assert len(sol.events.t) == 4
     assert sol.stats == plain.stats
@@ -104,49 +93,54 @@ def test_what_only_looks_changes_nothing() -> None:
     assert torch.equal(sol.steps.error, plain.steps.error)
 
 
-def test_several_events_in_their_order() -> None:
+def test_several_events_in_their_order(engine: str) -> None:
     events = [
         Event(lambda t, y: y[0] + 0.5, terminal=True),
         Event(first, terminal=False),
         Event(lambda t, y: t - 1.0, terminal=False),
         Event(lambda t, y: y[0] - 0.5, terminal=False, direction=1),
     ]
-    for solver in (accurate(), Solver(method="rk4", dt0=1.2, engine="torch")):  # in steps of their own, or together
+    for solver in (
+        accurate(engine=engine),
+        Solver(method="rk4", dt0=1.2, engine=engine),
+    ):  # in steps of their own, or together
         sol = regnde.solve(harmonic, f64([1.0, 0.0]), [0.0, 9.0], solver, event=events)
         assert sol.events.which.tolist() == [2, 1, 0]
         assert sol.events.t.tolist() == sorted(sol.events.t.tolist())
         assert float(sol.y1[0]) == pytest.approx(-0.5)
 
 
-def test_what_comes_after_a_terminal_event_in_its_step_did_not_happen() -> None:
+def test_what_comes_after_a_terminal_event_in_its_step_did_not_happen(engine: str) -> None:
     late, early = (Event(lambda t, y, at=at: t - at, terminal=True) for at in (0.8, 0.2))
-    sol = regnde.solve(exp_decay, f64([1.0]), [0.0, 0.7, 2.0], Solver(method="euler", dt0=1.0), event=[late, early])
+    sol = regnde.solve(
+        exp_decay, f64([1.0]), [0.0, 0.7, 2.0], Solver(method="euler", dt0=1.0, engine=engine), event=[late, early]
+    )
     assert sol.events.which.tolist() == [1]
     assert sol.ts.tolist() == [0.0, 0.2]
 
 
-def test_no_event_occurs() -> None:
-    sol = regnde.solve(exp_decay, f64([1.0]), [0.0, 1.0], event=Event(lambda t, y: y[0] + 1))
+def test_no_event_occurs(engine: str) -> None:
+    sol = regnde.solve(exp_decay, f64([1.0]), [0.0, 1.0], Solver(engine=engine), event=Event(lambda t, y: y[0] + 1))
     assert sol.status == Status.SUCCESS
     assert sol.events.t.shape == (0,)
     assert sol.events.y.shape == (0, 1)
-    assert regnde.solve(exp_decay, f64([1.0]), [0.0, 1.0]).events is None
+    assert regnde.solve(exp_decay, f64([1.0]), [0.0, 1.0], Solver(engine=engine)).events is None
 
 
 # --- zeros at the ends of steps --------------------------------------------------------------------
 
 
-def test_a_zero_at_the_start_is_no_event() -> None:
+def test_a_zero_at_the_start_is_no_event(engine: str) -> None:
     """Nor is it one to rounding: a solve may go on from where an event stopped another."""
     for y0 in ([0.0, 1.0], [1e-18, 1.0], [-1e-18, 1.0]):
-        sol = regnde.solve(harmonic, f64(y0), [0.0, 9.0], accurate(), event=Event(first))
+        sol = regnde.solve(harmonic, f64(y0), [0.0, 9.0], accurate(engine=engine), event=Event(first))
         assert float(sol.events.t[0]) == pytest.approx(math.pi, rel=SOLVER * ACCURATE)
 
 
-def test_solves_that_go_on_from_event_to_event() -> None:
+def test_solves_that_go_on_from_event_to_event(engine: str) -> None:
     """A zero is passed once, from either side of it, and in float32."""
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-6)):
-        solver = Solver(rtol=tolerance, atol=tolerance, engine="torch")
+        solver = Solver(rtol=tolerance, atol=tolerance, engine=engine)
         t, y, found = 0.0, torch.tensor([1.0, 0.0], dtype=dtype), []
         for _ in range(6):
             sol = regnde.solve(harmonic, y, [t, 30.0], solver, event=Event(first))
@@ -157,13 +151,13 @@ def test_solves_that_go_on_from_event_to_event() -> None:
         )
 
 
-def test_a_ball_that_bounces() -> None:
+def test_a_ball_that_bounces(engine: str) -> None:
     def falling(t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([y[1], torch.full_like(y[1], -9.81)])
 
     t, y, found = 0.0, f64([1.0, 0.0]), []
     for _ in range(5):
-        sol = regnde.solve(falling, y, [t, 30.0], accurate(), event=Event(first))
+        sol = regnde.solve(falling, y, [t, 30.0], accurate(engine=engine), event=Event(first))
         t, y = float(sol.ts[-1]), sol.y1 * f64([0.0, -0.8])
         found.append(t)
     fall = math.sqrt(2 / 9.81)
@@ -173,65 +167,65 @@ def test_a_ball_that_bounces() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("height", [0.0, 1e-18, -1e-18])
-def test_a_jump_from_the_ground_within_the_first_step(method: str, height: float) -> None:
+def test_a_jump_from_the_ground_within_the_first_step(method: str, height: float, engine: str) -> None:
     """The condition is zero at the start, and below zero again at the end of a long step."""
 
     def thrown(t: Tensor, y: Tensor) -> Tensor:
         return torch.stack([y[1], torch.full_like(y[1], -9.81), torch.ones_like(y[1])])
 
-    for solver in (Solver(method=method, dt0=0.3, engine="torch"), Solver(method=method, dt0=0.15, engine="torch")):
+    for solver in (Solver(method=method, dt0=0.3, engine=engine), Solver(method=method, dt0=0.15, engine=engine)):
         sol = regnde.solve(thrown, f64([height, 1.0, 100.0]), [0.0, 9.0], solver, event=Event(first, direction=-1))
         assert sol.events.t.tolist() == pytest.approx([2 / 9.81], rel=SOLVER * ROUNDING)
 
 
-def test_an_event_where_a_step_ended_is_seen_again_in_the_next_step() -> None:
+def test_an_event_where_a_step_ended_is_seen_again_in_the_next_step(engine: str) -> None:
     """Of an event that does not stop the solve: up through zero at 1, down again half a step later."""
     event = Event(lambda t, y: (y[0] - 1.0) * (1.5 - y[0]), terminal=False)
-    solver = Solver(method="euler", dt0=1.0, engine="torch")
+    solver = Solver(method="euler", dt0=1.0, engine=engine)
     sol = regnde.solve(lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], solver, event=event)
     torch.testing.assert_close(sol.events.t, f64([1.0, 1.5]), rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("beyond", [0.0, 1.0])
-def test_the_first_zero_of_a_condition_that_ends_in_zeros(beyond: float) -> None:
+def test_the_first_zero_of_a_condition_that_ends_in_zeros(beyond: float, engine: str) -> None:
     """It is zero after 0.6, as torchdiffeq's learn_physics.py ends its solves; there may be a zero before."""
 
     def condition(t: Tensor, y: Tensor) -> Tensor:
         return torch.where(t > 0.6, torch.zeros_like(y[0]), 0.4 * (1 + beyond) - y[0])
 
-    solver = Solver(method="rk4", dt0=1.0, engine="torch")
+    solver = Solver(method="rk4", dt0=1.0, engine=engine)
     sol = regnde.solve(lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], solver, event=Event(condition))
     assert sol.events.t.tolist() == pytest.approx([0.6 if beyond else 0.4], rel=ROUNDING)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_zero_where_a_step_ends(terminal: bool) -> None:
+def test_a_zero_where_a_step_ends(terminal: bool, engine: str) -> None:
     """It occurs once."""
     event = Event(lambda t, y: y[0] - 0.5, terminal=terminal)
-    solver = Solver(method="euler", dt0=0.25, engine="torch")
+    solver = Solver(method="euler", dt0=0.25, engine=engine)
     sol = regnde.solve(lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 0.5, 1.0], solver, event=event)
     assert sol.events.t.tolist() == [0.5]
     assert sol.ts.tolist() == ([0.0, 0.5] if terminal else [0.0, 0.5, 1.0])
 
 
-def test_two_zeros_in_one_step_are_seen_with_dt_max() -> None:
+def test_two_zeros_in_one_step_are_seen_with_dt_max(engine: str) -> None:
     """The condition is above zero for a tenth."""
     event = Event(lambda t, y: torch.sin(y[0]) - math.cos(0.05), terminal=False)
     counts = []
     for dt_max in (None, 0.05):
         sol = regnde.solve(
-            lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], Solver(dt_max=dt_max, engine="torch"), event=event
+            lambda t, y: torch.ones_like(y), f64([0.0]), [0.0, 4.0], Solver(dt_max=dt_max, engine=engine), event=event
         )
         counts.append(len(sol.events.t))
     assert counts == [0, 2]
 
 
-def test_events_between_stops() -> None:
+def test_events_between_stops(engine: str) -> None:
     def switched(t: Tensor, y: Tensor) -> Tensor:
         return torch.where(t < 1.0, 1.0, -2.0) * torch.ones_like(y)
 
     event = Event(lambda t, y: y[0] - 0.5, terminal=False)
-    sol = regnde.solve(switched, f64([0.0]), [0.0, 3.0], Solver(engine="torch"), stops=[1.0], event=event)
+    sol = regnde.solve(switched, f64([0.0]), [0.0, 3.0], Solver(engine=engine), stops=[1.0], event=event)
     torch.testing.assert_close(sol.events.t, f64([0.5, 1.25]))
 
 
@@ -286,9 +280,9 @@ def frozen_event(frozen: Frozen, theta: Tensor, t: float) -> Tensor:
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
 @pytest.mark.parametrize("method", ["tsit5", "bs3", "vern7"])
-def test_gradients_on_frozen_steps(method: str, gradient: str) -> None:
+def test_gradients_on_frozen_steps(method: str, gradient: str, engine: str) -> None:
     theta = torch.cat([SMALL_P, Q, START.flatten()]).requires_grad_()
-    solver = Solver(method=method, rtol=1e-4, atol=1e-4, gradient=gradient, engine="torch")
+    solver = Solver(method=method, rtol=1e-4, atol=1e-4, gradient=gradient, engine=engine)
     sol = regnde.solve(
         small_net(theta[:6]),
         theta[8:].reshape(1, 2),
@@ -345,30 +339,32 @@ def test_derivatives_by_torch_func() -> None:
     assert relative(torch.func.jvp(solved_fall, (THETA,), (tangent,))[1], expected @ tangent) < GRADIENT
 
 
-def test_derivative_by_the_initial_time() -> None:
+def test_derivative_by_the_initial_time(engine: str) -> None:
     """The event moves with it, as the field does not depend on time."""
     ts = f64([0.0, 1.0, 9.0]).requires_grad_()
-    sol = regnde.solve(harmonic, f64([1.0, 0.0]), ts, accurate(), event=Event(first))
+    sol = regnde.solve(harmonic, f64([1.0, 0.0]), ts, accurate(engine=engine), event=Event(first))
     (slope,) = torch.autograd.grad(sol.ts[-1], ts, retain_graph=True)
     torch.testing.assert_close(slope, f64([1.0, 0.0, 0.0]), rtol=GRADIENT, atol=GRADIENT)
     (slope,) = torch.autograd.grad(sol.ys[1, 0], ts)
     torch.testing.assert_close(slope, math.sin(1.0) * f64([1.0, -1.0, 0.0]), rtol=GRADIENT, atol=GRADIENT)
 
 
-def test_an_event_that_depends_on_nothing_with_a_gradient_has_none() -> None:
+def test_an_event_that_depends_on_nothing_with_a_gradient_has_none(engine: str) -> None:
     p = f64(2.0).requires_grad_()
-    sol = regnde.solve(lambda t, y: -p * y, f64([1.0]), [0.0, 1.0], accurate(), event=Event(lambda t, y: t - 0.5))
+    sol = regnde.solve(
+        lambda t, y: -p * y, f64([1.0]), [0.0, 1.0], accurate(engine=engine), event=Event(lambda t, y: t - 0.5)
+    )
     assert not sol.events.t.requires_grad
     (slope,) = torch.autograd.grad(sol.y1.sum(), p)
     assert float(slope) == pytest.approx(-0.5 * math.exp(-1.0), rel=GRADIENT)
 
 
-def test_a_condition_without_a_slope_has_no_derivative() -> None:
+def test_a_condition_without_a_slope_has_no_derivative(engine: str) -> None:
     def flat(t: Tensor, y: Tensor) -> Tensor:
         return torch.sign(y[0] - 0.5) + 0 * y[0]
 
     y0 = f64([0.0]).requires_grad_()
-    solver = Solver(engine="torch")
+    solver = Solver(engine=engine)
     with pytest.raises(ValueError, match=r"event 0 has slope 0 .* no derivative"):
         regnde.solve(lambda t, y: torch.ones_like(y), y0, [0.0, 1.0], solver, event=Event(flat))
     with torch.no_grad():
@@ -379,9 +375,9 @@ def test_a_condition_without_a_slope_has_no_derivative() -> None:
 # --- records ---------------------------------------------------------------------------------------
 
 
-def test_records_have_gradients_up_to_the_event() -> None:
+def test_records_have_gradients_up_to_the_event(engine: str) -> None:
     y0 = f64([1.0, 0.0]).requires_grad_()
-    sol = regnde.solve(harmonic, y0, [0.0, 9.0], Solver(rtol=1e-4, engine="torch"), record="all", event=Event(first))
+    sol = regnde.solve(harmonic, y0, [0.0, 9.0], Solver(rtol=1e-4, engine=engine), record="all", event=Event(first))
     assert len(sol.steps) == sol.stats.accepted
     (slope,) = torch.autograd.grad(regnde.ErrorPenalty()(sol), y0)
     assert slope.abs().sum() > 0
@@ -411,9 +407,9 @@ def test_a_local_step_is_drawn_before_the_event(sampling: str) -> None:
     assert sum(starts) / len(starts) + half_step == pytest.approx(0.5, abs=bound)
 
 
-def test_copies_have_the_events() -> None:
+def test_copies_have_the_events(engine: str) -> None:
     y0 = f64([1.0, 0.0]).requires_grad_()
-    sol = regnde.solve(harmonic, y0, [0.0, 9.0], accurate(), event=Event(first))
+    sol = regnde.solve(harmonic, y0, [0.0, 9.0], accurate(engine=engine), event=Event(first))
     for twin in (pickle.loads(pickle.dumps(sol)), copy.deepcopy(sol)):
         assert torch.equal(twin.events.t, sol.events.t)
         assert not twin.events.y.requires_grad
@@ -425,21 +421,23 @@ def test_copies_have_the_events() -> None:
 
 
 @pytest.mark.parametrize("method", ["tsit5", "rk4"])
-def test_a_failure_before_an_event(method: str) -> None:
+def test_a_failure_before_an_event(method: str, engine: str) -> None:
     def field(t: Tensor, y: Tensor) -> Tensor:
         return torch.where(t > 0.55, math.nan, 1.0) * torch.ones_like(y)
 
     events = [Event(lambda t, y: y[0] - 0.3, terminal=False), Event(lambda t, y: y[0] - 0.8)]
-    solver = Solver(method=method, dt0=0.1, engine="torch")
+    solver = Solver(method=method, dt0=0.1, engine=engine)
     with pytest.raises(regnde.NonFiniteDynamics) as caught:
         regnde.solve(field, f64([0.0]), [0.0, 0.2, 2.0], solver, event=events)
     assert caught.value.solution.events.which.tolist() == [0]
     assert len(caught.value.solution.ys) == 2
 
 
-def test_a_first_step_is_passed_on_from_a_solve_that_an_event_stopped() -> None:
+def test_a_first_step_is_passed_on_from_a_solve_that_an_event_stopped(engine: str) -> None:
     last = regnde.LastStep()
-    regnde.solve(exp_decay, f64([1.0]), [0.0, 9.0], Solver(dt0=last), event=Event(lambda t, y: y[0] - 0.5))
+    regnde.solve(
+        exp_decay, f64([1.0]), [0.0, 9.0], Solver(dt0=last, engine=engine), event=Event(lambda t, y: y[0] - 0.5)
+    )
     assert last.size is not None
 
 
@@ -451,14 +449,16 @@ def test_a_first_step_is_passed_on_from_a_solve_that_an_event_stopped() -> None:
         (lambda y: torch.complex(y[0], y[0]), "real 0-dim tensor, got shape .*complex"),
     ],
 )
-def test_what_a_condition_returns(value: Callable[[Tensor], object], message: str) -> None:
+def test_what_a_condition_returns(value: Callable[[Tensor], object], message: str, engine: str) -> None:
     with pytest.raises(TypeError, match=message):
-        regnde.solve(exp_decay, f64([1.0, 2.0]), [0.0, 1.0], event=Event(lambda t, y: value(y)))  # type: ignore
+        regnde.solve(exp_decay, f64([1.0, 2.0]), [0.0, 1.0], Solver(engine=engine), event=Event(lambda t, y: value(y)))  # type: ignore
 
 
-def test_a_condition_that_is_nan() -> None:
+def test_a_condition_that_is_nan(engine: str) -> None:
     with pytest.raises(ValueError, match="event 0 is nan at t="):
-        regnde.solve(exp_decay, f64([1.0]), [0.0, 9.0], event=Event(lambda t, y: torch.sqrt(y[0] - 0.5)))
+        regnde.solve(
+            exp_decay, f64([1.0]), [0.0, 9.0], Solver(engine=engine), event=Event(lambda t, y: torch.sqrt(y[0] - 0.5))
+        )
 
 
 def test_a_function_is_no_event() -> None:
@@ -478,7 +478,7 @@ def test_where_events_are_refused() -> None:
         regnde.solve(sde, f64([1.0]), [0.0, 1.0], Solver(engine="torch"), event=Event(first))
 
 
-def test_an_event_of_a_state_of_several_parts_is_given_its_structure() -> None:
+def test_an_event_of_a_state_of_several_parts_is_given_its_structure(engine: str) -> None:
     """The event's states have the structure of y0, also in a pickle."""
     y0 = {"height": torch.tensor(10.0, dtype=torch.float64), "speed": torch.zeros(2, dtype=torch.float64)}
 
@@ -486,7 +486,7 @@ def test_an_event_of_a_state_of_several_parts_is_given_its_structure() -> None:
         return {"height": y["speed"][0], "speed": torch.full_like(y["speed"], -9.81)}
 
     ground = Event(lambda t, y: y["height"], direction=-1)
-    sol = regnde.solve(falling, y0, [0.0, 5.0], Solver(rtol=1e-9, atol=1e-9), event=ground)
+    sol = regnde.solve(falling, y0, [0.0, 5.0], Solver(rtol=1e-9, atol=1e-9, engine=engine), event=ground)
     assert sol.events is not None
     assert float(sol.events.t[0]) == pytest.approx(math.sqrt(20 / 9.81), rel=SOLVER * 1e-9)
     assert sol.events.y["speed"].shape == (1, 2)

@@ -18,8 +18,8 @@ from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from operator_fields import OPERATORS
 from regnde import UnsupportedField
+from regnde._engines.julia.code import Code
 from regnde._engines.julia.export import export
-from regnde._engines.julia.fields import Code
 
 Field = Callable[[Tensor, Tensor], Tensor]
 ROOT = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ BASE = set(
     re.findall(
         r"\S+",
         "abs asinh atan ceil cosh div exp2 expm1 fill! floor hypot ifelse inv isnan max min mod rem sign sinh trunc "
-        "sum! maximum! minimum! prod! any! all! PermutedDimsArray permutedims! reshape round similar size transpose "
+        "sum! minimum! prod! any! all! PermutedDimsArray permutedims! reshape round similar size transpose "
         "view Float32 Float64 Int32 Int64 Bool",
     )
 )

@@ -20,6 +20,7 @@ from frozen import central_differences, relative
 from problems import SMALL_P, SPIRAL, exp_decay, seeded, small_net
 from regnde import FixedGrid, Solver, fixed_grid
 from regnde._solve import solve_by_rules
+from regnde._times import checked_times
 from regnde.nn import MLP
 from tolerances import EXACT, GRADIENT, ROUNDING
 
@@ -81,7 +82,7 @@ def test_steps_are_those_of_the_engine(method: str, ts: tuple[float, ...]) -> No
     y0 = f64([[1.0, -0.5], [0.3, 0.8]])
     field = small_net(SMALL_P)
     ys = FixedGrid(field, ts, ends, method, output="states")(y0)
-    wanted = solve_by_rules(field, y0, f64(ts), Solver(method=method, engine="torch"), grid=ends).ys
+    wanted = solve_by_rules(field, y0, checked_times(ts), Solver(method=method, engine="torch"), grid=ends).ys
     torch.testing.assert_close(ys, wanted, rtol=EXACT, atol=EXACT)
     assert torch.equal(FixedGrid(field, ts, ends, method)(y0), ys[-1])
 

@@ -13,6 +13,7 @@ import regnde
 from frozen import relative
 from problems import SMALL_P, SMALL_Y0, exp_decay, lotka_volterra, small_net
 from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
+from regnde._solve import solve_by_rules
 from regnde._tableau import TABLEAUX
 from test_controller import NAMES, RUNS, VARIANTS
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
@@ -289,3 +290,91 @@ def test_dense_output_of_an_sde() -> None:
         results.append((sol(TIMES), *torch.autograd.grad(sol(TIMES).square().sum(), y0)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)
+
+
+FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk38")
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("method", FIXED)
+def test_steps_of_fixed_size_are_torchs(method: str, sign: float) -> None:
+    """The same grid, states and evaluations: outputs within steps, where steps end, at a stop, in a last short step."""
+    ts = [sign * t for t in (0.0, 0.05, 0.3, 0.6, 0.61, 0.93, 0.95)]
+    for stops in ([], [sign * 0.42]):
+        with torch.no_grad():
+            sols = both(small_net(SMALL_P), SMALL_Y0, ts, Solver(method=method, dt0=0.1), stops=stops)
+        counts = [(s.stats.nfe, s.stats.accepted, s.stats.rejected, s.stats.dt_first, s.stats.dt_next) for s in sols]
+        assert counts[0] == counts[1]
+        assert sols[0].steps.t.tolist() == sols[1].steps.t.tolist()
+        assert sols[0].steps.dt.tolist() == sols[1].steps.dt.tolist()
+        torch.testing.assert_close(sols[1].ys, sols[0].ys, rtol=STEP, atol=STEP)
+    with pytest.raises(ValueError, match="estimates no error"):
+        _ = sols[1].steps.error
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", FIXED)
+def test_gradients_of_steps_of_fixed_size_equal_torchs(method: str, gradient: str) -> None:
+    """With respect to parameters, state, save times and the stop; of states and of the dense output."""
+    results = []
+    for engine in ("torch", "julia"):
+        p, y0 = SMALL_P.clone().requires_grad_(), SMALL_Y0.clone().requires_grad_()
+        t, ts = f64(TIMES).requires_grad_(), f64([0.0, 0.11, 0.4, 0.9]).requires_grad_()
+        stops, net = f64([0.4]).requires_grad_(), small_net(p)
+
+        def field(t: Tensor, y: Tensor, net: object = net) -> Tensor:
+            return torch.where(t < 0.4, 1.0, -2.0) * net(t, y)  # type: ignore[operator]
+
+        chosen = Solver(method=method, dt0=0.07, gradient=gradient, engine=engine)
+        sol = regnde.solve(field, y0, ts, chosen, record="all", stops=stops, dense=True)
+        value = sol(t).square().sum() + sol.ys.sum()
+        results.append((sol, torch.autograd.grad(value, (p, y0, t, ts, stops))))
+    (ours, grads), (theirs, others) = results
+    assert ours.steps.t.tolist() == theirs.steps.t.tolist()
+    for a, b in zip(grads, others, strict=True):
+        assert relative(a, b) < 1e-6
+
+
+def test_a_fixed_grid_is_torchs() -> None:
+    """A drop-in's: steps between the save times, of unequal size."""
+    values = []
+    for engine in ("torch", "julia"):
+        y0, t = SMALL_Y0.clone().requires_grad_(), f64([0.0, 0.3, 0.35, 0.9])
+        request = Solver(method="rk4", engine=engine)
+        ys = solve_by_rules(small_net(SMALL_P), y0, t, request, grid=t.tolist()).ys
+        values.append((ys, *torch.autograd.grad(ys.square().sum(), y0)))
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=STEP, atol=STEP)
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_steps_of_fixed_size_that_fail(method: str) -> None:
+    def ends(t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(t > 0.55, math.nan, 1.0) * torch.ones_like(y)
+
+    for field, options, error in (
+        (ends, {}, regnde.NonFiniteDynamics),
+        (exp_decay, {"max_steps": 3}, regnde.MaxStepsReached),
+        (exp_decay, {"dt0": 1e-20}, regnde.StepSizeUnderflow),
+    ):
+        found = []
+        for engine in ("torch", "julia"):
+            solver = Solver(**{"method": method, "dt0": 0.1, "engine": engine, **options})  # type: ignore[arg-type]
+            with pytest.raises(error) as caught:
+                regnde.solve(field, f64([0.0]), [1.0, 1.2, 2.0] if options else [0.0, 0.2, 1.0], solver)
+            found.append((caught.value.t, len(caught.value.solution.ys), caught.value.solution.stats.accepted))
+        assert found[0] == found[1]
+
+
+def test_a_sample_of_a_julia_field() -> None:
+    """Its source for a batch is that for one sample."""
+    w = f64([[-1.0]]).requires_grad_()
+    field = regnde.JuliaField("(t, y, w) -> w * y .+ t", [w])
+    y0 = f64([[1.0], [2.0], [3.0]])
+    values = []
+    for batch in ("joint", "per-sample"):
+        chosen = Solver(batch=batch, rtol=1e-9, atol=1e-9, engine="julia")
+        sol = regnde.solve(field, y0, [0.0, 0.5, 1.0], chosen)
+        values.append((sol.ys, *torch.autograd.grad(sol.ys.square().sum(), w)))
+    for joint, apart in zip(*values, strict=True):
+        torch.testing.assert_close(joint, apart, rtol=1e-6, atol=1e-6)

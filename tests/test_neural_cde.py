@@ -142,6 +142,8 @@ def test_samples_of_a_path() -> None:
         path[:, 1:]
     with pytest.raises(TypeError, match="single path has no length"):
         len(path[0])
+    assert path[0]  # a path is true, as any object: also where it has no length
+    assert path[:0]
     assert repr(path) == "CubicPath(batch: (4,), 5 knots in [0, 3], channels: 2)"
 
 

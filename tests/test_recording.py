@@ -340,6 +340,34 @@ def test_a_method_of_fixed_step_size_has_evaluations_and_no_penalty() -> None:
         log.penalty(ErrorPenalty())
 
 
+def test_the_solves_of_scipy_are_counted_and_have_no_penalty() -> None:
+    calls = []
+
+    def counted(t: Tensor, y: Tensor) -> Tensor:
+        calls.append(t)
+        return exp_decay(t, y)
+
+    rate = nn.Linear(2, 2).double()
+    with recording() as log:
+        decay()
+        regnde.odeint(counted, Y0, TIMES, method="scipy_solver")
+        ys = regnde.odeint_adjoint(
+            lambda t, y: rate(y), Y0, TIMES, method="scipy_solver", adjoint_params=[*rate.parameters()]
+        )
+        ys.sum().backward()  # the backward solve is not counted
+    own = decay().stats.nfe
+    assert len(log.solutions) == 1
+    assert log.nfe > own + len(calls) > own
+    with pytest.raises(ValueError, match=r"has no records: the steps of 'scipy_solver' are scipy's.*are counted"):
+        log.penalty(ErrorPenalty())
+    forward = log.nfe
+    log.clear()
+    assert log.nfe == 0 < forward
+    with recording() as log, pytest.raises(RuntimeError, match="did not get beyond"):
+        regnde.odeint(lambda t, y: y * y, Y0, TIMES, method="scipy_solver", options={"solver": "RK45"})
+    assert log.nfe > 0
+
+
 def test_what_a_local_record_can_not_be_had_of_runs_without() -> None:
     with recording(Local()) as log:
         solution = solve(exp_decay, torch.ones(4, 1), [0.0, 1.0], Solver(batch="per-sample"))

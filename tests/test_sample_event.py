@@ -52,9 +52,11 @@ class Falling:
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, record: str) -> None:
+def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, record: str, engine: str) -> None:
+    if engine == "julia" and method == "rosenbrock23":
+        pytest.skip("the Julia engine looks for events with explicit methods")
     problem = Falling(sign)
-    options = {"method": method, "rtol": TOLERANCE, "atol": TOLERANCE, "gradient": gradient, "engine": "torch"}
+    options = {"method": method, "rtol": TOLERANCE, "atol": TOLERANCE, "gradient": gradient, "engine": engine}
     options["dt0"] = 0.5  # not one whose error is rounding, from which the next size would follow
     solver, joint = Solver(**options, batch="per-sample"), Solver(**options)
     sol = regnde.solve(problem, problem.y0, problem.ts, solver, event=problem.events(), record=record)
@@ -89,10 +91,10 @@ def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, rec
         torch.testing.assert_close(of_got, of_right, rtol=CANCELLED, atol=CANCELLED)
 
 
-def test_all_samples_stop() -> None:
+def test_all_samples_stop(engine: str) -> None:
     problem = Falling()
     event = Event(lambda t, y: y[:, 0] - 0.9)
-    sol = regnde.solve(problem, problem.y0, [0.0, 9.0], Solver(batch="per-sample"), event=event)
+    sol = regnde.solve(problem, problem.y0, [0.0, 9.0], Solver(batch="per-sample", engine=engine), event=event)
     assert sol.status == Status.EVENT
     torch.testing.assert_close(sol.events.t, (problem.y0[:, 0] / 0.9).log() / problem.w, rtol=1e-5, atol=0)
     torch.testing.assert_close(sol.y1, sol.events.y, rtol=EXACT, atol=EXACT)
@@ -102,7 +104,7 @@ def test_all_samples_stop() -> None:
         assert not again.events.t.requires_grad
 
 
-def test_a_bounce_within_the_first_step() -> None:
+def test_a_bounce_within_the_first_step(engine: str) -> None:
     """A zero at the start is no event, and the one that follows in the same step is seen."""
 
     def thrown(t: Tensor, y: Tensor) -> Tensor:
@@ -110,12 +112,12 @@ def test_a_bounce_within_the_first_step() -> None:
 
     speeds = f64([1.0, 0.1, 0.01])
     y0 = torch.stack([torch.zeros_like(speeds), speeds], 1)
-    solver = Solver(batch="per-sample", dt0=0.25, engine="torch")
+    solver = Solver(batch="per-sample", dt0=0.25, engine=engine)
     sol = regnde.solve(thrown, y0, [0.0, 9.0], solver, event=Event(lambda t, y: y[:, 0], direction=-1))
     torch.testing.assert_close(sol.events.t, 2 * speeds / 9.81, rtol=CANCELLED, atol=0)
 
 
-def test_states_of_several_parts_between_stops() -> None:
+def test_states_of_several_parts_between_stops(engine: str) -> None:
     """The condition gets the structure of the state, and times that broadcast against the largest part."""
 
     def field(t: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +130,7 @@ def test_states_of_several_parts_between_stops() -> None:
         return y["x"][:, 1] - y["r"]
 
     y0 = {"x": torch.zeros(3, 2, dtype=torch.float64), "r": f64([0.25, -0.25, 2.0])}
-    solver = Solver(batch="per-sample", engine="torch")
+    solver = Solver(batch="per-sample", engine=engine)
     sol = regnde.solve(field, y0, [0.0, 2.0], solver, stops=[0.5], event=Event(condition))
     torch.testing.assert_close(sol.events.t, f64([0.25, 1.25]), rtol=CANCELLED, atol=0)
     assert sol.events.sample.tolist() == [0, 1]
@@ -136,9 +138,11 @@ def test_states_of_several_parts_between_stops() -> None:
     torch.testing.assert_close(sol.y1["x"][:, 0], f64([0.25, -0.25, -1.0]), rtol=CANCELLED, atol=0)
 
 
-def test_no_sample_and_no_event() -> None:
-    solver, event = Solver(batch="per-sample", engine="torch"), Event(lambda t, y: y[:, 0] + 1)
+def test_no_sample_and_no_event(engine: str) -> None:
+    solver, event = Solver(batch="per-sample", engine=engine), Event(lambda t, y: y[:, 0] + 1)
     for y0, ts in ((torch.ones(0, 2), [0.0, 1.0]), (torch.ones(3, 2), [1.0, 1.0]), (torch.ones(3, 2), [0.0, 1.0])):
+        if engine == "julia" and not len(y0):
+            continue  # it takes states of one or more entries
         sol = regnde.solve(exp_decay, y0, ts, solver, event=event)
         assert sol.status == Status.SUCCESS
         assert sol.events.t.shape == sol.events.sample.shape == (0,)

@@ -7,7 +7,7 @@ Solves u' = field from `ts[1]` to `ts[end]`, saves the states at `ts`, and recor
 
 `field` is a [`Dynamics`](@ref), or a pair `(drift, diffusion)` of them for an SDE with diagonal Ito
 noise. Keywords: `method` (a name of `RegNDE.METHODS`), `rtol` and `atol` (1e-6; 1e-2 for an SDE),
-`dt0` (first step; every step for `:em`), `dt_min` and `dt_max` (bounds of steps), `controller` (a function of an
+`dt0` (first step; every step for `:em`, `:rk4` and others of fixed size), `dt_min` and `dt_max` (bounds of steps), `controller` (a function of an
 algorithm that returns a controller of OrdinaryDiffEqCore), `stops` (times at which the field may jump: steps
 end there, and the field is evaluated beside them), `max_steps`, `record` (estimates of error and stiffness),
 `keep` (`:stages`, `:states` or `:nothing`, see [`RegNDE.Settings`](@ref)) and `noise` (a process of
@@ -40,16 +40,24 @@ function solve_recorded(
     )
     parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
     default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
+    between, m = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops), RegNDE.method(method)
     settings = Settings(;
         rtol = something(rtol, default), atol = something(atol, default), dt0, dt_min, dt_max, controller, max_steps,
-        record, keep, segments = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops)
+        record, keep, segments = between, grid = m isa FixedStep ? grid_of(ts, between, dt0, max_steps) : Float64[]
     )
     y0 = vec(copy(u0))
     ys = similar(y0, length(y0), length(ts))
-    recording = Recording(RegNDE.method(method), settings, collect(Float64, ts), y0, ys)
+    recording = Recording(m, settings, collect(Float64, ts), y0, ys)
     fields = map(part -> Field(part, size(u0), typeof(y0)), parts)
     forward!(recording, fields...; noise)
     return Recorded(recording, parts, size(u0), sum(f -> f.calls[], fields))
+end
+
+function grid_of(ts, segments, dt0, max_steps)
+    dt0 > 0 || throw(ArgumentError("the method has a fixed step: give its size, `dt0`"))
+    abs(last(ts) - first(ts)) / dt0 < max_steps + 1 ||
+        throw(ArgumentError("steps of size $dt0 are more than max_steps = $max_steps"))
+    return uniform(first(ts), isempty(segments) ? (last(ts),) : map(s -> s.t_end, segments), dt0)
 end
 
 "What [`solve_recorded`](@ref) returns."

@@ -76,9 +76,10 @@ function save!(recording, codes, parameters, shape)
     return number
 end
 
-function fields_of(codes, parameters, state, pbars = map(_ -> nothing, codes))
+"The fields over states like `state`; where they are not `shared`, with buffers of their own."
+function fields_of(codes, parameters, state, pbars = map(_ -> nothing, codes); shared = true)
     return map(codes, parameters, pbars) do code, p, pbar
-        Field(dynamics(code, state, p), size(state), typeof(vec(state)); pbar)
+        Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar)
     end
 end
 
@@ -91,10 +92,11 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
 or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
-(3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), then
-the number of fields and for each its code and parameters.
+(3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
+the ends of the steps of a method of fixed step size, then the number of fields and for each its code and parameters,
+and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
-t_last, dt_last, first_error. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
+t_last, dt_last, first_error, steps with events. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
@@ -104,13 +106,12 @@ function bridge_solve(
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
     state, ys, times, results, first_slope = (array(r) for _ in 1:5)
-    each, parts, constants = tolerances_of(r, rtol, atol), segments_of(r), array(r)
+    given = read_settings(r, controller_name, rtol, atol)
     codes, parameters = read_fields(r)
+    looked_for = read_conditions(r)
     y0, fields = vec(state), fields_of(codes, parameters, state)
-    own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
-    settings = Settings(;
-        each..., dt0, dt_min, dt_max, controller = own, segments = parts, max_steps, record, dense, keep = Symbol(keep)
-    )
+    conditions = conditions_of(looked_for, looked_for.parameters, state)
+    settings = Settings(; given..., dt0, dt_min, dt_max, max_steps, record, dense, keep = Symbol(keep))
     ys = reshape(ys, length(y0), :)
     recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), y0)
@@ -118,14 +119,25 @@ function bridge_solve(
         confine!(fields[1], recording.segments[1])
         fields[1].value(vec(first_slope), y0, time_within(fields[1], times[1]), nothing)
     end
-    forward!(recording, fields...; noise)
-    results .= (
-        findfirst(==(recording.status), STATUSES) - 1, accepted(recording), recording.saved, recording.rejected,
-        calls_of(fields)..., recording.dt_first, recording.t_last, recording.dt_last,
-        recording.first_error,
-    )
+    forward!(recording, fields...; noise, conditions)
+    results .= results_of(recording, fields)
     synchronize(state)
     return save!(recording, codes, parameters, size(state))
+end
+
+"The numbers that [`bridge_solve`](@ref) describes."
+function results_of(rec::Recording, fields)
+    return (
+        findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
+        rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings),
+    )
+end
+
+"Those of the settings that are in the argument buffer."
+function read_settings(r::Reader, controller_name, rtol, atol)
+    each, segments, constants, grid = tolerances_of(r, rtol, atol), segments_of(r), array(r), array(r)
+    own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
+    return (; each..., segments, controller = own, grid = grid === nothing ? Float64[] : copy(grid))
 end
 
 "Tolerances, those of each entry if they are given; Python's memory is not kept."
@@ -150,7 +162,22 @@ function read_fields(r::Reader)
     return codes, parameters
 end
 
-const STATUSES = (:success, :nonfinite, :underflow, :steps)
+"The conditions of events: their codes and parameters, and what is looked for."
+function read_conditions(r::Reader)
+    codes, parameters = read_fields(r)
+    kinds = array(r)
+    kinds === nothing && return (; codes, parameters, directions = Int[], terminal = Bool[])
+    return (; codes, parameters, directions = Int.(kinds[1, :]), terminal = kinds[2, :] .== 1)
+end
+
+"The conditions over states like `state`; `nothing` if there are none."
+function conditions_of(looked_for, parameters, state; shared = true)
+    isempty(looked_for.codes) && return nothing
+    fields = fields_of(looked_for.codes, parameters, state; shared)
+    return Conditions(fields, looked_for.directions, collect(Bool, looked_for.terminal))
+end
+
+const STATUSES = (:success, :nonfinite, :underflow, :steps, :event)
 
 "A path behind a C function's address."
 struct CPath
@@ -170,8 +197,24 @@ end
 "Tells where Python has the flag that asks a solve to stop."
 bridge_set_stop_flag(address::Int) = (STOP_FLAG[] = Ptr{Int32}(address); nothing)
 
-"Why solve `number` stopped early."
-bridge_reason(number::Int) = SAVED_SOLVES[number].recording.reason
+"Why solve `number`, or that sample of it, stopped early."
+bridge_reason(number::Int, sample::Int = 1) = each_recording(SAVED_SOLVES[number].recording)[sample].reason
+
+"""
+    bridge_crossings(number, address)
+
+Copies the steps with events to the columns of a (3 + 2 conditions, steps) Float64 array: sample (from 0), step (from
+1), start, values of the conditions there, and at the step's end.
+"""
+function bridge_crossings(number::Int, address::Int)
+    recordings = each_recording(SAVED_SOLVES[number].recording)
+    columns = [
+        [sample - 1; here.step; here.start; here.before; here.after]
+        for (sample, rec) in enumerate(recordings) for here in rec.crossings
+    ]
+    copyto!(unsafe_wrap(Array, Ptr{Float64}(address), sum(length, columns)), reduce(vcat, columns))
+    return nothing
+end
 
 "Copies t, dt, error, stiffness and the implicit flag to the columns of a (5, steps) Float64 array."
 function bridge_records(number::Int, address::Int)
@@ -185,11 +228,12 @@ end
 
 "Copies the steps' pieces to the columns of an array, and forgets them; the argument: the array."
 function bridge_pieces(number::Int, address::Int, count::Int)
-    (; pieces, y0) = SAVED_SOLVES[number].recording
-    columns = reshape(array(Reader(address, count)), length(y0), :)
-    foreach((i, x) -> copyto!(view(columns, :, i), x), eachindex(pieces), pieces)
-    empty!(pieces)
-    synchronize(y0)
+    recordings = each_recording(SAVED_SOLVES[number].recording)
+    columns = reshape(array(Reader(address, count)), length(recordings[1].y0), :)
+    pieces = Iterators.flatten(rec.pieces for rec in recordings)
+    foreach(((i, x),) -> copyto!(view(columns, :, i), x), enumerate(pieces))
+    foreach(rec -> empty!(rec.pieces), recordings)
+    synchronize(recordings[1].y0)
     return nothing
 end
 

@@ -3,6 +3,8 @@
 "What the source of an exported field may use beside Base."
 const FIELD_NAMES = (
     Symbol("@..") => getfield(FastBroadcast, Symbol("@..")),
+    Symbol("@rows") => getfield(@__MODULE__, Symbol("@rows")),
+    :largest! => largest!,
     :mul! => mul!,
     :NaNMath => NaNMath,
     :fast_exp => fast_exp,
@@ -115,16 +117,20 @@ function explained(exception, backtrace)
     return "$text\n  at line $line of the JuliaField"
 end
 
-"The field over parameters `p` for states like `y`."
-function dynamics(code::Code, y, p::Tuple)
+"The field over parameters `p` for states like `y`; its buffers are `shared` with the next one of the same sizes."
+function dynamics(code::Code, y, p::Tuple; shared = true)
     code.vjp === nothing && return plain_dynamics(code, y, p)
+    shared || return Dynamics(code.f, code.vjp, p, arrays_of(code, y)...)
     key = (size(y), typeof(y), map(size, p))
-    if code.made_for != key
-        batch = ndims(y) == 0 ? 1 : size(y, ndims(y))
-        residuals = code.pair === nothing ? nothing : WithResiduals(code.pair..., code.arrays.residuals(batch), y)
-        code.made, code.made_for = (code.arrays.buffers(y, batch), residuals), key
-    end
+    code.made_for == key || ((code.made, code.made_for) = (arrays_of(code, y), key))
     return Dynamics(code.f, code.vjp, p, code.made...)
+end
+
+"An exported field's buffers, and its functions with residuals."
+function arrays_of(code::Code, y)
+    batch = ndims(y) == 0 ? 1 : size(y, ndims(y))
+    residuals = code.pair === nothing ? nothing : WithResiduals(code.pair..., code.arrays.residuals(batch), y)
+    return code.arrays.buffers(y, batch), residuals
 end
 
 function plain_dynamics(code::Code, y, p)

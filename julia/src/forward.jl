@@ -30,12 +30,13 @@ end
 
 """
     Settings(; rtol, atol, dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, segments = Segment[],
-        max_steps = 100_000, record = true, dense = false, keep = :stages)
+        grid = Float64[], max_steps = 100_000, record = true, dense = false, keep = :stages)
 
 How to solve: tolerances (numbers, or arrays like the state), first step (NaN: chosen automatically), bounds
 of the steps that the error control chooses, a function that makes the controller for an algorithm (or
-`nothing` for its own), the [`Segment`](@ref)s of the span if there are stops, the limit of attempts, whether
-error and stiffness are recorded, whether the interpolants of all steps are, and what the tape keeps of each
+`nothing` for its own), the [`Segment`](@ref)s of the span if there are stops, the ends of the steps of a method
+of fixed step size (stops and, within the limit of attempts, the end time among them), that limit, whether error and
+stiffness are recorded, whether the interpolants of all steps are, and what the tape keeps of each
 step for the reverse sweep: `:nothing`, `:states` (one state a step; stages are computed again) or `:stages`.
 """
 Base.@kwdef struct Settings{R, A, C}
@@ -46,6 +47,7 @@ Base.@kwdef struct Settings{R, A, C}
     dt_max::Float64 = Inf
     controller::C = nothing
     segments::Vector{Segment} = Segment[]
+    grid::Vector{Float64} = Float64[]
     max_steps::Int = 100_000
     record::Bool = true
     dense::Bool = false
@@ -64,9 +66,10 @@ end
 
 What a solve gathered. `t`, `dt`, `error`, `stiffness`: one entry an accepted step; `implicit`: whether
 an implicit method made it. `ys`: the saved states as columns. `status`: `:success`, `:nonfinite`,
-`:underflow` or `:steps`, with `reason`. `first_error`: estimate of the first accepted step, whether or not
-the others are recorded; NaN without one. `pieces`: of each step what its interpolant is made of, state at the
-start and all slopes, or both ends' states of a stochastic method. `tape`: what the reverse sweep needs.
+`:underflow` or `:steps`, with `reason`, or `:event`. `first_error`: estimate of the first accepted step, whether or
+not the others are recorded; NaN without one. `crossings`: the steps with events. `pieces`: of these steps, or of all,
+the `piece_steps`, what the interpolant is made of: state at the start and all slopes, or both ends' states of a
+stochastic method. `tape`: what the reverse sweep needs.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
@@ -81,7 +84,9 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     const stiffness::Vector{Float64}
     const implicit::Vector{Bool}
     const outputs::Vector{Output}
+    const crossings::Vector{Crossing}
     const pieces::Vector{V}
+    const piece_steps::Vector{Int}
     const tape::Vector{K}
     saved::Int
     rejected::Int
@@ -97,7 +102,7 @@ function Recording(method, settings, times, y0, ys)
     segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
         method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        typeof(y0)[], tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
+        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -116,13 +121,17 @@ error_of(integrator) = Float64(get_EEst(integrator))
 
 const SILENT = DEVerbosity(SciMLLogging.None())
 
-"Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE."
-function forward!(rec::Recording, fields...; noise = nothing)
+"""
+Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE. `conditions`: the
+[`Conditions`](@ref) whose zeros are looked for, with explicit methods.
+"""
+function forward!(rec::Recording, fields...; noise = nothing, conditions = nothing)
     save_start!(rec)
     span = (rec.times[1], rec.times[end])
     span[1] == span[2] && return rec
     foreach(field -> confine!(field, rec.segments[1]), fields)
     steps = recorder(rec.method, rec.settings, rec.y0, fields...)
+    watch!(steps, conditions, rec)
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise)
     integrator = init(problem, rec.method.algorithm; options(rec)...)
@@ -205,6 +214,7 @@ function run!(rec::Recording, integrator, recorder, fields)
             abs(h - (t1 - t)) <= 8 * eps(max(abs(t), abs(t1))) || (h = t1 - t)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
+            rec.status === :success || return rec
             handle_tstop!(integrator)
             if t1 == rec.segments[current].t_end && current < length(rec.segments)
                 current += 1

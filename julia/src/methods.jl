@@ -8,6 +8,14 @@ struct RungeKutta{A} <: Method
     tableau::Tableau
 end
 
+"""
+A Runge-Kutta method of fixed step size. No integrator of OrdinaryDiffEq makes its steps: it would form their ends by
+adding sizes up, and evaluate the field at each for an interpolant.
+"""
+const FixedStep = RungeKutta{Nothing}
+
+FixedStep(name::Symbol) = RungeKutta(nothing, Tableau(name))
+
 "A stochastic Runge-Kutta method for diagonal noise; likewise."
 struct StochasticRungeKutta{A} <: Method
     algorithm::A
@@ -37,6 +45,12 @@ const METHODS = Dict{Symbol, Method}(
             Vern9InterpolationCoefficients(Float64)
         )
     ),
+    :euler => FixedStep(:euler),
+    :midpoint => FixedStep(:midpoint),
+    :heun2 => FixedStep(:heun2),
+    :heun3 => FixedStep(:heun3),
+    :rk4 => FixedStep(:rk4),
+    :rk38 => FixedStep(:rk38),
     :sosri => StochasticRungeKutta(SOSRI(), NoiseTableau(:sosri)),
     :sosri2 => StochasticRungeKutta(SOSRI2(), NoiseTableau(:sosri2)),
     :sriw1 => StochasticRungeKutta(SRIW1(), NoiseTableau(:sriw1)),
@@ -72,6 +86,7 @@ end
 
 "Whether the method has an error estimate and thus adapts its step."
 adapts(m::StochasticRungeKutta) = m.tableau.adaptive
+adapts(::FixedStep) = false
 adapts(::Method) = true
 
 tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau

@@ -22,11 +22,13 @@ end
 
 "A solve and its reverse the way Python asks for them."
 function rehearse(code::Int, p::Tuple, y0, name::String)
-    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(10)
+    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(11)
     ys, y0bar, pbar = zeros(T, size(y0)..., 3), zero(y0), map(zero, p)
     ysbar = ones(T, size(ys))
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
-        integers = integers_of(y0, ys, times, results, nothing, nothing, nothing, nothing, nothing, 1, code, p)
+        grid = adapts(method(Symbol(name))) ? nothing : [0.3, 1.0]
+        settings = (nothing, nothing, nothing, nothing, grid)  # tolerances, segments, controller
+        integers = integers_of(y0, ys, times, results, nothing, settings..., 1, code, p, 0, nothing)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, true, false, "stages",
             0, BLAS.get_num_threads()
@@ -71,7 +73,7 @@ end
         for T in (Float64, Float32)
             y0, times, p = ones(T, 2, 2), [0.0, 0.5, 1.0], (T[0 1; -1 0], zeros(T, 2))
             layer = Dynamics(value!, vjp!, p, memory.buffers(y0, 2))
-            for name in ("tsit5", "bs3", "dp5", "heun", "vern7")
+            for name in ("tsit5", "bs3", "dp5", "heun", "vern7", "rk4")
                 CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end

@@ -55,11 +55,12 @@ function sweep!(
         recall!(step, rec.tape[n], tableau, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
-        (isempty(inside) && !dense) || extra_stages!(step, tableau, field; keep = true)
+        pieces = pieces_of(rec, cotangents, n)
+        (isempty(inside) && isempty(pieces)) || extra_stages!(step, tableau, field; keep = true)
         add_outputs!(rev.lam, rec, cotangents, first, last)
         reverse_step!(
             rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
-            Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside, pieces = pieces_of(cotangents, n, tableau)
+            Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside, pieces
         )
         if n == 1 || segment_at(rec, rec.t[n - 1]) != segment_at(rec, rec.t[n])  # no stage is carried over a stop
             reverse_first_stage!(rev, field, step)
@@ -138,10 +139,12 @@ function sweep!(
     return copyto!(y0bar, rev.base.lam)
 end
 
-"Cotangents of the pieces of step `n`, as columns; none without cotangents of pieces."
-function pieces_of(cotangents, n, tableau)
-    count = 1 + total(tableau)
-    return cotangents.pieces === nothing ? () : view(cotangents.pieces, :, ((n - 1) * count + 1):(n * count))
+"Cotangents of the pieces of step `n`, as columns; none if the step has no pieces, or they no cotangents."
+function pieces_of(rec::Recording, cotangents, n)
+    place = cotangents.pieces === nothing ? (1:0) : searchsorted(rec.piece_steps, n)
+    isempty(place) && return ()
+    count = 1 + total(rec.method.tableau)
+    return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(first(place) * count))
 end
 
 "Index of the first of the outputs up to `last` that lie in step `n`."
@@ -189,7 +192,7 @@ the whole trajectory against the slope at the start when t_0 moves.
 """
 function reverse_times!(tbar, rec::Recording, field::Field, ys, ysbar, y0bar)
     y, slope, times = similar(y0bar), similar(y0bar), rec.times
-    for i in eachindex(times)
+    for i in 1:rec.saved  # a solve that stopped has no state at the others
         confine!(field, rec.segments[segment_at(rec, times[i])])
         copyto!(y, view(ys, :, i))
         evaluate!(slope, field, times[i], y)

@@ -1,11 +1,15 @@
 # What is recorded of each accepted step: one recorder for each kind of method.
 
-"The stages that an explicit method evaluates, noted on the way; `on_tape`: the tape has their arrays."
+"""
+The stages that an explicit method evaluates, noted on the way; `on_tape`: the tape has their arrays; `watch`: the
+[`Watch`](@ref) over the steps, or `nothing`.
+"""
 mutable struct StageRecorder{V, T}
     const step::Step{V}
     const tableau::Tableau
     const rhs::RightHandSide{V, T}
     on_tape::Bool
+    watch::Union{Nothing, Watch{V, T}}
 end
 
 "Likewise the drifts of a stochastic method, and the increments of its noise."
@@ -32,7 +36,7 @@ function recorder(m::RungeKutta, settings, y0, field::Field)
     step = Step(m.tableau, y0)
     settings.keep === :stages && keep_residuals!(step, m.tableau, field)
     rhs = RightHandSide(field, step.k, step.arguments, step.residuals, m.tableau.stages)
-    return StageRecorder(step, m.tableau, rhs, false)
+    return StageRecorder(step, m.tableau, rhs, false, nothing)
 end
 
 function recorder(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion::Field)
@@ -42,6 +46,11 @@ function recorder(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion
 end
 
 recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(Step(TSIT5, y0), RightHandSide(field))
+
+"Looks for the zeros of conditions from the start of the solve on."
+watch!(recorder::StageRecorder, conditions::Conditions, rec) =
+    recorder.watch = Watch(conditions, rec.times[1], rec.y0)
+watch!(_, ::Nothing, _) = nothing
 
 functions(recorder) = ODEFunction{true, FullSpecialize}(recorder.rhs)
 functions(recorder::SDERecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)
@@ -72,30 +81,43 @@ start_anew!(::SDERecorder, _) = nothing
 release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
 
 function record_step!(rec::Recording, recorder::StageRecorder, integrator, t, h, t1)
-    (; step, tableau, rhs) = recorder
+    (; step, tableau) = recorder
     step.t, step.h, step.t1 = t, h, t1
-    push_step!(rec, h, t1)
     tableau.fsal || copyto!(step.y1, integrator.u)
-    if rec.settings.record
-        push!(rec.error, error_of(integrator))
-        tableau.pair && push!(rec.stiffness, stiffness_estimate(step, tableau))
-    end
-    recorder.on_tape = keep!(rec, step, tableau)
-    ready = rec.settings.dense
-    if ready
-        extra_stages!(step, tableau, rhs.field)
-        foreach(x -> push!(rec.pieces, copy(x)), (step.arguments[1], step.k...))
-    end
-    save_outputs!(rec, t, h, t1, integrator.u) do theta
-        ready || extra_stages!(step, tableau, rhs.field)
-        ready = true
-        dense_output!(step.scratch, step, tableau, theta)
-    end
+    rec.settings.record && push!(rec.error, error_of(integrator))
+    add_step!(rec, recorder)
     if tableau.fsal && !recorder.on_tape
         copyto!(step.k[1], step.k[tableau.stages])
         copyto!(step.arguments[1], step.arguments[tableau.stages])
     end
     return rec
+end
+
+"Adds the recorder's step, apart from its error; tells whether the stages of its interpolant were evaluated."
+function add_step!(rec::Recording, recorder::StageRecorder)
+    (; step, tableau, rhs, watch) = recorder
+    (; t, h, t1) = step
+    push_step!(rec, h, t1)
+    tableau.pair && rec.settings.record && push!(rec.stiffness, stiffness_estimate(step, tableau))
+    recorder.on_tape = keep!(rec, step, tableau)
+    ready = Ref(false)
+    # the slope at the end of a step of fixed size may be the next one's first, and go on the tape
+    again = !adapts(rec.method) && rec.settings.keep === :stages
+    interpolant!() = ready[] || (extra_stages!(step, tableau, rhs.field; keep = again); ready[] = true)
+    inside(theta) = (interpolant!(); dense_output!(step.scratch, step, tableau, theta))
+    found = watch === nothing ? nothing :
+        crossing(time -> inside((time - t) / h), watch, accepted(rec), t, t1, step.y1)
+    if rec.settings.dense || found !== nothing
+        interpolant!()
+        foreach(x -> push!(rec.pieces, copy(x)), (step.arguments[1], step.k...))
+        push!(rec.piece_steps, accepted(rec))
+    end
+    if found !== nothing
+        push!(rec.crossings, found)
+        stops(watch.conditions, found) && (rec.status = :event)
+    end
+    save_outputs!(inside, rec, t, h, t1, step.y1)
+    return ready[]
 end
 
 "Keeps the step itself, or a copy of the state at its start; tells whether the tape has taken the stages."

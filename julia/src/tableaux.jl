@@ -14,6 +14,7 @@ An explicit Runge-Kutta method with stages k_i = f(t + c_i h, y + h sum_j a_ij k
 
   - `b`: weights of the new state (equal to the last row of the step's `a` when `fsal`)
   - `btilde`: weights of the error, embedded minus main
+    zeros for a method of fixed step size
   - `dense`: row j holds the coefficients of theta, theta^2, ... in stage j's weight of the interpolant
   - `pair`: the last two stages both lie at t + h, so that their quotient estimates the stiffness
 """
@@ -80,16 +81,21 @@ The method of that name in tableaux.toml.
 """
 function Tableau(name::Symbol)
     data = COEFFICIENTS["ode"][String(name)]
-    steps, extra = data["a"], get(data, "extra_a", [])
-    stages, n = length(steps), length(steps) + length(extra)
-    a = filled([steps; extra], n, n)
-    c = [haskey(data, "c") ? filled(data["c"], stages) : row_sums(steps); row_sums(extra)]
-    b = filled(get(data, "b", last(steps)), n)
-    fsal = c[stages] == 1 && b == a[stages, :]
+    steps, weights = data["a"], get(data, "b", last(data["a"]))
+    stages = length(steps)
+    c = haskey(data, "c") ? filled(data["c"], stages) : row_sums(steps)
+    fsal = stages > 1 && c[stages] == 1 && filled(weights, stages) == filled(last(steps), stages)
+    # Hermite's interpolant ends with the slope at the new state, which is a further stage unless the method is FSAL
+    extra = get(data, "extra_a", fsal || haskey(data, "dense") ? [] : [weights])
+    n = stages + length(extra)
+    b = filled(weights, n)
     quartic = haskey(data, "quartic") ? filled(data["quartic"], n) : nothing
     dense = haskey(data, "dense") ? filled(data["dense"], n, maximum(length, data["dense"])) : hermite(b, quartic)
-    pair = c[stages - 1] == c[stages] == 1
-    return Tableau(stages, length(extra), a, c, b, filled(data["btilde"], n), dense, fsal, pair)
+    btilde = filled(get(data, "btilde", []), n)
+    pair = any(!iszero, btilde) && stages > 1 && c[stages - 1] == c[stages] == 1
+    return Tableau(
+        stages, length(extra), filled([steps; extra], n, n), [c; row_sums(extra)], b, btilde, dense, fsal, pair
+    )
 end
 
 const TSIT5 = Tableau(:tsit5)

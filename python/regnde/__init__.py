@@ -21,8 +21,9 @@ from regnde._errors import (
 )
 from regnde._event import Event
 from regnde._fit import Progress, anneal, fit
-from regnde._fixed_grid import fixed_grid
-from regnde._grid import Candidate, FixedGrid, GridReport
+from regnde._fixed_grid import FixedGrid
+from regnde._grid_choice import fixed_grid
+from regnde._grid_report import Candidate, GridReport
 from regnde._install import Installation, install
 from regnde._last_step import LastStep
 from regnde._noise import BrownianPath, Increment

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from regnde._report import Advice, Diagnosis, Run
+from regnde._report import Advice, Diagnosis
+from regnde._run import Run
 
 __all__ = ["RULES", "advised"]
 

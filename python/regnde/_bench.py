@@ -14,7 +14,8 @@ from torch import Tensor
 from regnde import _modules
 from regnde._last_step import LastStep
 from regnde._penalty import ErrorPenalty
-from regnde._report import Run, Smoothness
+from regnde._report import Smoothness
+from regnde._run import Run
 from regnde._solution import Solution, Status
 from regnde._solve import solve
 from regnde._solver import Solver

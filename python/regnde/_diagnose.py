@@ -20,7 +20,8 @@ from regnde._bench import Bench, Metric, two_steps
 from regnde._equation import SDE, Equation, JuliaField
 from regnde._last_step import LastStep
 from regnde._recording import unrecorded
-from regnde._report import Diagnosis, Run
+from regnde._report import Diagnosis
+from regnde._run import Run
 from regnde._solution import Solution
 from regnde._solver import Solver
 from regnde._state import Structure

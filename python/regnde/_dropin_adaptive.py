@@ -19,6 +19,7 @@ from regnde._event import Event
 from regnde._solution import Solution
 from regnde._solve import solve_by_rules
 from regnde._solver import Solver
+from regnde._times import checked_times
 from regnde._transforms import has_derivative, transformed
 
 __all__ = ["adaptive_until_event", "dense_output", "odeint_adaptive"]
@@ -61,7 +62,9 @@ def dense_output(problem: Problem, given: Mapping[str, Any] | None) -> Solution:
 
 def _solved(problem: Problem, given: Mapping[str, Any] | None, field: Field, *, dense: bool) -> Solution:
     solver, rules, stops = _how(problem, given)
-    return solve_by_rules(field, problem.y0, problem.t.detach(), solver, rules, stops=stops, dense=dense)
+    return solve_by_rules(
+        field, problem.y0, checked_times(problem.t.detach(), "odeint: t"), solver, rules, stops=stops, dense=dense
+    )
 
 
 def adaptive_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:
@@ -73,7 +76,7 @@ def adaptive_until_event(problem: Problem, given: Mapping[str, Any] | None, even
         event: where to stop.
     """
     solver, rules, stops = _how(problem, given)
-    times = problem.times_until(FOREVER)
+    times = checked_times(problem.times_until(FOREVER), "odeint: t")
     return solve_by_rules(problem.field, problem.y0, times, solver, rules, stops=stops, events=[event])
 
 

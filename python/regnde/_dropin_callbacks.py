@@ -29,7 +29,7 @@ def callbacks_of(
         structure: of the state.
         adjoint: whether there is a backward pass that recomputes steps, which calls the names with `_adjoint`.
     """
-    forwards = {name: getattr(func, name) for name in NAMES if hasattr(func, name)}
+    forwards = {name: call for name in NAMES if (call := getattr(func, name, None)) is not None}
     if unknown := sorted(forwards.keys() - set(known)):
         warnings.warn(f"odeint: method {method!r} does not call {', '.join(unknown)}, as in torchdiffeq.", stacklevel=4)
 

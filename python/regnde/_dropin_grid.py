@@ -22,7 +22,8 @@ from regnde._grid_method import IMPLICIT_TABLEAUX, Adams, GridMethod
 from regnde._solution import Solution
 from regnde._solve import solve_by_rules
 from regnde._solver import Solver
-from regnde._times import checked_times
+from regnde._times import Times, checked_times
+from regnde._transforms import has_derivative
 
 __all__ = ["grid_until_event", "odeint_on_grid"]
 
@@ -39,24 +40,27 @@ def odeint_on_grid(problem: Problem, given: Mapping[str, Any] | None) -> Tensor:
     """
     options = _options(problem, given)
     solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch")
-    grid, places = t, saves = checked_times(problem.t, "odeint: t")
+    times = grid = checked_times(problem.t, "odeint: t")
     if options.grid_constructor is not None:
-        grid, places = checked_times(options.grid_constructor(problem.field, problem.y0, problem.t), "odeint: the grid")
+        given_grid = options.grid_constructor(problem.field, problem.y0, problem.t)
+        grid = checked_times(given_grid, "odeint: the grid")
     elif options.step_size is not None:
-        grid, places = checked_times(_uniform(problem.t, saves, options.step_size))
+        grid = _uniform(problem.t, times, options.step_size)
+    saves, places = times.values, grid.values
     if not (places[0] == saves[0] and places[-1] == saves[-1]):
         raise ValueError(f"odeint: the grid goes from {places[0]} to {places[-1]}, t from {saves[0]} to {saves[-1]}.")
     ends = [places[0], *(b for a, b in itertools.pairwise(places) if a != b)]
     stops, rules = ends if options.perturb else (), StepRules(callbacks=problem.callbacks)
 
-    def states_at(times: Tensor) -> Tensor:
+    def states_at(times: Times) -> Tensor:
         found: Tensor = solve_by_rules(problem.field, problem.y0, times, solver, rules, grid=ends, stops=stops).ys
         return found
 
-    if grid is t or options.interp == "cubic" or set(saves) <= set(places):
-        return states_at(t)
+    if grid is times or options.interp == "cubic" or set(saves) <= set(places):
+        return states_at(times)
     chords = _Chords(saves, places)
-    return chords.states(grid, t, states_at(grid[chords.needed]))
+    needed = Times(grid.tensor[chords.needed], tuple(places[i] for i in chords.needed))
+    return chords.states(grid.tensor, times.tensor, states_at(needed))
 
 
 def grid_until_event(problem: Problem, given: Mapping[str, Any] | None, event: Event) -> Solution:
@@ -71,7 +75,7 @@ def grid_until_event(problem: Problem, given: Mapping[str, Any] | None, event: E
     if options.step_size is None or options.perturb:
         raise ValueError("odeint: event_fn with a method of fixed steps needs the option step_size, and no perturb.")
     solver = Solver(method=_method(problem, options), gradient=problem.gradient, engine="torch", dt0=options.step_size)
-    times = problem.times_until(MOST_STEPS * options.step_size)
+    times = checked_times(problem.times_until(MOST_STEPS * options.step_size), "odeint: t")
     rules = StepRules(callbacks=problem.callbacks)
     return solve_by_rules(problem.field, problem.y0, times, solver, rules, events=[event])
 
@@ -95,12 +99,21 @@ def _method(problem: Problem, options: GridOptions) -> str | GridMethod:
     return replace(adams, max_iters=iters, max_order=order)
 
 
-def _uniform(t: Tensor, saves: Sequence[float], step: float) -> Tensor:
-    """A grid of this step from t[0], the last one cut at t[-1]."""
-    span = saves[-1] - saves[0]
+def _uniform(t: Tensor, times: Times, step: float) -> Times:
+    """A grid of this step from the first of the times, the last one cut at the last of them.
+
+    Its points have the resolution of t, as in torchdiffeq, and move with these two times.
+    """
+    real: Any = np.float32 if t.dtype == torch.float32 else np.float64
+    first, last = times.values[0], times.values[-1]
+    span = last - first
     count = max(1, math.ceil(abs(span) / step * (1 - 4 * torch.finfo(t.dtype).eps)))
-    inner = torch.arange(count, dtype=t.dtype, device=t.device) * math.copysign(step, span)
-    return torch.cat([t[0] + inner, t[-1:]])
+    inner = real(first) + np.arange(count, dtype=real) * real(math.copysign(step, span))
+    values = (*inner.tolist(), last)
+    points, moving = torch.tensor(values, dtype=torch.float64, device=t.device), times.tensor
+    if has_derivative(moving):
+        points = torch.cat([points[:-1] + (moving[0] - moving[0].detach()), moving[-1:]])
+    return Times(points, values)
 
 
 class _Chords:

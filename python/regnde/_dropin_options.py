@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -133,7 +132,7 @@ def options_of(kind: type[T], method: str, given: Mapping[str, Any] | None, *, w
     """
     if not given:
         return kind()
-    known = {field.name for field in dataclasses.fields(kind)} - set(without)
+    known = kind.__dataclass_fields__.keys() - set(without)
     unknown = {name: value for name, value in given.items() if name not in known and name not in IGNORED}
     if unknown:
         warnings.warn(

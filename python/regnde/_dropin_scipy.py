@@ -1,7 +1,8 @@
 """torchdiffeq's `scipy_solver`: `scipy.integrate.solve_ivp` steps, in double precision on the host.
 
-Its steps are not recorded. `odeint_adjoint` differentiates it by the continuous adjoint equation, which scipy solves
-backwards (L. S. Pontryagin et al.; R. T. Q. Chen et al., NeurIPS 2018): a gradient with that solve's own error.
+Its steps are not recorded; a recording counts its evaluations. `odeint_adjoint` differentiates it by the continuous
+adjoint equation, which scipy solves backwards (L. S. Pontryagin et al.; R. T. Q. Chen et al., NeurIPS 2018): a gradient
+with that solve's own error.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from regnde._dropin_options import ScipyOptions, options_of
 from regnde._dropin_problem import Problem
+from regnde._recording import open_recordings
 from regnde._solver import Solver
 from regnde._state import Structure
 from regnde._tolerance import entries
@@ -112,11 +114,19 @@ def _tolerances(rtol: Any, atol: Any, structure: Structure) -> tuple[float | Arr
 
 
 def _forward(field: Field, y0: Tensor, t: Tensor, how: _How) -> Tensor:
+    calls = 0
+
     def f(time: float, state: Array) -> Array:
+        nonlocal calls
+        calls += 1
         y = torch.as_tensor(state).to(y0.device, y0.dtype).reshape(y0.shape)
         return _array(field(torch.tensor(time, dtype=y0.dtype.to_real(), device=y0.device), y))
 
-    states = how.solve(f, _array(y0), _array(t.double()))
+    try:
+        states = how.solve(f, _array(y0), _array(t.double()))
+    finally:
+        for log in open_recordings():
+            log.add_unseen(calls, "the steps of 'scipy_solver' are scipy's, which tells no errors of them.")
     return torch.as_tensor(np.array(states)).to(y0.device, y0.dtype).reshape(len(t), *y0.shape)
 
 

@@ -26,6 +26,7 @@ from regnde._recording import unrecordable
 from regnde._sde_method import SDE_METHODS, Carried, Doubled, ReversibleHeun, SDEMethod, StochasticMethod
 from regnde._solve import solve_by_rules
 from regnde._solver import Gradient, Solver
+from regnde._times import checked_times
 
 __all__ = ["sdeint", "sdeint_adjoint"]
 
@@ -237,7 +238,9 @@ def _sdeint(
     else:
         solver = Solver(method=chosen, gradient=gradient, engine="torch", max_steps=_count(t0, t1, control.dt))
         with unrecordable(WITHOUT_TOLERANCE):
-            ys = solve_by_rules(equation, y0, times, solver, noise=path, grid=_grid(times, control.dt)).ys
+            ys = solve_by_rules(
+                equation, y0, checked_times(times), solver, noise=path, grid=_grid(times, control.dt)
+            ).ys
     ys = _with_zeros(ys, parameters)
     answer: list[Any] = [ys]
     if logqp:
@@ -365,7 +368,7 @@ def _adaptive(
         engine="torch",
     )
     rules = dataclasses.replace(OWN_RULES, accept_smallest=True)
-    states: Tensor = solve_by_rules(sde, y0, times, solver, rules, noise=path).ys
+    states: Tensor = solve_by_rules(sde, y0, checked_times(times), solver, rules, noise=path).ys
     return states
 
 

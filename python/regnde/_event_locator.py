@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from regnde._dense import Interpolant
+from regnde._equation import takes_samples
 from regnde._event import Event
 from regnde._solution import Events
 from regnde._transforms import has_derivative
 
-__all__ = ["EventLocator", "Hit", "behind", "bracketed_zero", "events_of", "passes"]
+__all__ = ["EventLocator", "Hit", "behind", "bracketed_zero", "events_of", "of_sample", "passes"]
 
 SLACK = 100  # in units of the clock's resolution: a zero this close to the initial time is a zero at it
 Value = Any  # a float for one system, an array for samples
@@ -131,6 +133,17 @@ def events_of(hits: Sequence[Hit], y0: Tensor) -> Events:
         return Events(nothing, y0.new_zeros((0, *y0.shape)), nothing.long())
     which = torch.tensor([hit.which for hit in hits], device=y0.device)
     return Events(torch.stack([hit.t for hit in hits]).to(y0.device), torch.stack([hit.y for hit in hits]), which)
+
+
+def of_sample(event: Event, sample: Tensor) -> Event:
+    """The event of one sample, whose index is given with shape (1,): a condition of its own time and state."""
+    condition, with_samples = event.condition, takes_samples(event.condition)
+
+    def of_one(t: Tensor, y: Tensor) -> Tensor:
+        arguments = t.reshape(-1, *[1] * y.ndim), y.unsqueeze(0)
+        return condition(*arguments, sample) if with_samples else condition(*arguments)
+
+    return dataclasses.replace(event, condition=of_one)
 
 
 def passes(event: Event, before: Value, after: Value) -> Value:

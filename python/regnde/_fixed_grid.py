@@ -1,297 +1,154 @@
-"""Chooses a grid of fixed steps on samples, for deployment.
-
-An adaptive solve takes decisions that depend on numbers, which an exported graph can not. Its control also costs
-evaluations: for the first step, for rejected steps, for a margin of safety. Similar inputs can share fixed steps.
-"""
+"""A module that solves along fixed steps."""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
-from regnde._equation import SDE, Field, JuliaField
-from regnde._grid import Candidate, FixedGrid, GridReport, Spacing, distances, explicit, with_stops
-from regnde._recording import unrecorded
-from regnde._solution import Solution
-from regnde._solve import solve
-from regnde._solver import Solver
+from regnde._equation import Field
+from regnde._grid_report import GridReport, distances
+from regnde._solver import hint
 from regnde._state import checked_state
 from regnde._stops import Segment, segments
-from regnde._tableau import Tableau
+from regnde._tableau import TABLEAUX, Tableau
 from regnde._times import checked_stops, checked_times
 
-__all__ = ["fixed_grid"]
+__all__ = ["FixedGrid", "explicit", "with_stops"]
 
-Floats = NDArray[np.float64]
-Grid = tuple[float, ...]
-Density = tuple[Floats, Floats]  # places, and how dense steps are between them
-
-REFERENCE_METHOD = "vern7"
-FINER = 1e-4  # tolerance of the reference over the given one
-RESOLUTION = 50  # of the state's dtype: a multiple that is the least tolerance of the reference
-LOOSER = 10  # tolerance of a second reference over that of the first
-UNSURE = 0.2  # distance of the two references in units of the tolerance, up to which errors are believed
-DEAREST = 10  # evaluations of a grid over those of the adaptive solve, at most
-COARSE = 8  # least number of steps of the grid on which local errors are measured
-SPARSEST = 0.1  # density of steps over its mean, at least
-SMALLEST = 1e-12  # error that counts
+SHORTEST = 1e-9  # step over the span: an end of a step this close to a stop is the stop
 
 
-def fixed_grid(
-    field: Field,
-    samples: Tensor | ArrayLike,
-    ts: Sequence[float] | Tensor,
-    solver: Solver | None = None,
-    *,
-    share: float = 0.95,
-    methods: Sequence[str | Tableau] | None = None,
-    output: Literal["state", "states"] = "state",
-    stops: Sequence[float] | Tensor = (),
-) -> FixedGrid:
-    """Chooses fixed steps that solve samples to the solver's tolerance, and makes a module that takes them.
+class FixedGrid(nn.Module):
+    """Solves an ODE along fixed steps: a plain sequence of evaluations, for `torch.export` and ONNX.
 
-    The samples are solved once adaptively, with records, and twice very accurately. For each method the fewest steps
-    are sought with which the given share of the samples is within the tolerance at all save times. Steps are spaced
-    evenly, or as the records have them, or so that the method's local errors are alike. The grid of the fewest
-    evaluations is taken. The tolerance is that of the result; an adaptive solve holds only its single steps to it.
+    `fixed_grid` chooses the steps and makes one. States that are not finite are not noticed.
 
     Args:
-        field: f(t, y), usually a module in evaluation mode, of every sample on its own.
-        samples: initial states like those to come, shape (samples, ...).
+        field: f(t, y), usually a module; its parameters are this module's.
         ts: save times, in units of time.
-        solver: an adaptive method, and the tolerances to be met; `Solver()` by default.
-        share: of the samples that is to be within the tolerance, above 0 and at most 1.
-        methods: names of explicit methods of the torch engine, of fixed or adaptive step, or `Tableau`s; by default the
-            solver's method.
-        output: what the module returns, as `FixedGrid` has it.
-        stops: times at which the field may jump or bend, as for `solve`: steps end there.
+        ends: the initial time and the ends of the steps; the first and the last are those of `ts`.
+        method: name of an explicit method of the torch engine, of fixed or adaptive step, or a `Tableau`.
+        rtol: relative tolerance, for `error`.
+        atol: absolute tolerance, in units of the state.
+        output: `"state"` returns the one at the last time, of y0's shape; `"states"` those at all times, shape
+            (T, *y0.shape).
+        stops: times at which the field may jump or bend, as for `solve`: steps end there, too.
 
-    Returns:
-        A `FixedGrid`; its `report` has the errors.
-
-    Raises:
-        TypeError: for an SDE or a `JuliaField`.
-        ValueError: for a solver of fixed step size, an unknown method, or samples whose dtype is too coarse for the
-            tolerance; if no grid meets the tolerance with ten times the evaluations of the adaptive solve.
-        SolveError: if an adaptive solve of the samples does not reach the end.
+    Attributes:
+        nfe: evaluations of the field in a solve.
+        report: what the steps were chosen on, or None.
 
     Examples:
-        >>> samples = torch.linspace(0.5, 2.0, 40, dtype=torch.float64)[:, None]
-        >>> grid = fixed_grid(lambda t, y: -y, samples, [0.0, 1.0], Solver(rtol=1e-4, atol=1e-4))
-        >>> grid.nfe < grid.report.adaptive_nfe, grid.report.errors[1] <= 1, bool(grid.beyond(samples).any())
-        (True, True, False)
+        >>> grid = FixedGrid(lambda t, y: -y, ts=[0.0, 1.0], ends=[0.0, 0.4, 1.0], method="rk4")
+        >>> grid(torch.ones(3, 1)).shape, grid.nfe
+        (torch.Size([3, 1]), 8)
     """
-    if isinstance(field, (SDE, JuliaField)):
-        raise TypeError(f"fixed_grid: field must be the f(t, y) of an ODE, got {type(field).__name__}.")
-    if not 0 < share <= 1:
-        raise ValueError(f"fixed_grid(share={share!r}): give a share above 0 and at most 1.")
-    solver = Solver() if solver is None else solver
-    resolved = solver.resolve(sde=False)
-    own = explicit(resolved.method if resolved.tableau is None else resolved.tableau)
-    if not own.adaptive:
-        raise ValueError(
-            f"fixed_grid: the solver's method {own.name!r} has fixed steps and estimates no error: give an adaptive "
-            "solver, and the method of the grid as methods=[...]."
-        )
-    if not (isinstance(resolved.rtol, float) and isinstance(resolved.atol, float)):
-        raise ValueError("fixed_grid: the solver has a tolerance for each part or entry: give one rtol and one atol.")
-    tableaux = [own] if methods is None else [explicit(method) for method in methods]
-    with torch.no_grad(), unrecorded():
-        times = checked_times(ts)[1]
-        jumps = checked_stops(stops)[1]
-        problem = _Problem.of(field, samples, times, solver, resolved.rtol, resolved.atol, share, jumps)
-        found = sorted(problem.candidates(tableaux), key=lambda each: (each[0].nfe, each[0].error))
-        if not found:
-            names = ", ".join(tableau.name for tableau in tableaux)
-            raise ValueError(
-                f"fixed_grid: no grid of up to {problem.dearest} evaluations brings {share:g} of the samples within "
-                f"the tolerance with {names}: give other methods, a lower share, or larger tolerances."
-            )
-        tableau, ends = found[0][1:]
-        grid = FixedGrid(
-            field, problem.ts, ends, tableau, rtol=problem.rtol, atol=problem.atol, output=output, stops=jumps
-        )
-        grid.report = problem.report([candidate for candidate, *_ in found], tableau, ends)
-    return grid
 
+    report: GridReport | None
 
-@dataclass(frozen=True)
-class _Problem:
-    """Samples, their reference solution, and the adaptive solve that a grid is compared with."""
-
-    field: Field
-    y0: Tensor
-    ts: Grid
-    rtol: float
-    atol: float
-    share: float
-    adaptive: Solution
-    reference: Tensor  # at the save times
-    reference_error: float
-    places: Grid  # a coarse grid
-    states: Tensor  # the reference at its times
-    segments: tuple[Segment, ...]  # between the stops
-
-    @staticmethod
-    def of(
+    def __init__(
+        self,
         field: Field,
-        samples: Tensor | ArrayLike,
-        ts: Grid,
-        solver: Solver,
-        rtol: float,
-        atol: float,
-        share: float,
-        stops: Grid,
-    ) -> _Problem:
-        """The problem of these samples; solves it."""
-        y0 = checked_state(samples)
-        if y0.ndim == 0 or not y0.numel():
-            raise ValueError(f"fixed_grid: samples must have the shape (samples, ...), got {tuple(y0.shape)}.")
-        if ts[0] == ts[-1]:
-            raise ValueError(f"fixed_grid: ts must span some time, got {ts[0]:g} to {ts[-1]:g}.")
-        plain = dataclasses.replace(solver, engine="torch", batch="joint", gradient="discrete", compile=False, dt0=None)
-        parts = segments(ts[0], ts[-1], stops, y0.dtype.to_real())
-        adaptive = solve(field, y0, ts, plain, record="all", stops=stops)
-        places = with_stops(_spaced(_recorded(adaptive), max(COARSE, adaptive.stats.accepted)), parts)
-        times = sorted({*ts, *places}, reverse=ts[-1] < ts[0])
-        saved, coarse = ([times.index(t) for t in some] for some in (ts, places))
-        fine = dataclasses.replace(
-            plain,
-            method=REFERENCE_METHOD,
-            rtol=max(FINER * rtol, RESOLUTION * torch.finfo(y0.dtype).eps),
-            atol=FINER * atol,
-            max_steps=DEAREST * plain.max_steps,
-            dt_min=0.0,
-        )
-        rougher = dataclasses.replace(fine, rtol=LOOSER * fine.rtol, atol=LOOSER * fine.atol)
-        states, others = (solve(field, y0, times, each, stops=stops).ys for each in (fine, rougher))
-        unsure = float(distances(others[saved], states[saved], rtol, atol).max())
-        if not unsure <= UNSURE:
+        ts: Sequence[float] | Tensor,
+        ends: Sequence[float],
+        method: str | Tableau = "tsit5",
+        *,
+        rtol: float = 1e-3,
+        atol: float = 1e-3,
+        output: Literal["state", "states"] = "state",
+        stops: Sequence[float] | Tensor = (),
+    ) -> None:
+        super().__init__()
+        times, steps = checked_times(ts)[1], tuple(map(float, ends))
+        gaps = [b - a for a, b in itertools.pairwise(steps)]
+        if not gaps or not (min(gaps) > 0 or max(gaps) < 0) or (steps[0], steps[-1]) != (times[0], times[-1]):
             raise ValueError(
-                f"fixed_grid: references at two tolerances are {unsure:.2g} apart in units of the tolerance "
-                f"(rtol={rtol:g}, atol={atol:g}), so that no error can be told: give samples and field in double "
-                "precision, or larger tolerances."
+                f"FixedGrid: ends must go from ts[0]={times[0]!r} to ts[-1]={times[-1]!r} without repetition, got "
+                f"{len(steps)} times, the first of which are {steps[:3]}."
             )
-        return _Problem(
-            field, y0, ts, rtol, atol, share, adaptive, states[saved], unsure, places, states[coarse], parts
+        if output not in ("state", "states"):
+            raise ValueError(f"FixedGrid(output={output!r}): choose 'state' (the last one) or 'states'.")
+        self.field = field
+        self.stops = checked_stops(stops)[1]
+        self.ts, self.ends = times, with_stops(steps, segments(times[0], times[-1], self.stops, torch.float64))
+        self._segments: dict[torch.dtype, tuple[Segment, ...]] = {}  # made outside of graphs, where numbers are numbers
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16) if self.stops else ():
+            with contextlib.suppress(ValueError):  # a dtype in which two stops are one
+                self._segments[dtype] = segments(times[0], times[-1], self.stops, dtype)
+        self.tableau = explicit(method)
+        self.rtol, self.atol = float(rtol), float(atol)
+        self.output = output
+        self.nfe = evaluations(self.tableau, self.ends, times)
+        self.report = None
+
+    def forward(self, y0: Tensor) -> Tensor:
+        """The state at the last time, or those at all times, from y0 of any shape."""
+        states = self._states(y0, self.ends)
+        return states[-1] if self.output == "state" else states
+
+    @torch.no_grad()
+    def error(self, y0: Tensor) -> Tensor:
+        """Estimated error of each sample in units of the tolerance, shape (batch,); infinite where it is not finite.
+
+        It is the distance from a solve with two steps for each one, corrected for the error of that solve (Richardson's
+        extrapolation), the largest over the save times. It takes three times the evaluations of a solve.
+
+        Args:
+            y0: shape (batch, ...).
+        """
+        if y0.ndim == 0:
+            raise ValueError("FixedGrid.error: y0 needs a leading dimension of samples, but it has no dimension.")
+        halves = [(a + b) / 2 for a, b in itertools.pairwise(self.ends)]
+        finer = (self.ends[0], *itertools.chain(*zip(halves, self.ends[1:], strict=True)))
+        shown = 1 - 0.5**self.tableau.order  # of the error, by the distance
+        return distances(self._states(y0, self.ends), self._states(y0, finer), self.rtol, self.atol) / shown
+
+    def beyond(self, y0: Tensor) -> Tensor:
+        """Which samples are not solved to the tolerance, shape (batch,), bool: inputs beyond those of the choice.
+
+        It compares `error` with 1. Whether the trained field is meaningful for such a sample is another question.
+
+        Args:
+            y0: shape (batch, ...).
+        """
+        return ~(self.error(y0) <= 1)
+
+    def extra_repr(self) -> str:
+        """Method, steps and tolerances, for the module's repr."""
+        return (
+            f"method={self.tableau.name!r}, steps={len(self.ends) - 1}, ts={self.ts}, rtol={self.rtol:g}, "
+            f"atol={self.atol:g}, output={self.output!r}"
         )
 
-    @property
-    def dearest(self) -> int:
-        """The largest number of evaluations of a grid."""
-        return DEAREST * self.adaptive.stats.nfe
-
-    def errors(self, tableau: Tableau, ends: Grid) -> Tensor:
-        """Errors of the samples along a grid, shape (samples,)."""
-        ys = walk(CountedField(self.field), tableau, self.y0, ends, self.ts, self.segments)
-        return distances(ys, self.reference, self.rtol, self.atol)
-
-    def candidates(self, tableaux: Sequence[Tableau]) -> Iterator[tuple[Candidate, Tableau, Grid]]:
-        """The grid of the fewest steps of each method and spacing, where it is not dearer than those before it."""
-        limit = self.dearest
-        for tableau in tableaux:
-            densities: dict[Spacing, Density] = {
-                "even": (np.array((self.ts[0], self.ts[-1])), np.ones(1)),
-                "recorded": _recorded(self.adaptive),
-                "measured": self.measured(tableau),
-            }
-            for spacing, density in densities.items():
-                fewest = self.fewest(tableau, density, limit)
-                if fewest is not None:
-                    error, ends = fewest
-                    nfe = evaluations(tableau, ends, self.ts)
-                    limit = min(limit, nfe)
-                    yield Candidate(tableau.name, spacing, len(ends) - 1, nfe, error), tableau, ends
-
-    def measured(self, tableau: Tableau) -> Density:
-        """The coarse grid, and the density at which the method's local errors are alike."""
-        local, at = [], 0
-        for i, ends in enumerate(itertools.pairwise(self.places)):
-            at += ends[0] == self.segments[at].end
-            y1 = walk(CountedField(self.field), tableau, self.states[i], ends, ends[1:], self.segments[at : at + 1])
-            error = distances(y1, self.states[i + 1 : i + 2], self.rtol, self.atol)
-            local.append(min(max(_at_share(error, self.share), SMALLEST), 1 / SMALLEST))
-        places = np.array(self.places)
-        return places, np.array(local) ** (1 / (tableau.order + 1)) / np.abs(np.diff(places))
-
-    def fewest(self, tableau: Tableau, density: Density, limit: int) -> tuple[float, Grid] | None:
-        """The grid of the fewest steps that meets the tolerance, and its error; None if that is beyond the limit."""
-
-        def tried(steps: int) -> tuple[float, Grid]:
-            ends = with_stops(_spaced(density, steps), self.segments)
-            return _at_share(self.errors(tableau, ends), self.share), ends
-
-        most = limit // (tableau.stages - tableau.fsal)
-        failed, steps = 0, 1
-        error, ends = tried(steps)
-        while error > 1:
-            if steps >= most:
-                return None
-            failed, growth = steps, min(max(error ** (1 / tableau.order), 1.1), 2.0)
-            steps = min(math.ceil(growth * steps), most)
-            error, ends = tried(steps)
-        while steps > failed + 1:
-            middle = (failed + steps) // 2
-            found = tried(middle)
-            if found[0] <= 1:
-                steps, (error, ends) = middle, found
-            else:
-                failed = middle
-        return error, ends
-
-    def report(self, candidates: Sequence[Candidate], tableau: Tableau, ends: Grid) -> GridReport:
-        """The report on a chosen grid."""
-        quantiles = tuple(sorted({0.5, self.share, 1.0}))
-        errors = self.errors(tableau, ends)
-        others = distances(self.adaptive.ys, self.reference, self.rtol, self.atol)
-        return GridReport(
-            chosen=candidates[0],
-            candidates=tuple(candidates),
-            samples=len(self.y0),
-            share=self.share,
-            rtol=self.rtol,
-            atol=self.atol,
-            quantiles=quantiles,
-            errors=tuple(_at_share(errors, q) for q in quantiles),
-            adaptive_errors=tuple(_at_share(others, q) for q in quantiles),
-            adaptive_nfe=self.adaptive.stats.nfe,
-            adaptive_steps=self.adaptive.stats.accepted,
-            reference_error=self.reference_error,
-        )
+    def _states(self, y0: Tensor, ends: Sequence[float]) -> Tensor:
+        field = self.field if torch.compiler.is_compiling() else CountedField(self.field)
+        y = checked_state(y0, half=True)
+        if self.stops and y.real.dtype not in self._segments:
+            raise ValueError(f"FixedGrid: no time of {y.real.dtype} lies between two of the stops: take float64.")
+        return walk(field, self.tableau, y, ends, self.ts, self._segments[y.real.dtype] if self.stops else ())
 
 
-def _recorded(solution: Solution) -> Density:
-    """The recorded steps, and the density at which their errors would be alike."""
-    steps = solution.steps
-    assert steps is not None
-    size = steps.dt.abs().cpu().numpy()
-    error = steps.error.double().cpu().numpy()
-    order = explicit(solution.solver.method if solution.solver.tableau is None else solution.solver.tableau).order
-    places = np.concatenate(([float(solution.ts[0])], steps.t.cpu().numpy()))
-    return places, np.maximum(error, SMALLEST) ** (1 / order) / size
+def with_stops(ends: Sequence[float], parts: Sequence[Segment]) -> tuple[float, ...]:
+    """The ends of steps, and the stops between segments in the place of those that are as good as equal."""
+    if len(parts) < 2:
+        return tuple(ends)
+    stops, near = [part.end for part in parts[:-1]], SHORTEST * abs(ends[-1] - ends[0])
+    others = [end for end in ends[1:-1] if min(abs(end - stop) for stop in stops) > near]
+    return tuple(sorted({ends[0], *others, *stops, ends[-1]}, reverse=ends[-1] < ends[0]))
 
 
-def _spaced(density: Density, steps: int) -> Grid:
-    """The ends of steps that are as dense as that, the initial time first."""
-    places, values = density
-    widths = np.abs(np.diff(places))
-    mean = np.average(values, weights=widths)
-    shares = np.concatenate(([0.0], np.cumsum(np.maximum(values, SPARSEST * mean) * widths)))
-    inside = np.interp(np.arange(1, steps) / steps, shares / shares[-1], places)
-    return (float(places[0]), *inside.tolist(), float(places[-1]))
-
-
-def _at_share(errors: Tensor, share: float) -> float:
-    """The error that this share of the samples does not exceed."""
-    return float(errors.sort().values[math.ceil(share * len(errors)) - 1])
+def explicit(method: str | Tableau) -> Tableau:
+    """The tableau of an explicit method."""
+    if isinstance(method, Tableau):
+        return method
+    if method.lower() not in TABLEAUX:
+        text = f"there is no explicit method {method!r} for fixed steps; choose one of {', '.join(TABLEAUX)}."
+        raise ValueError(f"{text} {hint(method)}".rstrip())
+    return TABLEAUX[method.lower()]

@@ -49,6 +49,9 @@ class Recording:
         self.record = record
         self._entries: list[_Entry] = []
         self._failed: list[int] = []  # evaluations of solves that raised
+        self._unseen: list[
+            tuple[int, str]
+        ] = []  # of solves by other packages: evaluations, and why there are no records
         self._entered: list[None] = []  # once for each `with` that it is in; a list's methods are safe in threads
 
     def __enter__(self) -> Self:
@@ -69,7 +72,8 @@ class Recording:
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
-        return f"Recording({self.record!r}, {len(self._entries)} solves, nfe={self.nfe}, {state})"
+        solves = len(self._entries) + len(self._unseen)
+        return f"Recording({self.record!r}, {solves} solves, nfe={self.nfe}, {state})"
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
@@ -78,8 +82,9 @@ class Recording:
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the fields in all solves (of an SDE the drift's), those of solves that failed included."""
-        return sum(self._failed) + sum(entry.solution.stats.nfe for entry in self._entries)
+        """Evaluations of the fields in all solves (of an SDE the drift's), also of those that failed or scipy made."""
+        others = sum(self._failed) + sum(nfe for nfe, _ in self._unseen)
+        return others + sum(entry.solution.stats.nfe for entry in self._entries)
 
     def penalty(self, penalty: Callable[[Solution], Tensor]) -> Tensor:
         """The sum of a penalty over the solves, 0-dim, differentiable.
@@ -100,7 +105,12 @@ class Recording:
         return self._sum(penalty)
 
     def _sum(self, penalty: Callable[[Solution], Tensor]) -> Tensor:
-        entries = list(self._entries)
+        entries, unseen = list(self._entries), list(self._unseen)
+        if unseen:
+            raise ValueError(
+                f"recording: a solve has no records: {unseen[0][1]} Its evaluations are counted. For a penalty of the "
+                "other solves sum it over log.solutions."
+            )
         if not entries:
             raise ValueError(
                 "recording: there is no solve to sum the penalty over: none ran while the recording was open. Solves "
@@ -141,6 +151,7 @@ class Recording:
         """Forgets the solves and their graphs."""
         self._entries.clear()
         self._failed.clear()
+        self._unseen.clear()
 
     def add(self, solution: Solution, why_unrecorded: str | None) -> None:
         """Adds a solution to the log, and the reason if its records are missing. `solve` calls this."""
@@ -151,6 +162,11 @@ class Recording:
         """Counts the evaluations of a solve that raised. `solve` calls this."""
         if not _in_backward():
             self._failed.append(nfe)
+
+    def add_unseen(self, nfe: int, why: str) -> None:
+        """Counts the evaluations of a solve by another package; `why`, a sentence, is why it has no records."""
+        if not _in_backward():
+            self._unseen.append((nfe, why))
 
     @property
     def is_open(self) -> bool:

@@ -8,77 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from regnde._solution import Status
+from regnde import plot
+from regnde._run import Run
 from regnde._solver import Solver
 
-__all__ = ["Advice", "Diagnosis", "Run", "Smoothness"]
-
-WORTH = 0.9
-"""A change is named if it leaves at most this share of the evaluations. One step more or less is not worth one."""
-
-FLOOR = 1.5
-"""At most this multiple of the floor is at the floor: two steps, or three short ones. No penalty can save there."""
+__all__ = ["Advice", "Diagnosis", "Smoothness"]
 
 NOISE, ALIGNED = 1e-2, 0.9
 """What a change of y0 by 1e-6 may do to the penalty's gradient for a penalty to train: change it by this share of its
 norm, or leave this cosine. Smooth fields have 1e-6 to 1e-5, ELU at 1e-7 has 4e-2, ReLU 4e-2 at 1e-5 and 1.3 at 1e-7."""
 
 WIDTH = 110  # of printed advice
-
-
-@dataclass(frozen=True)
-class Run:
-    """One measured solve.
-
-    Attributes:
-        solver: what it was solved with; tolerances filled in.
-        method: name of the method.
-        evaluations: evaluations of the field (NFE).
-        accepted, rejected: numbers of steps.
-        floor: evaluations of two steps; None if they are not known.
-        error: true error, relative to the size of the state; None if it is not known.
-        metric: the user's metric of the solution; None without a metric.
-        status: how the solve ended.
-    """
-
-    solver: Solver
-    method: str
-    evaluations: int
-    accepted: int
-    rejected: int
-    floor: int | None = None
-    error: float | None = None
-    metric: float | None = None
-    status: Status = Status.SUCCESS
-
-    @property
-    def tolerance(self) -> float:
-        """The relative tolerance, or the absolute one where that is 0; 0 for steps of fixed size."""
-        return self.solver.rtol or self.solver.atol or 0.0
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the solve reached the end time."""
-        return self.status == Status.SUCCESS
-
-    @property
-    def steps(self) -> int:
-        """Trial steps."""
-        return self.accepted + self.rejected
-
-    @property
-    def at_floor(self) -> bool:
-        """Whether the run makes no more than two steps, so that no tolerance and no penalty saves evaluations."""
-        return self.succeeded and self.floor is not None and self.evaluations <= FLOOR * self.floor
-
-    @property
-    def cost(self) -> tuple[int, float]:
-        """The key that orders runs: evaluations, then the error."""
-        return self.evaluations, self.error or 0.0
-
-    def is_worth(self, other: Run) -> bool:
-        """Whether this run is cheaper than another one by enough to be worth a change."""
-        return self.evaluations <= WORTH * other.evaluations
 
 
 class Smoothness(NamedTuple):
@@ -243,8 +183,6 @@ class Diagnosis:
 
     def plot(self, axes: Any = None) -> Any:
         """Draws evaluations against the true error on matplotlib's axes, and returns these: `regnde.plot.diagnosis`."""
-        from regnde import plot
-
         return plot.diagnosis(self, axes=axes)
 
     def __repr__(self) -> str:

@@ -69,7 +69,8 @@ class Stats:
             needs the slope at its start, and not where the step before had it.
         nfactorisations: matrices factorised by an implicit method.
         samples: with `batch="per-sample"`, the counts of each sample; the ones above are then the
-            batch's: `nfe` calls of the field, steps of all samples together, the least `dt_first`.
+            batch's: `nfe` calls of the field (on the Julia engine, which evaluates each sample by itself, those of
+            the sample that took most), steps of all samples together, the least `dt_first`.
         first_step: what `dt_next` follows from.
     """
 

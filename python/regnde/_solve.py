@@ -24,7 +24,7 @@ from regnde._recording import Recording, open_recordings, record_asked
 from regnde._solution import Solution
 from regnde._solver import Local, Record, Solver
 from regnde._state import Structure
-from regnde._times import checked_stops, checked_times
+from regnde._times import Times, checked_stops, checked_times
 from regnde._tolerance import Entries, entries
 from regnde._transforms import has_derivative, mapped, transformed
 
@@ -226,7 +226,7 @@ def _checked_mass(mass: Tensor, y0: Tensor, batch: str) -> Tensor:
 def solve_by_rules(
     f: Equation,
     y0: Tensor,
-    ts: Tensor,
+    ts: Times,
     solver: Solver,
     rules: StepRules = OWN_RULES,
     *,
@@ -242,7 +242,7 @@ def solve_by_rules(
     Args:
         f: the right-hand side.
         y0: initial state.
-        ts: save times, shape (T,).
+        ts: save times.
         solver: method and tolerances.
         rules: another package's.
         record: as for `solve`, and so are the other arguments not named here.
@@ -254,14 +254,13 @@ def solve_by_rules(
         dense: likewise.
     """
     structure = Structure(y0, half=True)
-    times, values = checked_times(ts)
     resolved = solver.resolve(sde=f if isinstance(f, SDE) else False)
     allowed = entries(resolved.rtol, resolved.atol, structure)
     request = Request(
         equation=f,
         y0=structure.flat,
-        ts=times,
-        times=values,
+        ts=ts.tensor,
+        times=ts.values,
         solver=resolved,
         record=record,
         noise=noise,

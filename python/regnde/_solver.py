@@ -113,8 +113,8 @@ class Solver:
             SciMLSensitivity's continuous adjoints: `"interpolating"`, `"gauss"`, `"quadrature"`,
             `"backsolve"`, and `"tracker"` as a cross-check.
         batch: `"joint"`: the whole state is one system with one step size. `"per-sample"`: every sample of
-            the leading dimension has its own clock, steps and records (torch engine, adaptive methods).
-            The field is then called as f(t, y), or f(t, y, samples) if it takes three arguments, with the
+            the leading dimension has its own clock, steps and records (adaptive methods of ODEs). The
+            field is then called as f(t, y), or f(t, y, samples) if it takes three arguments, with the
             samples that have not reached the end time: t has shape (b, 1, ..., 1) and broadcasts against y.
         compile: run each step as one program made by torch.compile (torch engine, joint batches). Pays for
             many solves of one field with fixed shapes; the first step waits for the compiler.
@@ -202,8 +202,7 @@ class Solver:
 
     def resolve(self, *, sde: SDE | bool) -> ResolvedSolver:
         """The same choices with every default filled in for an ODE or an SDE; True is one as `SDE` has by default."""
-        of_sde = default_method(sde if isinstance(sde, SDE) else PLAIN_SDE)
-        method = of_sde if sde else ODE_METHOD
+        method = default_method(sde if isinstance(sde, SDE) else PLAIN_SDE) if sde else ODE_METHOD
         tolerance = SDE_TOLERANCE if sde else ODE_TOLERANCE
         sde_method = self.method if isinstance(self.method, (StochasticTableau, SDEMethod)) else None
         tableau = self.method if isinstance(self.method, Tableau) else None

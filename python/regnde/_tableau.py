@@ -149,6 +149,12 @@ class Tableau:
         """Whether the next step takes the last stage for its first one."""
         return self.fsal
 
+    @cached_property
+    def ends_with_slope(self) -> bool:
+        """Whether the dense output has one further stage, which is the slope at the end of the step."""
+        b = (*self.b, *(0.0,) * (self.stages - len(self.b)))
+        return self.extra_a == (b,) and self.extra_c == (1.0,)
+
     @property
     def adaptive(self) -> bool:
         """Whether the method has an error estimate and thus adapts its step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +14,23 @@ from torch import Tensor
 from regnde._engines.base import exporting
 from regnde._transforms import constant
 
-__all__ = ["checked_stops", "checked_times"]
+__all__ = ["Times", "checked_stops", "checked_times"]
 
 
-def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> tuple[Tensor, tuple[float, ...]]:
-    """The save times as a tensor in float64 and as floats, checked; `name` is for messages. Gradients stay."""
+class Times(NamedTuple):
+    """Checked times: finite, in order.
+
+    Attributes:
+        tensor: in float64, with the gradient that was given, shape (T,).
+        values: the same as floats.
+    """
+
+    tensor: Tensor
+    values: tuple[float, ...]
+
+
+def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> Times:
+    """The save times, checked; `name` is for messages."""
     times = _time_tensor(ts, name)
     if times.is_complex() or times.dtype == torch.bool:
         raise TypeError(f"{name} must be real times, got {times.dtype}.")
@@ -41,7 +54,7 @@ def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> tuple[Tensor, tup
     falling = all(a >= b for a, b in itertools.pairwise(values))
     if not (rising or falling):
         raise ValueError(f"{name} must be non-decreasing or non-increasing, got {_short(values)}.")
-    return times, values
+    return Times(times, values)
 
 
 def checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from regnde._run import Run
 from regnde._solution import Solution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from regnde._report import Diagnosis
 
 __all__ = ["COLOURS", "diagnosis", "pareto", "progress", "steps"]
 
@@ -18,6 +17,30 @@ __all__ = ["COLOURS", "diagnosis", "pareto", "progress", "steps"]
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 LABELS = {"dt": "step size |dt|", "error": "error estimate E", "stiffness": "stiffness estimate S"}
+
+
+class Report(Protocol):
+    """What is drawn of the `Diagnosis` that `regnde.diagnose` returns."""
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """All measured solves."""
+
+    @property
+    def now(self) -> Run:
+        """The one with the given solver."""
+
+    @property
+    def chosen(self) -> Run:
+        """The recommended one."""
+
+    @property
+    def has_metric(self) -> bool:
+        """Whether runs are judged by a metric."""
+
+    @property
+    def error_allowed(self) -> float:
+        """The error up to which a run counts as good, without a metric."""
 
 
 def _axes(axes: Axes | None) -> Axes:
@@ -144,7 +167,7 @@ def pareto(
     return axes
 
 
-def diagnosis(report: Diagnosis, *, axes: Axes | None = None) -> Axes:
+def diagnosis(report: Report, *, axes: Axes | None = None) -> Axes:
     """Draws evaluations against the true error: a line for each method, a dot for each tolerance, logarithmic scales.
 
     Args:

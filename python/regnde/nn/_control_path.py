@@ -68,6 +68,10 @@ class ControlPath(ABC):
             raise TypeError("a single path has no length; len(path.knots) is the number of its knots.")
         return len(self.values)
 
+    def __bool__(self) -> bool:
+        """Always true: whether there is a path does not depend on how many there are."""
+        return True
+
     def __repr__(self) -> str:
         batch, first, last = tuple(self.values.shape[:-2]), *self.span
         return (

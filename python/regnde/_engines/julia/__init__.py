@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -15,12 +16,17 @@ from regnde._controller import I
 from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
-from regnde._engines.julia.bridge import LocalJob, SolveJob, run
-from regnde._engines.julia.fields import Code, FieldChanged, check_unchanged, code_of
+from regnde._engines.julia.bridge import LocalJob, SolveJob
+from regnde._engines.julia.code import Code
+from regnde._engines.julia.events import conditions_of, hits_of
+from regnde._engines.julia.fields import FieldChanged, check_unchanged, code_of, one_sample
+from regnde._engines.julia.node import run
+from regnde._engines.julia.samples import SampleJob, SampleSolve
 from regnde._equation import SDE, JuliaField
+from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
-from regnde._solution import Solution, Stats, Status, Steps
+from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 from regnde._stops import Segment
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX
@@ -37,6 +43,7 @@ IMPLICIT: dict[str, float | None] = {
     **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
     "autotsit5": EXPLICIT["tsit5"],
 }
+FIXED = tuple(name for name, tableau in TABLEAUX.items() if not tableau.adaptive)
 STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
 # as the step control has them, for what the next solve's first step may be
 ORDERS = {
@@ -44,7 +51,8 @@ ORDERS = {
     **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
     **{name: SDE_TABLEAUX[name].order + 0.5 for name in STOCHASTIC},
 }
-SIZES = {**EXPLICIT, **IMPLICIT, **STOCHASTIC}
+SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT, **STOCHASTIC}
+UNCONTROLLED = (*FIXED, "em")
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -75,12 +83,12 @@ class JuliaEngine(Engine):
             return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
         if request.mass is not None:
             return "a mass matrix runs on the torch engine: set Solver(engine='torch')."
-        if request.grid is not None:
-            return "steps that end at given times run on the torch engine: set Solver(engine='torch')."
+        if solver.grid_method is not None or (sde and request.grid is not None):
+            return f"{solver.method!r} along given times runs on the torch engine: set Solver(engine='torch')."
         if request.rules != StepRules():
             return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
-        if request.events:
-            return "events run on the torch engine: set Solver(engine='torch')."
+        if request.events and (why := self._unsupported_events(request)) is not None:
+            return why
         if request.dense and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
             return (
                 "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
@@ -94,7 +102,7 @@ class JuliaEngine(Engine):
             )
         if solver.sde_method is not None:
             return "the steps of another package run on the torch engine: set Solver(engine='torch')."
-        known = STOCHASTIC if sde else {**EXPLICIT, **IMPLICIT}
+        known = tuple(STOCHASTIC) if sde else (*EXPLICIT, *FIXED, *IMPLICIT)
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
             return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
@@ -109,13 +117,27 @@ class JuliaEngine(Engine):
                 "on CUDA devices the Julia engine has explicit and stochastic methods with their discrete gradient, "
                 f"not {solver.method!r} with gradient={solver.gradient!r}."
             )
-        if solver.batch == "per-sample":
-            return "the Julia engine steps the batch as one system: set Solver(engine='torch') for batch='per-sample'."
+        if solver.batch == "per-sample" and (y0.device.type == "cuda" or solver.gradient in ADJOINTS):
+            return (
+                "batch='per-sample' on the Julia engine is for states on the CPU and their discrete gradient: set "
+                "Solver(engine='torch')."
+            )
         return (
-            unsupported_everywhere(request, adaptive=solver.method != "em")
+            unsupported_everywhere(request, adaptive=solver.method not in UNCONTROLLED)
             or self._unsupported_control(request)
             or self._unsupported_gradient(request)
         )
+
+    def _unsupported_events(self, request: Request) -> str | None:
+        """Methods and records with which events are not looked for."""
+        if request.solver.method not in (*EXPLICIT, *FIXED) or request.solver.gradient in ADJOINTS:
+            return (
+                f"the Julia engine looks for events with explicit methods and their discrete gradient, not with "
+                f"{request.solver.method!r}: set Solver(engine='torch')."
+            )
+        if isinstance(request.record, Local):
+            return "a Local record of a solve with events runs on the torch engine: set Solver(engine='torch')."
+        return None
 
     def _unsupported_control(self, request: Request) -> str | None:
         """Ways to choose steps that OrdinaryDiffEq's integrators do not have."""
@@ -136,6 +158,8 @@ class JuliaEngine(Engine):
         if gradient == "reversible":
             return "gradient='reversible' is for the torch engine's 'reversible_heun': set Solver(engine='torch')."
         if gradient in ADJOINTS:
+            if method in FIXED:
+                return f"gradient={gradient!r} is for methods that adapt their step: use 'discrete' or 'checkpoint'."
             if method in STOCHASTIC:
                 return (
                     f"gradient={gradient!r} is for ODEs: for an SDE with diagonal noise SciMLSensitivity's adjoints "
@@ -172,23 +196,27 @@ class JuliaEngine(Engine):
             )
         this = _Run(request)
         this.use(codes)
+        solution = this.of_samples if solver.batch == "per-sample" else this.solution
         try:
-            return this.solution(check=known)
+            return solution(check=known)
         except FieldChanged:
             with torch.no_grad():
                 codes, _ = _codes(request, again=True)
             this.use(codes)
-            return this.solution()
+            return solution()
 
 
 def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], bool]:
     """The fields as Julia code, and whether one of them was not exported again because it looked unchanged."""
-    equation, y0 = request.equation, request.y0.detach()
+    equation, samples = request.equation, request.solver.batch == "per-sample"
+    y0 = request.y0[:1].detach() if samples else request.y0.detach()
     if isinstance(equation, JuliaField):
         tensors = tuple(equation.parameters)
         return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),), False
     parts = (equation.drift, equation.diffusion) if isinstance(equation, SDE) else (equation,)
-    written = [code_of(part, y0, name, again=again) for part, name in zip(parts, ("f", "g"), strict=False)]
+    written = [
+        code_of(part, y0, name, again=again, samples=samples) for part, name in zip(parts, ("f", "g"), strict=False)
+    ]
     return tuple(code for code, _ in written), any(known for _, known in written)
 
 
@@ -204,7 +232,12 @@ class _Run:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.local = request.record if isinstance(request.record, Local) else None
-        self.segments = request.segments()
+        self.segments, self.samples = request.segments(), request.solver.batch == "per-sample"
+        self.conditions = (
+            conditions_of(request.events, request.y0)
+            if not self.samples
+            else conditions_of(request.events, request.y0[:1], samples=True)
+        )
         self.path = self._noise()
         self.random = self._random()
         self.drawn = math.nan
@@ -242,10 +275,7 @@ class _Run:
         times, row = self._times()
         solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
         by_step = self.local is not None and self.local.sampling == "step"
-        keep = "nothing"
-        if (self.graph and not adjoint) or by_step:
-            keep = "stages" if self.graph and solver.gradient == "discrete" else "states"
-        weights = self._interpolant() if request.dense else None
+        weights = self._interpolant() if request.dense or request.events else None
         job = SolveJob(
             codes=self.codes,
             times=times,
@@ -253,8 +283,12 @@ class _Run:
             tolerances=(request.rtol, request.atol),
             segments=self.segments,
             record=request.record == "all",
-            keep=keep,
+            keep=self._kept(adjoint, by_step),
+            grid=self._grid() if solver.method in FIXED else (),
+            events=request.events,
+            conditions=self.conditions,
             pieces=0 if weights is None else 1 + len(weights),
+            dense=request.dense,
             path=self.path,
             local_start=by_step,
             adjoint=adjoint,
@@ -264,14 +298,14 @@ class _Run:
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
-        if isinstance(request.equation, JuliaField) and self.graph:
-            runtime.load("Zygote")
+        self._load()
         moving = [segment.start for segment in self.segments if segment.start is not None]
         stops = torch.stack(moving) if moving else torch.empty(0)
         inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
+        hits, stop = self._hits(job, pieces, weights)
         calls, steps = job.calls, None
         if self.local is not None:
             steps, more = self._local_record(job, full, row)
@@ -279,8 +313,76 @@ class _Run:
         elif request.record == "all":
             implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
             steps = self._steps(job.table[0], job.table[1], error, stiffness, implicit)
-        dense = None if weights is None else self._dense(job, pieces, weights)
-        return self._assemble(job, self._rows(full, row, job.saved), steps, calls, dense)
+        dense = None
+        if request.dense:
+            assert weights is not None
+            places = range(job.accepted)
+            dense = DenseOutput(
+                [self._within(job, pieces, weights, *place) for place in zip(places, places, strict=True)],
+                job.table[0].tolist(),
+                times[0],
+                job.t if stop is None else stop.at,
+                request.y0,
+            )
+        ys = self._rows(full, row, job.saved)
+        ts = request.ts[: len(ys)]
+        if stop is not None:
+            sign = math.copysign(1.0, times[-1] - times[0])
+            before = sum(sign * time < sign * stop.at for time in times[: job.saved])
+            ts = torch.cat([ts[:before], stop.t.to(ts).reshape(1)])
+            ys = torch.cat([ys[:before], stop.y.unsqueeze(0)])
+        events = events_of(hits, request.y0) if request.events else None
+        return self._assemble(job, ts, ys, steps, calls, events, dense)
+
+    def of_samples(self, *, check: bool = False) -> Solution:
+        """Runs a solve for each sample.
+
+        Raises:
+            FieldChanged: with `check`, if the code and the field disagree at the start of the first one.
+        """
+        request, solver = self.request, self.request.solver
+        weights = self._interpolant() if request.events else None
+        job = SampleJob(
+            codes=self.codes,
+            times=request.times,
+            solver=solver,
+            tolerances=(request.rtol, request.atol),
+            segments=self.segments,
+            record=request.record == "all",
+            keep=self._kept("", False),
+            events=request.events,
+            conditions=self.conditions,
+            pieces=0 if weights is None else 1 + len(weights),
+            first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
+        )
+        self._load()
+        results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
+        if job.first_slope is not None:
+            self._check(job.first_slope)
+        solved = SampleSolve(request, job, weights, results)
+        return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
+
+    def _load(self) -> None:
+        """Loads what the gradient of a `JuliaField` needs."""
+        if isinstance(self.request.equation, JuliaField) and self.graph:
+            runtime.load("Zygote")
+
+    def _kept(self, adjoint: str, by_step: bool) -> str:
+        """What Julia keeps of each step."""
+        if not (self.graph and not adjoint) and not by_step:
+            return "nothing"
+        return "stages" if self.graph and self.request.solver.gradient == "discrete" else "states"
+
+    def _grid(self) -> tuple[float, ...]:
+        """Ends of the steps of a fixed-step method, up to the limit of steps."""
+        request, t0 = self.request, self.request.times[0]
+        if t0 == request.times[-1]:
+            return ()
+        size = request.solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
+        assert size is not None  # else it is refused
+        distance = self.segments[0].end - t0
+        h = math.copysign(min(size, abs(distance)), distance)
+        return tuple(itertools.islice(request.step_ends(self.segments, h), request.solver.max_steps))
 
     def _interpolant(self) -> NDArray[np.float64]:
         """Weights of the method's interpolant, as an `Interpolant` has them."""
@@ -290,22 +392,35 @@ class _Run:
         rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
         return np.array(weights, np.float64).reshape(int(rows), -1)
 
-    def _dense(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64]) -> DenseOutput:
-        """The solution at any time, from what the interpolants of the steps are made of."""
-        request, ends = self.request, job.table[0].tolist()
-        steps = []
-        for t0, h, rows in zip((request.times[0], *ends), job.table[1].tolist(), pieces.unbind(), strict=False):
-            y, *k = rows.unbind()
-            k = [(k[0] - y) / h] if isinstance(request.equation, SDE) else k
-            steps.append(Interpolant(t0, h, y, k, weights))
-        return DenseOutput(steps, ends, request.times[0], job.t, request.y0)
+    def _within(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64], step: int, row: int) -> Interpolant:
+        """The interpolant of a step, from what it is made of, that row of the pieces."""
+        t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
+        h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
+        k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
+        return Interpolant(t0, h, y, k, weights)
+
+    def _hits(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64] | None) -> tuple[list[Hit], Hit | None]:
+        """The events that occurred, and the terminal one of them."""
+        hits: list[Hit] = []
+        stop = None
+        for row, crossing in enumerate(job.crossings.tolist()):
+            assert weights is not None
+            step = int(crossing[1]) - 1
+            within = self._within(job, pieces, weights, step, step if job.dense else row)
+            found, stop = hits_of(self.request.events, crossing, within, float(job.table[0, step]))
+            hits += found
+        return hits, stop
 
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
         t0, within = self.request.times[0], self.segments[0].within
         t0 = t0 if within is None else min(max(t0, within[0]), within[1])
-        check_unchanged(equation.drift if isinstance(equation, SDE) else equation, t0, y0, value)
+        part = equation.drift if isinstance(equation, SDE) else equation
+        if self.samples:
+            check_unchanged(one_sample(part), t0, y0[:1], value)
+        else:
+            check_unchanged(part, t0, y0, value)
 
     def _times(self) -> tuple[tuple[float, ...], int | None]:
         """The save times with the drawn one among them, and its row."""
@@ -328,7 +443,7 @@ class _Run:
         return Steps(
             t=t.to(device),
             dt=dt.to(device),
-            error=None if method == "em" else error,
+            error=None if method in UNCONTROLLED else error,
             stiffness=None if size is None else stiffness,
             method=method,
             stability_size=size,
@@ -384,17 +499,24 @@ class _Run:
 
     def _first_step(self, job: SolveJob) -> FirstStep | None:
         method = self.request.solver.method
-        if method == "em" or not job.accepted:
+        if method in UNCONTROLLED or not job.accepted:
             return None
         return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
 
     def _assemble(
-        self, job: SolveJob, ys: Tensor, steps: Steps | None, calls: tuple[int, int], dense: DenseOutput | None
+        self,
+        job: SolveJob,
+        ts: Tensor,
+        ys: Tensor,
+        steps: Steps | None,
+        calls: tuple[int, int],
+        events: Events | None,
+        dense: DenseOutput | None,
     ) -> Solution:
         request = self.request
-        saved = ys.shape[0]
+        ended = {"success": Status.SUCCESS, "event": Status.EVENT}
         solution = Solution(
-            ts=request.ts[:saved],
+            ts=ts,
             ys=ys,
             stats=Stats(
                 nfe=calls[0],
@@ -407,10 +529,11 @@ class _Run:
             steps=steps,
             engine="julia",
             solver=request.solver,
+            events=events,
             dense=dense,
-            status=Status.SUCCESS if job.status == "success" else FAILURES[job.status].status,
+            status=ended[job.status] if job.status in ended else FAILURES[job.status].status,
         )
-        if job.status != "success" and request.throw:
+        if job.status not in ended and request.throw:
             reason, bad = job.reason, int((~torch.isfinite(request.y0)).sum())
             if bad:  # whatever was seen later, it began here
                 reason = f"y0 is not finite: {bad} of {request.y0.numel()} components"

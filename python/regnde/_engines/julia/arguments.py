@@ -18,7 +18,8 @@ from torch import Tensor
 
 from regnde._controller import PID, Controller, I
 from regnde._engines.julia import runtime
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
+from regnde._event import Event
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
 
@@ -88,6 +89,16 @@ class ArgumentBuffer:
             constants = bounds if isinstance(c, I) else (c.beta1, c.beta2, c.error_floor, *bounds)
         self.tensor(torch.tensor([math.nan if x is None else x for x in constants], dtype=torch.float64))
         return type(controller).__name__
+
+    def grid(self, ends: Sequence[float]) -> None:
+        """Ends of the steps of a fixed-step method; none for others."""
+        self.tensor(torch.tensor(ends, dtype=torch.float64) if ends else None)
+
+    def conditions(self, codes: Sequence[Code], events: Sequence[Event], y0: Tensor) -> None:
+        """The conditions of events as fields, and what is looked for."""
+        tensors = [x.detach().to(y0.device).contiguous() for code in codes for x in code.tensors]
+        self.fields(codes, tensors)
+        self.numbers([(event.direction, event.terminal) for event in events])
 
     def dlpack(self, tensor: Tensor) -> int:
         """The address of the tensor's DLPack structure, which is freed with this buffer."""

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
+from regnde._event import Event
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["LocalJob", "SolveJob", "run"]
+__all__ = ["STATUSES", "LocalJob", "SolveJob", "Tolerances", "call_for", "crossings_of", "pieces_of"]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
-STATUSES = ("success", "non-finite", "underflow", "steps")
+STATUSES = ("success", "non-finite", "underflow", "steps", "event")
 
 
 @dataclass(eq=False)
@@ -35,7 +35,11 @@ class SolveJob:
         tolerances: relative and absolute: numbers, or tensors like the state.
         segments: of the span between the stops.
         record: whether estimates are recorded.
+        grid: ends of the steps of a fixed-step method.
+        events: what to look for.
+        conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
+        dense: whether the interpolants of all steps are asked for, or those of the steps with events alone.
         keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
@@ -43,11 +47,12 @@ class SolveJob:
         times_need_gradient: whether the times carry a gradient.
         drawn: index of the save time that is not the caller's, or None.
         first_slope: where to write the field's value at the start, or None.
-        status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`.
+        status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`, or `"event"`.
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
         table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
+        crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """
 
@@ -58,7 +63,11 @@ class SolveJob:
     segments: tuple[Segment, ...]
     record: bool
     keep: str
+    grid: tuple[float, ...] = ()
+    events: tuple[Event, ...] = ()
+    conditions: tuple[Code, ...] = ()
     pieces: int = 0
+    dense: bool = False
     path: BrownianPath | None = None
     local_start: bool = False
     adjoint: str = ""
@@ -76,13 +85,14 @@ class SolveJob:
     dt: float = 0.0
     first_error: float = math.nan
     table: Tensor = field(init=False)
+    crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros(10, dtype=torch.float64)
+        results = torch.zeros(11, dtype=torch.float64)
         arguments = ArgumentBuffer()
         for tensor in (y0, ys, times, results, self.first_slope):
             arguments.tensor(tensor)
@@ -90,7 +100,9 @@ class SolveJob:
         arguments.segments(self.segments)
         solver, threads = self.solver, torch.get_num_threads()
         controller = arguments.controller(solver.controller)
+        arguments.grid(self.grid)
         arguments.fields(self.codes, tensors)
+        arguments.conditions(self.conditions, self.events, y0)
         sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
         options = (
             solver.method,
@@ -100,28 +112,26 @@ class SolveJob:
             controller,
             solver.max_steps,
             self.record,
-            self.pieces > 0,
+            self.dense,
             self.keep,
         )
 
-        def solve(julia: Any) -> tuple[int, Tensor, Tensor, str]:
+        def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
             number = int(runtime.without_gil(julia.bridge_solve)(*arguments.location, *options, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
-            pieces = y0.new_empty((table.shape[1], self.pieces, *y0.shape))
-            if self.pieces:
-                place = ArgumentBuffer()
-                place.tensor(pieces)
-                julia.bridge_pieces(number, *place.location)
-            return number, table, pieces, str(julia.bridge_reason(number)) if results[0] else ""
+            crossings = crossings_of(julia, number, int(results[10]), len(self.events))
+            steps = table.shape[1] if self.dense else len(crossings)
+            pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
+            return number, table, crossings, pieces, str(julia.bridge_reason(number)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0) as path:
-            number, self.table, pieces, self.reason = runtime.call(solve)
+            number, self.table, self.crossings, pieces, self.reason = runtime.call(solve)
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
-        self.dt_first, self.t, self.dt, self.first_error = results[6:].tolist()
+        self.dt_first, self.t, self.dt, self.first_error = results[6:10].tolist()
         return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:
@@ -155,14 +165,31 @@ class SolveJob:
         arguments.tensor(stopsbar)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
-        _call("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
+        call_for("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
         if tbar is not None and self.drawn is not None:
             tbar = torch.cat([tbar[: self.drawn], tbar[self.drawn + 1 :]])
         of_times = (None if bar is None else bar.to(like) for bar, like in ((tbar, ts), (stopsbar, stops)))
         return y0bar, *of_times, *gradients
 
 
-def _call(name: str, *arguments: object) -> None:
+def crossings_of(julia: Any, number: int, count: int, events: int) -> Tensor:
+    """The steps with events of a solve, on Julia's thread."""
+    found = torch.empty((count, 3 + 2 * events), dtype=torch.float64)
+    if count:
+        julia.bridge_crossings(number, found.data_ptr())
+    return found
+
+
+def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
+    """The tensor filled with the pieces of a solve's interpolants, on Julia's thread."""
+    if pieces.numel():
+        place = ArgumentBuffer()
+        place.tensor(pieces)
+        julia.bridge_pieces(number, *place.location)
+    return pieces
+
+
+def call_for(name: str, *arguments: object) -> None:
     """Calls a function of RegNDE for what it writes."""
     runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
 
@@ -229,31 +256,5 @@ class LocalJob:
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(ybar)
         bars = (0.0 if bar is None else float(bar) for bar in (errorbar, stiffnessbar))
-        _call("bridge_local_backward", self.handle.number, *arguments.location, *bars, self.freeze)
+        call_for("bridge_local_backward", self.handle.number, *arguments.location, *bars, self.freeze)
         return ybar, *gradients
-
-
-class _Node(torch.autograd.Function):
-    """A job as one graph node, its inputs and results differentiable."""
-
-    @staticmethod
-    def forward(ctx: Any, job: SolveJob | LocalJob, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Runs the job, and saves what its reverse needs."""
-        results = job.run(*inputs)
-        ctx.job = job
-        ctx.save_for_backward(*inputs, results[0] if job.times_need_gradient else None)
-        ctx.set_materialize_grads(False)
-        return results
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *bars: Tensor | None) -> Any:
-        """One reverse in Julia."""
-        *inputs, first = ctx.saved_tensors
-        return None, *ctx.job.reverse(inputs, first, *bars)
-
-
-def run(job: SolveJob | LocalJob, *inputs: Tensor, graph: bool) -> tuple[Tensor, ...]:
-    """Runs a job, as a node of the graph if asked for."""
-    results: tuple[Tensor, ...] = _Node.apply(job, *inputs) if graph else job.run(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
-    return results

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from regnde._engines.julia.assemble import source_of
 from regnde._engines.julia.capture import Captured, Field, capture
-from regnde._engines.julia.fields import Code
+from regnde._engines.julia.code import Code
 from regnde._engines.julia.trace import Traced, trace
 from regnde._errors import UnsupportedField
 
@@ -40,7 +40,7 @@ _sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
 """Sources, and the constants that they read beside the captured tensors, by what the field did."""
 
 
-def export(field: Field, y0: Tensor, *, name: str) -> Code:
+def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True) -> Code:
     """Writes a field as Julia source.
 
     The field is evaluated once on every call; the source is found again by what that evaluation did, so that
@@ -51,6 +51,7 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
         y0: a state, any shape. The leading dimension of a state of rank 2 or more is free afterwards, unless the
             field itself depends on it.
         name: of the Julia function.
+        any_batch: whether to try to leave that dimension free.
 
     Raises:
         UnsupportedField: the field can not be written in Julia; says why and where.
@@ -66,11 +67,11 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
             f"the field returned {seen.value.dtype} of shape {tuple(seen.value.shape)} for a state of {y0.dtype} "
             f"and shape {tuple(y0.shape)}; in Julia both must be equal."
         )
-    key = (name, seen.key)
+    key = (name, any_batch, seen.key)
     if key in _sources:
         source, constants = _sources[key]
     else:
-        traced, source = _written(field, t, y0, seen, name)
+        traced, source = _written(field, t, y0, seen, name, any_batch)
         constants = traced.constants
         if traced.cacheable:
             _sources[key] = source, constants
@@ -80,14 +81,14 @@ def export(field: Field, y0: Tensor, *, name: str) -> Code:
     return Code(source, name, (*seen.tensors, *constants), needs_gradient)
 
 
-def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str) -> tuple[Traced, str]:
-    """The trace and the source, for any batch size if the field allows it."""
+def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str, any_batch: bool) -> tuple[Traced, str]:
+    """The trace and the source, for any batch size if that is asked for and the field allows it."""
 
     def written(any_batch: bool) -> tuple[Traced, str]:
         traced = trace(field, t, y0, seen, any_batch=any_batch)
         return traced, source_of(traced, name, y0, seen)
 
-    if y0.dim() >= 2:
+    if any_batch and y0.dim() >= 2:
         with suppress(UnsupportedField):
             return written(any_batch=True)
     return written(any_batch=False)

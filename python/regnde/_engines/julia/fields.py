@@ -1,4 +1,4 @@
-"""Fields as Julia code, and the code of modules that were exported before.
+"""The Julia code of fields; that of modules is found again.
 
 To export a field takes one slow evaluation of it even when the source is found again (`export.py`). A module whose
 submodules, settings and tensors are the same objects as before is taken to be the same field; its first slope,
@@ -11,51 +11,20 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.julia import runtime
+from regnde._engines.julia.code import Code
+from regnde._equation import takes_samples
 
-__all__ = ["Code", "FieldChanged", "check_unchanged", "code_of"]
+__all__ = ["SAMPLE", "FieldChanged", "check_unchanged", "code_of", "one_sample"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
 DICTIONARIES = frozenset((dict, OrderedDict))
 CONTAINERS = DICTIONARIES | {list, tuple, set}
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}
-MAX_COMPILED = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A field as Julia code with the tensors that it reads.
-
-    Attributes:
-        source: Julia source.
-        name: of its functions; "" for a `JuliaField`, whose source is one function.
-        tensors: what to pass, in order.
-        needs_gradient: which of them get a gradient.
-    """
-
-    source: str
-    name: str
-    tensors: tuple[Tensor, ...]
-    needs_gradient: tuple[bool, ...]
-
-    def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time."""
-        key = (self.name, self.source)
-        if key not in _compiled:
-            _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
-            if len(_compiled) > MAX_COMPILED:
-                runtime.discard(_compiled.popitem(last=False)[1])
-        _compiled.move_to_end(key)
-        return _compiled[key]
-
-
-_compiled: OrderedDict[tuple[str, str], int] = OrderedDict()
 
 
 class FieldChanged(Exception):
@@ -66,7 +35,22 @@ _tracing = threading.Lock()  # torch's tracer patches modules while it is at wor
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
-def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tuple[Code, bool]:
+SAMPLE = torch.zeros(1, dtype=torch.int64)
+"""In the tensors of a field of one sample, the place of the sample's index."""
+
+
+def one_sample(field: Callable[..., Tensor]) -> Field:
+    """A field of samples, f(t, y) or f(t, y, samples), as one of a 0-dim time and one sample, y of shape (1, ...)."""
+    with_samples = takes_samples(field)
+
+    def of_one(t: Tensor, y: Tensor) -> Tensor:
+        time = t.reshape([1] * y.dim())
+        return field(time, y, SAMPLE) if with_samples else field(time, y)
+
+    return of_one
+
+
+def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, samples: bool = False) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
     Args:
@@ -74,8 +58,9 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
         y0: a state.
         name: of the Julia function.
         again: export the field even if it looks unchanged.
+        samples: whether it is a field of samples, and `y0` one of them, of shape (1, ...).
     """
-    key = (name, y0.shape, y0.dtype)
+    key = (name, samples, y0.shape, y0.dtype)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
         earlier, code = _known.get(field, {}).get(key, (None, None))
@@ -84,7 +69,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False) -> tupl
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        code = export(field, y0, name=name)
+        code = export(one_sample(field) if samples else field, y0, name=name, any_batch=not samples)
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):

@@ -6,6 +6,7 @@ A torch array of shape (a, b, c) is a Julia array of size (c, b, a), so broadcas
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,9 @@ Shape = tuple[Size, ...]
 
 CHEAP = 2
 """An expression up to this cost is computed again for every entry of a larger array rather than stored."""
+
+LONG_ROW = 8
+"""Entries along the last dimension, the first one in Julia, from which on it pays to go along rows."""
 
 LONG = 20
 """No broadcast has more operands: beyond about 30 Julia's inference gives up and allocates."""
@@ -99,6 +103,7 @@ class Program:
         self._count = 0
         self._views: dict[tuple[str, str], str] = {}
         self._reshaped: dict[str, str] = {}
+        self._read: dict[str, Shape] = {}
 
     # -- names, sizes, numbers ------------------------------------------------------------------
 
@@ -131,7 +136,13 @@ class Program:
             operand = self.number(operand) if self.scalar(operand) else self.store(operand)
         if operand.permuted:
             operand = self.view(operand)
+        self._note(operand)
         return operand.expr, operand.leaves
+
+    def _note(self, operand: Value) -> None:
+        """Notes the size of an array that an expression reads."""
+        if operand.array:
+            (self._read[operand.expr.text],) = operand.leaves
 
     def scalar(self, value: Value) -> bool:
         """Whether the value is a Julia number: it depends on the time and on literals alone."""
@@ -239,12 +250,26 @@ class Program:
         return lines
 
     def macro(self, value: Value) -> str:
-        """FastBroadcast's `@..` is several times faster, yet does not stretch dimensions of size 1."""
+        """FastBroadcast's `@..` is several times faster than `@.`, yet does not stretch dimensions of size 1.
+
+        Our own `@rows` stretches, and is as fast where rows are long.
+        """
         rank = len(value.shape)
         plain = all(leaf == value.shape[max(rank - len(leaf), 0) :] for leaf in value.leaves)
         if value.expr.terms == 1 and value.leaves:
             plain = value.natural == value.shape  # without an operator `@..` copies entries in memory order
-        return "@.." if plain else "@."
+        if plain:
+            return "@.."
+        self._note(value)
+        if not value.shape or not isinstance(value.shape[-1], int) or value.shape[-1] < LONG_ROW:
+            return "@."
+        fixed = [name for name, leaf in self._arrays_in(value) if leaf[-1:] in ((), (1,))]
+        return f"@rows ({', '.join(fixed)}{',' * (len(fixed) == 1)})"
+
+    def _arrays_in(self, value: Value) -> list[tuple[str, Shape]]:
+        """The arrays that an expression reads, and their shapes."""
+        names = dict.fromkeys(re.findall(r"%\d+|[A-Za-z_]\w*", value.expr.text))
+        return [(name, self._read[name]) for name in names if name in self._read]
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,7 @@ def _convolution_backward(
 
 
 COMBINING: dict[str, Writer] = {
-    **{name: _reduction(julia) for name, julia in (("sum", "sum"), ("amax", "maximum"), ("amin", "minimum"))},
+    **{name: _reduction(julia) for name, julia in (("sum", "sum"), ("amax", "largest"), ("amin", "minimum"))},
     **{name: _reduction(name) for name in ("any", "prod")},
     "mean": _mean,
     "mm": _mm,

@@ -33,6 +33,7 @@ from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
+from regnde._engines.torch.sample_stepper import SampleStepper
 from regnde._engines.torch.sde import SDEStepper
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.solution import finished, steps_of
@@ -159,20 +160,18 @@ def _solve_per_sample(request: Request) -> Solution:
         if isinstance(tableau, RosenbrockTableau)
         else Explicit(tableau)
     )
-    record, checkpoint = request.record == "all", _checkpoint(request, CountedField(request.equation))
-    tolerances, segments = (request.rtol, request.atol), request.segments()
-    batch = PerSample(
+    record, segments = request.record == "all", request.segments()
+    stepper = SampleStepper(
         request.equation,
         method,
         solver,
-        tolerances,
+        (request.rtol, request.atol),
         y0,
-        request.times,
         segments,
         record=record,
-        events=request.events,
-        checkpoint=checkpoint,
+        checkpoint=_checkpoint(request, CountedField(request.equation)),
     )
+    batch = PerSample(stepper, solver, y0, request.times, segments, events=request.events)
     batch.run()
     steps = None
     if record:
@@ -187,14 +186,14 @@ def _solve_per_sample(request: Request) -> Solution:
             stability_size=tableau.stability_size,
             mask=mask,
         )
-    counts = zip(batch.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
+    counts = zip(stepper.evaluations.tolist(), batch.accepted.tolist(), batch.rejected.tolist(), strict=True)
     stats = Stats(
-        nfe=batch.calls,
+        nfe=stepper.calls,
         accepted=int(batch.accepted.sum()),
         rejected=int(batch.rejected.sum()),
         dt_first=float(min(batch.dt_first, key=abs, default=0.0)),
         njac=method.jacobian.calls if isinstance(method, LinearlyImplicit) else 0,
-        nfactorisations=batch.factorisations,
+        nfactorisations=stepper.factorisations,
         samples=tuple(SampleStats(*count) for count in counts),
         first_step=FirstStep(batch.first_sizes, batch.first_errors, batch.accepted, tableau.order),
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IMPURE_TRIALS", "Diagnosis", "Failure", "diagnosed", "impure_reason"]
+__all__ = ["IMPURE_TRIALS", "Diagnosis", "Failure", "asked_below", "diagnosed", "impure_reason"]
 
 IMPURE_TRIALS = 1000  # trial steps after which the field is evaluated twice at one point, to see whether it draws noise
 
@@ -75,6 +75,20 @@ def diagnosed(
     if stiffness is None:
         return Diagnosis(text, component)
     return Diagnosis(f"{text}, stiffness {float(stiffness):.3g}", component, float(stiffness))
+
+
+def asked_below(limit: str, evidence: str, error: float) -> str:
+    """The message for an error control that asks for steps below a limit.
+
+    A PID controller rejects steps whose error is within the tolerance, if those before had far smaller ones.
+    """
+    reason = f"the error control asks for a step below {limit}{evidence}"
+    if not error <= 1:
+        return reason
+    return (
+        f"{reason}. The error is within the tolerance: the PID controller rejects the step as those before it had far "
+        "smaller errors. If the field jumps here, name the time in stops=; or leave the controller out"
+    )
 
 
 def impure_reason(trials: int) -> str:

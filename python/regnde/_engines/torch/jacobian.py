@@ -19,7 +19,7 @@ from regnde._engines.torch.step import Field
 from regnde._errors import UnsupportedField
 from regnde._transforms import transformed
 
-__all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors"]
+__all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors", "has_other_leaves"]
 
 PROBE = 1e-3  # change of the state, relative and absolute
 Pair = tuple[Tensor | None, Tensor | None]
@@ -94,7 +94,7 @@ class Jacobian:
                 own, time = real.detach().requires_grad_(), t.detach().requires_grad_()
             slope = field(time, torch.view_as_complex(own) if y.is_complex() else own)
             value = torch.view_as_real(slope) if slope.is_complex() else slope
-            wanted = wanted and (real.requires_grad or _has_other_leaves(value, (own, time)))
+            wanted = wanted and (real.requires_grad or has_other_leaves(value, (own, time)))
             grads: Pair = (None, None)
             if value.requires_grad and real.numel():
                 grads = self._gradients(value, (own, time), self._unit_vectors(real), wanted)
@@ -210,7 +210,7 @@ def _explained() -> Iterator[None]:
         ) from problem
 
 
-def _has_other_leaves(value: Tensor, own: Sequence[Tensor]) -> bool:
+def has_other_leaves(value: Tensor, own: Sequence[Tensor]) -> bool:
     """Whether the graph of a value reaches tensors that require a gradient besides these."""
     waiting, seen = [value.grad_fn], set()
     while waiting:

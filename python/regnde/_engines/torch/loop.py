@@ -17,7 +17,7 @@ from torch import Tensor
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import NON_FINITE_TRIALS, Bounds, Controller, landed, ulp
 from regnde._engines.torch.event import EventDetector
-from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, impure_reason
+from regnde._engines.torch.failure import IMPURE_TRIALS, Diagnosis, Failure, asked_below, impure_reason
 from regnde._engines.torch.local import Draw, LocalStart
 from regnde._engines.torch.step import all_finite
 from regnde._event_locator import Hit
@@ -194,7 +194,7 @@ def integrate(
             h = math.copysign(max(abs(h * factor), bounds.smallest), h)
             if below:
                 found, pure = stepper.diagnosis(), stepper.is_pure(t, y)
-                reason = f"the error control asks for a step below {below}{_evidence(error, found)}"
+                reason = asked_below(below, _evidence(error, found), error)
                 reason = reason if pure else impure_reason(path.accepted + path.rejected)
                 path.failure = Failure("underflow" if pure else "steps", reason, h, error, found)
                 break

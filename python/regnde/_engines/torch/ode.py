@@ -80,8 +80,6 @@ class RungeKutta(OneSystem):
         self.norm = rms if rules.norm is None else functools.partial(_number, rules.norm)
         self.compiled = solver.compile
         self.carries = tableau.carries and tableau.adaptive  # the last stage to the next step
-        b = (*tableau.b, *(0.0,) * (tableau.stages - len(tableau.b)))
-        self.ends_with_slope = tableau.extra_a == (b,) and tableau.extra_c == (1.0,)
         norm = None if rules.norm is None else functools.partial(_norm_of_each, rules.norm)
         of_steps = functools.partial(estimates, tableau, rtol=self.rtol, atol=self.atol, error_norm=norm)
         record = record and tableau.adaptive  # else there is nothing to estimate
@@ -138,7 +136,7 @@ class RungeKutta(OneSystem):
         step, known = self.last_attempt[2]
         if self.carries:
             self.first = step.k[-1]
-        elif self.ends_with_slope:  # the interpolant's only further stage
+        elif self.tableau.ends_with_slope:  # the interpolant's only further stage
             self.first = None if self.stages is None else self.stages[-1]
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())

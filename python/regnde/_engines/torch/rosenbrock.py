@@ -117,12 +117,7 @@ class Rosenbrock(OneSystem):
             return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol, whole_rms).item())
 
     def begin(self, t: float, y: Tensor) -> None:
-        """The next attempt starts from (t, y), where another method ended, or a stop is."""
-        self.known_slope = False
-
-    def restart(self, segment: Segment) -> None:
-        """The next attempt starts elsewhere, in that segment."""
-        super().restart(segment)
+        """The next attempt starts from (t, y), a stop, or where another method ended: the slope there is not known."""
         self.known_slope = False
 
     def _run(self, t: float, h: float, t1: float) -> Callable[[Tensor], Outcome]:

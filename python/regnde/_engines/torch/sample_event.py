@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +13,7 @@ from regnde._dense import Interpolant
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, of_samples
 from regnde._equation import takes_samples
 from regnde._event import Event
-from regnde._event_locator import EventLocator, Hit, behind, passes
+from regnde._event_locator import EventLocator, Hit, behind, of_sample, passes
 from regnde._transforms import numbers
 
 __all__ = ["SampleEvents"]
@@ -79,7 +78,8 @@ class SampleEvents:
         found = np.flatnonzero(np.any(each, axis=0))
         last: dict[int, Hit] = {}
         for n, within in zip(found, interpolants(place[found]) if found.size else (), strict=True):
-            locator = EventLocator([self._of_sample(i, int(samples[n])) for i in range(len(self.events))])
+            index = torch.tensor([samples[n]], device=y1.device)
+            locator = EventLocator([of_sample(event, index) for event in self.events])
             values = before[:, n].tolist(), after[:, n].tolist()
             hits = locator.hits(functools.partial(_itself, within), float(start[n]), float(end[n]), *values)
             self.hits += [(int(samples[n]), hit) for hit in hits]
@@ -112,15 +112,6 @@ class SampleEvents:
                 "in every state."
             )
         return found
-
-    def _of_sample(self, which: int, sample: int) -> Event:
-        """The event of one sample, of its time and its state alone."""
-
-        def condition(t: Tensor, y: Tensor) -> Tensor:
-            index = torch.tensor([sample], device=y.device)
-            return self._value(which, t.reshape(-1, *[1] * y.ndim), y.unsqueeze(0), index)
-
-        return dataclasses.replace(self.events[which], condition=condition)
 
 
 def _itself(within: Interpolant) -> Interpolant:

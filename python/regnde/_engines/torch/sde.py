@@ -24,6 +24,7 @@ from regnde._engines.torch.local import LocalStart
 from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_kernel import kernel_of
+from regnde._engines.torch.sde_step import Interval
 from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
 from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._equation import SDE
@@ -92,7 +93,6 @@ class SDEStepper(MethodStepper):
         self.forced = 0  # steps that were accepted whatever their error
         self.unresolved = math.inf  # size of the shortest step below the path's resolution
         self.additive_start: tuple[Tensor, Tensor] | None = None  # time and diffusion, where it must be additive
-        self.end: Tensor | None = None  # of the last accepted step
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
 
@@ -177,16 +177,16 @@ class SDEStepper(MethodStepper):
 
     def _step(self, t: float, h: float, t1: float, y: Tensor) -> tuple[Any, Estimates | None]:
         """The step from (t, y), and its estimates if they are formed with it."""
-        run = self._run(t, h, t1, self._noise_over(self.noise, t, h, t1, y))
+        run = self._run(Interval(t, h, t1, self.segment.within), self._noise_over(self.noise, t, h, t1, y))
         return self._evaluated(run, y, ends=step_end)
 
-    def _run(self, t: float, h: float, t1: float, noise: Any) -> Callable[[Tensor], tuple[Any, Estimates | None]]:
+    def _run(self, interval: Interval, noise: Any) -> Callable[[Tensor], tuple[Any, Estimates | None]]:
         """The step as a function that does not hold this object, which holds the graph."""
         drift, diffusion, kernel, rtol, atol = self.field, self.diffusion, self.kernel, self.rtol, self.atol
-        recorded, at_once, within = self.recorded, self.at_once, self.segment.within
+        recorded, at_once = self.recorded, self.at_once
 
         def run(y: Tensor) -> tuple[Any, Estimates | None]:
-            step = kernel.take(drift, diffusion, y, t, h, t1, noise, within, recorded=recorded)
+            step = kernel.take(drift, diffusion, y, interval, noise, recorded=recorded)
             return step, kernel.estimates(step, rtol, atol, whole_rms) if at_once else None
 
         return run
@@ -207,7 +207,6 @@ class SDEStepper(MethodStepper):
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
-        self.end = step.y1
         self.forced += self.exceeded and self.bounds.forced
         if isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
@@ -220,9 +219,9 @@ class SDEStepper(MethodStepper):
 
     def finish(self) -> None:
         """Checks an additive diffusion at the end too; warns of steps whose noise is not exact, and of forced ones."""
-        if self.additive_start is not None and self.end is not None:
+        if self.additive_start is not None:
             with torch.no_grad():
-                self._must_equal_start(self.end)  # the diffusion may bend beyond the start
+                self._must_equal_start(self.last_attempt[2].y1)  # the diffusion may bend beyond the start
         if self.forced:
             warnings.warn(
                 f"the error control asked for steps below dt_min={self.bounds.smallest:g}, and {self.forced} of that "
@@ -288,7 +287,8 @@ class SDEStepper(MethodStepper):
         end = t1 if h == t1 - t else t + h
         assert isinstance(self.noise, BrownianPath)  # a record is of adaptive steps
         noise = self._noise_over(self.noise.independent(), t, h, end, y)
-        step = self.kernel.take(self.field, self.diffusion, y, t, h, end, noise, self.segment.within, recorded=True)
+        interval = Interval(t, h, end, start.segment.within)
+        step = self.kernel.take(self.field, self.diffusion, y, interval, noise, recorded=True)
         return end, h, self.kernel.estimates(step, self.rtol, self.atol, whole_rms)
 
 

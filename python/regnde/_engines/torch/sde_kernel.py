@@ -17,6 +17,7 @@ from regnde._engines.torch.sde_scheme import (
     scheme_stacked,
 )
 from regnde._engines.torch.sde_step import (
+    Interval,
     SDEStep,
     StepNoise,
     noise_weights,
@@ -27,7 +28,7 @@ from regnde._engines.torch.sde_step import (
     step_noise,
     take_sde_step,
 )
-from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, stage_times, whole_rms
+from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, whole_rms
 from regnde._equation import SDE
 from regnde._sde_method import Doubled, SDEMethod, StochasticMethod
 from regnde._tableau import StochasticTableau
@@ -46,20 +47,8 @@ class Kernel(Protocol):
     def noise(self, h: float, dw: Tensor, area: Tensor) -> Any:
         """The noise of a step of that size from its increment and space-time Levy area."""
 
-    def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Any,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
-    ) -> Any:
-        """The step from (t, y) to t1 = t + h; `recorded` says whether its estimates are differentiated."""
+    def take(self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Any, *, recorded: bool) -> Any:
+        """The step from y over an interval; `recorded` says whether its estimates are differentiated."""
 
     def ratio(self, step: Any, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error of a step over the tolerance, entrywise."""
@@ -94,20 +83,10 @@ class TableauKernel:
         return step_noise(self.weights, h, dw, area)
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: StepNoise,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: StepNoise, *, recorded: bool
     ) -> SDEStep:
         """The step; its estimates follow from its stages."""
-        return take_sde_step(drift, diffusion, self.tableau, y, t, h, t1, noise, within)
+        return take_sde_step(drift, diffusion, self.tableau, y, interval, noise)
 
     def ratio(self, step: SDEStep, rtol: Tolerance, atol: Tolerance) -> Tensor:
         """The error over the tolerance."""
@@ -145,20 +124,10 @@ class SchemeKernel:
         return dw
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Tensor,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Tensor, *, recorded: bool
     ) -> SchemeStep:
         """The step and its error."""
-        times, estimated = stage_times((0.0, 0.5, 1.0), t, h, t1, y, within), self.method.adaptive
+        times, h, estimated = interval.times((0.0, 0.5, 1.0), y), interval.h, self.method.adaptive
         stages = Stages(self.sde, drift, diffusion, times, y, h, noise, estimated=estimated, recorded=recorded)
         y1, error = SCHEMES[self.method.name](stages)
         return SchemeStep(y, h, stages.k, stages.g, y1, error)
@@ -200,25 +169,16 @@ class DoubledKernel(SchemeKernel):
         return self.of.noise(h, dw, area)
 
     def take(
-        self,
-        drift: Field,
-        diffusion: Field,
-        y: Tensor,
-        t: float,
-        h: float,
-        t1: float,
-        noise: Any,
-        within: tuple[float, float] | None,
-        *,
-        recorded: bool,
+        self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Any, *, recorded: bool
     ) -> SchemeStep:
         """Both halves, and the whole step: without a graph unless the error is recorded."""
+        (t, h, t1, within), (whole, *halves), take = interval, noise, self.of.take
         middle = 0.5 * (t + t1)
-        whole, *halves = noise
-        first = self.of.take(drift, diffusion, y, t, middle - t, middle, halves[0], within, recorded=False)
-        second = self.of.take(drift, diffusion, first.y1, middle, t1 - middle, t1, halves[1], within, recorded=False)
+        early, late = Interval(t, middle - t, middle, within), Interval(middle, t1 - middle, t1, within)
+        first = take(drift, diffusion, y, early, halves[0], recorded=False)
+        second = take(drift, diffusion, first.y1, late, halves[1], recorded=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and recorded):
-            one = self.of.take(drift, diffusion, y, t, h, t1, whole, within, recorded=False)
+            one = take(drift, diffusion, y, interval, whole, recorded=False)
             error = second.y1 - one.y1
         return SchemeStep(y, h, first.k + second.k, first.g + second.g, second.y1, error)
 

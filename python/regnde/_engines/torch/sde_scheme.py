@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from regnde._engines.torch.jacobian import has_other_leaves
 from regnde._engines.torch.sde_step import driven
 from regnde._engines.torch.step import (
     Estimates,
@@ -113,7 +114,7 @@ class Stages:
             # A view, as the diffusion may read what y was made of: the derivative is by its argument alone.
             x = y.view_as(y) if y.requires_grad else y.detach().clone().requires_grad_()
             g = self.diffusion_at(time, x)
-            differentiable = differentiable and (y.requires_grad or _has_other_leaf(g, x))
+            differentiable = differentiable and (y.requires_grad or has_other_leaves(g, [x]))
             slope = torch.zeros_like(g)
             if g.requires_grad and self.sde.noise == "diagonal":  # its Jacobian is diagonal
                 slope = _gradient(g, x, g * along, differentiable)
@@ -132,22 +133,6 @@ def _gradient(value: Tensor, by: Tensor, along: Tensor, differentiable: bool) ->
     """The vector-Jacobian product along^T d value / d by; zeros where it does not depend on it."""
     found = torch.autograd.grad(value, by, along, retain_graph=True, create_graph=differentiable, allow_unused=True)
     return torch.zeros_like(by) if found[0] is None else found[0]
-
-
-def _has_other_leaf(value: Tensor, leaf: Tensor) -> bool:
-    """Whether the graph of a value ends in another leaf than the given one."""
-    waiting: list[Any] = [value.grad_fn]
-    seen: set[Any] = {None}
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # of a node that accumulates a leaf's gradient
-        if variable is not None and variable is not leaf:
-            return True
-        waiting += [before for before, _ in node.next_functions]
-    return False
 
 
 Scheme = Callable[[Stages], tuple[Tensor, Tensor | None]]

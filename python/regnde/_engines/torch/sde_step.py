@@ -34,6 +34,7 @@ from regnde._engines.torch.step import (
 from regnde._tableau import Row, StochasticTableau
 
 __all__ = [
+    "Interval",
     "SDEStep",
     "StepNoise",
     "driven",
@@ -46,6 +47,23 @@ __all__ = [
     "step_noise",
     "take_sde_step",
 ]
+
+
+class Interval(NamedTuple):
+    """The interval of a step from t to t1 = t + h.
+
+    Attributes:
+        within: bounds of the times that the fields get; None for no bounds.
+    """
+
+    t: float
+    h: float
+    t1: float
+    within: tuple[float, float] | None = None
+
+    def times(self, c: Sequence[float], like: Tensor) -> tuple[Tensor, ...]:
+        """The times at fractions c of the step, as the fields of a state like the given one get them."""
+        return stage_times(c, self.t, self.h, self.t1, like, self.within)
 
 
 class StepNoise(NamedTuple):
@@ -122,16 +140,12 @@ def take_sde_step(
     diffusion: Field,
     tableau: StochasticTableau,
     y: Tensor,
-    t: float,
-    h: float,
-    t1: float,
+    interval: Interval,
     noise: StepNoise,
-    within: tuple[float, float] | None = None,
 ) -> SDEStep:
-    """The step from (t, y) to t1 = t + h; the times of its stages lie `within` bounds."""
-    drift_times = stage_times(tableau.c0, t, h, t1, y, within)
-    diffusion_times = stage_times(tableau.c1, t, h, t1, y, within)
-    root = math.sqrt(h)
+    """The step from y over an interval."""
+    drift_times, diffusion_times = interval.times(tableau.c0, y), interval.times(tableau.c1, y)
+    h, root = interval.h, math.sqrt(interval.h)
     k: list[Tensor] = []
     g: list[Tensor] = []
     previous = argument = y

@@ -1,0 +1,44 @@
+"""Julia source with the tensors that it reads, and Julia's numbers of the compiled sources."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from regnde._engines.julia import runtime
+
+__all__ = ["Code"]
+
+MAX_COMPILED = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A field as Julia code with the tensors that it reads.
+
+    Attributes:
+        source: Julia source.
+        name: of its functions; "" for a `JuliaField`, whose source is one function.
+        tensors: what to pass, in order.
+        needs_gradient: which of them get a gradient.
+    """
+
+    source: str
+    name: str
+    tensors: tuple[Tensor, ...]
+    needs_gradient: tuple[bool, ...]
+
+    def number(self) -> int:
+        """Julia's number of the compiled source; compiles it the first time."""
+        key = (self.name, self.source)
+        if key not in _compiled:
+            _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
+            if len(_compiled) > MAX_COMPILED:
+                runtime.discard(_compiled.popitem(last=False)[1])
+        _compiled.move_to_end(key)
+        return _compiled[key]
+
+
+_compiled: OrderedDict[tuple[str, str], int] = OrderedDict()
