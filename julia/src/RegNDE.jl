@@ -21,7 +21,6 @@ using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDCont
     sync_controllers!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
-using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau

@@ -58,14 +58,16 @@ const METHODS = Dict{Symbol, Method}(
     :em => StochasticRungeKutta(EM(false), NoiseTableau(:em)), # false: the diffusion at the step's start
     :rosenbrock23 => Implicit(finite(Rosenbrock23), :rosenbrock23),
     :rodas5p => Implicit(finite(Rodas5P), :rodas5p),
-    :trbdf2 => Implicit(finite(TRBDF2), :trbdf2),
-    :kencarp4 => Implicit(finite(KenCarp4), :kencarp4),
     :autotsit5 => Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
 )
+
+"Methods of an extension, and the package that brings them: its own loading and compiling are long."
+const FURTHER = Dict(:trbdf2 => "OrdinaryDiffEqSDIRK", :kencarp4 => "OrdinaryDiffEqSDIRK")
 
 "The method of that (lower-case) name; an `ArgumentError` lists them all."
 function method(name::Symbol)
     haskey(METHODS, name) && return METHODS[name]
+    haskey(FURTHER, name) && throw(ArgumentError("the method $name needs `using $(FURTHER[name])`"))
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
     throw(ArgumentError("no method $name; there are $known"))
 end

@@ -53,6 +53,7 @@ ORDERS = {
 }
 SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT, **STOCHASTIC}
 UNCONTROLLED = (*FIXED, "em")
+SDIRK = ("trbdf2", "kencarp4")
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 
@@ -66,9 +67,11 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """CUDA.jl, for a state on a CUDA device; SciMLSensitivity for its adjoints, Zygote for a `JuliaField`."""
+        """CUDA.jl, for a state on a CUDA device; what SDIRK methods, adjoints and a `JuliaField`'s gradient need."""
         if request.y0.device.type == "cuda":
             return runtime.missing_cuda()
+        if request.solver.method in SDIRK and (why := runtime.missing_sdirk(request.solver.method)) is not None:
+            return why
         if request.solver.gradient in ADJOINTS:
             return runtime.missing_adjoints(request.solver.gradient)
         if isinstance(request.equation, JuliaField) and _needs_gradient(request, _codes(request)[0]):
@@ -185,6 +188,8 @@ class JuliaEngine(Engine):
         """Solves and assembles the solution."""
         if request.y0.device.type == "cuda":
             runtime.load(*availability.CUDA)
+        if request.solver.method in SDIRK:
+            runtime.load(*availability.SDIRK)
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
