@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 from benchmarks import apart, detest, floor, jax_peer, methods, noise, ode, sde_methods, sde_step, tf32
 
 Row = dict[str, object]
+NUMBER = re.compile(r"[-+]?\d[\d.e+-]*( %| \(.*\))?")
 
 
 def start_up() -> list[Row]:
@@ -31,7 +33,8 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "methods": ("Milliseconds a step against torchdiffeq, float32", methods.methods),
     "tf32": ("Evaluations where a GPU rounds products of float32 to 10 bits, tsit5", tf32.rounded_products),
     "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
-    "sde": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
+    "sde": ("Microseconds an SDE step of fixed size against torchsde, float32", sde_step.fixed_steps),
+    "sde-adaptive": ("An SDE step against torchsde's srk, adaptive, float64", sde_step.per_step),
     "noise": ("Microseconds of a query of a Brownian path, float64", noise.per_query),
     "sde-methods": ("Evaluations of drift and diffusion at equal error, one path, float64", sde_methods.evaluations),
     "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
@@ -42,10 +45,14 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a Markdown table; a missing value is an empty cell."""
+    """The rows as a Markdown table, numbers aligned right; a missing value is an empty cell."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [["" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    aligned = (
+        "--:" if all(not cell or NUMBER.fullmatch(cell) for cell in column) else "---"
+        for column in zip(*cells, strict=True)
+    )
+    head = [f"| {' | '.join(columns)} |", f"|{'|'.join(aligned)}|"]
     return "\n".join(head + [f"| {' | '.join(cell)} |" for cell in cells])
 
 

@@ -142,14 +142,30 @@ def evaluations() -> list[dict[str, object]]:
     return rows
 
 
+TABLES = {
+    "Ito SDEs with diagonal or general noise": "ito",
+    "Stratonovich SDEs": "stratonovich",
+    "Additive noise": "additive",  # both calculi have the same methods
+}
+
+
 def main() -> None:
-    """Prints the table, a column for each method that is for some problem."""
+    """Prints a table for each kind of equation, with a column for each method that solves one of them."""
     torch.set_num_threads(1)
     rows = evaluations()
-    names = ["problem", "kind", "error", *(name for name in SDE_METHODS if any(name in row for row in rows))]
-    print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
-    for row in rows:
-        print(f"| {' | '.join(str(row.get(name, '')) for name in names)} |")
+    for title, group in TABLES.items():
+        chosen = [row for row in rows if _group(str(row["kind"])) == group]
+        names = ["problem", "noise", "error", *(name for name in SDE_METHODS if any(name in row for row in chosen))]
+        print(f"\n{title}:\n\n| {' | '.join(names)} |\n|---|---|{'--:|' * (len(names) - 2)}")
+        for row in chosen:
+            cells = {**row, "noise": str(row["kind"]).split(", ")[1]}
+            print(f"| {' | '.join(str(cells.get(name, '')) for name in names)} |")
+
+
+def _group(kind: str) -> str:
+    """The group of TABLES to which a kind such as "ito, diagonal" belongs."""
+    calculus, noise = kind.split(", ")
+    return noise if noise == "additive" else calculus
 
 
 if __name__ == "__main__":

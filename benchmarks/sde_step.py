@@ -1,18 +1,23 @@
-"""Time of one accepted SDE step against torchsde (srk, adaptive), on the same problems in one run.
+"""Time of an SDE step against torchsde in one run: fixed steps of every method, and adaptive ones.
 
-Run: PYTHONPATH=python python benchmarks/sde_step.py
+Run: python -m benchmarks --only sde,sde-adaptive
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchsde
 from torch import Tensor, nn
 
 import regnde
+from benchmarks.timing import race
+
+__all__ = ["fixed_steps", "per_step"]
 
 
 class Spiral(nn.Module):
@@ -51,14 +56,14 @@ class Digits(Spiral):
 
 
 class Counted(nn.Module):
-    """A problem that counts the calls of its drift."""
+    """A problem that counts the calls of its drift and of its diffusion."""
 
     noise_type, sde_type = "diagonal", "ito"
 
     def __init__(self, problem: Spiral) -> None:
         super().__init__()
         self.problem = problem
-        self.calls = 0
+        self.calls = self.diffusions = 0
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift."""
@@ -67,6 +72,7 @@ class Counted(nn.Module):
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Diffusion."""
+        self.diffusions += 1
         return self.problem.g(t, y)
 
 
@@ -133,17 +139,53 @@ def _per_step(result: tuple[float, int, int]) -> float:
     return result[0] / result[1]
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, of which the fastest counts")
-    torch.set_num_threads(1)
-    rows = per_step(parser.parse_args().repeats)
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
+METHODS = {
+    "ito": ("euler", "milstein", "srk"),
+    "stratonovich": ("heun", "midpoint", "euler_heun", "milstein", "reversible_heun"),
+}
+STEPS = (20, 200)
 
 
-if __name__ == "__main__":
-    main()
+def fixed_steps(repeats: int = 5) -> list[dict[str, object]]:
+    """Microseconds a step of both packages' `sdeint` with default noise, float32, without a graph: the medians.
+
+    A solve's set-up is counted with its steps. "fields" is the time of the drift's and the diffusion's evaluations in a
+    step, which both packages make, as many of each.
+    """
+    rows: list[dict[str, object]] = []
+    for kind in (Spiral, Digits):
+        for calculus, methods in METHODS.items():
+            torch.manual_seed(0)
+            problem = kind()
+            problem.sde_type = calculus  # type: ignore[misc]  # this instance's
+            y0 = torch.randn(kind.start)
+            for method in methods:
+                row: dict[str, object] = {"problem": kind.__name__, "calculus": calculus, "method": method}
+                for steps in STEPS:
+                    run = functools.partial(_sdeint, problem, y0, method, steps)
+                    seconds = race({"a": lambda: run(regnde), "b": lambda: run(torchsde)}, repeats)  # noqa: B023
+                    a, b = (1e6 * seconds[name] / steps for name in "ab")
+                    row |= {f"regnde, {steps} steps": round(a), f"torchsde, {steps}": round(b)}
+                    row[f"ratio, {steps}"] = f"{a / b:.2f}"
+                row["fields"] = round(1e6 * _fields(problem, y0, method))
+                rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def _sdeint(problem: Spiral, y0: Tensor, method: str, steps: int, package: Any) -> None:
+    package.sdeint(problem, y0, torch.tensor([0.0, 1.0]), method=method, dt=1 / steps)
+
+
+@torch.no_grad()
+def _fields(problem: Spiral, y0: Tensor, method: str, steps: int = 20) -> float:
+    """Seconds of the evaluations of drift and diffusion in a step."""
+    counted = Counted(problem)
+    counted.sde_type = problem.sde_type  # type: ignore[misc]  # this instance's
+    regnde.sdeint(counted, y0, [0.0, 1.0], method=method, dt=1 / steps)
+    time_now, drifts, diffusions = torch.zeros(()), counted.calls / steps, counted.diffusions / steps
+
+    def seconds(f: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return race({"f": lambda: [f(time_now, y0) for _ in range(steps)]}, 5)["f"] / steps
+
+    return drifts * seconds(problem.f) + diffusions * seconds(problem.g)

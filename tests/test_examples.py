@@ -20,7 +20,7 @@ RUN_ELSEWHERE = {
     "spiral_sde": "test_experiments.py",
 }
 NEEDS = {"lightning_module": "lightning"}
-SHOWN_AS_TABLES = {"fixed_grid", "latent_sde", "stiff"}
+SHOWN_AS_TABLES = {"fixed_grid", "latent_sde", "sde_generator", "stiff"}
 
 
 def pages() -> dict[str, tuple[str, str]]:

@@ -5,6 +5,8 @@ document$.subscribe(() => {
       const text = cell.textContent.trim();
       if (text.length <= (cell.matches("th") ? 10 : 14)) cell.style.whiteSpace = "nowrap";
     }
-    if (table.rows[0].cells.length > 9) table.parentElement.classList.add("many-columns");
+    const columns = table.rows[0].cells.length;
+    if (columns > 8) table.parentElement.classList.add("many-columns");
+    if (columns < 3) table.parentElement.classList.add("two-columns");
   }
 });

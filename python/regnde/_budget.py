@@ -39,33 +39,35 @@ class MeasuredWeight(Protocol):
 
 
 class Balance:
-    """The weight at which the penalty's gradient is a fixed fraction of the task's.
+    """A weight with which the penalty's gradient is a fixed fraction of the task's.
 
-    weight = fraction * |d task / d p| / |d penalty / d p|, norms over the parameters that both reach, of gradients
-    averaged over the measurements. A penalty's size depends on the tolerance, its reduction, the length of the span
-    and the batch, and the ratio undoes all of them; it also falls by itself as the task's gradient does, which the
-    papers do by a schedule. The gradients are averaged and not their norms: near the end a task's gradient is the
-    noise of its batches, which is no measure of what the task has left to gain. The mean of the task's gradient is
-    scaled down to the norm of the last one where it is longer: in the first iterations a gradient falls tens of times,
-    and a mean that remembered that would make the penalty the larger part. Of the penalty's norm the largest so
-    far counts, slowly forgotten: where the penalty has had its effect its gradient is small, and a weight that rose
-    for that would flatten the field further instead of letting it learn. One object serves one training: hand it to
-    `fit` as its weight.
+    weight = fraction * |d task / d p| / |d penalty / d p|. The norms are those of mean gradients over the
+    measurements, for the parameters that both depend on. So the weight does not depend on the scale of the penalty,
+    its reduction, the tolerance, the span or the batch. It falls with the gradient of the task, as the schedules of
+    the papers do.
+
+    - The mean is one of gradients, not of their norms: near the end of a training the gradient of a batch is mostly
+      noise, and its norm does not fall.
+    - If the mean gradient of the task is longer than the last one, it is scaled down to the length of the last one.
+      Gradients fall by large factors in the first iterations.
+    - For the penalty the largest norm so far counts, and is slowly forgotten. When a penalty has succeeded its
+      gradient is small. The weight must not rise for that reason.
+
+    One object is for one training. Pass it to `fit` as the weight.
 
     Args:
-        fraction: of the task's gradient (> 0); larger ones buy fewer evaluations with the task's loss. The
-            default costs little on models that were not chosen for it (experiment `public` in docs/results.md).
-        every: iterations between two measurements, each of which costs two more passes backward. Before that it is
-            measured in iterations 0, 1, 2, 4 and so on. A penalty that has doubled since the last one is measured
-            at once.
+        fraction: of the task's gradient (> 0). A larger one saves more evaluations and raises the loss. The default
+            costs little on models that were not chosen for it (experiment `public` in docs/results.md).
+        every: iterations between two measurements, each of which takes two more backward passes. At the start there
+            are measurements in iterations 0, 1, 2, 4 and so on. If the penalty has doubled since the last
+            measurement, the next one is made at once.
         smoothing: share of the old mean that a measurement keeps, in [0, 1).
         distributed: average the weight over the processes of `torch.distributed`'s default group, so that all
             train the same loss. Every process must then call `update` equally often.
 
     Attributes:
-        value: the weight, as the last `update` returned it; 0 before the first, and where the penalty has no
-            gradient. A warning says so where the penalty is not 0 but reaches none of the parameters that the task
-            does.
+        value: the weight that the last `update` returned. 0 before the first one, and if the penalty has no gradient.
+            A warning says if the penalty depends on none of the parameters that the task depends on.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -177,38 +179,36 @@ class Balance:
 class LossBudget:
     """The largest weight that keeps the smoothed task loss at or below a loss that the user allows.
 
-    weight = share * |d task / d p| / |d penalty / d p|, as `Balance` measures the ratio, with a share that follows
-    the loss. Within the budget the share rises. Above it the share falls, faster, unless the loss is falling by
-    itself. Both are in proportion to the distance of the smoothed loss from the budget, whose unit is 2 % of the
-    budget, or the noise of the smoothed loss if that is larger. Until the budget is met for the first time the share
-    does not rise above where it started: a large penalty early can keep a model from learning, and it does not
-    recover. It is an integral controller on the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems,
-    ch. 10); docs/weight.md compares it with others.
+    weight = share * |d task / d p| / |d penalty / d p|, with the ratio of `Balance` and a share that follows the
+    loss. Within the budget the share rises. Above the budget it falls, and faster, unless the loss is falling. The
+    change is in proportion to the distance of the smoothed loss from the budget, in units of 2 % of the budget or of
+    the noise of the smoothed loss, whichever is larger. Before the budget is met for the first time the share does
+    not rise above its first value, because a large penalty at the start can prevent learning for good. This is an
+    integral controller for the logarithm of the share (K. J. Astrom, R. M. Murray, Feedback Systems, ch. 10).
+    docs/weight.md compares it with other rules.
 
-    A weight can not hold a loss that the optimiser's own noise lifts. To be sure of the budget keep the parameters
-    of an iteration in which `within` is true, or use `cheapen`, which does so.
+    The loss can be above the budget because of the noise of the optimiser. To be sure, keep the parameters of an
+    iteration in which `within` is true, or use `cheapen`, which does so.
 
     Args:
-        allowed: the task loss that is allowed: what the unregularised model reaches plus what may be paid for
-            fewer evaluations. None: no loss is known. Allowed is then the lowest smoothed loss so far plus 2 % of its
-            size, or plus four standard errors of it if that is more, and the share rises only where learning has
-            stalled.
-        start: share in the first iteration (> 0), which is not passed until the budget is met. A smaller one takes
-            less from the learning until then, and saves less afterwards.
-        largest: share that is never passed. At 1 the penalty never outweighs the task. More pays where the state of
-            the best iteration is kept, as `cheapen` does.
+        allowed: the task loss that is allowed, for example that of the unregularised model and 2 % more. With None it
+            is the lowest smoothed loss so far plus 2 % of its size, or plus four standard errors if that is more, and
+            the share rises only after the loss has stopped to fall.
+        start: share in the first iteration (> 0). It is the largest one until the budget is met. A smaller one
+            disturbs learning less, and saves less afterwards.
+        largest: the largest share. With 1 the penalty never has more influence than the task. A larger one is useful
+            if the state of the best iteration is kept, as in `cheapen`.
         every: iterations between two measurements of the gradients, as in `Balance`.
         distributed: average over the processes of `torch.distributed`, as in `Balance`.
 
     Attributes:
         allowed: as given; may be set.
-        share: of the task's gradient that the penalty's has now, at most `largest`; 0 where it was let go.
+        share: the norm of the penalty's gradient over that of the task's, at most `largest`; 0 if it was given up.
         loss: the smoothed task loss; NaN before the first iteration.
-        within: whether it is at or below what is allowed.
-        met: whether it ever was. If not, more iterations are needed, or a larger bound. The smoothed loss lags behind
-            a falling one by about ten iterations: a bound that the training without a penalty meets in its very last
-            iterations is not met.
-        noise: standard error of the smoothed loss. A bound can not be held more exactly than this.
+        within: whether `loss` is at most what is allowed.
+        met: whether it ever was. If not, train longer or allow more. The smoothed loss is about ten iterations behind
+            a falling loss. So a bound that the training without a penalty meets in its last iterations is not met.
+        noise: standard error of the smoothed loss. No bound can be kept more exactly.
 
     Raises:
         ValueError: for an argument outside its range.

@@ -12,7 +12,7 @@ import torch
 
 from regnde import __version__
 from regnde._engines import engines
-from regnde._engines.julia import EXPLICIT, IMPLICIT, STOCHASTIC, runtime
+from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC, runtime
 from regnde._errors import EngineUnavailable
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS
@@ -97,7 +97,7 @@ def methods_table() -> str:
 
 
 def _julia(ode: str) -> bool:
-    return ode in EXPLICIT or ode in IMPLICIT
+    return ode in EXPLICIT or ode in FIXED or ode in IMPLICIT
 
 
 def _records(error: bool, stiffness: bool) -> str:

@@ -7,6 +7,7 @@ The arguments and their meaning are that package's; what is not covered raises a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -290,7 +291,7 @@ def _method(method: str | None, sde: SDE, control: _Control, options: Mapping[st
         ours = "rkmil"
     if name == "srk" and sde.noise == "additive":
         ours = "sosra"
-    fixed = _of_fixed_step(SDE_METHODS[ours])
+    fixed = _of_fixed_step(ours)
     if not control.adaptive:
         return fixed
     if name == "reversible_heun":
@@ -312,10 +313,14 @@ def _check_log_ode(general: bool, bm: Any) -> None:
         )
 
 
-def _of_fixed_step(method: StochasticMethod) -> StochasticMethod:
-    """The same step without an error estimate."""
+@functools.cache
+def _of_fixed_step(name: str) -> StochasticMethod:
+    """A method's step without an error estimate."""
+    method = SDE_METHODS[name]
+    if not method.adaptive:
+        return method
     if isinstance(method, SDEMethod):
-        return dataclasses.replace(method, adaptive=False) if method.adaptive else method
+        return dataclasses.replace(method, adaptive=False)
     return dataclasses.replace(method, delta=None)
 
 

@@ -32,7 +32,7 @@ HALF = 2**32 - 1
 MIDDLE = torch.tensor(0.5 + 2.0**-33, dtype=torch.float64, device="cpu")
 ANGLE = torch.tensor(2 * math.pi / 2**32, dtype=torch.float64, device="cpu")
 
-IN_CACHE = 2**14  # pairs drawn at once: temporaries stay in the processor's cache
+IN_CACHE = 2**14  # pairs drawn at once: temporaries of 128 KiB stay in the processor's cache
 ON_GPU = 2**23  # temporaries of 64 MiB
 
 

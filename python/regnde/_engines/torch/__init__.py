@@ -35,6 +35,7 @@ from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sample_stepper import SampleStepper
 from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde_kernel import uses_area
 from regnde._engines.torch.sde_reversible import ReversibleStepper
 from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
@@ -271,8 +272,7 @@ def _drawn_noise(
     if not method.adaptive:
         steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
         count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
-        area = isinstance(method, StochasticTableau)
-        return GridNoise(shape, y0, min(count, solver.max_steps), area=area)
+        return GridNoise(shape, y0, min(count, solver.max_steps), area=uses_area(method))
     end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
     return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ from regnde._engines.torch.sde_step import (
 )
 from regnde._engines.torch.step import Estimates, Field, Norm, Tolerance, sample_rms, whole_rms
 from regnde._equation import SDE
-from regnde._sde_method import Doubled, SDEMethod, StochasticMethod
-from regnde._tableau import StochasticTableau
+from regnde._sde_method import Doubled, StochasticMethod
+from regnde._tableau import SDE_TABLEAUX, StochasticTableau
 
-__all__ = ["Kernel", "kernel_of"]
+__all__ = ["Kernel", "kernel_of", "uses_area"]
 
 
 class Kernel(Protocol):
@@ -116,7 +116,7 @@ class SchemeKernel:
     latest_stage = 1.0
     halved = False
 
-    def __init__(self, method: SDEMethod, sde: SDE) -> None:
+    def __init__(self, method: StochasticMethod, sde: SDE) -> None:
         self.method, self.sde = method, sde
 
     def noise(self, h: float, dw: Tensor, area: Tensor) -> Tensor:
@@ -127,8 +127,12 @@ class SchemeKernel:
         self, drift: Field, diffusion: Field, y: Tensor, interval: Interval, noise: Tensor, *, recorded: bool
     ) -> SchemeStep:
         """The step and its error."""
-        times, h, estimated = interval.times((0.0, 0.5, 1.0), y), interval.h, self.method.adaptive
-        stages = Stages(self.sde, drift, diffusion, times, y, h, noise, estimated=estimated, recorded=recorded)
+        h, estimated = interval.h, self.method.adaptive
+
+        def time_at(fraction: float) -> Tensor:
+            return interval.times((fraction,), y)[0]
+
+        stages = Stages(self.sde, drift, diffusion, time_at, y, h, noise, estimated=estimated, recorded=recorded)
         y1, error = SCHEMES[self.method.name](stages)
         return SchemeStep(y, h, stages.k, stages.g, y1, error)
 
@@ -187,4 +191,9 @@ def kernel_of(method: StochasticMethod, sde: SDE, like: Tensor) -> Kernel:
     """The method applied to equations of a kind, for states like the given one."""
     if isinstance(method, Doubled):
         return DoubledKernel(method, sde, kernel_of(method.of, sde, like))
-    return TableauKernel(method, like) if isinstance(method, StochasticTableau) else SchemeKernel(method, sde)
+    return SchemeKernel(method, sde) if not uses_area(method) else TableauKernel(method, like)
+
+
+def uses_area(method: StochasticMethod) -> TypeGuard[StochasticTableau]:
+    """Whether a step needs iterated integrals, and with them the path's space-time Levy area."""
+    return isinstance(method, StochasticTableau) and method is not SDE_TABLEAUX["em"]

@@ -7,6 +7,7 @@ H. Lamba, J. Comput. Appl. Math. 161 (2003) 417-430 (the estimates), in the form
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from regnde._engines.torch.step import (
     divided,
     larger,
     sample_rms,
+    shifted,
     tolerance,
     whole_rms,
 )
@@ -53,7 +55,7 @@ class Stages:
     Args:
         sde: kind of noise and calculus; its functions are not called.
         drift, diffusion: what is called in their place.
-        times: of the start, the middle and the end, as the fields get them.
+        time_at: time at a fraction of the step, as the fields get it.
         y: state at t.
         h: step size (> 0).
         dw: increment of the path, of its shape.
@@ -66,7 +68,7 @@ class Stages:
         sde: SDE,
         drift: Field,
         diffusion: Field,
-        times: Sequence[Tensor],
+        time_at: Callable[[float], Tensor],
         y: Tensor,
         h: float,
         dw: Tensor,
@@ -75,11 +77,26 @@ class Stages:
         recorded: bool,
     ) -> None:
         self.sde, self.drift, self.diffusion = sde, drift, diffusion
-        self.start, self.middle, self.end = times
+        self.time_at = time_at
         self.y, self.h, self.dw = y, h, dw
         self.estimated, self.recorded = estimated, recorded
         self.k: list[Tensor] = []
         self.g: list[Tensor] = []
+
+    @functools.cached_property
+    def start(self) -> Tensor:
+        """Time of the start."""
+        return self.time_at(0.0)
+
+    @functools.cached_property
+    def middle(self) -> Tensor:
+        """Time of the middle."""
+        return self.time_at(0.5)
+
+    @functools.cached_property
+    def end(self) -> Tensor:
+        """Time of the end."""
+        return self.time_at(1.0)
 
     @property
     def ito(self) -> bool:
@@ -136,6 +153,11 @@ def _gradient(value: Tensor, by: Tensor, along: Tensor, differentiable: bool) ->
 
 
 Scheme = Callable[[Stages], tuple[Tensor, Tensor | None]]
+
+
+def _em(s: Stages) -> tuple[Tensor, Tensor | None]:
+    moved = shifted(s.y, [s.f(s.start, s.y)], (1.0,), s.h)
+    return moved + driven(s.diffusion_at(s.start, s.y), s.dw), None
 
 
 def _milstein(s: Stages) -> tuple[Tensor, Tensor | None]:
@@ -229,6 +251,7 @@ def _midpoint(s: Stages) -> tuple[Tensor, Tensor | None]:
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
+        "em": _em,
         "milstein": _milstein,
         "rkmil": _rkmil,
         "lambaem": _lambaem,
