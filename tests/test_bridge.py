@@ -202,6 +202,7 @@ def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.Monke
     project.write_text('[deps]\nRegNDE = "c76cb92b"\n')
     for asked, name in (
         (request(gradient="gauss"), "SciMLSensitivity"),
+        (request(method="trbdf2"), "OrdinaryDiffEqSDIRK"),
         (request(regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])), "Zygote"),
     ):
         with pytest.raises(regnde.EngineUnavailable, match=name) as caught:
@@ -214,6 +215,7 @@ def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.Monke
     fresh.delenv("PYTHON_JULIACALL_EXE")
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
     assert "python -m regnde julia --adjoints" in (runtime.missing_adjoints("gauss") or "")
+    assert "python -m regnde julia --sdirk" in (runtime.missing_sdirk("trbdf2") or "")
 
 
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
@@ -334,11 +336,13 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_julia_has_the_methods() -> None:
-    from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
+    from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, SDIRK, STOCHASTIC
 
     source = (ROOT / "julia" / "src" / "methods.jl").read_text()
+    extension = (ROOT / "julia" / "ext" / "RegNDESDIRKExt.jl").read_text()
     for name in (*EXPLICIT, *FIXED, *IMPLICIT, *STOCHASTIC):
         assert f":{name} =>" in source
+        assert (f"METHODS[:{name}] =" in extension) == (name in SDIRK)
 
 
 def test_juliapkg_names_our_package() -> None:
@@ -347,7 +351,10 @@ def test_juliapkg_names_our_package() -> None:
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
     for name, uuid in project["weakdeps"].items():
-        assert {**availability.CUDA, **availability.ADJOINTS}[name] == uuid
+        assert {**availability.CUDA, **availability.ADJOINTS, **availability.SDIRK}[name] == uuid
+    for name in spec.keys() - {"RegNDE"}:  # their workloads are not for our fields: ours compiles what is needed
+        assert spec[name]["uuid"] == project["deps"][name]
+        assert spec[name]["version"] == project["compat"][name]
     for name, version in availability.VERSIONS.items():
         assert version in project["compat"][name].split(", ")
     for name, triggers in project["extensions"].items():

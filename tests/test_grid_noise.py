@@ -19,12 +19,13 @@ ENDS = (0.0, 0.3, 0.35, 1.0, 2.0)
 
 @pytest.mark.parametrize("together", [1, 2**16], ids=lambda n: f"blocks of {n}")
 @pytest.mark.parametrize("area", [False, True], ids=lambda yes: f"area={yes}")
-def test_law(area: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_law(dtype: torch.dtype, area: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """W ~ N(0, h) and H ~ N(0, h/12), independent of each other and of other steps'."""
     monkeypatch.setattr(grid_noise, "TOGETHER", together)
     torch.manual_seed(0)
     count = 50_001
-    noise = GridNoise((count,), torch.zeros(2, dtype=torch.float64), len(ENDS) - 1, area=area)
+    noise = GridNoise((count,), torch.zeros(2, dtype=dtype), len(ENDS) - 1, area=area)
     rows = []
     for s, t in itertools.pairwise(ENDS):
         w, h = noise.increment(s, t)
@@ -33,7 +34,8 @@ def test_law(area: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None
             rows.append(h / math.sqrt((t - s) / 12))
         else:
             assert not h.any()
-    z = torch.stack(rows)
+    z = torch.stack(rows).double()
+    assert z.isfinite().all()
     for power, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96)}.items():
         assert ((z**power).mean(1) - mean).abs().max() < MANY_STANDARD_ERRORS * math.sqrt(variance / count)
     products = z @ z.T / count - torch.eye(len(z), device=z.device)

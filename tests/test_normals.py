@@ -10,10 +10,11 @@ import torch
 
 from regnde import _normals
 from regnde._normals import Normals, mixed
-from tolerances import EXACT, MANY_STANDARD_ERRORS, ROUNDING
+from tolerances import EXACT, MANY_STANDARD_ERRORS, ROUNDING, SINGLE
 
 CPU = torch.device("cpu")
 WORD = 2**64
+NEAR_ONE = 1e-3  # in float32 a uniform number near 1 is rounded by 3e-8, and the radius by the root of twice that
 
 
 def splitmix64(x: int) -> int:
@@ -75,6 +76,20 @@ def test_seeds_and_branches_have_normals_of_their_own() -> None:
     assert products.abs().max() < MANY_STANDARD_ERRORS * math.sqrt(2 / count)
     shifted = (rows[:, 1:] * rows[:, :-1]).mean(1)
     assert shifted.abs().max() < MANY_STANDARD_ERRORS / math.sqrt(count)
+
+
+def test_single_precision_is_the_rounded_double() -> None:
+    """The smallest and the largest radius, too: no infinity where the uniform number is rounded to 0 or 1."""
+    double, single = (torch.empty(1, 2, 10**6, dtype=t, device="cpu") for t in (torch.float64, torch.float32))
+    for out in (double, single):
+        Normals(3, 0, 10**6, CPU, out.dtype).fill(np.array([0]), out)
+    torch.testing.assert_close(single.double(), double, rtol=SINGLE, atol=NEAR_ONE)
+    assert single.isfinite().all()
+    bits = torch.tensor([[0, (2**31 - 1) << 32, -1 << 32]], device="cpu")
+    bits[0, 0] = -(2**63)
+    out = torch.empty(1, 2, 3, dtype=torch.float32, device="cpu")
+    Normals(0, 0, 3, CPU, torch.float32)._pairs(bits, out)
+    assert out.isfinite().all()
 
 
 def test_weak_steps_are_mended() -> None:

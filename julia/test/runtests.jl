@@ -1,3 +1,4 @@
+using OrdinaryDiffEqSDIRK: OrdinaryDiffEqSDIRK # trbdf2 and kencarp4
 using Test: @testset
 
 include("fields.jl")
@@ -10,16 +11,10 @@ include("replay.jl")
     include("convolution.jl")
     include("records.jl")
     include("gradients.jl")
+    include("schemes.jl")
     include("control.jl")
     include("grid.jl")
     include("samples.jl")
-    # Two more want packages that Pkg.test does not install, so that it runs from what the package itself needs:
-    # to run them, `Pkg.add` those to the project that runs this file.
-    for (package, file) in ("JLArrays" => "device.jl", "Aqua" => "quality.jl")
-        if Base.find_package(package) === nothing
-            @info "skipped: $file needs $package.jl, which this project has not"
-        else
-            include(file)
-        end
-    end
+    include("device.jl")
+    include("quality.jl")
 end

@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="also SciMLSensitivity's adjoints and gradients of a JuliaField: takes about three times as long",
     )
+    julia.add_argument(
+        "--sdirk", action="store_true", help="also the methods trbdf2 and kencarp4: takes about twice as long"
+    )
     demo = commands.add_parser("demo", help="make a classifier of 5,000 MNIST images cheap to solve, and compare")
     demo.add_argument(
         "--methods",
@@ -52,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if solved else 1
     if options.command == "julia":
         try:
-            print("\n".join(_doctor.install_julia(cuda=options.cuda, adjoints=options.adjoints)))
+            wanted = _doctor.install_julia(cuda=options.cuda, adjoints=options.adjoints, sdirk=options.sdirk)
+            print("\n".join(wanted))
         except EngineUnavailable as problem:
             print(f"regnde: {problem}", file=sys.stderr)
             return 1

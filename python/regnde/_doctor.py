@@ -50,17 +50,18 @@ def report() -> tuple[list[str], bool]:
     return lines, solved
 
 
-def install_julia(*, cuda: bool = False, adjoints: bool = False) -> list[str]:
+def install_julia(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> list[str]:
     """Installs and starts the Julia engine, and times its first and second solve.
 
     Args:
         cuda: also install what tensors on CUDA devices need.
         adjoints: also install what continuous adjoints and gradients of a `JuliaField` need.
+        sdirk: also install the package of the methods trbdf2 and kencarp4.
 
     Raises:
         EngineUnavailable: with the reason and the next step, if that does not work.
     """
-    seconds = runtime.install(cuda=cuda, adjoints=adjoints)
+    seconds = runtime.install(cuda=cuda, adjoints=adjoints, sdirk=sdirk)
     lines = [f"Julia is ready: installed, precompiled and started in {seconds:.1f} s"]
     for turn in ("first", "second"):
         works, finding = _try("julia")

@@ -13,6 +13,7 @@ from pathlib import Path
 __all__ = [
     "ADJOINTS",
     "CUDA",
+    "SDIRK",
     "VERSIONS",
     "chosen",
     "folder",
@@ -20,6 +21,7 @@ __all__ = [
     "julia_list",
     "missing_adjoints",
     "missing_cuda",
+    "missing_sdirk",
     "why_not",
 ]
 
@@ -34,7 +36,16 @@ ADJOINTS = {
 }
 """The Julia packages that continuous adjoints need; gradients of a `JuliaField` need the last one."""
 
-VERSIONS = {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"}
+SDIRK = {"OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf"}
+"""The Julia package of the methods trbdf2 and kencarp4: with what it needs, nearly half of all there was to compile."""
+
+VERSIONS = {
+    "SciMLSensitivity": "7",
+    "ChainRulesCore": "1",
+    "Tracker": "0.2",
+    "Zygote": "0.7",
+    "OrdinaryDiffEqSDIRK": "2",
+}
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
@@ -117,6 +128,17 @@ def missing_adjoints(loaded: Collection[str], *, gradient: str) -> str | None:
     return _missing(("Zygote",), loaded, "Zygote differentiates a JuliaField", "--adjoints", instead)
 
 
+def missing_sdirk(loaded: Collection[str], *, method: str) -> str | None:
+    """What to do before trbdf2 or kencarp4 can be used, or None if nothing is missing.
+
+    Args:
+        loaded: Julia packages that are there for certain.
+        method: the method's name.
+    """
+    need, instead = f"method={method!r} is OrdinaryDiffEqSDIRK's", "use 'rodas5p' or 'rosenbrock23'"
+    return _missing(SDIRK, loaded, need, "--sdirk", instead)
+
+
 def _missing(packages: Iterable[str], loaded: Collection[str], need: str, option: str, instead: str) -> str | None:
     dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
     missing = [x for x in packages if x not in loaded and not re.search(rf"(?m)^{x}\s*=", dependencies)]
@@ -124,7 +146,7 @@ def _missing(packages: Iterable[str], loaded: Collection[str], need: str, option
         return None
     steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(missing)})`"
     if chosen() == (None, None):
-        minutes = ", which takes a few minutes" if option == "--adjoints" else ""
+        minutes = ", which takes a few minutes" if option in ("--adjoints", "--sdirk") else ""
         steps = f"run `python -m regnde julia {option}` once, with a network{minutes}"
     names = " and ".join(missing)
     packages_are = f"packages {names} are" if len(missing) > 1 else f"package {names} is"

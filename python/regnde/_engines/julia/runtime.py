@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "missing_adjoints",
     "missing_cuda",
+    "missing_sdirk",
     "prepared",
     "running",
     "start",
@@ -103,6 +104,11 @@ def missing_cuda() -> str | None:
 def missing_adjoints(gradient: str) -> str | None:
     """What to do before an adjoint, or the gradient of a `JuliaField` (""), can be computed; None if nothing."""
     return availability.missing_adjoints(_state.loaded, gradient=gradient)
+
+
+def missing_sdirk(method: str) -> str | None:
+    """What to do before trbdf2 or kencarp4 can be used, or None if nothing is missing."""
+    return availability.missing_sdirk(_state.loaded, method=method)
 
 
 def _started_elsewhere() -> bool:
@@ -306,19 +312,28 @@ def _own_julia() -> str:
     return f"The Julia on PATH ({found}) is {version[0]}, and 1.10 or newer is needed. "
 
 
-def install(*, cuda: bool = False, adjoints: bool = False) -> float:
+def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> float:
     """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
 
     Args:
         cuda: also the packages that tensors on CUDA devices need.
         adjoints: also the packages that continuous adjoints and gradients of a `JuliaField` need.
+        sdirk: also the package of the methods trbdf2 and kencarp4.
 
     Raises:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    further = {**(availability.CUDA if cuda else {}), **(availability.ADJOINTS if adjoints else {})}
-    missing = (cuda and missing_cuda() is not None) or (adjoints and missing_adjoints("interpolating") is not None)
+    further = {
+        **(availability.CUDA if cuda else {}),
+        **(availability.ADJOINTS if adjoints else {}),
+        **(availability.SDIRK if sdirk else {}),
+    }
+    missing = (
+        (cuda and missing_cuda() is not None)
+        or (adjoints and missing_adjoints("interpolating") is not None)
+        or (sdirk and missing_sdirk("trbdf2") is not None)
+    )
     if availability.chosen() == (None, None) and not running() and (missing or not prepared()):
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")

@@ -37,7 +37,8 @@ class GridNoise:
         self.area = area
         self.steps = max(1, min(steps, TOGETHER // max(per_step, 1)))  # of a block
         device = like.device if like.device.type == "cuda" else torch.device("cpu")
-        self.normals = Normals(drawn_seed(), 0, self.steps * per_step, device)
+        made = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.normals = Normals(drawn_seed(), 0, self.steps * per_step, device, made)
         self.numbers: dict[float, int] = {}  # of the steps, by their starts
         self.block = -1
         self.w: Sequence[Tensor] = ()
@@ -55,8 +56,9 @@ class GridNoise:
     def _draw(self, block: int) -> None:
         """Draws the standard normals of a block of steps."""
         entries = self.shape.numel()
-        pairs = torch.empty(1, 2, self.normals.entries, dtype=torch.float64, device=self.normals.device)
-        self.normals.fill(np.array([block]), pairs)
+        normals = self.normals
+        pairs = torch.empty(1, 2, normals.entries, dtype=normals.dtype, device=normals.device)
+        normals.fill(np.array([block]), pairs)
         pairs = pairs.to(self.device, self.dtype)
         if self.area:
             w, h = pairs[0].reshape(2, self.steps, *self.shape)
