@@ -491,3 +491,31 @@ def test_an_event_of_a_state_of_several_parts_is_given_its_structure(engine: str
     assert float(sol.events.t[0]) == pytest.approx(math.sqrt(20 / 9.81), rel=SOLVER * 1e-9)
     assert sol.events.y["speed"].shape == (1, 2)
     assert torch.equal(pickle.loads(pickle.dumps(sol)).events.y["speed"], sol.events.y["speed"])
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
+@pytest.mark.parametrize("method", ["tsit5", "vern7", "rodas5p", "autotsit5"])
+def test_parts_a_stop_an_event_dense_output_and_records_in_one_solve(method: str, gradient: str) -> None:
+    """y = 1 / (1 + k t) is 0.4 at t = 1.5 / k; w = max(0, t - 0.25) bends at the stop."""
+    k = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+
+    def field(t: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"y": -k * state["y"] ** 2, "w": torch.where(t < 0.25, 0.0, 1.0) + 0 * state["w"]}
+
+    sol = regnde.solve(
+        field,
+        {"y": f64([1.0]), "w": f64([0.0])},
+        [0.0, 4.0],
+        Solver(method=method, gradient=gradient, rtol=1e-8, atol=1e-8, engine="torch"),
+        stops=[0.25],
+        event=Event(lambda t, state: state["y"][0] - 0.4),
+        dense=True,
+        record="all",
+    )
+    assert sol.events is not None
+    assert sol.events.t.item() == pytest.approx(1.5 / 0.9, rel=SOLVER * 1e-8)
+    assert sol.events.y["w"].item() == pytest.approx(1.5 / 0.9 - 0.25, rel=SOLVER * 1e-8)
+    assert math.isfinite(regnde.ErrorPenalty()(sol).item())
+    total = sol.events.t.sum() + sol.events.y["w"].sum() + sol(0.5)["y"].sum()
+    (found,) = torch.autograd.grad(total, k)
+    assert float(found) == pytest.approx(-2 * 1.5 / 0.81 - 0.5 / 1.45**2, rel=GRADIENT)

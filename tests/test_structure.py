@@ -22,13 +22,14 @@ PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
-    *("_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
+    *("_additive", "_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
     *("_solver", "_solution", "_state", "_stops"),
     *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
+    "_additive": set(),
     "_options": set(),
     "_controller": {"_options"},
     "_grid_method": {"_tableau"},
@@ -136,6 +137,12 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     while free := {name for name, needs in waiting.items() if not needs & waiting.keys()}:
         waiting = {name: needs for name, needs in waiting.items() if name not in free}
     assert not waiting, f"a cycle is among, or imported by, {sorted(waiting)}"
+
+
+def test_every_file_of_the_torch_engine_is_explained() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    files = {path.name for path in (PACKAGE / "_engines" / "torch").glob("*.py")}
+    assert not {name for name in files if f"`{name}`" not in page}
 
 
 def test_heavy_imports_stand_in_one_file_each() -> None:
