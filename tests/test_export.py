@@ -17,6 +17,7 @@ import regnde
 from fields import SPIRAL, ZOO, Net, Square, Zoo, state
 from julia_evaluator import load, parses
 from operator_fields import OPERATORS
+from problems import MIX
 from regnde import UnsupportedField
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.export import export
@@ -69,20 +70,21 @@ def close(found: Sequence[np.ndarray], right: Sequence[Tensor], tolerance: float
         assert np.max(np.abs(a - b), initial=0.0) <= tolerance * max(1.0, np.max(np.abs(b), initial=0.0))
 
 
-def check(field: Field, y: Tensor, tolerance: float = 1e-12) -> Code:
+def check(field: Field, y: Tensor, tolerance: float = 1e-12, *, matrix: bool = False) -> Code:
     """Holds all functions of the written source against torch."""
-    code = export(field, y, name="f")
+    code = export(field, y, name="f", matrix=matrix)
     assert parses(code.source)
     assert called(code.source) <= BASE | FIELD_NAMES, "names that the code can not see"
     functions = load(code.source)
-    t, ct = torch.tensor(0.3, dtype=y.dtype), torch.randn(y.shape, dtype=y.dtype)
+    shape = (*y.shape, code.columns) if matrix else y.shape
+    t, ct = torch.tensor(0.3, dtype=y.dtype), torch.randn(shape, dtype=y.dtype)
     value, right = reference(field, t, y, ct, code)
     p = tuple(julia(x) for x in code.tensors)
     clock, y_, ct_ = t.numpy()[()], julia(y), julia(ct)
     batch = y_.shape[-1] if y_.ndim else 1
     cache = functions["buffers"](y_, batch)
     residuals = tuple(np.full(size, np.nan, y_.dtype, order="F") for size in functions["residuals"](batch))
-    dy, ybar = np.full_like(y_, np.nan), np.full_like(y_, np.nan)
+    dy, ybar = np.full_like(ct_, np.nan), np.full_like(y_, np.nan)
     pbar = tuple(np.zeros_like(julia(x)) for x in code.tensors if x.requires_grad)
     for times in (1, 2):  # again, with what the first run left in the cache
         functions["f!"](dy, clock, y_, p, cache)
@@ -101,6 +103,27 @@ def check(field: Field, y: Tensor, tolerance: float = 1e-12) -> Code:
         functions["f_back!"](ybar, pbar, ct_, clock, y_, p, cache, residuals)
         close([ybar, *pbar], right, tolerance)
     return code
+
+
+MATRICES: dict[str, Field] = {  # diffusions with three columns
+    "constant": lambda t, y: MIX.expand(*y.shape, 3),
+    "of time": lambda t, y: (MIX + torch.sin(t)).expand(*y.shape, 3),
+    "stretched": lambda t, y: torch.tanh(y).unsqueeze(-1) * MIX,
+    "stacked": lambda t, y: torch.stack([y, y.flip(-1), torch.exp(-t) * y * y], -1),
+    "mixed": lambda t, y: torch.einsum("dm,...d->...dm", MIX, torch.sin(y @ MIX @ MIX.mT)) * t,
+}
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 2), (3, 4, 2)])
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_diffusion_matrix_equals_torch(name: str, shape: tuple[int, ...]) -> None:
+    assert check(MATRICES[name], torch.randn(shape, dtype=torch.float64), matrix=True).columns == 3
+
+
+def test_a_diffusion_that_is_no_matrix_is_refused() -> None:
+    for value in (lambda t, y: y, lambda t, y: y.new_ones(2, 3), lambda t, y: y.new_ones(5, 2, 0)):
+        with pytest.raises(UnsupportedField, match="the diffusion returned"):
+            export(value, torch.ones(5, 2), name="g", matrix=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning", "ignore:Sparse CSR tensor support")

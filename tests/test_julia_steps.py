@@ -13,9 +13,11 @@ import regnde
 from frozen import relative
 from problems import SMALL_P, SMALL_Y0, exp_decay, lotka_volterra, small_net
 from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
+from regnde._sde_method import SDE_METHODS
 from regnde._solve import solve_by_rules
 from regnde._tableau import TABLEAUX
 from test_controller import NAMES, RUNS, VARIANTS
+from test_sde_kinds import END, EVERY, NOT_IN_JULIA, Y0, P, path_for, small
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
 
 # Julia fuses multiply-adds and sums in another order: a step from equal states agrees to this, relative.
@@ -290,6 +292,50 @@ def test_dense_output_of_an_sde() -> None:
         results.append((sol(TIMES), *torch.autograd.grad(sol(TIMES).square().sum(), y0)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)
+
+
+SINGLE = 2e-6  # of float32, where the engines sum in another order
+
+
+@pytest.mark.parametrize(("method", "noise", "calculus"), [kind for kind in EVERY if kind[0] not in NOT_IN_JULIA])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sde_steps_are_torchs(method: str, noise: str, calculus: str, dtype: torch.dtype) -> None:
+    """Steps, states, records, evaluations and gradients on one path, with a stop.
+
+    Errors are so far below 1 that all steps but the first are as long as `dt_max`. Else Julia's powers change the ends
+    of steps a little, and with them the noise by much more.
+    """
+    adaptive, found = SDE_METHODS[method].adaptive, []
+    options = {"rtol": 1e4, "atol": 1e4, "dt0": 0.03, "dt_max": 0.06} if adaptive else {"dt0": 0.06}
+    for engine in ("torch", "julia"):
+        p, y0 = (x.to(dtype, copy=True).requires_grad_() for x in (P, Y0))
+        sde, solver = small(noise, calculus, p), Solver(method=method, engine=engine, **options)
+        if sde.has_matrix:
+            sde = dataclasses.replace(sde, diffusion=cast(sde.diffusion))
+        record = "all" if adaptive else "none"
+        sol = regnde.solve(sde, y0, [0.0, 0.13, END], solver, record=record, noise=path_for(noise), stops=[0.2])
+        loss = sol.ys.square().sum()
+        if sol.steps is not None:
+            loss = loss + (sol.steps.error / sol.steps.error.detach().mean()).sum()
+        found.append((sol, torch.autograd.grad(loss, [p, y0])))
+    (ours, gradients), (theirs, their_gradients) = found
+    counts = [(s.stats.nfe, s.stats.nfe_diffusion, s.stats.accepted, s.stats.rejected) for s in (ours, theirs)]
+    assert counts[0] == counts[1]
+    bound = STEP if dtype == torch.float64 else 100 * SINGLE
+    if adaptive:
+        assert theirs.stats.dt_first == pytest.approx(ours.stats.dt_first, rel=bound)
+        torch.testing.assert_close(theirs.steps.t, ours.steps.t, rtol=bound, atol=0)
+        if dtype == torch.float64:  # in float32 the differences that estimate errors are rounding in short steps
+            torch.testing.assert_close(theirs.steps.error, ours.steps.error, rtol=bound, atol=0)
+    torch.testing.assert_close(theirs.ys, ours.ys, rtol=bound, atol=bound)
+    if dtype == torch.float64 or not adaptive:
+        for a, b in zip(their_gradients, gradients, strict=True):
+            assert relative(a, b) < 10 * bound
+
+
+def cast(diffusion):
+    """The same diffusion in the precision of the state."""
+    return lambda t, y: diffusion(t, y).to(y.dtype)
 
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "rk38")

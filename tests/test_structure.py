@@ -22,13 +22,14 @@ PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
-    *("_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
+    *("_additive", "_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
     *("_solver", "_solution", "_state", "_stops"),
     *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
 }
 ALLOWED = {
     "_errors": {"_solution"},
+    "_additive": set(),
     "_options": set(),
     "_controller": {"_options"},
     "_grid_method": {"_tableau"},

@@ -8,12 +8,12 @@ module RegNDE
 
 using ADTypes: AutoFiniteDiff
 using Base.Broadcast: broadcasted, instantiate
-using DiffEqBase: DEVerbosity
+using DiffEqBase: DiffEqBase, DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: BLAS, Hermitian, LowerTriangular, Symmetric, UnitLowerTriangular, UnitUpperTriangular,
-    UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, logabsdet, lu!, mul!
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, LowerTriangular, Symmetric, UnitLowerTriangular, UnitUpperTriangular,
+    UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, logabsdet, lu!, mul!, rmul!
 using NaNMath: NaNMath
 using NNlib: NNlib
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
@@ -24,12 +24,13 @@ using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
-using SciMLBase: AbstractNoiseProcess, FullSpecialize, ODEFunction, ODEProblem, ReturnCode, SDEFunction, SDEProblem,
-    check_error!, derivative_discontinuity!, init
+using SciMLBase: AbstractNoiseProcess, AlgorithmInterpretation, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
+    SDEFunction, SDEProblem, check_error!, derivative_discontinuity!, init
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
 using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
-using StochasticDiffEqLowOrder: EM
+using StochasticDiffEqLowOrder: EM, EulerHeun, LambaEM, LambaEMConstantCache, LambaEulerHeun,
+    LambaEulerHeunConstantCache, RKMil
 using TOML: TOML
 
 export Dynamics, pullback, solve_recorded
@@ -41,6 +42,8 @@ include("activations.jl")
 include("indexing.jl")
 include("linear_algebra.jl")
 include("buffer_pool.jl")
+include("convolution.jl")
+include("noise_matrix.jl")
 include("field.jl")
 include("tableaux.jl")
 include("verner.jl")
@@ -49,8 +52,11 @@ include("step.jl")
 include("reverse.jl")
 include("sde_step.jl")
 include("sde_reverse.jl")
+include("sde_scheme.jl")
+include("scheme_reverse.jl")
 include("noise.jl")
 include("methods.jl")
+include("out_of_place.jl")
 include("events.jl")
 include("forward.jl")
 include("recorders.jl")

@@ -5,8 +5,9 @@
 
 Solves u' = field from `ts[1]` to `ts[end]`, saves the states at `ts`, and records every accepted step.
 
-`field` is a [`Dynamics`](@ref), or a pair `(drift, diffusion)` of them for an SDE with diagonal Ito
-noise. Keywords: `method` (a name of `RegNDE.METHODS`), `rtol` and `atol` (1e-6; 1e-2 for an SDE),
+`field` is a [`Dynamics`](@ref), or a pair `(drift, diffusion)` of them for an SDE, in the sense of the method. The
+diffusion is an array like the state for diagonal noise or, with `columns = m`, of size (m, size(u0)...): for each sample,
+the last dimensions, a matrix with m columns. Keywords: `method` (a name of `RegNDE.METHODS`), `rtol` and `atol` (1e-6; 1e-2 for an SDE),
 `dt0` (first step; every step for `:em`, `:rk4` and others of fixed size), `dt_min` and `dt_max` (bounds of steps), `controller` (a function of an
 algorithm that returns a controller of OrdinaryDiffEqCore), `stops` (times at which the field may jump: steps
 end there, and the field is evaluated beside them), `max_steps`, `record` (estimates of error and stiffness),
@@ -36,7 +37,7 @@ true
 function solve_recorded(
         dynamics, u0::AbstractArray, ts; method::Symbol = :tsit5, rtol = nothing, atol = nothing,
         dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, stops = Float64[], max_steps = 100_000,
-        record = true, keep = :stages, noise = nothing
+        record = true, keep = :stages, noise = nothing, columns = 0
     )
     parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
     default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
@@ -48,9 +49,14 @@ function solve_recorded(
     y0 = vec(copy(u0))
     ys = similar(y0, length(y0), length(ts))
     recording = Recording(m, settings, collect(Float64, ts), y0, ys)
-    fields = map(part -> Field(part, size(u0), typeof(y0)), parts)
+    fields = fields_like(parts, size(u0), typeof(y0), columns, map(_ -> nothing, parts))
     forward!(recording, fields...; noise)
-    return Recorded(recording, parts, size(u0), sum(f -> f.calls[], fields))
+    return Recorded(recording, parts, size(u0), columns, sum(f -> f.calls[], fields))
+end
+
+"The right-hand sides as fields; `columns` are those of the second."
+fields_like(parts, shape, V, columns, pbars) = ntuple(length(parts)) do i
+    Field(parts[i], shape, V; pbar = pbars[i], columns = i == 1 ? 0 : columns)
 end
 
 function grid_of(ts, segments, dt0, max_steps)
@@ -65,6 +71,7 @@ struct Recorded{R, D}
     recording::R
     dynamics::D
     shape::Dims
+    columns::Int
     nfe::Int
 end
 
@@ -99,7 +106,7 @@ function pullback(sol::Recorded; ys = nothing, error = nothing, stiffness = noth
     )
     cotangents = Cotangents(rec, ys, error, stiffness)
     pbars = map(part -> map(p -> fill!(similar(p), 0), part.p), sol.dynamics)
-    fields = map((part, pbar) -> Field(part, sol.shape, typeof(rec.y0); pbar), sol.dynamics, pbars)
+    fields = fields_like(sol.dynamics, sol.shape, typeof(rec.y0), sol.columns, pbars)
     y0bar = reverse!(similar(rec.y0), rec, fields..., cotangents)
     return reshape(y0bar, sol.shape), length(pbars) == 1 ? pbars[1] : pbars
 end

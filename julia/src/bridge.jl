@@ -66,20 +66,23 @@ struct SavedSolve{R}
     recording::R
     codes::Vector{Code}
     parameters::Vector{Tuple}
+    columns::Vector{Int}
     shape::Dims
 end
 
 "Saves it; returns its number."
-function save!(recording, codes, parameters, shape)
+function save!(recording, codes, parameters, columns, shape)
     number = next_number()
-    SAVED_SOLVES[number] = SavedSolve(recording, codes, parameters, shape)
+    SAVED_SOLVES[number] = SavedSolve(recording, codes, parameters, columns, shape)
     return number
 end
 
 "The fields over states like `state`; where they are not `shared`, with buffers of their own."
-function fields_of(codes, parameters, state, pbars = map(_ -> nothing, codes); shared = true)
-    return map(codes, parameters, pbars) do code, p, pbar
-        Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar)
+function fields_of(
+        codes, parameters, state, pbars = map(_ -> nothing, codes); shared = true, columns = zeros(Int, length(codes))
+    )
+    return map(codes, parameters, columns, pbars) do code, p, columns, pbar
+        Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar, columns)
     end
 end
 
@@ -93,7 +96,8 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
 or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
 (3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
-the ends of the steps of a method of fixed step size, then the number of fields and for each its code and parameters,
+the ends of the steps of a method of fixed step size, then the number of fields and for each its code, columns (of a
+diffusion that is a matrix, else 0) and parameters,
 and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
 t_last, dt_last, first_error, steps with events. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
@@ -107,14 +111,15 @@ function bridge_solve(
     r = Reader(address, count)
     state, ys, times, results, first_slope = (array(r) for _ in 1:5)
     given = read_settings(r, controller_name, rtol, atol)
-    codes, parameters = read_fields(r)
+    codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
-    y0, fields = vec(state), fields_of(codes, parameters, state)
+    y0, fields = vec(state), fields_of(codes, parameters, state; columns)
     conditions = conditions_of(looked_for, looked_for.parameters, state)
     settings = Settings(; given..., dt0, dt_min, dt_max, max_steps, record, dense, keep = Symbol(keep))
     ys = reshape(ys, length(y0), :)
     recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
-    noise = path == 0 ? nothing : PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), y0)
+    noise = path == 0 ? nothing :
+        PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
     if first_slope !== nothing
         confine!(fields[1], recording.segments[1])
         fields[1].value(vec(first_slope), y0, time_within(fields[1], times[1]), nothing)
@@ -122,7 +127,7 @@ function bridge_solve(
     forward!(recording, fields...; noise, conditions)
     results .= results_of(recording, fields)
     synchronize(state)
-    return save!(recording, codes, parameters, size(state))
+    return save!(recording, codes, parameters, columns, size(state))
 end
 
 "The numbers that [`bridge_solve`](@ref) describes."
@@ -154,12 +159,13 @@ function segments_of(r::Reader)
 end
 
 function read_fields(r::Reader)
-    codes, parameters = Code[], Tuple[]
+    codes, parameters, columns = Code[], Tuple[], Int[]
     for _ in 1:integer(r)
         push!(codes, CODES[integer(r)])
+        push!(columns, integer(r))
         push!(parameters, arrays(r))
     end
-    return codes, parameters
+    return codes, parameters, columns
 end
 
 "The conditions of events: their codes and parameters, and what is looked for."
@@ -251,11 +257,11 @@ null), those of the steps' pieces (null), cotangents of the times (null, or writ
 cotangents of the stops (null, or written), then for each field its parameters' cotangents (added to).
 """
 function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
-    (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
+    (; recording, codes, parameters, columns, shape), r = SAVED_SOLVES[number], Reader(address, count)
     y0bar, ysbar, errorbar, stiffnessbar, pieces, tbar, ys, stops = (array(r) for _ in 1:8)
     pbars = [arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
-    fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars)
+    fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars; columns)
     cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar; pieces, stops)
     reverse!(vec(y0bar), recording, fields..., cotangents)
     tbar === nothing || reverse_times!(
@@ -314,20 +320,20 @@ function bridge_local(
     r = Reader(address, count)
     state, results = array(r), array(r)
     settings = Settings(; tolerances_of(r, rtol, atol)..., dt_max, segments = segments_of(r))
-    codes, parameters = read_fields(r)
-    fields = fields_of(codes, parameters, state)
+    codes, parameters, columns = read_fields(r)
+    fields = fields_of(codes, parameters, state; columns)
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
     here = local_step(method(Symbol(method_name)), settings, fields, vec(state), t, t_end, h; noise)
     results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
-    return save!(here, codes, parameters, size(state))
+    return save!(here, codes, parameters, columns, size(state))
 end
 
 "The reverse of `bridge_local`; the arguments: the state's cotangent (written), then the parameters' (added to)."
 function bridge_local_backward(number::Int, address::Int, count::Int, Ebar::Float64, Sbar::Float64, freeze::Bool)
-    (; recording, codes, parameters), r = SAVED_SOLVES[number], Reader(address, count)
+    (; recording, codes, parameters, columns), r = SAVED_SOLVES[number], Reader(address, count)
     ybar = array(r)
-    fields = fields_of(codes, parameters, ybar, [arrays(r) for _ in codes])
+    fields = fields_of(codes, parameters, ybar, [arrays(r) for _ in codes]; columns)
     reverse!(vec(ybar), recording, fields, Ebar, Sbar; freeze)
     synchronize(ybar)
     return nothing

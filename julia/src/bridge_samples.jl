@@ -17,7 +17,7 @@ function bridge_samples(
     common = (;
         read_settings(r, controller_name, rtol, atol)..., dt0, dt_min, dt_max, max_steps, record, keep = Symbol(keep),
     )
-    codes, parameters = read_fields(r)
+    codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
     index = [integer(r) for _ in 1:(length(codes) + length(looked_for.codes))]
     shape = (size(state)[1:(end - 1)]..., 1)
@@ -46,7 +46,7 @@ function bridge_samples(
             return nothing
         end
     end
-    return save!(SampleSolve(recordings, index), codes, parameters, shape)
+    return save!(SampleSolve(recordings, index), codes, parameters, columns, shape)
 end
 
 "One thread of BLAS where the samples have several."

@@ -89,11 +89,12 @@ acquire!(::Type, ::Nothing) = nothing
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
 """
-    Field(dynamics, shape, V)
+    Field(dynamics, shape, V; columns = 0)
 
 `dynamics` over flat vectors of type `V` that stand for arrays of size `shape`, behind function
 pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls, and
-keeps times `within` bounds.
+keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
+matrix with so many columns.
 Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`.
 """
 struct Field{V, T}
@@ -102,23 +103,29 @@ struct Field{V, T}
     residuals::FunctionWrapper{Any, Tuple{}}
     calls::Base.RefValue{Int}
     within::Base.RefValue{Tuple{T, T}}
+    columns::Int
+    rows::Int
 end
 
-function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing) where {V}
+function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
     (; f, vjp, p, cache, with_residuals) = dynamics
     shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
+    shaped_value(x) = columns == 0 ? shaped(x) : reshape(x, columns, shape...)
     function value(dy, y, t, residuals)
-        arguments = (shaped(dy), t, shaped(y), p, cache)
+        arguments = (shaped_value(dy), t, shaped(y), p, cache)
         residuals === nothing ? f(arguments...) : with_residuals.f(arguments..., typed(with_residuals, residuals))
         return nothing
     end
     function product(ybar, ct, y, t, residuals)
-        arguments = (shaped(ybar), pbar, shaped(ct), t, shaped(y), p, cache)
+        arguments = (shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache)
         residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
         return nothing
     end
     T = eltype(V)
-    return Field{V, T}(value, product, () -> acquire!(V, with_residuals), Ref(0), Ref((T(-Inf), T(Inf))))
+    rows = isempty(shape) ? 1 : shape[1]
+    return Field{V, T}(
+        value, product, () -> acquire!(V, with_residuals), Ref(0), Ref((T(-Inf), T(Inf))), columns, rows
+    )
 end
 
 "Bounds the field's times by those of a segment, or a local step."
@@ -132,6 +139,9 @@ time_within(field::Field{V, T}, t) where {V, T} = clamp(T(t), field.within[]...)
 
 "Arrays for the residuals of one evaluation; `nothing` if the field has none."
 residuals(field::Field) = field.residuals()
+
+"Number of entries of the noise of a state of length `n`, where the field is its diffusion."
+noise_length(field::Field, n) = field.columns == 0 ? n : n ÷ field.rows * field.columns
 
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
 function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
@@ -180,3 +190,6 @@ function (rhs::RightHandSide)(dy, y, _, t)
     end
     return nothing
 end
+
+"A diffusion that is a matrix."
+(rhs::RightHandSide)(matrix::NoiseMatrix, y, p, t) = rhs(matrix.entries, y, p, t)

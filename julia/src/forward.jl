@@ -133,7 +133,7 @@ function forward!(rec::Recording, fields...; noise = nothing, conditions = nothi
     steps = recorder(rec.method, rec.settings, rec.y0, fields...)
     watch!(steps, conditions, rec)
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
-        SDEProblem(functions(steps), rec.y0, span; noise)
+        SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
     integrator = init(problem, rec.method.algorithm; options(rec)...)
     integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
     bound!(integrator, rec.settings.dt_min)
@@ -141,6 +141,12 @@ function forward!(rec::Recording, fields...; noise = nothing, conditions = nothi
     run!(rec, integrator, steps, fields)
     release!(steps)
     return rec
+end
+
+"The diffusion that is a matrix, for states like `y`; `nothing` for one that is entrywise."
+function noise_prototype(diffusion::Field, y)
+    (; columns, rows) = diffusion
+    return columns == 0 ? nothing : NoiseMatrix(fill!(similar(y, length(y) * columns), 0), columns, rows)
 end
 
 "What every integrator is made with."
@@ -196,7 +202,7 @@ function run!(rec::Recording, integrator, recorder, fields)
             return diagnose!(rec, integrator, field)
         end
         before_attempt!(recorder)
-        perform_step!(integrator, integrator.cache)
+        attempt!(recorder, integrator)
         h = integrator.dt
         # a step that a stop cuts has an error that says little of those that the control wants
         cut = abs(h) < wanted && current < length(rec.segments)

@@ -29,18 +29,20 @@ function local_step(
     return LocalStep(tableau, settings, step, estimates!(step, tableau, settings.rtol, settings.atol)...)
 end
 
-function local_step(
-        m::StochasticRungeKutta, settings::Settings, (drift, diffusion), y, t, t_end, h = NaN; noise
-    )
-    tableau = m.tableau
+function local_step(m::StochasticMethod, settings::Settings, (drift, diffusion), y, t, t_end, h = NaN; noise)
+    (; rtol, atol) = settings
     confine!((drift, diffusion), settings)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, drift, diffusion, y, t, t_end) : h, t, t_end)
-    step = keep_residuals!(SDEStep(tableau, y), tableau, drift, diffusion)
-    copyto!(step.H0[1], y)
-    noise(step.dW, step.dZ, t, t1)
-    take_sde_step!(step, tableau, drift, diffusion, t, h, t1)
-    return LocalStep(tableau, settings, step, sde_estimates!(step, tableau, settings.rtol, settings.atol)...)
+    step, formula, _ = stochastic_step(m, y, drift, diffusion)
+    dW = fill!(similar(y, noise_length(diffusion, length(y))), 0)
+    dZ = fill!(similar(dW), 0)
+    noise(dW, dZ, t, t1)
+    recall!(step, taped(m, y, (; dW, dZ)), formula, drift, diffusion, t, h, t1)
+    return LocalStep(formula, settings, step, stochastic_estimates!(step, formula, rtol, atol)...)
 end
+
+stochastic_estimates!(step::SDEStep, tableau, rtol, atol) = sde_estimates!(step, tableau, rtol, atol)
+stochastic_estimates!(step::SchemeStep, scheme, rtol, atol) = scheme_estimates!(step, scheme, rtol, atol)
 
 release!(here::LocalStep) = release!(here.step)
 
@@ -65,10 +67,11 @@ function initial_size(m, settings::Settings, field, y, t, t_end)
     return integrator.dt
 end
 
-function initial_size(m::StochasticRungeKutta, settings::Settings, drift, diffusion, y, t, t_end)
+function initial_size(m::StochasticMethod, settings::Settings, drift, diffusion, y, t, t_end)
     f = SDEFunction{true, FullSpecialize}(RightHandSide(drift), RightHandSide(diffusion))
-    still = PathNoise((w, z, _, _) -> (fill!(w, 0); fill!(z, 0); nothing), t, t_end, y)
-    problem = SDEProblem(f, y, (t, t_end); noise = still)
+    prototype = similar(y, noise_length(diffusion, length(y)))
+    still = PathNoise((w, z, _, _) -> (fill!(w, 0); fill!(z, 0); nothing), t, t_end, prototype)
+    problem = SDEProblem(f, y, (t, t_end); noise = still, noise_rate_prototype = noise_prototype(diffusion, y))
     dtmax = min(settings.dt_max, abs(t_end - t))
     return init(problem, m.algorithm; tolerances(settings, y)..., dtmax).dt
 end
@@ -87,10 +90,12 @@ function reverse!(ybar, here::LocalStep{<:Step}, (field,), Ebar, Sbar; freeze = 
     return copyto!(ybar, reverse_first_stage!(rev, field, step).lam)
 end
 
-function reverse!(ybar, here::LocalStep{<:SDEStep}, (drift, diffusion), Ebar, Sbar; freeze = false)
+function reverse!(
+        ybar, here::LocalStep{<:Union{SDEStep, SchemeStep}}, (drift, diffusion), Ebar, Sbar; freeze = false
+    )
     (; tableau, settings, step) = here
     confine!((drift, diffusion), settings)
-    rev = SDEReverse(tableau, ybar)
+    rev = step isa SDEStep ? SDEReverse(tableau, ybar) : SchemeReverse(step)
     reverse_step!(rev, step, tableau, drift, diffusion, settings.rtol, settings.atol; Ebar, Sbar)
-    return copyto!(ybar, rev.base.lam)
+    return copyto!(ybar, state_cotangent(rev))
 end

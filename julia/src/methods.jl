@@ -22,6 +22,23 @@ struct StochasticRungeKutta{A} <: Method
     tableau::NoiseTableau
 end
 
+"""
+    StochasticScheme(algorithm, scheme, code = nothing)
+
+A stochastic method that is given by its evaluations; likewise, for diffusions that are matrices too. The integrator of
+`algorithm` controls its steps. They are made by that integrator's code (`nothing`), by the out-of-place code of
+StochasticDiffEq that has the constant cache `code`, or by `scheme` itself (`:own`).
+"""
+struct StochasticScheme{A, C} <: Method
+    algorithm::A
+    scheme::Scheme
+    code::C
+end
+
+StochasticScheme(algorithm, name::Symbol, code = nothing) = StochasticScheme(algorithm, SCHEMES[name], code)
+
+const StochasticMethod = Union{StochasticRungeKutta, StochasticScheme}
+
 "An implicit method, or one that switches to one: records are read back, not differentiated."
 struct Implicit{A} <: Method
     algorithm::A
@@ -55,7 +72,18 @@ const METHODS = Dict{Symbol, Method}(
     :sosri2 => StochasticRungeKutta(SOSRI2(), NoiseTableau(:sosri2)),
     :sriw1 => StochasticRungeKutta(SRIW1(), NoiseTableau(:sriw1)),
     :sosra => StochasticRungeKutta(SOSRA(), NoiseTableau(:sosra)),
-    :em => StochasticRungeKutta(EM(false), NoiseTableau(:em)), # false: the diffusion at the step's start
+    :sosra_matrix => StochasticScheme(SOSRA(), :sosra_matrix),
+    :em => StochasticScheme(EM(false), :em), # false: the diffusion at the step's start
+    :eulerheun => StochasticScheme(EulerHeun(), :heun),
+    :midpoint_stratonovich => StochasticScheme(EulerHeun(), :midpoint, :own),
+    :diffusionheun => StochasticScheme(EulerHeun(), :diffusionheun, :own),
+    :rkmil => StochasticScheme(RKMil(interpretation = AlgorithmInterpretation.Ito), :rkmil),
+    :rkmil_stratonovich =>
+        StochasticScheme(RKMil(interpretation = AlgorithmInterpretation.Stratonovich), :rkmil_stratonovich),
+    # The in-place codes of Lamba's methods are other methods: another point of the diffusion, norms in the estimates.
+    :lambaem => StochasticScheme(LambaEM(), :lambaem, LambaEMConstantCache()),
+    :lambaeulerheun => StochasticScheme(LambaEulerHeun(), :lambaeulerheun, LambaEulerHeunConstantCache()),
+    :lambaeulerheun_matrix => StochasticScheme(LambaEulerHeun(), :lambaeulerheun_matrix, :own),
     :rosenbrock23 => Implicit(finite(Rosenbrock23), :rosenbrock23),
     :rodas5p => Implicit(finite(Rodas5P), :rodas5p),
     :autotsit5 => Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
@@ -88,6 +116,7 @@ end
 
 "Whether the method has an error estimate and thus adapts its step."
 adapts(m::StochasticRungeKutta) = m.tableau.adaptive
+adapts(m::StochasticScheme) = estimates_error(m.scheme)
 adapts(::FixedStep) = false
 adapts(::Method) = true
 

@@ -17,12 +17,13 @@ mutable struct PathNoise{T, V <: AbstractVector{T}, F} <: AbstractNoiseProcess{T
     dt::Float64
     const dW::V
     const dZ::V
+    const W::Vector{V}  # where DiffEqBase looks for the number of processes
     const reset::Bool
 end
 
 function PathNoise(source, t0, ends, prototype::V) where {T, V <: AbstractVector{T}}
     dW, dZ = fill!(similar(prototype), 0), fill!(similar(prototype), 0)
-    return PathNoise{T, V, typeof(source)}(source, Float64[ends...], t0, t0, 0.0, dW, dZ, true)
+    return PathNoise{T, V, typeof(source)}(source, Float64[ends...], t0, t0, 0.0, dW, dZ, [dW], true)
 end
 
 Base.copy(noise::PathNoise) = noise  # one solve, one process

@@ -28,7 +28,7 @@ function rehearse(code::Int, p::Tuple, y0, name::String)
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
         grid = adapts(method(Symbol(name))) ? nothing : [0.3, 1.0]
         settings = (nothing, nothing, nothing, nothing, grid)  # tolerances, segments, controller
-        integers = integers_of(y0, ys, times, results, nothing, settings..., 1, code, p, 0, nothing)
+        integers = integers_of(y0, ys, times, results, nothing, settings..., 1, code, 0, p, 0, nothing)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, true, false, "stages",
             0, BLAS.get_num_threads()
@@ -77,7 +77,7 @@ end
                 CODES[0] = Code(@__MODULE__, value!, vjp!, memory, (keep!, back!))
                 rehearse(0, p, y0, name)
             end
-            for name in (:sosri, :sosri2, :sosra)
+            for name in (:sosri, :sosri2, :sosra, :rkmil)
                 sol = solve_recorded((layer, layer), y0, times; method = name)
                 pullback(sol; ys = ones(T, 2, 2, 3))
             end

@@ -109,34 +109,61 @@ function recall!(step::Step, entry::Step, tableau, field)
 end
 
 function sweep!(
-        y0bar::V, rec::Recording{V, <:StochasticRungeKutta}, drift::Field, diffusion::Field,
-        cotangents::Cotangents
+        y0bar::V, rec::Recording{V, <:StochasticMethod}, drift::Field, diffusion::Field, cotangents::Cotangents
     ) where {V}
-    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    step = keep_residuals!(SDEStep(tableau, rec.y0), tableau, drift, diffusion)
-    rev = SDEReverse(tableau, rec.y0)
-    len, last = length(rec.y0), length(rec.outputs)
+    (; rtol, atol) = rec.settings
+    step, formula, rev = stochastic_step(rec.method, rec.y0, drift, diffusion)
+    lam, last = state_cotangent(rev), length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
         foreach(field -> confine!(field, rec.segments[segment_at(rec, rec.t[n])]), (drift, diffusion))
-        h, t, entry = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1], rec.tape[n]
-        copyto!(step.H0[1], 1, entry, 1, len)
-        copyto!(step.dW, 1, entry, 1 + len, len)
-        copyto!(step.dZ, 1, entry, 1 + 2len, len)
-        take_sde_step!(step, tableau, drift, diffusion, t, h, rec.t[n])
+        h, t = rec.dt[n], n == 1 ? rec.times[1] : rec.t[n - 1]
+        recall!(step, rec.tape[n], formula, drift, diffusion, t, h, rec.t[n])
         first = first_output(rec, n, last)
         outputs = on_the_line(rec, cotangents, first, last, rec.y0)
         for theta in (cotangents.pieces === nothing ? () : (0, 1))
             push!(outputs, (theta, copyto!(similar(rec.y0), view(cotangents.pieces, :, 2n - 1 + theta))))
         end
         reverse_step!(
-            rev, step, tableau, drift, diffusion, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
+            rev, step, formula, drift, diffusion, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
             Sbar = cotangent_of(cotangents.stiffness, n), outputs
         )
         last = first - 1
     end
-    add_outputs!(rev.base.lam, rec, cotangents, 1, last)
-    return copyto!(y0bar, rev.base.lam)
+    add_outputs!(lam, rec, cotangents, 1, last)
+    return copyto!(y0bar, lam)
+end
+
+"Buffers of a step of a stochastic method, its coefficients, and buffers of its reverse."
+function stochastic_step(m::StochasticRungeKutta, y, drift, diffusion)
+    step = keep_residuals!(SDEStep(m.tableau, y), m.tableau, drift, diffusion)
+    return step, m.tableau, SDEReverse(m.tableau, y)
+end
+
+function stochastic_step(m::StochasticScheme, y, drift, diffusion)
+    step = keep_residuals!(SchemeStep(m.scheme, y, diffusion), m.scheme, drift, diffusion)
+    return step, m.scheme, SchemeReverse(step)
+end
+
+"Takes a step again from what the tape has of it."
+function recall!(step::SDEStep, entry, tableau::NoiseTableau, drift, diffusion, t, h, t1)
+    unpack!(entry, step.H0[1], step.dW, step.dZ)
+    return take_sde_step!(step, tableau, drift, diffusion, t, h, t1)
+end
+
+function recall!(step::SchemeStep, entry, scheme::Scheme, drift, diffusion, t, h, t1)
+    unpack!(entry, step.arguments[1], step.dW, (has_second(scheme) ? (step.dZ,) : ())...)
+    return take_scheme_step!(step, scheme, drift, diffusion, t, h, t1)
+end
+
+"Copies an array's parts, which follow each other, to others."
+function unpack!(entry, parts...)
+    from = 1
+    for part in parts
+        copyto!(part, 1, entry, from, length(part))
+        from += length(part)
+    end
+    return nothing
 end
 
 "Cotangents of the pieces of step `n`, as columns; none if the step has no pieces, or they no cotangents."

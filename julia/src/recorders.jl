@@ -20,6 +20,17 @@ struct SDERecorder{V, T}
     diffusion::RightHandSide{V, T}
 end
 
+"The fields of a stochastic method that is given by its evaluations, and a scratch array."
+struct SchemeRecorder{V, T, C}
+    code::C
+    rhs::RightHandSide{V, T}
+    diffusion::RightHandSide{V, T}
+    step::SchemeStep{V}
+    scheme::Scheme
+end
+
+const StochasticRecorder = Union{SDERecorder, SchemeRecorder}
+
 "Estimates and interpolant of an integrator whose step is not described by a tableau here."
 struct IntegratorRecorder{V, T}
     step::Step{V}
@@ -45,6 +56,11 @@ function recorder(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion
     return SDERecorder(step, m.tableau, rhs, RightHandSide(diffusion))
 end
 
+function recorder(m::StochasticScheme, settings, y0, drift::Field, diffusion::Field)
+    step = SchemeStep(m.scheme, y0, diffusion)
+    return SchemeRecorder(m.code, RightHandSide(drift), RightHandSide(diffusion), step, m.scheme)
+end
+
 recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(Step(TSIT5, y0), RightHandSide(field))
 
 "Looks for the zeros of conditions from the start of the solve on."
@@ -53,7 +69,7 @@ watch!(recorder::StageRecorder, conditions::Conditions, rec) =
 watch!(_, ::Nothing, _) = nothing
 
 functions(recorder) = ODEFunction{true, FullSpecialize}(recorder.rhs)
-functions(recorder::SDERecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)
+functions(recorder::StochasticRecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)
 
 "Called before an attempt: notes which stage's slope is evaluated first."
 function before_attempt!(recorder::StageRecorder)
@@ -63,7 +79,24 @@ function before_attempt!(recorder::StageRecorder)
     return nothing
 end
 before_attempt!(recorder::SDERecorder) = recorder.rhs.slot[] = 1
-before_attempt!(::IntegratorRecorder) = nothing
+before_attempt!(::Union{SchemeRecorder, IntegratorRecorder}) = nothing
+
+"Makes an attempt: by the integrator's own code, where the method does not say otherwise."
+attempt!(_, integrator) = perform_step!(integrator, integrator.cache)
+attempt!(recorder::SchemeRecorder{<:Any, <:Any, Nothing}, integrator) = perform_step!(integrator, integrator.cache)
+attempt!(recorder::SchemeRecorder, integrator) =
+    attempt_out_of_place!(integrator, recorder.code, recorder.rhs.field, recorder.diffusion.field)
+
+function attempt!(recorder::SchemeRecorder{<:Any, <:Any, Symbol}, integrator)
+    (; step, scheme) = recorder
+    (; t, dt, opts) = integrator
+    copyto!(step.arguments[1], integrator.uprev)
+    copyto!(step.dW, integrator.W.dW)
+    take_scheme_step!(step, scheme, recorder.rhs.field, recorder.diffusion.field, t, dt, t + dt)
+    copyto!(integrator.u, step.y1)
+    set_EEst!(integrator, scheme_estimates!(step, scheme, opts.reltol, opts.abstol).error)
+    return nothing
+end
 
 "Called at a stop: the field may have jumped, and nothing that an FSAL method carries over is right."
 function start_anew!(recorder::StageRecorder, integrator)
@@ -75,7 +108,7 @@ function start_anew!(recorder::StageRecorder, integrator)
     return derivative_discontinuity!(integrator, true)
 end
 start_anew!(::IntegratorRecorder, integrator) = derivative_discontinuity!(integrator, true)
-start_anew!(::SDERecorder, _) = nothing
+start_anew!(::StochasticRecorder, _) = nothing
 
 "Releases the memory that the tape has not taken."
 release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
@@ -180,27 +213,32 @@ function release!(rec::Recording)
     return nothing
 end
 
-function record_step!(rec::Recording, recorder::SDERecorder, integrator, t, h, t1)
-    (; step, tableau) = recorder
+function record_step!(rec::Recording, recorder::StochasticRecorder, integrator, t, h, t1)
     push_step!(rec, h, t1)
-    if rec.settings.record
-        tableau.adaptive && push!(rec.error, error_of(integrator))
-        tableau.pair && push!(rec.stiffness, sde_stiffness_estimate(step, tableau))
-    end
-    if rec.settings.keep !== :nothing
-        n, noise = length(rec.y0), integrator.W
-        entry = fill!(similar(rec.y0, 3n), 0)
-        copyto!(entry, 1, integrator.uprev, 1, n)
-        copyto!(entry, 1 + n, noise.dW, 1, n)
-        noise.dZ === nothing || copyto!(entry, 1 + 2n, noise.dZ, 1, n)
-        push!(rec.tape, entry)
-    end
+    rec.settings.record && push_estimates!(rec, recorder, integrator)
+    rec.settings.keep === :nothing || push!(rec.tape, taped(rec.method, integrator.uprev, integrator.W))
     rec.settings.dense && foreach(y -> push!(rec.pieces, copy(y)), (integrator.uprev, integrator.u))
     save_outputs!(rec, t, h, t1, integrator.u) do theta
-        @. step.scratch = (1 - theta) * integrator.uprev + theta * integrator.u
+        @. recorder.step.scratch = (1 - theta) * integrator.uprev + theta * integrator.u
     end
     return rec
 end
+
+function push_estimates!(rec::Recording, recorder::SDERecorder, integrator)
+    (; step, tableau) = recorder
+    tableau.adaptive && push!(rec.error, error_of(integrator))
+    tableau.pair && push!(rec.stiffness, sde_stiffness_estimate(step, tableau))
+    return nothing
+end
+
+function push_estimates!(rec::Recording, ::SchemeRecorder, integrator)
+    adapts(rec.method) && push!(rec.error, error_of(integrator))
+    return nothing
+end
+
+"What the tape keeps of a stochastic step: the state at its start and the noise, one after the other."
+taped(m::StochasticScheme, y, noise) = has_second(m.scheme) ? [y; noise.dW; noise.dZ] : [y; noise.dW]
+taped(::StochasticRungeKutta, y, noise) = [y; noise.dW; noise.dZ]
 
 function record_step!(rec::Recording, recorder::IntegratorRecorder, integrator, t, h, t1)
     step = recorder.step

@@ -74,3 +74,6 @@ function reverse_step!(
     copyto!(lam, ybar)
     return rev
 end
+
+"The cotangent of the state that passes from step to step."
+state_cotangent(rev::SDEReverse) = rev.base.lam

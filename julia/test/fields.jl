@@ -85,7 +85,38 @@ function additive_vjp!(ybar, pbar, ct, t, y, p, _)
     return nothing
 end
 
+function matrix!(dy, t, y, p, _)
+    (A, b), (d, samples) = p, size(y)
+    others = view(y, d:-1:1, :)
+    dy .= A .* tanh.(reshape(y, 1, d, samples)) .+ b .* reshape(others, 1, d, samples) .+ t / 5
+    return nothing
+end
+
+function matrix_vjp!(ybar, pbar, ct, t, y, p, _)
+    (A, b), (d, samples) = p, size(y)
+    z, others = tanh.(reshape(y, 1, d, samples)), reshape(y[d:-1:1, :], 1, d, samples)
+    pbar[1] .+= sum(ct .* z; dims = 3)[:, :, 1]
+    pbar[2] .+= vec(sum(ct .* others; dims = (2, 3)))
+    ybar .= sum(ct .* A; dims = 1)[1, :, :] .* (1 .- z[1, :, :] .^ 2)
+    ybar .+= sum(ct .* b; dims = 1)[1, d:-1:1, :]
+    return nothing
+end
+
+function additive_matrix!(dy, t, y, p, _)
+    dy .= p[1] .* (1 + t)
+    return nothing
+end
+
+function additive_matrix_vjp!(ybar, pbar, ct, t, y, p, _)
+    pbar[1] .+= (1 + t) .* sum(ct; dims = 3)[:, :, 1]
+    ybar .= 0
+    return nothing
+end
+
 multiplicative() = Dynamics(value!, vjp!, ([0.3], [0.1]), nothing)
 additive() = Dynamics(additive!, additive_vjp!, ([0.2],), nothing)
+"Matrices of two rows and three columns."
+matrix() = Dynamics(matrix!, matrix_vjp!, ([0.3 0.1; -0.2 0.1; 0.1 0.3], [0.1, 0.2, -0.1]), nothing)
+additive_matrix() = Dynamics(additive_matrix!, additive_matrix_vjp!, ([0.3 0.1; -0.2 0.1; 0.1 0.3],), nothing)
 
 end

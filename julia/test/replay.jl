@@ -1,8 +1,8 @@
 # The recorded steps made again, at their recorded times and sizes, with other parameters: what the
 # discrete gradient is the gradient of.
 
-using RegNDE: Field, SDEStep, Step, confine!, dense_output!, error_estimate!, evaluate!, extra_stages!, sde_error_estimate!,
-    sde_stiffness_estimate, stiffness_estimate, segment_at, take_sde_step!, take_step!
+using RegNDE: Field, Step, confine!, dense_output!, error_estimate!, evaluate!, extra_stages!, recall!, segment_at,
+    stiffness_estimate, stochastic_estimates!, stochastic_step, take_step!
 
 struct Replay{T}
     ys::Matrix{T}
@@ -36,22 +36,20 @@ function replay(rec, dynamics, shape, y0)
 end
 
 "Replays an SDE's recording with its recorded increments."
-function replay(rec, drift, diffusion, shape, y0)
-    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    fields = Field(drift, shape, typeof(y0)), Field(diffusion, shape, typeof(y0))
-    step, len = SDEStep(tableau, y0), length(y0)
-    out = Replay(rec, y0)
+function replay(rec, drift, diffusion, shape, y0; columns = 0)
+    (; rtol, atol) = rec.settings
+    fields = Field(drift, shape, typeof(y0)), Field(diffusion, shape, typeof(y0); columns)
+    step, formula, _ = stochastic_step(rec.method, y0, fields...)
+    len, out = length(y0), Replay(rec, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
         foreach(field -> confine!(field, rec.segments[segment_at(rec, rec.t[n])]), fields)
         t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
-        copyto!(step.H0[1], y)
-        copyto!(step.dW, view(rec.tape[n], (len + 1):(2len)))
-        copyto!(step.dZ, view(rec.tape[n], (2len + 1):(3len)))
-        take_sde_step!(step, tableau, fields..., t, h, t1)
-        tableau.adaptive && push!(out.error, sde_error_estimate!(step, tableau, rtol, atol))
-        tableau.pair && push!(out.stiffness, sde_stiffness_estimate(step, tableau))
+        recall!(step, [y; rec.tape[n][(len + 1):end]], formula, fields..., t, h, t1)
+        (; error, stiffness) = stochastic_estimates!(step, formula, rtol, atol)
+        isnan(error) || push!(out.error, error)
+        isnan(stiffness) || push!(out.stiffness, stiffness)
         save_at!(out.ys, rec, n, step.y1, theta -> (1 - theta) * y + theta * step.y1)
         copyto!(y, step.y1)
     end

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._additive import check_additive, moved_by_noise
 from regnde._controller import I
 from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
@@ -26,6 +27,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._sde_method import SDE_METHODS, misfit
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 from regnde._stops import Segment
@@ -44,15 +46,17 @@ IMPLICIT: dict[str, float | None] = {
     "autotsit5": EXPLICIT["tsit5"],
 }
 FIXED = tuple(name for name, tableau in TABLEAUX.items() if not tableau.adaptive)
-STOCHASTIC = {name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra", "em")}
-# as the step control has them, for what the next solve's first step may be
+_SCHEMES = ("em", "rkmil", "lambaem", "lambaeulerheun", "eulerheun", "heun", "midpoint", "diffusionheun")
+STOCHASTIC: dict[str, float | None] = {
+    **{name: SDE_TABLEAUX[name].stability_size for name in ("sosri", "sosri2", "sriw1", "sosra")},
+    **dict.fromkeys(_SCHEMES),
+}
+# of ODEs, as the step control has them, for what the next solve's first step may be
 ORDERS = {
     **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
     **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
-    **{name: SDE_TABLEAUX[name].order + 0.5 for name in STOCHASTIC},
 }
-SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT, **STOCHASTIC}
-UNCONTROLLED = (*FIXED, "em")
+SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT}
 SDIRK = ("trbdf2", "kencarp4")
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
@@ -97,18 +101,14 @@ class JuliaEngine(Engine):
                 "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
                 f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
             )
-        equation = request.equation
-        if isinstance(equation, SDE) and (equation.noise != "diagonal" or equation.calculus != "ito"):
-            return (
-                f"the Julia engine solves Ito SDEs with diagonal noise, and this one is "
-                f"{equation.calculus.capitalize()} with {equation.noise} noise: set Solver(engine='torch')."
-            )
         if solver.sde_method is not None:
             return "the steps of another package run on the torch engine: set Solver(engine='torch')."
         known = tuple(STOCHASTIC) if sde else (*EXPLICIT, *FIXED, *IMPLICIT)
         if solver.method not in known:
             kind = "SDE" if sde else "ODE"
             return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
+        if isinstance(request.equation, SDE) and (why := _unsupported_noise(request.equation, request)) is not None:
+            return why
         if y0.dtype not in (torch.float32, torch.float64):
             return f"the Julia engine solves float32 and float64 states, not {y0.dtype}: set Solver(engine='torch')."
         if y0.numel() == 0:
@@ -126,14 +126,15 @@ class JuliaEngine(Engine):
                 "Solver(engine='torch')."
             )
         return (
-            unsupported_everywhere(request, adaptive=solver.method not in UNCONTROLLED)
+            unsupported_everywhere(request, adaptive=_adaptive(request))
             or self._unsupported_control(request)
             or self._unsupported_gradient(request)
         )
 
     def _unsupported_events(self, request: Request) -> str | None:
         """Methods and records with which events are not looked for."""
-        if request.solver.method not in (*EXPLICIT, *FIXED) or request.solver.gradient in ADJOINTS:
+        sde = isinstance(request.equation, SDE)
+        if sde or request.solver.method not in (*EXPLICIT, *FIXED) or request.solver.gradient in ADJOINTS:
             return (
                 f"the Julia engine looks for events with explicit methods and their discrete gradient, not with "
                 f"{request.solver.method!r}: set Solver(engine='torch')."
@@ -149,7 +150,7 @@ class JuliaEngine(Engine):
             return "I(accepted_min_factor=...) runs on the torch engine: set Solver(engine='torch')."
         if method in IMPLICIT and controller is not None:
             return f"{method!r} has a controller of its own: leave out controller=."
-        if method in STOCHASTIC and request.solver.dt_min > 0:
+        if isinstance(request.equation, SDE) and request.solver.dt_min > 0:
             return "dt_min= of an SDE runs on the torch engine: set Solver(engine='torch')."
         if method in ("rosenbrock23", "rodas5p", "autotsit5") and isinstance(request.rtol, Tensor):
             return f"{method!r} takes one number as rtol; atol may differ between entries."
@@ -157,15 +158,15 @@ class JuliaEngine(Engine):
 
     def _unsupported_gradient(self, request: Request) -> str | None:
         """Combinations of method, gradient and record that have no gradient, or another one than asked for."""
-        method, gradient, record = request.solver.method, request.solver.gradient, request.record
+        gradient, record = request.solver.gradient, request.record
         if gradient == "reversible":
             return "gradient='reversible' is for the torch engine's 'reversible_heun': set Solver(engine='torch')."
         if gradient in ADJOINTS:
-            if method in FIXED:
+            if not _adaptive(request) and not isinstance(request.equation, SDE):
                 return f"gradient={gradient!r} is for methods that adapt their step: use 'discrete' or 'checkpoint'."
-            if method in STOCHASTIC:
+            if isinstance(request.equation, SDE):
                 return (
-                    f"gradient={gradient!r} is for ODEs: for an SDE with diagonal noise SciMLSensitivity's adjoints "
+                    f"gradient={gradient!r} is for ODEs: for an SDE SciMLSensitivity's adjoints "
                     "fail or are wrong. Use 'discrete' or 'checkpoint'."
                 )
             if record == "all" and torch.is_grad_enabled():
@@ -199,8 +200,7 @@ class JuliaEngine(Engine):
                 "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
                 "explicit method, or torch.no_grad()."
             )
-        this = _Run(request)
-        this.use(codes)
+        this = _Run(request, codes)
         solution = this.of_samples if solver.batch == "per-sample" else this.solution
         try:
             return solution(check=known)
@@ -218,11 +218,32 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
     if isinstance(equation, JuliaField):
         tensors = tuple(equation.parameters)
         return (Code(equation.source, "", tensors, tuple(x.requires_grad for x in tensors)),), False
-    parts = (equation.drift, equation.diffusion) if isinstance(equation, SDE) else (equation,)
-    written = [
-        code_of(part, y0, name, again=again, samples=samples) for part, name in zip(parts, ("f", "g"), strict=False)
-    ]
+    if isinstance(equation, SDE):
+        written = [
+            code_of(equation.drift, y0, "f", again=again),
+            code_of(equation.diffusion, y0, "g", again=again, matrix=equation.has_matrix),
+        ]
+    else:
+        written = [code_of(equation, y0, "f", again=again, samples=samples)]
     return tuple(code for code, _ in written), any(known for _, known in written)
+
+
+def _adaptive(request: Request) -> bool:
+    """Whether the method adapts its step."""
+    method = request.solver.method
+    return SDE_METHODS[method].adaptive if isinstance(request.equation, SDE) else method not in FIXED
+
+
+def _unsupported_noise(sde: SDE, request: Request) -> str | None:
+    """Equations that the method is not for, and diffusion matrices that StochasticDiffEq's integrators do not take."""
+    method = request.solver.method
+    if (why := misfit(method, sde)) is not None:
+        return why
+    if sde.has_matrix and request.y0.ndim == 0:
+        return f"SDE(noise={sde.noise!r}) needs a state of one or more dimensions, (..., d)."
+    if sde.has_matrix and request.y0.device.type != "cpu":
+        return "diffusion matrices on CUDA devices run on the torch engine: set Solver(engine='torch')."
+    return None
 
 
 def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -234,8 +255,9 @@ def _needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
 class _Run:
     """One request on its way through the engine."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
         self.request = request
+        self.use(codes)
         self.local = request.record if isinstance(request.record, Local) else None
         self.segments, self.samples = request.segments(), request.solver.batch == "per-sample"
         self.conditions = (
@@ -256,13 +278,31 @@ class _Run:
         self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
 
     def _noise(self) -> BrownianPath | None:
-        request = self.request
-        if not isinstance(request.equation, SDE):
+        request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
+        if not isinstance(equation, SDE):
             return None
-        if request.noise is not None:
-            return request.noise
-        t0, t1 = request.times[0], request.times[-1]
-        return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, request.y0.shape)  # no step: any path will do
+        if request.noise is None:
+            t0, t1 = request.times[0], request.times[-1]
+            shape = equation.path_shape(request.y0.shape, columns)
+            return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape)  # no step: any path will do
+        if equation.has_matrix and request.noise.shape[-1] != columns:
+            raise ValueError(
+                f"the diffusion has {columns} columns, but the Brownian path has {request.noise.shape[-1]} processes."
+            )
+        return request.noise
+
+    @property
+    def _method(self) -> str:
+        """The method's name in Julia."""
+        equation, method = self.request.equation, self.request.solver.method
+        if not isinstance(equation, SDE):
+            return method
+        matrix, stratonovich = equation.has_matrix, equation.calculus == "stratonovich"
+        if method in ("lambaeulerheun", "sosra") and matrix:
+            return f"{method}_matrix"
+        if method == "midpoint" or (method == "rkmil" and stratonovich):
+            return f"{method}_stratonovich"
+        return "eulerheun" if method == "heun" else method
 
     def _random(self) -> random.Random:
         if self.local is None:
@@ -284,12 +324,13 @@ class _Run:
         job = SolveJob(
             codes=self.codes,
             times=times,
+            method=self._method,
             solver=solver,
             tolerances=(request.rtol, request.atol),
             segments=self.segments,
             record=request.record == "all",
             keep=self._kept(adjoint, by_step),
-            grid=self._grid() if solver.method in FIXED else (),
+            grid=() if isinstance(request.equation, SDE) or _adaptive(request) else self._grid(),
             events=request.events,
             conditions=self.conditions,
             pieces=0 if weights is None else 1 + len(weights),
@@ -312,6 +353,8 @@ class _Run:
             self._check(job.first_slope)
         hits, stop = self._hits(job, pieces, weights)
         calls, steps = job.calls, None
+        if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
+            calls = calls[0], calls[1] + self._check_additive(request.equation, job, full)
         if self.local is not None:
             steps, more = self._local_record(job, full, row)
             calls = calls[0] + more[0], calls[1] + more[1]
@@ -392,7 +435,7 @@ class _Run:
     def _interpolant(self) -> NDArray[np.float64]:
         """Weights of the method's interpolant, as an `Interpolant` has them."""
         method = self.request.solver.method
-        if method in STOCHASTIC:
+        if isinstance(self.request.equation, SDE):
             return np.ones((1, 1))  # a straight line
         rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
         return np.array(weights, np.float64).reshape(int(rows), -1)
@@ -427,6 +470,21 @@ class _Run:
         else:
             check_unchanged(part, t0, y0, value)
 
+    def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
+        """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
+        request, within = self.request, self.segments[0].within
+        t0, y0 = request.times[0], request.y0.detach()
+        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
+        with torch.no_grad():
+            time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
+            here = sde.diffusion(time, y0)
+            states = [moved_by_noise(y0, here, math.sqrt(job.dt_first))]
+            if job.status == "success" and job.accepted:
+                states.append(full[job.saved - 1].detach())
+            for y in states:
+                check_additive(request.solver.method, y, here, sde.diffusion(time, y))
+        return len(states) + (not _adaptive(self.request) or request.solver.dt0 is not None)
+
     def _times(self) -> tuple[tuple[float, ...], int | None]:
         """The save times with the drawn one among them, and its row."""
         times = self.request.times
@@ -444,11 +502,12 @@ class _Run:
 
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
         method, device = self.request.solver.method, self.request.y0.device
-        size = SIZES["tsit5" if self.local and method in IMPLICIT else method]
+        sizes = STOCHASTIC if isinstance(self.request.equation, SDE) else SIZES
+        size = sizes["tsit5" if self.local and method in IMPLICIT else method]
         return Steps(
             t=t.to(device),
             dt=dt.to(device),
-            error=None if method in UNCONTROLLED else error,
+            error=error if _adaptive(self.request) else None,
             stiffness=None if size is None else stiffness,
             method=method,
             stability_size=size,
@@ -477,6 +536,7 @@ class _Run:
             t=t,
             segment=self._segment(float(ends[step - 1])),
             h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
+            method=self._method,
             solver=request.solver,
             tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
@@ -504,9 +564,10 @@ class _Run:
 
     def _first_step(self, job: SolveJob) -> FirstStep | None:
         method = self.request.solver.method
-        if method in UNCONTROLLED or not job.accepted:
+        if not _adaptive(self.request) or not job.accepted:
             return None
-        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, ORDERS[method])
+        order = SDE_METHODS[method].order + 0.5 if isinstance(self.request.equation, SDE) else ORDERS[method]
+        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, order)
 
     def _assemble(
         self,

@@ -112,7 +112,7 @@ class ArgumentBuffer:
         self.add(len(codes))
         rest = iter(tensors)
         for code in codes:
-            self.add(code.number(), len(code.tensors))
+            self.add(code.number(), code.columns, len(code.tensors))
             for _ in code.tensors:
                 self.tensor(next(rest))
 
@@ -147,20 +147,30 @@ class Handle:
 
 
 @contextmanager
-def path_address(path: BrownianPath | None, y: Tensor) -> Iterator[int]:
-    """The address of a C function that writes the path's increments; 0 without a path."""
+def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> Iterator[int]:
+    """The address of a C function that writes the path's increments; 0 without a path.
+
+    Those of scalar noise are written for each entry that they drive, as if it were diagonal.
+
+    Args:
+        path: the path.
+        y: the state.
+        matrix: whether the diffusion is a matrix.
+    """
     if path is None:
         yield 0
         return
     problems: list[Exception] = []
     real = ctypes.c_float if y.dtype == torch.float32 else ctypes.c_double
-    size = ctypes.sizeof(real) * y.numel()
+    shape = path.shape if matrix else y.shape
+    size = ctypes.sizeof(real) * shape.numel()
     second = 2 * 3**0.5  # dZ of the methods of order 1.5 from the space-time Levy area
 
     def increments(s: float, t: float, w: int, z: int) -> None:
         try:
             increment = path.increment(s, t)
-            values = [x.to("cpu", y.dtype).contiguous() for x in (increment.w, second * increment.h)]
+            both = (increment.w, second * increment.h)
+            values = [x.to("cpu", y.dtype).expand(shape).contiguous() for x in both]
             for address, value in zip((w, z), values, strict=True):
                 ctypes.memmove(address, value.data_ptr(), size)
         except Exception as problem:  # an exception can not pass through C

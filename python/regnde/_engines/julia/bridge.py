@@ -31,7 +31,8 @@ class SolveJob:
     Attributes:
         codes: the field, or drift and diffusion.
         times: save times.
-        solver: method, controller, sizes of steps.
+        method: its name in Julia.
+        solver: controller, sizes of steps.
         tolerances: relative and absolute: numbers, or tensors like the state.
         segments: of the span between the stops.
         record: whether estimates are recorded.
@@ -58,6 +59,7 @@ class SolveJob:
 
     codes: tuple[Code, ...]
     times: tuple[float, ...]
+    method: str
     solver: ResolvedSolver
     tolerances: Tolerances
     segments: tuple[Segment, ...]
@@ -105,7 +107,7 @@ class SolveJob:
         arguments.conditions(self.conditions, self.events, y0)
         sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
         options = (
-            solver.method,
+            self.method,
             rtol,
             atol,
             *sizes,
@@ -126,7 +128,7 @@ class SolveJob:
             return number, table, crossings, pieces, str(julia.bridge_reason(number)) if results[0] else ""
 
         synchronize(y0)
-        with path_address(self.path, y0) as path:
+        with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
             number, self.table, self.crossings, pieces, self.reason = runtime.call(solve)
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
@@ -203,7 +205,8 @@ class LocalJob:
         t: where it starts.
         segment: in which it lies.
         h: its size, or NaN for the first-step heuristic's.
-        solver: method, longest step.
+        method: its name in Julia.
+        solver: longest step.
         tolerances: as for a solve.
         path: the step's noise.
         freeze: whether the first stage is a constant.
@@ -214,6 +217,7 @@ class LocalJob:
     t: float
     segment: Segment
     h: float
+    method: str
     solver: ResolvedSolver
     tolerances: Tolerances
     path: BrownianPath | None = None
@@ -234,13 +238,13 @@ class LocalJob:
         arguments.segments((self.segment,))
         arguments.fields(self.codes, tensors)
         solver = self.solver
-        options = (solver.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
+        options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
         def step(julia: Any) -> int:
             return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))
 
         synchronize(y)
-        with path_address(self.path, y) as path:
+        with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:
             self.handle = Handle(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results.tolist()
         self.calls = int(first), int(second)

@@ -23,12 +23,14 @@ class Code:
         name: of its functions; "" for a `JuliaField`, whose source is one function.
         tensors: what to pass, in order.
         needs_gradient: which of them get a gradient.
+        columns: of a diffusion that is a matrix; 0 for a value of the state's shape.
     """
 
     source: str
     name: str
     tensors: tuple[Tensor, ...]
     needs_gradient: tuple[bool, ...]
+    columns: int = 0
 
     def number(self) -> int:
         """Julia's number of the compiled source; compiles it the first time."""

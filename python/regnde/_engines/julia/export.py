@@ -40,7 +40,7 @@ _sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
 """Sources, and the constants that they read beside the captured tensors, by what the field did."""
 
 
-def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True) -> Code:
+def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matrix: bool = False) -> Code:
     """Writes a field as Julia source.
 
     The field is evaluated once on every call; the source is found again by what that evaluation did, so that
@@ -51,6 +51,7 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True) -> Co
         y0: a state, any shape. The leading dimension of a state of rank 2 or more is free afterwards, unless the
             field itself depends on it.
         name: of the Julia function.
+        matrix: whether the value is a diffusion matrix, of shape (..., d, m) for a state (..., d).
         any_batch: whether to try to leave that dimension free.
 
     Raises:
@@ -62,10 +63,12 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True) -> Co
         raise UnsupportedField(f"the Julia engine takes states of float32 and float64, not {y0.dtype}.")
     t = torch.zeros((), dtype=y0.dtype, device=y0.device)
     seen = capture(field, t, y0)
-    if seen.value.shape != y0.shape or seen.value.dtype != y0.dtype:
+    what, shape = ("diffusion", seen.value.shape[:-1]) if matrix else ("field", seen.value.shape)
+    if shape != y0.shape or seen.value.dtype != y0.dtype or (matrix and not seen.value.shape[-1]):
         raise UnsupportedField(
-            f"the field returned {seen.value.dtype} of shape {tuple(seen.value.shape)} for a state of {y0.dtype} "
-            f"and shape {tuple(y0.shape)}; in Julia both must be equal."
+            f"the {what} returned {seen.value.dtype} of shape {tuple(seen.value.shape)} for a state of {y0.dtype} "
+            f"and shape {tuple(y0.shape)}; in Julia both must be equal"
+            + (", but for one or more columns of a matrix." if matrix else ".")
         )
     key = (name, any_batch, seen.key)
     if key in _sources:
@@ -78,7 +81,8 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True) -> Co
             if len(_sources) > MAX_SOURCES:
                 _sources.popitem(last=False)
     needs_gradient = (*(x.requires_grad for x in seen.tensors), *(False for _ in constants))
-    return Code(source, name, (*seen.tensors, *constants), needs_gradient)
+    columns = seen.value.shape[-1] if matrix else 0
+    return Code(source, name, (*seen.tensors, *constants), needs_gradient, columns)
 
 
 def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str, any_batch: bool) -> tuple[Traced, str]:

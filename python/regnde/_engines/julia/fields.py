@@ -50,7 +50,9 @@ def one_sample(field: Callable[..., Tensor]) -> Field:
     return of_one
 
 
-def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, samples: bool = False) -> tuple[Code, bool]:
+def code_of(
+    field: Field, y0: Tensor, name: str, *, again: bool = False, samples: bool = False, matrix: bool = False
+) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
     Args:
@@ -59,8 +61,9 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, samples
         name: of the Julia function.
         again: export the field even if it looks unchanged.
         samples: whether it is a field of samples, and `y0` one of them, of shape (1, ...).
+        matrix: whether its value is a matrix for each sample.
     """
-    key = (name, samples, y0.shape, y0.dtype)
+    key = (name, samples, matrix, y0.shape, y0.dtype)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
         earlier, code = _known.get(field, {}).get(key, (None, None))
@@ -69,7 +72,7 @@ def code_of(field: Field, y0: Tensor, name: str, *, again: bool = False, samples
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        code = export(one_sample(field) if samples else field, y0, name=name, any_batch=not samples)
+        code = export(one_sample(field) if samples else field, y0, name=name, any_batch=not samples, matrix=matrix)
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):

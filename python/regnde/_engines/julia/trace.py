@@ -92,8 +92,9 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) 
     fakes = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     example = y.detach().new_empty((EXAMPLE_BATCH, *y.shape[1:])) if any_batch else y.detach()
     fake_y = _fake(fakes, example, any_batch)
+    columns = seen.value.shape[y.dim() :]  # of a diffusion that is a matrix
     with fakes:
-        fake_ct = torch.empty_like(fake_y)
+        fake_ct = fake_y.new_empty((*fake_y.shape, *columns))
     inputs = [_fake(fakes, t.detach()), fake_y, fake_ct, *(_fake(fakes, x.detach()) for x in originals)]
     used: set[int] = set()
 
@@ -288,7 +289,7 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
     graph.output(outputs[0])
     graph.eliminate_dead_code()
     batch = None if traced.batch is None else (traced.batch, y.shape[0])
-    inputs = (t, y, torch.zeros_like(y), *(x.detach() for x in seen.tensors), *traced.constants)
+    inputs = (t, y, torch.zeros_like(seen.value), *(x.detach() for x in seen.tensors), *traced.constants)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnde._additive import check_additive, moved_by_noise
 from regnde._dense import Interpolant
 from regnde._engines.torch.checkpoint import Checkpoint, step_end
 from regnde._engines.torch.control import Bounds, controller_of
@@ -37,7 +38,6 @@ __all__ = ["SDEStepper"]
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
 SLOPES = (" of the drift", " of the diffusion")
-ADDITIVE_TOLERANCE = 100  # in units of the dtype's resolution
 
 
 class SDEStepper(MethodStepper):
@@ -137,25 +137,13 @@ class SDEStepper(MethodStepper):
         time = self._time(t0, y0)
         here = self.diffusion(time, y0).detach() if self.known is None else self.known[1]
         self.additive_start = (time.detach(), here)
-        moved = here.sum(-1) if here.ndim > y0.ndim else here
-        self._must_equal_start(torch.add(y0, moved, alpha=math.sqrt(size)))
+        self._must_equal_start(moved_by_noise(y0, here, math.sqrt(size)))
 
     def _must_equal_start(self, y: Tensor) -> None:
         """Raises a ValueError if the diffusion is another at y: the method would converge to something else."""
         assert self.additive_start is not None
         time, here = self.additive_start
-        there = self.diffusion(time, y).detach()
-        bound = ADDITIVE_TOLERANCE * torch.finfo(y.dtype).eps
-        if all_finite(here) and not torch.allclose(here, there, rtol=bound, atol=0.0):
-            if here.ndim > y.ndim:
-                raise ValueError(
-                    "SDE(noise='additive'): the diffusion changes with the state: write noise='general', and say in "
-                    "which calculus."
-                )
-            raise ValueError(
-                f"method {self.tableau.name!r} is for additive noise, but the diffusion changes with the state: "
-                "use 'sosri', 'sosri2' or 'sriw1'."
-            )
+        check_additive(self.tableau.name, y, here, self.diffusion(time, y).detach())
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""

@@ -31,7 +31,6 @@ from regnde._engines.torch.step import (
     sample_rms,
     shifted,
     tolerance,
-    whole_rms,
 )
 from regnde._equation import SDE
 
@@ -171,8 +170,8 @@ def _milstein(s: Stages) -> tuple[Tensor, Tensor | None]:
 def _rkmil(s: Stages) -> tuple[Tensor, Tensor | None]:
     """Milstein's step with a difference quotient.
 
-    The estimate is the one of StochasticDiffEq.jl's in-place code, which adds the root mean squares of the parts; its
-    out-of-place code has the drift in the place of the diffusion's second value.
+    The estimate is the one of StochasticDiffEq.jl's in-place code, which adds the sizes of both parts, entry by entry;
+    its out-of-place code has the drift in the place of the diffusion's second value.
     """
     f, g, root = s.f(s.start, s.y), s.diffusion_at(s.start, s.y), math.sqrt(s.h)
     moved = torch.add(s.y, f, alpha=s.h)
@@ -181,9 +180,8 @@ def _rkmil(s: Stages) -> tuple[Tensor, Tensor | None]:
     if not s.estimated:
         return y1, None
     with s.estimating():
-        of_drift = whole_rms((s.f(s.end, moved) - f) * (0.5 * s.h))
-        of_noise = whole_rms(s.dw**3) * whole_rms(slope).square() / 6
-        return y1, (of_drift + of_noise).expand(s.y.numel()).reshape(s.y.shape)
+        of_drift = ((s.f(s.end, moved) - f) * (0.5 * s.h)).abs()
+        return y1, of_drift + slope.square() * (s.dw**3).abs() / 6
 
 
 def _lambaem(s: Stages) -> tuple[Tensor, Tensor | None]:
