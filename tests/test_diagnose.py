@@ -7,6 +7,7 @@ import functools
 import math
 import re
 import warnings
+from collections.abc import Callable
 
 import matplotlib
 import matplotlib.pyplot
@@ -21,7 +22,7 @@ import regnde
 from problems import seeded
 from regnde._advice import RULES, advised
 from regnde._diagnose import observed_order
-from regnde._modules import Activations
+from regnde._modules import Activations, found
 from regnde._report import Diagnosis, Smoothness
 from regnde._run import Run
 from regnde._tableau import TABLEAUX
@@ -190,6 +191,20 @@ def test_stability_limits_the_steps_of_a_stiff_problem() -> None:
     assert "stiffness" not in rules(easy)
 
 
+def test_stability_is_named_where_a_tight_tolerance_takes_slightly_shorter_steps() -> None:
+    def stiff(t: Tensor, y: Tensor) -> Tensor:
+        return -1000 * (y - torch.cos(t))
+
+    y0 = torch.zeros(2, dtype=torch.float64)
+    steps = regnde.solve(stiff, y0, [0.0, 1.0], tight(1e-6), record="all").steps
+    assert steps is not None
+    assert float(steps.stiff.double().mean()) < 0.1  # at 0.9 of the limit and below
+    report = of(stiff, y0, tight(1e-6))
+    assert report.stiff is not None
+    assert report.stiff > 0.8
+    assert "stiffness" in rules(report)
+
+
 def test_float32_at_a_tight_tolerance_is_rounding() -> None:
     field, y0 = perceptron(nn.Tanh, torch.float32), states(torch.float32)
     report = of(field, y0, tight(1e-8))
@@ -293,14 +308,25 @@ def test_a_solver_that_steps_each_sample_alone() -> None:
     assert report.best.evaluations < report.now.evaluations
 
 
-def test_noise_in_the_field_is_a_failed_solve() -> None:
-    def noisy(t: Tensor, y: Tensor) -> Tensor:
-        return -y + 0.3 * torch.rand_like(y)
+def test_noise_in_the_field_is_refused() -> None:
+    """The report of a solve that fails would not say why."""
+    for noisy in (lambda t, y: -y + 0.3 * torch.rand_like(y), lambda t, y: functional.dropout(-y, 0.5)):
+        with pytest.raises(ValueError, match="two calls of f at the same"):
+            of(noisy, torch.ones(40), dataclasses.replace(tight(), max_steps=100))
 
-    report = of(noisy, torch.ones(4), dataclasses.replace(tight(), max_steps=100))
+
+def test_too_few_steps_are_a_failed_solve() -> None:
+    report = of(lambda t, y: -y, torch.ones(4), dataclasses.replace(tight(), max_steps=2))
     assert report.now.status == regnde.Status.MAX_STEPS
     assert report.best is report.now
     assert "*" not in str(report).split("tolerance")[1]  # nothing is good
+
+
+def test_a_largest_step_bounds_the_first_steps_that_are_tried() -> None:
+    solver = dataclasses.replace(tight(), dt_max=0.05)
+    report = of(lambda t, y: -y, torch.ones(4, dtype=torch.float64), solver)
+    assert {run.solver.dt_max for run in (*report.runs, *report.starts)} == {0.05}
+    assert all((run.solver.dt0 or 0.0) <= 0.05 for run in (*report.starts, *report.fixed))
 
 
 def test_a_field_that_needs_a_graph() -> None:
@@ -668,3 +694,40 @@ def test_modules_in_a_partial_are_found() -> None:
     report = of(functools.partial(field, perceptron(nn.ReLU)), states(), methods=["tsit5"])
     assert report.trainable
     assert report.kinks == ("relu (2)",)
+
+
+NETWORK = nn.Linear(4, 4)
+LAYERS = [NETWORK, nn.Tanh()]
+
+
+class Holder:
+    """No module, but it has one, and is one's caller in two ways."""
+
+    def __init__(self) -> None:
+        self.layers = {"first": NETWORK}
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.layers["first"](y)
+
+
+HOLDER = Holder()
+
+
+def through_a_list(t: Tensor, y: Tensor) -> Tensor:
+    for layer in LAYERS:
+        y = layer(y)
+    return y
+
+
+def through_a_helper(t: Tensor, y: Tensor) -> Tensor:
+    return through_a_list(t, y)
+
+
+def through_an_object(t: Tensor, y: Tensor) -> Tensor:
+    return HOLDER(t, y)
+
+
+@pytest.mark.parametrize("way", [through_a_list, through_a_helper, through_an_object, HOLDER, HOLDER.__call__])
+def test_modules_are_found_through_what_a_field_refers_to(way: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert NETWORK in found(way)
+    assert NETWORK in found(functools.partial(way))

@@ -9,7 +9,7 @@ import torch
 
 import regnde
 from problems import spiral
-from regnde import ErrorPenalty, Local, Solver, anneal, fit
+from regnde import ErrorPenalty, Local, LossBudget, Solver, anneal, fit
 from regnde.nn import MLP, NeuralODE
 
 
@@ -341,6 +341,31 @@ def test_case_A11_what_compute_may_return() -> None:
             step(lambda target, wrong=wrong: wrong)
     with pytest.raises(ValueError, match=r"shape \(3,\): reduce it to one number"):
         step(lambda target: line.w.expand(3))
+    with pytest.raises(TypeError, match=r"\(loss, solution\), but the second is a Parameter"):
+        step(lambda target: (line.w.square(), line.w))
     for options in ({"accumulate": 0}, {"clip": 0.0}, {"clip": -1.0}):
         with pytest.raises(ValueError, match="at least one batch and a norm above zero"):
             step(line.compute, **options)
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    """It would train nothing, and say nothing."""
+    line, other = Line(), torch.nn.Parameter(torch.zeros(2))
+    penalty = ErrorPenalty()
+    with pytest.raises(ValueError, match="loss in iteration 0 has no gradient by the 1 tensors"):
+        next(fit(line.compute, [1.0], torch.optim.SGD([other], 1.0)))
+
+    def detached(target: float) -> tuple[torch.Tensor, regnde.Solution]:
+        loss, solution = line.compute(target)
+        return loss.detach(), solution
+
+    with pytest.raises(ValueError, match=r"\.detach\(\)"):
+        next(fit(detached, [1.0], torch.optim.SGD(line.parameters(), 1.0), penalty=penalty))
+
+
+@pytest.mark.parametrize("wrong", ["auto", None, LossBudget, [1.0]])
+def test_what_is_no_weight_is_refused(wrong: object) -> None:
+    line = Line()
+    sgd = torch.optim.SGD(line.parameters(), 1.0)
+    with pytest.raises(TypeError, match="weight must be a number, a function of the iteration, a LossBudget"):
+        next(fit(line.compute, [1.0], sgd, penalty=ErrorPenalty(), weight=wrong))

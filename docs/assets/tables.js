@@ -3,7 +3,8 @@ document$.subscribe(() => {
   for (const table of document.querySelectorAll(".md-typeset table:not([class])")) {
     for (const cell of table.querySelectorAll("th, td")) {
       const text = cell.textContent.trim();
-      if (text.length <= (cell.matches("th") ? 10 : 14)) cell.style.whiteSpace = "nowrap";
+      const longest = cell.matches("th") ? 10 : /\d/.test(text) ? 22 : 14;
+      if (text.length <= longest) cell.style.whiteSpace = "nowrap";
     }
     const columns = table.rows[0].cells.length;
     if (columns > 8) table.parentElement.classList.add("many-columns");

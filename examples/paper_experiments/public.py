@@ -27,7 +27,8 @@ from regnde import Solver
 CLIENTS: dict[str, Client] = {
     client.name: client for group in (public_series, public_points, public_cells) for client in group.CLIENTS
 }
-ROWS = ("vanilla", "loose", "fixed", "balance", "budget", "budget+loose", "cheapen", "cheapen+loose", "cheapen+last")
+TRAINED = ("vanilla", "loose", "fixed", "fixed+loose", "balance", "budget", "budget+loose")
+ROWS = (*TRAINED, "cheapen", "cheapen+loose", "cheapen+last")
 """`loose`: trained at the recommended tolerance. `fixed`: a weight set by hand. `balance`: `Balance(FRACTION)`.
 `budget`: `LossBudget` allowed vanilla's training loss and a share more; the last model within it counts. `cheapen`:
 vanilla, and up to as many iterations again in which `cheapen` lowers its evaluations. `cheapen+last`: this at the
@@ -74,7 +75,7 @@ class PublicRun:
             "learning_rate": client.learning_rate,
             "rtol": client.solver(self.factor).rtol,
             "atol": client.solver(self.factor).atol,
-            "weight": client.weight if self.method == "fixed" else None,
+            "weight": client.weight if self.method.startswith("fixed") else None,
             "fraction": FRACTION if self.method.startswith("balance") else None,
             "allowed": self.allowed,
             "free": self.free,
@@ -171,7 +172,8 @@ def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: N
     if isinstance(solver.dt0, regnde.LastStep):
         score = model.evaluate(solver)  # the first one began with a step of the training's batches
     last = progress[-max(1, run.iterations // 10) :]
-    return run.described() | {
+    diagnosis = {"diagnosis": diagnosed(client, model)} if run.method == "vanilla" else {}
+    measured = {
         "factor": run.factor,
         "solver": f"{solver.method or 'tsit5'} {solver.rtol:g}",
         "measure": client.measure,
@@ -185,6 +187,7 @@ def train(run: PublicRun, watch: Callable[[regnde.Progress], None] = lambda _: N
         "failed": failed,
         "solved": [{"by": "own", "factor": run.factor} | score._asdict(), *solved(client, model, run.free)],
     }
+    return run.described() | measured | diagnosis
 
 
 def _recorded(model: Model[Any], solver: Solver, batch: Any) -> tuple[torch.Tensor, regnde.Solution]:
@@ -207,6 +210,22 @@ def _weight(run: PublicRun) -> Any:
     if run.method.startswith("budget"):
         return regnde.LossBudget(run.allowed)
     return CLIENTS[run.client].weight
+
+
+@torch.no_grad()
+def diagnosed(client: Client, model: Model[Any]) -> Line:
+    """What `diagnose` says of the client's solve of the test batch: its advice, and the solver that it recommends."""
+
+    def loss(solution: regnde.Solution) -> float:
+        return float(model.loss(model.read(solution, model.test), model.test))
+
+    report = regnde.diagnose(*model.problem(model.test), client.solver(), metric=loss)
+    return {
+        "advice": [(advice.rule, advice.before, advice.evaluations) for advice in report.advice],
+        "recommended": repr(report.recommended),
+        "nfe": report.chosen.evaluations,
+        "loss": report.chosen.metric,
+    }
 
 
 def solved(client: Client, model: Model[Any], alternatives: tuple[str, ...]) -> list[Line]:

@@ -8,9 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from paper_experiments.public_model import Client, Field, Model, generator, perceptron, sinkhorn, some, transport
-from regnde import Solution, Solver, solve
-from regnde._solver import Record
+from paper_experiments.public_model import (
+    Client,
+    Field,
+    Model,
+    Problem,
+    generator,
+    perceptron,
+    sinkhorn,
+    some,
+    transport,
+)
+from regnde import Solution
 
 SNAPSHOTS = 5
 TIMES = tuple(float(i) for i in range(SNAPSHOTS))
@@ -40,10 +49,13 @@ class Transport(Model[Tensor]):
         """Cells of each snapshot."""
         return torch.stack([part[some(generator, 500, 64)] for part in self.data])
 
-    def predict(self, batch: Tensor, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
+    def problem(self, batch: Tensor) -> Problem:
+        """Of the cells of the first snapshot."""
+        return Problem(self.field, batch[0], TIMES)
+
+    def read(self, solution: Solution, batch: Tensor) -> Tensor:
         """The carried cells at the later snapshots."""
-        solution = solve(self.field, batch[0], TIMES, solver, record=record)
-        return solution.ys[1:], solution
+        return solution.ys[1:]
 
     def loss(self, prediction: Tensor, batch: Tensor) -> Tensor:
         """Cost of the best pairing, averaged over the snapshots."""
@@ -100,14 +112,18 @@ class SingleCells(Model[Cells]):
         values = torch.stack([part[some(generator, 400, 48)] for part in self.data])
         return Cells(values, torch.randn(48, LATENT, generator=generator))
 
-    def predict(self, batch: Cells, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """Decoded cells at every snapshot."""
+    def problem(self, batch: Cells) -> Problem:
+        """Of the encoded cells of the first snapshot."""
         mean, log_variance = self.encoder(batch.values).chunk(2, -1)
         divergence = (log_variance.exp() + mean.square() - 1 - log_variance).sum(-1).mean() / 2
         self.extra = (self.decoder(mean) - batch.values).square().sum(-1).mean() + 1e-3 * divergence
         start = mean[0] + (log_variance[0] / 2).exp() * batch.noise
-        solution = solve(self.field, start, TIMES, solver, record=record)
-        return self.decoder(solution.ys), solution
+        return Problem(self.field, start, TIMES)
+
+    def read(self, solution: Solution, batch: Cells) -> Tensor:
+        """Decoded cells at every snapshot."""
+        cells: Tensor = self.decoder(solution.ys)
+        return cells
 
     def loss(self, prediction: Tensor, batch: Cells) -> Tensor:
         """Sinkhorn's cost over the snapshots, the autoencoder's error, a little of the divergence."""

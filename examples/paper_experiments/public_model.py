@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from regnde import Solution, Solver
+from regnde import Solution, Solver, solve
 from regnde._solver import Record
 
 Batch = TypeVar("Batch")
@@ -28,6 +28,14 @@ class Score(NamedTuple):
     nfe: int
 
 
+class Problem(NamedTuple):
+    """What `solve` and `diagnose` are given first."""
+
+    field: Callable[[Tensor, Tensor], Tensor]
+    y0: Tensor
+    ts: Sequence[float]
+
+
 class Model(nn.Module, ABC, Generic[Batch]):
     """A model with its training data and one fixed test batch."""
 
@@ -38,8 +46,12 @@ class Model(nn.Module, ABC, Generic[Batch]):
         """A training batch, with all the noise that the loss needs."""
 
     @abstractmethod
-    def predict(self, batch: Batch, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """What the loss is computed from, and the one solve behind it."""
+    def problem(self, batch: Batch) -> Problem:
+        """The one solve behind a prediction."""
+
+    @abstractmethod
+    def read(self, solution: Solution, batch: Batch) -> Tensor:
+        """The prediction, of which the loss is computed."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
@@ -54,6 +66,11 @@ class Model(nn.Module, ABC, Generic[Batch]):
         draws = generator(1_000_003 * (seed + 1))
         for _ in range(iterations):
             yield self.draw(draws)
+
+    def predict(self, batch: Batch, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
+        """The prediction and its solution."""
+        solution = solve(*self.problem(batch), solver, record=record)
+        return self.read(solution, batch), solution
 
     def compute(self, batch: Batch, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
         """The task's loss and its solution, as `regnde.fit` wants them."""

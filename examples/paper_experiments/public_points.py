@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paper_experiments.public_model import Client, Field, Model, accuracy, generator, some
-from regnde import Solution, Solver, solve
-from regnde._solver import Record
+from paper_experiments.public_model import Client, Field, Model, Problem, accuracy, generator, some
+from regnde import Solution
 
 SPAN = (0.0, 1.0)
 Labelled = tuple[Tensor, Tensor]
@@ -41,10 +40,14 @@ class TwoMoons(Model[Labelled]):
         index = some(generator, 2000, 128)
         return self.data[0][index], self.data[1][index]
 
-    def predict(self, batch: Labelled, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
+    def problem(self, batch: Labelled) -> Problem:
+        """Of the points."""
+        return Problem(self.field, batch[0], SPAN)
+
+    def read(self, solution: Solution, batch: Labelled) -> Tensor:
         """Logits."""
-        solution = solve(self.field, batch[0], SPAN, solver, record=record)
-        return self.readout(solution.y1), solution
+        logits: Tensor = self.readout(solution.y1)
+        return logits
 
     def loss(self, prediction: Tensor, batch: Labelled) -> Tensor:
         """Cross-entropy."""
@@ -79,10 +82,14 @@ class AugmentedSpheres(Model[Labelled]):
         index = some(generator, 1000, 64)
         return self.data[0][index], self.data[1][index]
 
-    def predict(self, batch: Labelled, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
+    def problem(self, batch: Labelled) -> Problem:
+        """Of the points in one dimension more."""
+        return Problem(self.field, functional.pad(batch[0], (0, 1)), SPAN)
+
+    def read(self, solution: Solution, batch: Labelled) -> Tensor:
         """The target's estimate."""
-        solution = solve(self.field, functional.pad(batch[0], (0, 1)), SPAN, solver, record=record)
-        return self.readout(solution.y1), solution
+        estimate: Tensor = self.readout(solution.y1)
+        return estimate
 
     def loss(self, prediction: Tensor, batch: Labelled) -> Tensor:
         """Mean squared error."""
@@ -138,11 +145,14 @@ class Density(Model[Tensor]):
         """Points."""
         return self.data[some(generator, 4000, 256)]
 
-    def predict(self, batch: Tensor, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
+    def problem(self, batch: Tensor) -> Problem:
+        """Of the points, with the change of their log density."""
+        return Problem(self.flow, functional.pad(batch, (0, 1)), SPAN)
+
+    def read(self, solution: Solution, batch: Tensor) -> Tensor:
         """Log densities of the points."""
-        solution = solve(self.flow, functional.pad(batch, (0, 1)), SPAN, solver, record=record)
         z, change = solution.y1[:, :2], solution.y1[:, 2]
-        return change - 0.5 * z.square().sum(1) - math.log(2 * math.pi), solution
+        return change - 0.5 * z.square().sum(1) - math.log(2 * math.pi)
 
     def loss(self, prediction: Tensor, batch: Tensor) -> Tensor:
         """Negative log-likelihood."""
@@ -214,12 +224,16 @@ class Graph(Model[Tensor]):
         """A dropout mask of the words; every iteration sees the whole graph."""
         return 2 * (torch.rand(self.graph.words.shape, generator=generator) < 0.5).float()
 
-    def predict(self, batch: Tensor, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """Logits of all nodes."""
+    def problem(self, batch: Tensor) -> Problem:
+        """From the encoded words, without those that the mask drops."""
         start = self.encoder(self.graph.words * batch)
         self.diffusion.start = start
-        solution = solve(self.diffusion, start, self.span, solver, record=record)
-        return self.decoder(torch.relu(solution.y1)), solution
+        return Problem(self.diffusion, start, self.span)
+
+    def read(self, solution: Solution, batch: Tensor) -> Tensor:
+        """Logits of all nodes."""
+        logits: Tensor = self.decoder(torch.relu(solution.y1))
+        return logits
 
     def nodes(self, batch: Tensor) -> Tensor:
         """Those that count: the known ones, or the others in the test batch."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from paper_experiments.free import ALLOWED, Line, cheapest, slack
 from paper_experiments.public import CLIENTS, ROWS
 from paper_experiments.report import cell
 
+CHANGES = ("looser_tolerance", "other_method", "error_penalty")
+WORTH = 0.9  # of the evaluations: two changes that differ by less save as much
+
 
 def sections(lines: list[Line]) -> str:
     """A table of each client, and the summary before them."""
-    parts = [summary(lines)]
+    parts = [summary(lines), diagnoses(lines)]
     for name, client in CLIENTS.items():
         rows = [line for line in lines if line["client"] == name]
         if any(line["method"] == "vanilla" for line in rows):
@@ -88,6 +92,58 @@ def summary(lines: list[Line]) -> str:
         means = [_ratio(over.get(method, [])) for method in methods]
         text.append(f"| mean, 1 for a seed whose quality is lost | {' | '.join(means)} |")
     return "\n".join(text)
+
+
+def diagnoses(lines: list[Line]) -> str:
+    """For each client what `diagnose` names first and recommends, beside what saves most by the other rows."""
+    text = [
+        "What `diagnose` says of vanilla's solve of the test batch. Measured, each alone, at equal quality: "
+        "evaluations of vanilla at its best tolerance, at its best tolerance and method, and of `cheapen` with the "
+        "client's own solver. Right: seeds whose first advice is the one of these that saves most, or nearly so.",
+        "",
+        "| client | NFE now | first advice | tolerance | tolerance and method | penalty alone | right "
+        "| recommended NFE | best free NFE |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name in CLIENTS:
+        mine = [line for line in lines if line["client"] == name]
+        base = {line["seed"]: line for line in mine if line["method"] == "vanilla"}
+        penalised = {line["seed"]: line for line in mine if line["method"] == "cheapen"}
+        if not base:
+            continue
+        margin = slack(list(base.values()))
+        found = [_changes(line, penalised.get(seed), margin) for seed, line in base.items()]
+        first = [next((rule for rule, before, then in d["advice"] if then), "-") for d in _diagnosed(base)]
+        right = sum(
+            changes.get(rule, math.inf) <= min(changes.values()) / WORTH
+            for rule, changes in zip(first, found, strict=True)
+        )
+        cells = [
+            cell([line["test_nfe"] for line in base.values()], 1),
+            ", ".join(dict.fromkeys(first)),
+            *(cell(known, 1) if (known := [c[rule] for c in found if rule in c]) else "-" for rule in CHANGES),
+            f"{right}/{len(base)}",
+            cell([d["nfe"] for d in _diagnosed(base)], 1),
+            cell([best["nfe"] for line in base.values() if (best := cheapest(line, line, margin))], 1),
+        ]
+        text.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
+def _diagnosed(base: dict[int, Line]) -> list[Line]:
+    return [line["diagnosis"] for line in base.values()]
+
+
+def _changes(vanilla: Line, penalised: Line | None, margin: float) -> dict[str, int]:
+    """Evaluations at equal quality after each single change, by the name of the rule that advises it."""
+    made = {}
+    own = {**vanilla, "solved": [entry for entry in vanilla["solved"] if entry["by"] in ("own", "tsit5")]}
+    for rule, line in (("looser_tolerance", own), ("other_method", vanilla)):
+        if best := cheapest(line, vanilla, margin, given=False):
+            made[rule] = best["nfe"]
+    if penalised and penalised["test_loss"] <= vanilla["test_loss"] + margin:
+        made["error_penalty"] = penalised["test_nfe"]
+    return made
 
 
 def _over(rows: list[Line], base: dict[int, Line], margin: float, baseline: str) -> list[float]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from paper_experiments.public_model import Client, Field, Model, accuracy, generator, perceptron, some
-from regnde import Solution, Solver, solve
-from regnde._solver import Record
+from paper_experiments.public_model import Client, Field, Model, Problem, accuracy, generator, perceptron, some
+from regnde import Solution
 
 
 class Series(NamedTuple):
@@ -65,15 +64,19 @@ class LatentSpirals(Model[Series]):
         noise = torch.randn(64, LATENT, generator=generator)
         return Series(self.data.values[index], self.data.seen[index], noise)
 
-    def predict(self, batch: Series, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """The decoded series; the encoder reads backwards in time."""
+    def problem(self, batch: Series) -> Problem:
+        """From what the encoder reads, backwards in time."""
         seen = batch.seen[..., None]
         read = torch.cat((batch.values * seen, seen, self.gaps.expand(len(seen), -1, 1)), 2).flip(1)
         mean, log_variance = self.head(self.encoder(read)[1][0]).chunk(2, 1)
         start = mean + (log_variance / 2).exp() * batch.noise
         self.divergence = (log_variance.exp() + mean.square() - 1 - log_variance).sum(1).mean() / 2
-        solution = solve(self.field, start, self.times, solver, record=record)
-        return self.decoder(solution.ys).transpose(0, 1), solution
+        return Problem(self.field, start, self.times)
+
+    def read(self, solution: Solution, batch: Series) -> Tensor:
+        """The decoded series."""
+        decoded: Tensor = self.decoder(solution.ys).transpose(0, 1)
+        return decoded
 
     def loss(self, prediction: Tensor, batch: Series) -> Tensor:
         """Negative evidence lower bound of a series, the values' deviation taken as 0.3, in parts of the times."""
@@ -157,11 +160,15 @@ class ControlledSpirals(Model[Path]):
         index = some(generator, 1500, 64)
         return Path(self.data.start[index], self.data.slopes[:, :, index], self.data.label[index])
 
-    def predict(self, batch: Path, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """Logits."""
+    def problem(self, batch: Path) -> Problem:
+        """Along the paths."""
         self.field.slopes = batch.slopes
-        solution = solve(self.field, self.initial(batch.start), (0.0, 1.0), solver, record=record)
-        return self.readout(solution.y1), solution
+        return Problem(self.field, self.initial(batch.start), (0.0, 1.0))
+
+    def read(self, solution: Solution, batch: Path) -> Tensor:
+        """Logits."""
+        logits: Tensor = self.readout(solution.y1)
+        return logits
 
     def loss(self, prediction: Tensor, batch: Path) -> Tensor:
         """Cross-entropy."""
@@ -216,15 +223,18 @@ class PointProcess(Model[Tensor]):
         h = y[:, :-1]
         return self.lengths * torch.cat((torch.tanh(self.field(t, h)) * 3 - h, functional.softplus(self.rate(h))), 1)
 
-    def predict(self, batch: Tensor, solver: Solver, record: Record) -> tuple[Tensor, Solution]:
-        """Log density of each gap, given the past."""
+    def problem(self, batch: Tensor) -> Problem:
+        """From what the network has read before each gap."""
         before = functional.pad(batch, (1, 0))[:, :-1]
         read = torch.stack((before, torch.sin(2.5 * before.cumsum(1))), 2)
         hidden = self.history(read)[0].flatten(0, 1)
         self.lengths = batch.reshape(-1, 1)
-        solution = solve(self.slope, functional.pad(hidden, (0, 1)), (0.0, 1.0), solver, record=record)
+        return Problem(self.slope, functional.pad(hidden, (0, 1)), (0.0, 1.0))
+
+    def read(self, solution: Solution, batch: Tensor) -> Tensor:
+        """Log density of each gap, given the past."""
         end = solution.y1
-        return functional.softplus(self.rate(end[:, :-1])).log()[:, 0] - end[:, -1], solution
+        return functional.softplus(self.rate(end[:, :-1])).log()[:, 0] - end[:, -1]
 
     def loss(self, prediction: Tensor, batch: Tensor) -> Tensor:
         """Negative log-likelihood of an event."""

@@ -34,7 +34,7 @@ BACK, GONE = 0.2, 0.02  # of the first share: where the weight is 0, after the b
 class MeasuredWeight(Protocol):
     """A weight that is found from the losses, once an iteration and before the backward pass."""
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Iterable[Tensor], *, scale: float = 1.0) -> float:
         """The weight for this iteration; `scale` is that of the training's GradScaler."""
 
 
@@ -99,23 +99,27 @@ class Balance:
         self._warned = False
         self.forgets = True  # larger gradients of the task
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Iterable[Tensor], *, scale: float = 1.0) -> float:
         """Measures if it is time to; called once an iteration, before the backward pass.
 
         Args:
             task: loss of the task, 0-dim.
             penalty: regulariser before its weight, 0-dim.
-            parameters: those that are trained.
+            parameters: those of the model or of the optimiser; frozen ones do not count.
             scale: factor of the losses while their gradients are measured: `scaler.get_scale()` of a GradScaler,
                 without which float16 loses small ones. `fit` gives it.
 
         Returns:
             The weight.
         """
+        if not (isinstance(task, Tensor) and isinstance(penalty, Tensor)):
+            raise TypeError("update takes the two losses as tensors with their graphs, as they are before .item().")
+        parameters = list(parameters)
         level = abs(float(penalty.detach()))
         count = self._seen
         early = count < self.every and count & (count - 1) == 0  # 0, 1, 2, 4, ...: gradients change fastest there
-        due = early or count % self.every == 0 or level > GROWN * self._level
+        grown = level > GROWN * self._level
+        due = early or count % self.every == 0 or grown
         self._seen += 1
         if due and task.requires_grad:
             self._level = level
@@ -133,7 +137,7 @@ class Balance:
                     old = means.get(i, (of_task, of_penalty))
                     means[i] = (
                         _blend(of_task, old[0].to(of_task) * shorter, self.smoothing),
-                        _blend(of_penalty, old[1].to(of_penalty), self.smoothing),
+                        _blend(of_penalty, old[1].to(of_penalty), 0.0 if grown else self.smoothing),
                     )
                 self._means = means
                 self._task, penalty_norm = (_norm(side) for side in zip(*self._means.values(), strict=True))
@@ -290,13 +294,13 @@ class LossBudget:
         """Whether the smoothed loss is at or below what is allowed."""
         return self.loss <= self.limit
 
-    def update(self, task: Tensor, penalty: Tensor, parameters: Sequence[Tensor], *, scale: float = 1.0) -> float:
+    def update(self, task: Tensor, penalty: Tensor, parameters: Iterable[Tensor], *, scale: float = 1.0) -> float:
         """Follows the loss; called once an iteration, before the backward pass.
 
         Args:
             task: loss of the task, 0-dim.
             penalty: regulariser before its weight, 0-dim.
-            parameters: those that are trained.
+            parameters: as in `Balance.update`.
             scale: as in `Balance.update`; `task` and `penalty` are given without it.
 
         Returns:
@@ -382,12 +386,14 @@ def averaged(value: float) -> float:
 
 def _slopes(loss: Tensor, parameters: Sequence[Tensor], scale: float) -> list[Tensor | None]:
     """The loss' gradient by each parameter, None where there is none; measured at this scale, or one that is finite."""
-    if not (loss.requires_grad and parameters):
+    trained = [p for p in parameters if p.requires_grad]
+    if not (loss.requires_grad and trained):
         return [None] * len(parameters)
     while True:
-        slopes = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
+        slopes = torch.autograd.grad(loss * scale, trained, retain_graph=True, allow_unused=True)
         if scale == 1 or math.isfinite(_norm(slope for slope in slopes if slope is not None)):
-            return [slope if slope is None or scale == 1 else slope / scale for slope in slopes]
+            found = iter(slope if slope is None or scale == 1 else slope / scale for slope in slopes)
+            return [next(found) if p.requires_grad else None for p in parameters]
         scale = max(scale / SMALLER, 1.0)
 
 

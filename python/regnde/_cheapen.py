@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from regnde import _modules
 from regnde._budget import LossBudget, averaged
 from regnde._fit import Computed, Progress, fit, unpacked
 from regnde._penalty import ErrorPenalty, Penalty
@@ -97,8 +98,8 @@ def cheapen(
     with a `LossBudget`. Every so often the model is measured again, and the cheapest state within the bound is kept.
     If `patience` measurements saved nothing, the training continues from that state with a third of the learning rate.
     It ends after the third time, or after `iterations`. The parameters then hold the cheapest state within the bound;
-    if there is none, they hold what they held at the start. The same is true if the loop is left early. The
-    optimiser's own state is cleared.
+    if there is none, they hold what they held at the start. The same is true if the loop is left early. So do the
+    buffers (batch norm's statistics) of all modules that `compute` refers to. The optimiser's own state is cleared.
 
     Only a change in the number of steps counts. If the solves make two steps there is almost nothing to save, and a
     warning says so.
@@ -121,8 +122,9 @@ def cheapen(
         every: iterations between two measurements.
         patience: measurements without a saving before the learning rate falls.
         iterations: the largest number of iterations.
-        model: the module whose buffers (batch norm's statistics) belong to the state that is kept. Without one
-            only the optimiser's parameters are.
+        model: a module whose parameters and buffers belong to the state that is kept, beside the optimiser's
+            parameters: for modules that `compute` does not refer to by name, and for parameters that change without
+            the optimiser.
         scaler: a `GradScaler` for training in float16, as in `fit`.
         distributed: average what is measured over the processes of `torch.distributed`'s default group, so that all
             keep the same state. Without it each process decides for itself.
@@ -159,7 +161,7 @@ def cheapen(
     samples = list(itertools.islice(batches, PASS) if measure is None else measure)
     if not samples:
         raise ValueError("cheapen: there are no batches.")
-    state = _State(optimizer, model)
+    state = _State(optimizer, model, _modules.found(compute))
 
     def measured(some: Sequence[Batch] = samples) -> Measured:
         with state.buffers_left():
@@ -267,13 +269,14 @@ def _computed(compute: Callable[[Batch], Computed], batch: Batch) -> Computed:
 
 
 class _State:
-    """The parameters that are kept, with the buffers of a model, and the learning rates."""
+    """The parameters that are kept, with the buffers of the modules, and the learning rates."""
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None, modules: Sequence[nn.Module]) -> None:
         self.optimizer = optimizer
-        self.buffers: list[Tensor] = [] if model is None else list(model.buffers())
+        given = () if model is None else (model,)
+        self.buffers = [buffer for module in (*given, *modules) for buffer in module.buffers()]
         trained: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
-        others: list[Tensor] = [] if model is None else [*model.parameters(), *self.buffers]
+        others: list[Tensor] = [*(p for module in given for p in module.parameters()), *self.buffers]
         self.tensors = list({id(x): x for x in (*trained, *others)}.values())
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.keep()

@@ -39,13 +39,14 @@ LOOSEST = 0.1  # tolerance, relative to the state
 IN_TURN = 3  # good runs at neighbouring tolerances after which a method needs no tighter one
 TIGHTER = 2  # tolerances below the given one
 MANY = 3000  # trial steps of a long solve, which is repeated at another tolerance only if that may save something
+FLAT = 0.5  # share of the evaluations: a loosest tolerance that needs more than this saves little
 LEFT = 0.9  # share of the evaluations: a looser tolerance that needs more than this saves nothing
 FIRST = 0.5  # first step, as a share of the span; the error control rejects one that is too large
 FIXED = (("heun2", 1), ("rk4", 1), ("heun2", 2), ("rk4", 2))  # methods and their numbers of steps
 COARSE = (
     1e3  # in units of the resolution of the state's dtype: a larger rounding error means a field of lower precision
 )
-INDEPENDENT = 1e-3  # relative difference of the field on half of a batch; float32 has 1e-6, a coupled batch 0.1
+DIFFERENT = 1e-3  # relative difference of two values of the field; float32 has 1e-6, a coupled batch 0.1
 
 
 def diagnose(
@@ -84,8 +85,8 @@ def diagnose(
 
     Raises:
         TypeError: for an SDE, and for arguments of the wrong type.
-        ValueError: for a span of length 0, a state that is empty or not finite, a metric that is not finite, or a
-            method that is not adaptive in `methods`.
+        ValueError: for a span of length 0, a state that is empty or not finite, a metric that is not finite, a
+            field that draws random numbers, or a method that is not adaptive in `methods`.
 
     Examples:
         >>> import regnde
@@ -123,6 +124,7 @@ def diagnose(
             raise ValueError(f"methods: {name!r} is not one of the adaptive methods {', '.join(adaptive)}.")
     with unrecorded(), _modules.undisturbed((*_modules.found(f), *_modules.found(metric)), state):
         bench = Bench(f, state, times, metric, per_sample=solver.batch == "per-sample")
+        _check_repeats(bench)
         return _diagnosis(bench, solver, adaptive if methods is None else methods, error_allowed, metric_slack)
 
 
@@ -185,7 +187,7 @@ def _diagnosis(
         report,
         smoothness=bench.smoothness(base),
         smoothness_then=None if report.chosen is now else bench.smoothness(report.recommended),
-        stiff=_stiff_share(bench, solution, base),
+        stiff=_stiff_share(bench, report, solution, base),
         samples=samples,
         samples_why_not=why_not,
         rounding=rounding,
@@ -194,6 +196,19 @@ def _diagnosis(
         solves=bench.solves,
     )
     return replace(report, advice=advised(report))
+
+
+def _check_repeats(bench: Bench) -> None:
+    """Raises an error for a field that draws noise. Other faults of the field show in the first solve."""
+    try:
+        once, again = bench.slope(bench.y0), bench.slope(bench.y0)
+    except Exception:  # whatever the field raises
+        return
+    if float((once - again).abs().max()) > DIFFERENT * float(once.abs().max()):
+        raise ValueError(
+            "two calls of f at the same (t, y) differ: noise or dropout drawn inside a solve makes the error estimate "
+            "meaningless. Draw it once per solve, or call .eval() on the module."
+        )
 
 
 def _check_metric(run: Run) -> None:
@@ -270,6 +285,8 @@ def _cheaper(bench: Bench, base: Solver, limit: float, good: Callable[[Run], boo
 def _given_starts(bench: Bench, report: Diagnosis) -> Iterator[Run]:
     """The best run of each method, repeated with a long first step."""
     long = FIRST * bench.span
+    if report.now.solver.dt_max is not None:
+        long = min(long, report.now.solver.dt_max)
     for best in filter(None, map(report.best_of, report.methods)):
         given = best.solver.dt0
         if best.evaluations <= 2 * report.best.evaluations and (isinstance(given, LastStep) or (given or 0.0) < long):
@@ -281,6 +298,8 @@ def _few_steps(bench: Bench, solver: Solver) -> Iterator[Run]:
     with contextlib.suppress(ValueError):  # the engine that was asked for does not have them
         for method, count in FIXED if solver.batch == "joint" else ():
             dt0 = bench.span / count
+            if solver.dt_max is not None and dt0 > solver.dt_max:
+                continue
             yield bench.run(Solver(method=method, dt0=dt0, engine=solver.engine, gradient=solver.gradient))
 
 
@@ -297,13 +316,27 @@ def observed_order(runs: Sequence[Run]) -> float | None:
     return -1 / slope if slope < -1e-9 else math.inf
 
 
-def _stiff_share(bench: Bench, solution: Solution, base: Solver) -> float | None:
-    """Share of the accepted steps at the stability limit; by tsit5 if the given method estimates no stiffness."""
-    for known in (True, False):
-        with contextlib.suppress(ValueError):
-            steps = (solution if known else bench.solve(replace(base, method="tsit5"), record=True)).steps
-            if steps is None or not len(steps):
-                return None
+def _stiff_share(bench: Bench, report: Diagnosis, solution: Solution, base: Solver) -> float | None:
+    """Share of the accepted steps at the stability limit; by tsit5 if the given method estimates no stiffness.
+
+    The larger one of two solves, if the loosest tolerance saves little: steps that stability limits there are a little
+    shorter at a tight one, where the error of the stiff part sets them.
+    """
+    share = _limited(solution)
+    if share is None:
+        share = _limited(bench.solve(replace(base, method="tsit5"), record=True))
+    now, own = report.now, [run for run in report.runs if run.method == report.now.method and run.succeeded]
+    loosest = max(own, key=lambda run: run.tolerance, default=now)
+    if share is None or loosest is now or loosest.at_floor or loosest.evaluations <= FLAT * now.evaluations:
+        return share
+    return max(share, _limited(bench.solve(loosest.solver, record=True)) or 0.0)
+
+
+def _limited(solution: Solution) -> float | None:
+    """Share of the accepted steps at the stability limit, or None without an estimate."""
+    with contextlib.suppress(ValueError):
+        steps = solution.steps
+        if steps is not None and len(steps):
             return float((steps.stiff if steps.mask is None else steps.stiff[steps.mask]).double().mean())
     return None
 
@@ -354,6 +387,6 @@ def _why_coupled(bench: Bench) -> str:
     whole, part = bench.slope(bench.y0)[:half], bench.slope(bench.y0[:half], per_sample=True)
     if part.shape != whole.shape:
         return f"half a batch gives the shape {tuple(part.shape)}"
-    if float((part - whole).abs().max()) > INDEPENDENT * float(whole.abs().max()):
+    if float((part - whole).abs().max()) > DIFFERENT * float(whole.abs().max()):
         return "its samples are not independent"
     return ""

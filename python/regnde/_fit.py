@@ -98,9 +98,9 @@ def fit(
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite; the parameters are left as they were.
-        TypeError: for a `compute` that returns something else.
-        ValueError: for a loss of several entries, for options that do not go together, and where there are no records
-            for the penalty.
+        TypeError: for a `compute` that returns something else, or a weight of another kind.
+        ValueError: for a loss of several entries, for options that do not go together, where there are no records
+            for the penalty, and where the loss depends on none of the optimiser's parameters.
 
     Examples:
         >>> import torch, regnde
@@ -118,7 +118,7 @@ def fit(
         raise ValueError(f"fit(accumulate={accumulate}, clip={clip}): give at least one batch and a norm above zero.")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
-    _check_processes(weight)
+    _check_weight(weight)
     closure = _needs_closure(optimizer)
     if closure and scaler is not None:
         raise ValueError(f"a GradScaler does not go with {type(optimizer).__name__}, whose step needs a closure.")
@@ -147,8 +147,13 @@ def fit(
         )
 
 
-def _check_processes(weight: object) -> None:
-    """Warns of a weight that each process of a distributed training would find for itself."""
+def _check_weight(weight: object) -> None:
+    """Refuses what is no weight, and warns of one that each process of a distributed training would find for itself."""
+    known = callable(weight) or isinstance(weight, MeasuredWeight | float | int | Tensor)
+    if isinstance(weight, type) or not known:
+        raise TypeError(
+            f"fit: weight must be a number, a function of the iteration, a LossBudget or a Balance, got {weight!r}."
+        )
     distributed = torch.distributed
     if getattr(weight, "distributed", True) or not (distributed.is_available() and distributed.is_initialized()):
         return
@@ -234,6 +239,8 @@ class _Iteration(Generic[Batch]):
     def _backward(self, batch: Batch) -> tuple[float, float, float, int]:
         """Adds the gradient of one batch; returns its loss, task loss, penalty and evaluations."""
         task, regulariser, nfe = self._computed(batch)
+        if not task.requires_grad:
+            raise ValueError(self._unconnected())
         loss, value = task, 0.0
         if regulariser is not None:
             if self.factor is None:
@@ -259,7 +266,7 @@ class _Iteration(Generic[Batch]):
             if self.scaler is None:
                 return self.weight.update(task, regulariser, self.parameters)
             return self.weight.update(task, regulariser, self.parameters, scale=self.scaler.get_scale())
-        return self.weight(self.number) if callable(self.weight) else self.weight
+        return float(self.weight(self.number) if callable(self.weight) else self.weight)
 
     def _blame(self, task: float, penalty: float) -> str:
         """A message that says what is not finite, and what to do."""
@@ -270,8 +277,18 @@ class _Iteration(Generic[Batch]):
             return f"the penalty is {penalty} {where}: lower the learning rate or the penalty's weight."
         return f"the loss is not finite {where}: lower the penalty's weight."
 
+    def _unconnected(self) -> str:
+        """A message for a loss without a gradient."""
+        return (
+            f"the task's loss in iteration {self.number} has no gradient by the {len(self.parameters)} tensors that "
+            "the optimiser trains: give it the model's parameters, and look for frozen ones, .detach(), .item() or "
+            "torch.no_grad() between them and the loss."
+        )
+
     def _check_and_clip(self, *, check: bool = True) -> None:
-        """Raises an error if the gradient is not finite, and clips its norm."""
+        """Raises an error if there is no gradient or one that is not finite, and clips its norm."""
+        if all(p.grad is None for p in self.parameters):
+            raise ValueError(self._unconnected())
         bad = _first_not_finite(self.parameters) if check else None
         if bad is not None:
             loss, task, penalty, _ = self.measured[0]
@@ -294,6 +311,8 @@ def unpacked(computed: Computed) -> tuple[Tensor, Solution | None]:
         raise ValueError(
             f"compute returned a loss of shape {tuple(task.shape)}: reduce it to one number, such as loss.mean()."
         )
+    if not (solution is None or isinstance(solution, Solution)):
+        raise TypeError(f"compute must return (loss, solution), but the second is a {type(solution).__name__}.")
     return task.reshape(()), solution
 
 

@@ -25,18 +25,39 @@ SMOOTH = dict.fromkeys(KINKED.split(), functional.silu) | {"hardtanh": torch.tan
 
 
 def found(f: Any) -> tuple[nn.Module, ...]:
-    """The modules that a function is, is a method of, has as arguments, or refers to by name."""
-    if isinstance(f, nn.Module):
-        return (f,)
+    """The modules that a function is, is a method of, has as arguments, or refers to by name.
+
+    They are also looked for in lists, tuples and dicts, in the functions of the same file that it calls, and in the
+    attributes of objects whose class is of that file.
+    """
     f = inspect.unwrap(f) if callable(f) else f
-    if isinstance(f, functools.partial):
-        candidates = [*found(f.func), *f.args, *f.keywords.values()]
-    else:
-        candidates = [getattr(f, "__self__", None), *getattr(f, "__dict__", {}).values()]
-        with contextlib.suppress(TypeError, ValueError):  # not a Python function
-            names = inspect.getclosurevars(f)
-            candidates += [*names.nonlocals.values(), *names.globals.values()]
-    return tuple({id(x): x for x in candidates if isinstance(x, nn.Module)}.values())
+    innermost = f
+    while isinstance(innermost, functools.partial):
+        innermost = innermost.func
+    parts = (f,) if isinstance(f, nn.Module) else (f, *getattr(f, "__dict__", {}).values())
+    modules = _inside(parts, getattr(innermost, "__module__", None), set())
+    return tuple({id(x): x for x in modules}.values())
+
+
+def _inside(parts: Iterable[Any], file: str | None, seen: set[int]) -> Iterator[nn.Module]:
+    """The modules in some objects, where functions and objects of one file are looked into."""
+    for x in parts:
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if isinstance(x, nn.Module):
+            yield x
+        elif isinstance(x, functools.partial):
+            yield from _inside((x.func, *x.args, *x.keywords.values()), file, seen)
+        elif isinstance(x, list | tuple | dict):
+            yield from _inside(x.values() if isinstance(x, dict) else x, file, seen)
+        elif inspect.ismethod(x):
+            yield from _inside((x.__self__, x.__func__), file, seen)
+        elif inspect.isfunction(x) and x.__module__ == file:
+            names = inspect.getclosurevars(x)
+            yield from _inside((*names.nonlocals.values(), *names.globals.values()), file, seen)
+        elif not isinstance(x, type) and type(x).__module__ == file:
+            yield from _inside(getattr(x, "__dict__", {}).values(), file, seen)
 
 
 class Activations(TorchFunctionMode):
