@@ -86,7 +86,7 @@ ALLOWED = {
     "_penalty": {"_solution"},
     "_budget": set(),
     "_fit": {"_budget", "_penalty", "_recording", "_solution", "_solver"},
-    "_cheapen": {"_budget", "_fit", "_penalty", "_recording", "_solver"},
+    "_cheapen": {"_budget", "_fit", "_modules", "_penalty", "_recording", "_solver"},
     "_run": {"_solution", "_solver"},
     "_report": {"_run", "_solver", "plot"},
     "_advice": {"_report", "_run"},
