@@ -15,8 +15,8 @@ from regnde import Local
 from regnde._dense import Interpolant
 from regnde._engines.torch.control import Bounds
 from regnde._engines.torch.failure import Diagnosis
-from regnde._engines.torch.loop import Path, Trial, integrate, uniform
-from regnde._stops import Segment
+from regnde._engines.torch.loop import Path, Trial, integrate
+from regnde._stops import Segment, uniform
 from tolerances import ROUNDING, STANDARD_ERRORS
 
 NAN = math.nan
