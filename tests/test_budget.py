@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 import regnde
+import two_processes
 from problems import seeded
 from regnde import Balance, ErrorPenalty, LossBudget, Solver, fit
 from regnde.nn import MLP
@@ -495,20 +496,11 @@ def _in_a_process(rank: int, folder: str) -> None:
     assert together == also
     assert a.loss != b.loss
     assert together.loss == pytest.approx((a.loss + b.loss) / 2)
-    Path(folder, f"{rank}.passed").touch()
-    torch.distributed.barrier()  # no process leaves while the other still works with it
-    torch.distributed.destroy_process_group()
+    two_processes.leave(rank, folder)
 
 
 def test_two_processes_follow_one_loss(tmp_path: Path) -> None:
-    """gloo's threads may abort a process that leaves, so the processes say themselves that they have passed."""
-    processes = torch.multiprocessing.spawn(_in_a_process, (str(tmp_path),), nprocs=2, join=False)
-    assert processes is not None
-    for process in processes.processes:
-        process.join()
-    if not all((tmp_path / f"{rank}.passed").exists() for rank in range(2)):
-        processes.join()  # raises what went wrong
-        pytest.fail("a process ended without a result")
+    two_processes.run(_in_a_process, tmp_path)
 
 
 # --- cheapen ----------------------------------------------------------------------------------------------

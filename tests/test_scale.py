@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import regnde
+import two_processes
 from problems import exp_decay, seeded
 from regnde import ErrorPenalty, Local, Solver
 from regnde.nn import MLP, NeuralODE
@@ -60,21 +61,12 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {kind: gradient(kind, BATCH[rank::2], parallel=True) for kind in SOLVERS}
     torch.save(found, f"{folder}/{rank}.pt")
-    Path(folder, f"{rank}.passed").touch()
-    dist.barrier()  # a process that leaves while the other still reduces may abort at its exit
-    dist.destroy_process_group()
+    two_processes.leave(rank, folder)
 
 
 def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path: Path) -> None:
     """To rounding where no sample depends on another; to the tolerance with one error norm per process."""
-    # gloo's threads may abort a process that leaves, so the processes say themselves that they have passed.
-    processes = torch.multiprocessing.spawn(gradients_of_a_rank, (str(tmp_path),), nprocs=2, join=False)
-    assert processes is not None
-    for process in processes.processes:
-        process.join()
-    if not all((tmp_path / f"{rank}.passed").exists() for rank in range(2)):
-        processes.join()  # raises what went wrong
-        pytest.fail("a process ended without a result")
+    two_processes.run(gradients_of_a_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for kind in SOLVERS:
         torch.testing.assert_close(first[kind], second[kind], rtol=EXACT, atol=EXACT)
