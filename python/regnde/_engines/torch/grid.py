@@ -16,7 +16,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._grid_method import GridMethod
 from regnde._sde_method import SDEMethod, StochasticMethod
 from regnde._solution import Solution, Stats
-from regnde._stops import Segment, uniform
+from regnde._stops import Segment
 from regnde._tableau import StochasticTableau, Tableau
 
 __all__ = ["evaluations", "solve_for_export", "walk"]
@@ -99,8 +99,7 @@ def solve_for_export(request: Request, tableau: Tableau | StochasticMethod | Gri
         ends = request.grid
     elif times[0] != times[-1]:
         h = math.copysign(solver.dt0 or 0.0, times[-1] - times[0])
-        stops = (times[0], *(segment.end for segment in segments))
-        ends += tuple(itertools.chain.from_iterable(uniform(a, b, h) for a, b in itertools.pairwise(stops)))
+        ends += tuple(request.step_ends(segments, h))
     stats = Stats(
         nfe=evaluations(tableau, ends, times) if len(ends) > 1 else 0,
         accepted=len(ends) - 1,
