@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 import tomllib
+import urllib.error
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ import regnde
 from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
-from regnde._engines.julia import availability, runtime
+from regnde._engines.julia import availability, installation, runtime
 
 ROOT = Path(__file__).parent.parent
 JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
@@ -134,7 +135,7 @@ def test_not_installed_is_explained(fresh: pytest.MonkeyPatch, tmp_path: Path) -
     assert not runtime.running()
 
 
-def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.MonkeyPatch) -> None:
+def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deps = pytest.importorskip("juliapkg")
 
     def resolve() -> None:
@@ -143,8 +144,10 @@ def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.Monke
     fresh.setattr(deps, "resolve", resolve)
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setenv("JULIA_PKG_SERVER", "http://127.0.0.1:9")
+    fresh.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    (tmp_path / "registries").mkdir()
     with pytest.raises(regnde.EngineUnavailable, match="9 can not be reached") as caught:
-        runtime.install()
+        installation.install()
     assert "\n" not in str(caught.value)
     assert "Pkg.add" not in str(caught.value)
 
@@ -166,13 +169,13 @@ def failing(fresh: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def reason() -> str:
     with pytest.raises(regnde.EngineUnavailable) as caught:
-        runtime.install(adjoints=True)
+        installation.install(adjoints=True)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_full_disk_is_named(failing: pytest.MonkeyPatch) -> None:
-    failing.setattr(runtime.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
+    failing.setattr(installation.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
     assert "300 MiB are free on the disk of" in reason()
     assert "JULIA_DEPOT_PATH" in reason()
 
@@ -185,10 +188,34 @@ def test_a_julia_that_is_too_old_is_named(failing: pytest.MonkeyPatch, tmp_path:
     assert f"The Julia on PATH ({old}) is 1.9, and 1.10 or newer is needed" in reason()
 
 
-def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_names_the_julia_that_is_too_old(failing: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def resolve() -> None:
+        raise urllib.error.URLError("name not known")
+
+    old = tmp_path / "julia"
+    old.write_text("#!/bin/sh\necho julia version 1.9.4\n")
+    old.chmod(0o755)
+    failing.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    failing.setattr("juliapkg.resolve", resolve)
+    failing.setattr(installation, "_out_of_reach", lambda: None)
+    assert "can not be downloaded (name not known). The Julia on PATH" in reason()
+
+
+def test_a_server_out_of_reach_is_found_before_anything_is_tried(
+    failing: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    failing.setattr("juliapkg.resolve", lambda: pytest.fail("nothing can be installed"))
+    assert "the package server http://127.0.0.1:9 can not be reached" in reason()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
+    failing.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    (tmp_path / "registries").mkdir()
     failing.setattr("juliapkg.resolve", interrupted)
     assert "run the same command again" in reason()
 

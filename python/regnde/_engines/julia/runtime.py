@@ -11,17 +11,10 @@ This file imports no torch, and juliacall in one function only.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -35,7 +28,6 @@ __all__ = [
     "JuliaFailure",
     "call",
     "discard",
-    "install",
     "load",
     "missing_adjoints",
     "missing_cuda",
@@ -254,102 +246,3 @@ def without_gil(function: Any) -> Any:
 def discard(number: int) -> None:
     """Lets Julia forget the field or solve of that number, when it is called next. Safe on any thread."""
     _state.discarded.append(number)
-
-
-def _reason(problem: Exception) -> str:
-    """Why an installation failed and what to do, in one line: juliapkg's errors repeat the command that it ran."""
-    if (full := _full_disk()) is not None:
-        return full
-    server = os.environ.get("JULIA_PKG_SERVER") or "https://pkg.julialang.org"
-    choice = (
-        "It needs a network once, or PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project "
-        "that have it."
-    )
-    try:
-        urllib.request.urlopen(server if "://" in server else f"https://{server}", timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except (OSError, ValueError) as unreachable:
-        why = getattr(unreachable, "reason", unreachable)
-        return f"the package server {server} can not be reached ({why}). {_own_julia()}{choice}"
-    if isinstance(problem, subprocess.CalledProcessError):
-        return f"Julia's package manager failed and has said above why. {choice}"
-    return f"{type(problem).__name__}: {problem}".split("\n")[0] + f". {choice}"
-
-
-NEEDED = 4 << 30
-"""Bytes that Julia and its packages take while they are installed."""
-
-
-def _full_disk() -> str | None:
-    """What to do, if the disk that Julia is installed on is full."""
-    depot = os.environ.get("JULIA_DEPOT_PATH", "").split(os.pathsep)[0] or os.path.expanduser("~/.julia")
-    for folder in (depot, sys.prefix):
-        while not os.path.isdir(folder):
-            folder = os.path.dirname(folder)
-        free = shutil.disk_usage(folder).free
-        if free < NEEDED:
-            return (
-                f"{free >> 20} MiB are free on the disk of {folder}, Julia and its packages need about "
-                f"{NEEDED >> 30} GiB: make room, or set JULIA_DEPOT_PATH to a folder on another disk, followed by a "
-                f"{os.pathsep!r}."
-            )
-    return None
-
-
-def _own_julia() -> str:
-    """Which Julia is on the PATH, where one is: juliapkg downloads another if it is too old."""
-    found = shutil.which("julia")
-    if found is None:
-        return ""
-    try:
-        asked = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    version = re.search(r"(\d+)\.(\d+)", asked.stdout)
-    if version is None or (int(version[1]), int(version[2])) >= (1, 10):
-        return ""
-    return f"The Julia on PATH ({found}) is {version[0]}, and 1.10 or newer is needed. "
-
-
-def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> float:
-    """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
-
-    Args:
-        cuda: also the packages that tensors on CUDA devices need.
-        adjoints: also the packages that continuous adjoints and gradients of a `JuliaField` need.
-        sdirk: also the package of the methods trbdf2 and kencarp4.
-
-    Raises:
-        EngineUnavailable: with the reason, if that does not work.
-    """
-    began = time.perf_counter()
-    further = {
-        **(availability.CUDA if cuda else {}),
-        **(availability.ADJOINTS if adjoints else {}),
-        **(availability.SDIRK if sdirk else {}),
-    }
-    missing = (
-        (cuda and missing_cuda() is not None)
-        or (adjoints and missing_adjoints("interpolating") is not None)
-        or (sdirk and missing_sdirk("trbdf2") is not None)
-    )
-    if availability.chosen() == (None, None) and not running() and (missing or not prepared()):
-        if importlib.util.find_spec("juliapkg") is None:
-            raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
-        import juliapkg
-
-        try:
-            for name, uuid in further.items():
-                juliapkg.add(name, uuid, **({"version": v} if (v := availability.VERSIONS.get(name)) else {}))
-            juliapkg.resolve()
-            availability.forget()
-        except KeyboardInterrupt:
-            raise EngineUnavailable(
-                "the installation was interrupted: run the same command again, it goes on where it stopped."
-            ) from None
-        except Exception as problem:
-            raise EngineUnavailable(f"Julia could not be installed: {_reason(problem)}") from None
-    start()
-    load(*further)
-    return time.perf_counter() - began
