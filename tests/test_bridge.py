@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, installation, runtime
+from regnde._engines.julia.entries import Entries
 
 ROOT = Path(__file__).parent.parent
 JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
@@ -259,16 +262,17 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
     """Ctrl-C while packages compile: they go on compiling, and the next solve waits for them."""
     goes_on = threading.Event()
 
-    def begin() -> tuple[object, object]:
+    def begin() -> str:
         while runtime._state.beginning is None:
             time.sleep(0.001)
         _inited(fresh)
         os.kill(os.getpid(), signal.SIGINT)
         assert goes_on.wait(100)
-        return object(), object()
+        return "libjulia"
 
     fresh.setattr(availability, "why_not", lambda: None)
     fresh.setattr(runtime, "_begin", begin)
+    fresh.setattr(runtime, "_load_package", lambda library: Entries(""))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -283,12 +287,16 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
 
 
 def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
-    def begin() -> tuple[object, object]:
+    def begin() -> str:
         _inited(fresh)
-        raise runtime.JuliaFailure("no package RegNDE")
+        return "libjulia"
+
+    def load_package(library: str) -> Entries:
+        raise runtime.JuliaFailure(f"no package RegNDE for {library}")
 
     fresh.setattr(availability, "why_not", lambda: None)
     fresh.setattr(runtime, "_begin", begin)
+    fresh.setattr(runtime, "_load_package", load_package)
     for _ in range(2):
         with pytest.raises(regnde.EngineUnavailable, match="no package RegNDE"):
             runtime.start()
@@ -297,23 +305,60 @@ def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
 
 def test_case_22_forks_are_refused(fresh: pytest.MonkeyPatch) -> None:
     """Julia belongs to the process that started it: a child with another pid is told so, at once."""
-    runtime._state.module, runtime._state.pid = object(), os.getpid() + 1
+    runtime._state.entries, runtime._state.pid = Entries(""), os.getpid() + 1
     assert "fork" in (runtime.why_not() or "")
     with pytest.raises(regnde.EngineUnavailable, match="spawn"):
         runtime.call(lambda julia: None)
 
 
-def test_errors_leave_the_worker_as_text() -> None:
-    class JuliaError(Exception):
-        pass
+def test_entries_are_called_with_numbers_and_text() -> None:
+    """What Julia's `entries` tells of its functions, here of C functions that Python makes."""
+    texts = [ctypes.create_string_buffer(text.encode()) for text in ("no method", "twice")]
 
-    def fails() -> None:
-        raise JuliaError("MethodError: no method")
+    def answer(out: int, text: ctypes.Array[ctypes.c_char]) -> None:
+        (ctypes.c_int64 * 2).from_address(out)[:] = ctypes.addressof(text), len(text.value)
 
-    with pytest.raises(runtime.JuliaFailure, match="no method") as caught:
-        runtime._plainly(fails)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None  # nothing that could ask Julia for its text later
+    def fails(out: int) -> bool:
+        answer(out, texts[0])
+        return False
+
+    def told(out: int, text: bytes, number: int, flag: bool) -> bool:
+        assert (text, number, flag) == ("gleich ≈".encode(), -3, True)
+        answer(out, texts[1])
+        return True
+
+    def half(out: int, x: float) -> bool:
+        ctypes.c_double.from_address(out).value = x / 2
+        return True
+
+    def next_number(out: int, x: int) -> bool:
+        ctypes.c_int64.from_address(out).value = x + 1
+        return True
+
+    boolean, place = ctypes.c_bool, ctypes.c_void_p
+    functions = {
+        "fails n": ctypes.CFUNCTYPE(boolean, place)(fails),
+        "told sslb": ctypes.CFUNCTYPE(boolean, place, ctypes.c_char_p, ctypes.c_int64, boolean)(told),
+        "half dd": ctypes.CFUNCTYPE(boolean, place, ctypes.c_double)(half),
+        "next_number ll": ctypes.CFUNCTYPE(boolean, place, ctypes.c_int64)(next_number),
+    }
+    entries = Entries("\n".join(f"{x} {ctypes.cast(f, place).value}" for x, f in functions.items()))
+    assert entries.told("gleich ≈", -3, True) == "twice"
+    assert entries.half(3.0) == 1.5
+    assert entries.next_number(1 << 40) == (1 << 40) + 1
+    with pytest.raises(runtime.JuliaFailure, match=r"^no method$"):
+        entries.fails()
+
+
+def test_julia_tells_what_it_has() -> None:
+    """Every function that Python asks for is an entry."""
+    source = (ROOT / "julia" / "src" / "entries.jl").read_text()
+    asked = {
+        name
+        for path in (ROOT / "python" / "regnde" / "_engines" / "julia").glob("*.py")
+        for name in re.findall(r"\bbridge_\w+", path.read_text())
+    }
+    assert asked == set(re.findall(r":(bridge_\w+) =>", source)) - {"bridge_saved"}
 
 
 EVENT = regnde.Event(lambda t, y: y[0, 0])

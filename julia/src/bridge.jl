@@ -200,11 +200,17 @@ function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {
     return nothing
 end
 
+"Loads a package of the active project, and our extensions that it brings."
+bridge_load(name::String) = (Base.eval(Module(:Loading), :(import $(Symbol(name)))); nothing)
+
+"The number of solves that are saved."
+bridge_saved() = length(SAVED_SOLVES)
+
 "Tells where Python has the flag that asks a solve to stop."
 bridge_set_stop_flag(address::Int) = (STOP_FLAG[] = Ptr{Int32}(address); nothing)
 
 "Why solve `number`, or that sample of it, stopped early."
-bridge_reason(number::Int, sample::Int = 1) = each_recording(SAVED_SOLVES[number].recording)[sample].reason
+bridge_reason(number::Int, sample::Int) = each_recording(SAVED_SOLVES[number].recording)[sample].reason
 
 """
     bridge_crossings(number, address)

@@ -2,8 +2,7 @@
 
 A Julia garbage collection that begins on another Python thread than the one that started Julia
 deadlocks the process. So one worker thread starts it and makes every call; callers wait for that
-thread. What leaves it are plain Python values and plain Python exceptions: a `juliacall.JuliaError`
-asks Julia for its text, and would do so on the wrong thread.
+thread. What leaves it are plain Python values and plain Python exceptions.
 
 This file imports no torch, and juliacall in one function only.
 """
@@ -19,9 +18,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from regnde._engines.julia import availability
+from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "running",
     "start",
     "why_not",
-    "without_gil",
 ]
 
 T = TypeVar("T")
@@ -48,20 +47,16 @@ DEFAULTS = {
 }
 
 
-class JuliaFailure(RuntimeError):
-    """An error inside Julia, as text."""
-
-
 class _State:
-    """The worker thread, the Julia module, and the process that they belong to."""
+    """The worker thread, RegNDE's functions, and the process that they belong to."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
-        self.beginning: Future[tuple[Any, Any]] | None = None  # goes on where the caller that waits is interrupted
+        self.beginning: Future[str] | None = None  # goes on where the caller that waits is interrupted
+        self.loading: Future[Entries] | None = None  # likewise
         self.failure: str | None = None  # why Julia did not start; there is one start in a process
-        self.space: Any = None
-        self.module: Any = None
+        self.entries: Entries | None = None
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
@@ -119,11 +114,14 @@ def _of_another_process() -> str | None:
 
 def running() -> bool:
     """Whether Julia has been started, here or in the process that this one is a fork of."""
-    return _state.module is not None
+    return _state.entries is not None
 
 
-def start() -> None:
+def start(*, wait: bool = True) -> None:
     """Starts Julia and loads our package, unless it runs already.
+
+    Args:
+        wait: for the package. Without it Julia loads on, while Python does something else, until the first call.
 
     Raises:
         EngineUnavailable: if it can not run here.
@@ -136,19 +134,24 @@ def start() -> None:
     with _state.lock:
         if running():
             return
-        if _state.beginning is None:
+        if _state.executor is None:
             for name, value in DEFAULTS.items():
                 os.environ.setdefault(name, value)
             _state.executor, _state.pid = ThreadPoolExecutor(1, thread_name_prefix="regnde-julia"), os.getpid()
-            _state.beginning = _state.executor.submit(_begin)
         try:
-            _state.space, _state.module = _state.beginning.result()
+            if _state.beginning is None:
+                _state.beginning = _state.executor.submit(_begin)
+            library = _state.beginning.result()
+            if _state.loading is None:
+                _take_back_ctrl_c()
+                _state.loading = _state.executor.submit(_load_package, library)
+            if wait:
+                _state.entries = _state.loading.result()
         except Exception as problem:
             _state.failure = f"Julia does not start: {type(problem).__name__}: {problem}"
             if not _started_elsewhere():  # nothing has begun
                 _state.beginning = None
             raise EngineUnavailable(_state.failure) from None
-    _take_back_ctrl_c()
 
 
 def _take_back_ctrl_c() -> None:
@@ -159,38 +162,34 @@ def _take_back_ctrl_c() -> None:
             signal.signal(signal.SIGINT, handler)
 
 
-def _begin() -> tuple[Any, Any]:
-    """On the worker thread: a Julia module of our own, and RegNDE in it."""
+def _begin() -> str:
+    """On the worker thread: Julia. Returns the path of its library."""
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
-
-    def load_package() -> tuple[Any, Any]:
-        space = juliacall.newmodule("regnde")
-        module = space.seval("using RegNDE: RegNDE; RegNDE")
-        module.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
-        return space, module
-
-    return _plainly(load_package)
+    return str(juliacall.CONFIG["libpath"])
 
 
-def _plainly(function: Callable[[], T]) -> T:
-    """Calls on the worker thread; an error leaves it as text, without a reference into Julia."""
-    try:
-        return function()
-    except Exception as problem:
-        if type(problem).__name__ != "JuliaError":
-            raise
-        text = _explained(problem) or str(problem).strip()
-    raise JuliaFailure(text)
+LOAD = """
+try
+    space = Module(:regnde)
+    Base.eval(space, :(import RegNDE))
+    Base.invokelatest(getfield(space, :RegNDE).entries)
+catch exception
+    "ERROR: " * sprint(showerror, exception, catch_backtrace())
+end
+"""
 
 
-def _explained(problem: Any) -> str:
-    """What is wrong with a `JuliaField`, and in which line, without the stack of our own functions; "" for others."""
-    if _state.module is None:
-        return ""
-    return str(_state.module.explained(problem.exception, problem.backtrace))
+def _load_package(library: str) -> Entries:
+    """On the worker thread: RegNDE, into a Julia module of our own."""
+    table = evaluate(library, LOAD)
+    if table.startswith("ERROR: "):
+        raise JuliaFailure(table.removeprefix("ERROR: "))
+    entries = Entries(table)
+    entries.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
+    return entries
 
 
 def load(*packages: str) -> None:
@@ -201,7 +200,7 @@ def load(*packages: str) -> None:
         return
 
     try:
-        call(lambda _: _state.space.seval("; ".join(f"import {name}" for name in missing)))
+        call(lambda julia: [julia.bridge_load(name) for name in missing] and None)
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
@@ -210,7 +209,7 @@ def load(*packages: str) -> None:
     _state.loaded.update(missing)
 
 
-def call(function: Callable[[Any], T]) -> T:
+def call(function: Callable[[Entries], T]) -> T:
     """Calls `function(RegNDE)` on the worker thread. What it takes and returns are numbers and text.
 
     Raises:
@@ -218,14 +217,15 @@ def call(function: Callable[[Any], T]) -> T:
         KeyboardInterrupt: once Julia has stopped, at its next step.
     """
     start()
-    executor = _state.executor
+    executor, entries = _state.executor, _state.entries
     assert executor is not None
+    assert entries is not None
 
     def run() -> T:
         _state.stop_flag.value = 0
         while _state.discarded:
-            _state.module.bridge_free(_state.discarded.popleft())
-        return _plainly(lambda: function(_state.module))
+            entries.bridge_free(_state.discarded.popleft())
+        return function(entries)
 
     future: Future[T] = executor.submit(run)
     try:
@@ -236,11 +236,6 @@ def call(function: Callable[[Any], T]) -> T:
         raise
     finally:
         del future  # it holds the exception, whose traceback holds this frame
-
-
-def without_gil(function: Any) -> Any:
-    """A function of RegNDE that runs without Python's global lock, so that signals and other threads are served."""
-    return function._jl_call_nogil
 
 
 def discard(number: int) -> None:
