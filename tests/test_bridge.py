@@ -262,17 +262,16 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
     """Ctrl-C while packages compile: they go on compiling, and the next solve waits for them."""
     goes_on = threading.Event()
 
-    def begin() -> str:
+    def begin() -> Entries:
         while runtime._state.beginning is None:
             time.sleep(0.001)
         _inited(fresh)
         os.kill(os.getpid(), signal.SIGINT)
         assert goes_on.wait(100)
-        return "libjulia"
+        return Entries("")
 
     fresh.setattr(availability, "why_not", lambda: None)
     fresh.setattr(runtime, "_begin", begin)
-    fresh.setattr(runtime, "_load_package", lambda library: Entries(""))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -287,16 +286,12 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
 
 
 def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
-    def begin() -> str:
+    def begin() -> Entries:
         _inited(fresh)
-        return "libjulia"
-
-    def load_package(library: str) -> Entries:
-        raise runtime.JuliaFailure(f"no package RegNDE for {library}")
+        raise runtime.JuliaFailure("no package RegNDE")
 
     fresh.setattr(availability, "why_not", lambda: None)
     fresh.setattr(runtime, "_begin", begin)
-    fresh.setattr(runtime, "_load_package", load_package)
     for _ in range(2):
         with pytest.raises(regnde.EngineUnavailable, match="no package RegNDE"):
             runtime.start()

@@ -78,6 +78,7 @@ end
 "Writes the initial state's cotangent; returns those of the parameters in one vector."
 function gradient!(y0bar, flat::Flat, algorithm, tolerances, y0, times, ysbar, name)
     p = zeros(eltype(y0), sum(length, flat.pbar))
+    times = eltype(y0).(times)  # out of place, OrdinaryDiffEq takes times of the state's precision alone
     problem = ODEProblem(ODEFunction{false, FullSpecialize}(flat), copy(y0), (times[1], times[end]), p)
     y0bar .= 0
     at, bars = merged(times, ysbar)
@@ -94,7 +95,7 @@ end
 
 "Distinct times and the sums of their cotangents."
 function merged(times, ysbar)
-    at, bars = Float64[], Vector{eltype(ysbar)}[]
+    at, bars = eltype(times)[], Vector{eltype(ysbar)}[]
     for i in eachindex(times)
         bar = ysbar[:, i]
         !isempty(at) && at[end] == times[i] ? (bars[end] .+= bar) : (push!(at, times[i]); push!(bars, bar))

@@ -44,7 +44,6 @@ class JuliaEngine(Engine):
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        runtime.start(wait=False)
         if request.y0.device.type == "cuda":
             runtime.load(*availability.CUDA)
         if request.solver.method in SDIRK:

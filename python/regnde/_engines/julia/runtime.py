@@ -53,8 +53,7 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
-        self.beginning: Future[str] | None = None  # goes on where the caller that waits is interrupted
-        self.loading: Future[Entries] | None = None  # likewise
+        self.beginning: Future[Entries] | None = None  # goes on where the caller that waits is interrupted
         self.failure: str | None = None  # why Julia did not start; there is one start in a process
         self.entries: Entries | None = None
         self.pid = 0
@@ -117,11 +116,8 @@ def running() -> bool:
     return _state.entries is not None
 
 
-def start(*, wait: bool = True) -> None:
+def start() -> None:
     """Starts Julia and loads our package, unless it runs already.
-
-    Args:
-        wait: for the package. Without it Julia loads on, while Python does something else, until the first call.
 
     Raises:
         EngineUnavailable: if it can not run here.
@@ -134,24 +130,19 @@ def start(*, wait: bool = True) -> None:
     with _state.lock:
         if running():
             return
-        if _state.executor is None:
+        if _state.beginning is None:
             for name, value in DEFAULTS.items():
                 os.environ.setdefault(name, value)
             _state.executor, _state.pid = ThreadPoolExecutor(1, thread_name_prefix="regnde-julia"), os.getpid()
+            _state.beginning = _state.executor.submit(_begin)
         try:
-            if _state.beginning is None:
-                _state.beginning = _state.executor.submit(_begin)
-            library = _state.beginning.result()
-            if _state.loading is None:
-                _take_back_ctrl_c()
-                _state.loading = _state.executor.submit(_load_package, library)
-            if wait:
-                _state.entries = _state.loading.result()
+            _state.entries = _state.beginning.result()
         except Exception as problem:
             _state.failure = f"Julia does not start: {type(problem).__name__}: {problem}"
             if not _started_elsewhere():  # nothing has begun
                 _state.beginning = None
             raise EngineUnavailable(_state.failure) from None
+    _take_back_ctrl_c()
 
 
 def _take_back_ctrl_c() -> None:
@@ -160,15 +151,6 @@ def _take_back_ctrl_c() -> None:
         handler = signal.getsignal(signal.SIGINT)
         if handler is not None:  # otherwise it was not Python's before either
             signal.signal(signal.SIGINT, handler)
-
-
-def _begin() -> str:
-    """On the worker thread: Julia. Returns the path of its library."""
-    with warnings.catch_warnings():
-        # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
-        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
-        import juliacall
-    return str(juliacall.CONFIG["libpath"])
 
 
 LOAD = """
@@ -182,9 +164,13 @@ end
 """
 
 
-def _load_package(library: str) -> Entries:
-    """On the worker thread: RegNDE, into a Julia module of our own."""
-    table = evaluate(library, LOAD)
+def _begin() -> Entries:
+    """On the worker thread: Julia, and RegNDE in a Julia module of our own."""
+    with warnings.catch_warnings():
+        # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
+        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+        import juliacall
+    table = evaluate(juliacall.CONFIG["libpath"], LOAD)
     if table.startswith("ERROR: "):
         raise JuliaFailure(table.removeprefix("ERROR: "))
     entries = Entries(table)
