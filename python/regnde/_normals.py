@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ UNSIGNED = [(np.uint64(shift), np.uint64(factor)) for shift, factor in zip(SHIFT
 FLIPS = 24  # a step with fewer changes between neighbouring bits is a weak one
 ALTERNATING = 0xAAAAAAAAAAAAAAAA
 
+FLOATS: dict[torch.dtype, Callable[[float], Any]] = {torch.float32: np.float32, torch.float64: np.float64}
 LEAST, UNIT = 2.0**-33, 2.0**-32  # u = LEAST + k UNIT
 ANGLE = 2 * math.pi / 2**32  # an angle's lower half is a signed number: -pi to pi
 TOP = np.uint32(2**31)  # the upper half is a signed number, to which this is added
@@ -99,11 +100,10 @@ class _Workspace:
 
     def __init__(self, size: int, dtype: torch.dtype) -> None:
         self.size = size
+        kind = FLOATS[dtype]
         self.integers = [np.empty(size, np.uint64) for _ in range(2)]
-        self.floats = [torch.empty(size, dtype=dtype, device="cpu") for _ in range(3)]
-        # Arrays of no dimension, whose dtype decides that of the results.
-        constants = (self.floats[0].new_tensor(x).numpy() for x in (UNIT, LEAST, ANGLE, -2))
-        self.unit, self.least, self.scale, self.minus_two = constants
+        self.floats = [np.empty(size, kind) for _ in range(3)]
+        self.unit, self.least, self.scale, self.minus_two = map(kind, (UNIT, LEAST, ANGLE, -2))
         self.parts: dict[tuple[int, int], _Part] = {}
 
     def write_pairs(self, begins: NDArray[np.uint64], columns: NDArray[np.uint64], out: NDArray[Any]) -> None:
@@ -133,15 +133,15 @@ class _Workspace:
 class _Part:
     """Views of the arrays for n rows of m pairs."""
 
-    def __init__(self, n: int, m: int, integers: Sequence[NDArray[np.uint64]], floats: Sequence[Tensor]) -> None:
+    def __init__(self, n: int, m: int, integers: Sequence[NDArray[np.uint64]], floats: Sequence[NDArray[Any]]) -> None:
         self.bits, self.shifted = (x[: n * m] for x in integers)
         self.places = self.bits.reshape(n, m)
         self.upper, self.lower = self.bits.view(np.uint32)[HIGH::2], self.bits.view(np.int32)[LOW::2]
         self.high = self.shifted.view(np.uint32)[: n * m]
-        self.logarithm, self.sine, self.cosine = (x[: n * m] for x in floats)
-        self.radius, self.angle = self.logarithm.numpy(), self.sine.numpy()
+        self.radius, self.angle, cosine = (x[: n * m] for x in floats)
+        self.logarithm, self.sine, self.cosine = map(torch.from_numpy, (self.radius, self.angle, cosine))
         self.rows = self.radius.reshape(n, m)
-        self.factors = [x.numpy().reshape(n, m) for x in (self.cosine, self.sine)]
+        self.factors = [x.reshape(n, m) for x in (cosine, self.angle)]
 
 
 def mix(x: NDArray[np.uint64], shifted: NDArray[np.uint64]) -> None:

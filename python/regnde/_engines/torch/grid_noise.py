@@ -29,11 +29,11 @@ class GridNoise:
 
     def __init__(self, shape: Sequence[int], like: Tensor, steps: int, *, area: bool) -> None:
         self.normals = StepNormals(drawn_seed(), 0, shape, like, steps, area=area)
+        self.no_area = torch.zeros((), dtype=self.normals.dtype, device=like.device).expand(self.normals.shape)
         self.numbers: dict[float, int] = {}  # of the steps, by their starts
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t], each of the path's shape."""
         y, z = self.normals.of_step(self.numbers.setdefault(s, len(self.numbers)))
         root = math.sqrt(t - s)
-        w = y * root
-        return Increment(w, torch.zeros_like(w) if z is None else z * (root / math.sqrt(12)))
+        return Increment(y * root, self.no_area if z is None else z * (root / math.sqrt(12)))

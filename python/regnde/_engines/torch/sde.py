@@ -192,9 +192,9 @@ class SDEStepper(MethodStepper):
 
     def _noise_of(self, path: Noise, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
-        with torch.no_grad():
-            size = t1 - t if h is None else h
-            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+        if isinstance(path, BrownianPath):
+            dw, area = dw.to(y.device, y.dtype), area.to(y.device, y.dtype)
+        return self.kernel.noise(t1 - t if h is None else h, dw, area)
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""

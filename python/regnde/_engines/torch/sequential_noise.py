@@ -70,6 +70,7 @@ class SequentialNoise:
         self.seed, self.branch = drawn_seed() if seed is None else seed, branch
         steps = TOGETHER // max(self.shape.numel(), 1)
         self.normals = StepNormals(self.seed, branch, shape, like, steps, area=area)
+        self.zero = torch.zeros((), dtype=self.normals.dtype, device=like.device).expand(self.shape)
         self.drawn = 0
 
     def independent(self, t0: float) -> SequentialNoise:
@@ -86,15 +87,14 @@ class SequentialNoise:
             raise ValueError(f"the path's increment over [{s}, {t}]: what was before {self.start} is forgotten.")
         first, last = self._cut(s), self._cut(t)
         if first == last:
-            zero = self.like.new_zeros(self.shape, dtype=self.normals.dtype)
-            return Increment(zero, zero)
+            return Increment(self.zero, self.zero)
         begin, (end, w, h) = s, self.parts[first]
         for part in self.parts[first + 1 : last]:
             x = (end - begin) / (part.end - begin)
             if h is not None and part.h is not None:
                 h = x * h + (1 - x) * part.h + (0.5 * (1 - x)) * w - (0.5 * x) * part.w
             end, w = part.end, w + part.w
-        return Increment(w, torch.zeros_like(w) if h is None else h)
+        return Increment(w, self.zero if h is None else h)
 
     def forget(self, t: float) -> None:
         """Drops the path before t: no increment is asked for there any more."""
