@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from regnde._normals import Normals
 
 __all__ = ["StepNormals"]
 
-TOGETHER = 2**16  # pairs of normals that are made at once at most, where one step does not need more
+TOGETHER = 2**14  # pairs of normals that are made at once at most, where one step does not need more
 
 
 class StepNormals:
@@ -32,8 +31,7 @@ class StepNormals:
         self.shape, self.device, self.dtype, self.area = torch.Size(shape), like.device, like.real.dtype, area
         entries = self.shape.numel()
         per_step = entries if area else (entries + 1) // 2  # the pair is (W, H), or the W of two entries
-        blocks = math.ceil(steps * per_step / TOGETHER)
-        self.steps = max(1, min(math.ceil(steps / max(blocks, 1)), TOGETHER // max(per_step, 1)))  # of a block
+        self.steps = max(1, min(steps, TOGETHER // max(per_step, 1)))  # of a block
         device = like.device if like.device.type == "cuda" else torch.device("cpu")
         made = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.normals = Normals(seed, branch, self.steps * per_step, device, made)
