@@ -7,6 +7,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -238,6 +239,8 @@ class LossBudget:
     ) -> None:
         if isinstance(allowed, Tensor):
             allowed = float(allowed.detach())
+        if not isinstance(allowed, Real | None):
+            raise TypeError(f"LossBudget(allowed={allowed!r}): give a number, the loss that is allowed, or None.")
         if not (0 < start <= largest < math.inf and (allowed is None or math.isfinite(allowed))):
             raise ValueError(
                 f"LossBudget(allowed={allowed}, start={start}, largest={largest}): allowed must be a finite loss or "

@@ -55,6 +55,9 @@ OTHER_NAMES = {
 }
 """Methods under the names that torchdiffeq, torchode, diffrax, scipy and others give them."""
 
+SDE_NAMES = {"euler": "em", "euler_heun": "diffusionheun"}
+"""Methods for SDEs under the names that torchsde gives them, where a method for ODEs has the name too or none has."""
+
 NEAREST = {
     "dopri8": "vern7",
     "dop853": "vern7",
@@ -64,13 +67,16 @@ NEAREST = {
     "radau": "rodas5p",
     "bdf": "kencarp4",
     "kvaerno5": "kencarp4",
+    "rodas5": "rodas5p",
 }
 """Methods that no engine has, and the nearest to them that one has."""
 
 
-def hint(method: str) -> str:
+def hint(method: str, *, sde: bool = False) -> str:
     """What a method is called here, as a sentence for a message; empty for a name that is not known."""
     name = method.lower().replace("-", "_").replace(" ", "_")
+    if sde and name in SDE_NAMES:
+        return f"{method!r} is called {SDE_NAMES[name]!r} here."
     if name in OTHER_NAMES:
         return f"{method!r} is called {OTHER_NAMES[name]!r} here."
     if name in NEAREST:
