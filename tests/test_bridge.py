@@ -336,7 +336,7 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_julia_has_the_methods() -> None:
-    from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, SDIRK, STOCHASTIC
+    from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, SDIRK, STOCHASTIC
 
     source = (ROOT / "julia" / "src" / "methods.jl").read_text()
     extension = (ROOT / "julia" / "ext" / "RegNDESDIRKExt.jl").read_text()

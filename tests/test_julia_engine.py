@@ -57,7 +57,8 @@ def test_golden_runs_are_reproduced(name: str) -> None:
 
 
 def test_stability_sizes_are_julias() -> None:
-    from regnde._engines.julia import EXPLICIT, runtime
+    from regnde._engines.julia import runtime
+    from regnde._engines.julia.methods import EXPLICIT
 
     for name, size in EXPLICIT.items():
         text = f"Float64(OrdinaryDiffEqCore.alg_stability_size(method(:{name}).algorithm))"

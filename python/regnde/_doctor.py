@@ -12,7 +12,8 @@ import torch
 
 from regnde import __version__
 from regnde._engines import engines
-from regnde._engines.julia import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC, runtime
+from regnde._engines.julia import runtime
+from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
 from regnde._errors import EngineUnavailable
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS
