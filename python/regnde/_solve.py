@@ -110,7 +110,7 @@ def solve(
             system with one step size. A list of 0-dim tensors is one tensor; a tuple of them is not.
         ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. They become float64
             whatever their dtype and the state's.
-        solver: method, tolerances, gradient, engine.
+        solver: method, tolerances, gradient, engine; by default `Solver()`.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
         noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, drawn from torch's
             seed. Solves given the same path see the same noise. Its shape for a state (..., d) is (..., d) for diagonal
