@@ -107,7 +107,8 @@ class Solver:
             method. Default: chosen from the field at the start, which costs two evaluations. A `LastStep`
             takes it from the solve before (adaptive methods).
         dt_min: least size (>= 0, in units of time) of a step of an adaptive method, except for steps that the end
-            time or a stop shortens. If the error control asks for less, the solve fails with `StepSizeUnderflow`. Default: 0.
+            time or a stop shortens. If the error control asks for less, the solve fails with `StepSizeUnderflow`.
+            Default: 0.
         dt_max: largest size (> 0) of a step of an adaptive method. A field that acts only in a short interval
             is seen if `dt_max` is shorter than it. Default: the span.
         controller: how the next step size follows from the error: `PI(...)` (default), `I(...)` or `PID(...)`.
