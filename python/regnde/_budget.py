@@ -198,7 +198,7 @@ class LossBudget:
     Args:
         allowed: the task loss that is allowed, for example that of the unregularised model and 2 % more. With None it
             is the lowest smoothed loss so far plus 2 % of its size, or plus four standard errors if that is more, and
-            the share rises only after the loss has stopped to fall.
+            the share rises only after the loss has stopped falling.
         start: share in the first iteration (> 0). It is the largest one until the budget is met. A smaller one
             disturbs learning less, and saves less afterwards.
         largest: the largest share. With 1 the penalty never has more influence than the task. A larger one is useful
