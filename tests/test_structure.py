@@ -263,7 +263,7 @@ ARRAYS = (
 ONE_STAGE = ("stage_times", "stage_time", "take_stage")  # Python makes all times at once, Julia each where it is used
 MEMORY = ("empty_step", "keep_residuals")  # Julia's steps own their arrays
 OWN_PART = ("with_noise",)  # in Python inside `dense_output`; private there
-MATRICES = ("driven",)  # Julia's steps have diagonal noise alone
+MATRICES = ("added", "driven")  # Julia's steps have diagonal noise alone
 CHECKS = ("all_finite",)  # Julia's compiler fuses the test of every entry
 ONE_SIDED = {*CHECKS, *BATCHES, *ARRAYS, *ONE_STAGE, *MATRICES, *MEMORY, *OWN_PART}
 
