@@ -22,7 +22,7 @@ end
 
 "A solve and its reverse the way Python asks for them."
 function rehearse(code::Int, p::Tuple, y0, name::String)
-    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(11)
+    T, times, results = eltype(y0), [0.0, 0.5, 1.0], zeros(13)
     ys, y0bar, pbar = zeros(T, size(y0)..., 3), zero(y0), map(zero, p)
     ysbar = ones(T, size(ys))
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin

@@ -15,6 +15,7 @@ from torch import Tensor
 from regnde._additive import check_additive, moved_by_noise
 from regnde._controller import I
 from regnde._dense import DenseOutput, Interpolant
+from regnde._derivative_check import check_field
 from regnde._engines.base import FAILURES, Engine, Request, StepRules, unsupported_everywhere
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob
@@ -27,6 +28,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS, misfit
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
@@ -41,10 +43,9 @@ EXPLICIT: dict[str, float | None] = {
     name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
     for name in ("tsit5", "bs3", "dp5", "heun", "vern6", "vern7", "vern8", "vern9")
 }
-IMPLICIT: dict[str, float | None] = {
-    **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
-    "autotsit5": EXPLICIT["tsit5"],
-}
+ROSENBROCK = (*ROSENBROCK_TABLEAUX, AUTOTSIT5)
+SDIRK = ("trbdf2", "kencarp4")
+IMPLICIT: dict[str, float | None] = {**dict.fromkeys(ROSENBROCK, EXPLICIT["tsit5"]), **dict.fromkeys(SDIRK)}
 FIXED = tuple(name for name, tableau in TABLEAUX.items() if not tableau.adaptive)
 _SCHEMES = ("em", "rkmil", "lambaem", "lambaeulerheun", "eulerheun", "heun", "midpoint", "diffusionheun")
 STOCHASTIC: dict[str, float | None] = {
@@ -54,11 +55,15 @@ STOCHASTIC: dict[str, float | None] = {
 # of ODEs, as the step control has them, for what the next solve's first step may be
 ORDERS = {
     **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
-    **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
+    **{name: tableau.order for name, tableau in ROSENBROCK_TABLEAUX.items()},
+    **dict(trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
 }
 SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT}
-SDIRK = ("trbdf2", "kencarp4")
+EARLY = 1e-3  # of the first segment: how far the check of derivatives by the time looks
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
+
+
+Weights = tuple[NDArray[np.float64], ...]  # of a method's interpolant; of an explicit method's, and an implicit one's
 
 
 class JuliaEngine(Engine):
@@ -96,9 +101,9 @@ class JuliaEngine(Engine):
             return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
         if request.events and (why := self._unsupported_events(request)) is not None:
             return why
-        if request.dense and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
+        if request.dense and (solver.method in SDIRK or solver.gradient in ADJOINTS):
             return (
-                "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
+                "the Julia engine has dense output with discrete gradients, and not of 'trbdf2' and 'kencarp4': "
                 f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
             )
         if solver.sde_method is not None:
@@ -134,11 +139,14 @@ class JuliaEngine(Engine):
     def _unsupported_events(self, request: Request) -> str | None:
         """Methods and records with which events are not looked for."""
         sde = isinstance(request.equation, SDE)
-        if sde or request.solver.method not in (*EXPLICIT, *FIXED) or request.solver.gradient in ADJOINTS:
+        methods = (*EXPLICIT, *FIXED, *ROSENBROCK)
+        if sde or request.solver.method not in methods or request.solver.gradient in ADJOINTS:
             return (
-                f"the Julia engine looks for events with explicit methods and their discrete gradient, not with "
-                f"{request.solver.method!r}: set Solver(engine='torch')."
+                "the Julia engine looks for events with explicit and Rosenbrock methods and their discrete gradient, not "
+                f"with {request.solver.method!r}: set Solver(engine='torch')."
             )
+        if request.solver.method == AUTOTSIT5 and request.solver.batch == "per-sample":
+            return "events of 'autotsit5' with batch='per-sample' are not looked for: use 'rosenbrock23' or 'tsit5'."
         if isinstance(request.record, Local):
             return "a Local record of a solve with events runs on the torch engine: set Solver(engine='torch')."
         return None
@@ -152,7 +160,7 @@ class JuliaEngine(Engine):
             return f"{method!r} has a controller of its own: leave out controller=."
         if isinstance(request.equation, SDE) and request.solver.dt_min > 0:
             return "dt_min= of an SDE runs on the torch engine: set Solver(engine='torch')."
-        if method in ("rosenbrock23", "rodas5p", "autotsit5") and isinstance(request.rtol, Tensor):
+        if method in ROSENBROCK and isinstance(request.rtol, Tensor):
             return f"{method!r} takes one number as rtol; atol may differ between entries."
         return None
 
@@ -194,12 +202,19 @@ class JuliaEngine(Engine):
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
-        if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and _needs_gradient(request, codes):
+        if solver.method in SDIRK and solver.gradient not in ADJOINTS and _needs_gradient(request, codes):
             raise ValueError(
-                f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use "
-                "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
-                "explicit method, or torch.no_grad()."
+                f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use 'rodas5p', "
+                "an explicit method, gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a "
+                "penalty), or torch.no_grad()."
             )
+        if solver.method in ROSENBROCK and isinstance(request.equation, JuliaField) and _needs_gradient(request, codes):
+            raise ValueError(
+                f"the gradient of {solver.method!r} needs derivatives that a JuliaField does not have: write the field in "
+                "torch, use an explicit method, or torch.no_grad()."
+            )
+        if solver.method in ROSENBROCK and not known:
+            _check_derivatives(request)
         this = _Run(request, codes)
         solution = this.of_samples if solver.batch == "per-sample" else this.solution
         try:
@@ -224,8 +239,25 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
             code_of(equation.diffusion, y0, "g", again=again, matrix=equation.has_matrix),
         ]
     else:
-        written = [code_of(equation, y0, "f", again=again, samples=samples)]
+        tangents = request.solver.method in ROSENBROCK
+        written = [code_of(equation, y0, "f", again=again, samples=samples, tangents=tangents)]
     return tuple(code for code, _ in written), any(known for _, known in written)
+
+
+def _check_derivatives(request: Request) -> None:
+    """Warns of a field whose Jacobian, as PyTorch forms it, misses a part of it."""
+    equation, y0 = request.equation, request.y0
+    if isinstance(equation, JuliaField | SDE) or request.times[0] == request.times[-1]:
+        return
+    field, y0 = (one_sample(equation), y0[:1]) if request.solver.batch == "per-sample" else (equation, y0)
+    t0 = _start(request)
+    check_field(field, y0.new_tensor(t0), y0, y0.new_tensor(t0 + EARLY * (request.segments()[0].end - t0)))
+
+
+def _start(request: Request) -> float:
+    """The time that the field gets at the start."""
+    t0, within = request.times[0], request.segments()[0].within
+    return t0 if within is None else min(max(t0, within[0]), within[1])
 
 
 def _adaptive(request: Request) -> bool:
@@ -333,7 +365,7 @@ class _Run:
             grid=() if isinstance(request.equation, SDE) or _adaptive(request) else self._grid(),
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + len(weights),
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
             dense=request.dense,
             path=self.path,
             local_start=by_step,
@@ -400,14 +432,14 @@ class _Run:
             keep=self._kept("", False),
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + len(weights),
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
             first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
         )
         self._load()
         results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
-        solved = SampleSolve(request, job, weights, results)
+        solved = SampleSolve(request, job, None if weights is None else weights[0], results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
     def _load(self) -> None:
@@ -432,22 +464,24 @@ class _Run:
         h = math.copysign(min(size, abs(distance)), distance)
         return tuple(itertools.islice(request.step_ends(self.segments, h), request.solver.max_steps))
 
-    def _interpolant(self) -> NDArray[np.float64]:
+    def _interpolant(self) -> Weights:
         """Weights of the method's interpolant, as an `Interpolant` has them."""
-        method = self.request.solver.method
         if isinstance(self.request.equation, SDE):
-            return np.ones((1, 1))  # a straight line
-        rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
-        return np.array(weights, np.float64).reshape(int(rows), -1)
+            return (np.ones((1, 1)),)  # a straight line
+        method = self.request.solver.method
+        methods = ("tsit5", "rosenbrock23") if method == AUTOTSIT5 else (method,)
+        texts = runtime.call(lambda julia: [str(julia.bridge_interpolant(name)).split() for name in methods])
+        return tuple(np.array(weights, np.float64).reshape(int(rows), -1) for rows, *weights in texts)
 
-    def _within(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64], step: int, row: int) -> Interpolant:
+    def _within(self, job: SolveJob, pieces: Tensor, weights: Weights, step: int, row: int) -> Interpolant:
         """The interpolant of a step, from what it is made of, that row of the pieces."""
         t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
         h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
         k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
-        return Interpolant(t0, h, y, k, weights)
+        own = weights[int(job.table[4, step])] if len(weights) > 1 else weights[0]
+        return Interpolant(t0, h, y, k[: len(own)], own)
 
-    def _hits(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64] | None) -> tuple[list[Hit], Hit | None]:
+    def _hits(self, job: SolveJob, pieces: Tensor, weights: Weights | None) -> tuple[list[Hit], Hit | None]:
         """The events that occurred, and the terminal one of them."""
         hits: list[Hit] = []
         stop = None
@@ -462,9 +496,7 @@ class _Run:
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        t0, within = self.request.times[0], self.segments[0].within
-        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
-        part = equation.drift if isinstance(equation, SDE) else equation
+        t0, part = _start(self.request), equation.drift if isinstance(equation, SDE) else equation
         if self.samples:
             check_unchanged(one_sample(part), t0, y0[:1], value)
         else:
@@ -472,9 +504,8 @@ class _Run:
 
     def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
-        request, within = self.request, self.segments[0].within
-        t0, y0 = request.times[0], request.y0.detach()
-        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
+        request = self.request
+        t0, y0 = _start(request), request.y0.detach()
         with torch.no_grad():
             time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
             here = sde.diffusion(time, y0)
@@ -536,7 +567,7 @@ class _Run:
             t=t,
             segment=self._segment(float(ends[step - 1])),
             h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
-            method=self._method,
+            method=self._local_method(step, job),
             solver=request.solver,
             tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
@@ -546,6 +577,12 @@ class _Run:
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
+
+    def _local_method(self, step: int, job: SolveJob) -> str:
+        """The method that made that step."""
+        if self.request.solver.method != AUTOTSIT5:
+            return self._method
+        return "rosenbrock23" if bool(job.table[4, step - 1]) else "tsit5"
 
     def _segment(self, end: float) -> Segment:
         """The segment in which a step that ends there lies."""
@@ -590,6 +627,8 @@ class _Run:
                 rejected=job.rejected,
                 dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
+                njac=job.jacobians,
+                nfactorisations=job.factorisations,
                 first_step=self._first_step(job),
             ),
             steps=steps,

@@ -52,6 +52,8 @@ class SolveJob:
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
+        jacobians: of an implicit method, each with its derivative by the time.
+        factorisations: of an implicit method.
         table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
@@ -86,6 +88,8 @@ class SolveJob:
     t: float = 0.0
     dt: float = 0.0
     first_error: float = math.nan
+    jacobians: int = 0
+    factorisations: int = 0
     table: Tensor = field(init=False)
     crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
@@ -94,7 +98,7 @@ class SolveJob:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros(11, dtype=torch.float64)
+        results = torch.zeros(13, dtype=torch.float64)
         arguments = ArgumentBuffer()
         for tensor in (y0, ys, times, results, self.first_slope):
             arguments.tensor(tensor)
@@ -134,6 +138,7 @@ class SolveJob:
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10].tolist()
+        self.jacobians, self.factorisations = map(int, results[11:].tolist())
         return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:

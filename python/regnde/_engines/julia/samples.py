@@ -47,7 +47,7 @@ class SampleJob:
         pieces: how many tensors like the state the interpolant of a step with events is made of.
         first_slope: where to write the field's value at the start of the first sample, or None.
         times_need_gradient: never.
-        results: float64 (B, 11): of each sample what Julia's `bridge_solve` tells of one solve.
+        results: float64 (B, 13): of each sample what Julia's `bridge_solve` tells of one solve.
         table: float64 (5, S, B): t, dt, error, stiffness, implicit of every accepted step, 0 behind a sample's last.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         reasons: why samples failed, by their index.
@@ -76,7 +76,7 @@ class SampleJob:
         """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...)."""
         ys = y0.new_empty((len(self.times), *y0.shape))
         times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros((len(y0), 11), dtype=torch.float64)
+        results = torch.zeros((len(y0), 13), dtype=torch.float64)
         arguments = ArgumentBuffer()
         for tensor in (y0, ys, times, results, self.first_slope):
             arguments.tensor(tensor)
@@ -167,6 +167,8 @@ class SampleSolve:
             accepted=int(self.accepted.sum()),
             rejected=int(self.rejected.sum()),
             dt_first=float(min(clocks[6], key=abs)),
+            njac=int(clocks[11].max()),
+            nfactorisations=int(clocks[12].sum()),
             samples=tuple(SampleStats(*count) for count in counts),
             first_step=FirstStep(sizes, clocks[9], self.accepted, order),
         )
