@@ -126,7 +126,9 @@ def test_implicit_methods_stop(method: str) -> None:
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
-@pytest.mark.parametrize("method", ["tsit5", "bs3", "dp5", "heun", "vern7"])
+@pytest.mark.parametrize(
+    "method", ["tsit5", "bs3", "dp5", "heun", "vern7", "rosenbrock23", "rodas4", "rodas5p", "autotsit5"]
+)
 def test_gradients_between_stops_equal_torchs(method: str, gradient: str) -> None:
     """A loose tolerance and a first step over the whole span: both engines make one step in each segment.
 

@@ -131,10 +131,6 @@ function reverse_stop!(stopsbar, rev::Reverse, rec::Recording, field, step, n)
     return nothing
 end
 
-"The slope at a step's start."
-first_slope(step::Step) = step.k[1]
-first_slope(step::RosenbrockStep) = step.slope
-
 "Brings a step back, from the tape or by taking it again."
 function recall!(step::Step, entry::Step, tableau, field)
     (; t, h, t1) = entry

@@ -26,7 +26,8 @@ function Reverse(count::Int, y::V) where {V}
     )
 end
 
-Reverse(tableau, y::AbstractVector, inside = true) = Reverse(inside ? total(tableau) : tableau.stages, y)
+Reverse(tableau::Union{Tableau, RosenbrockTableau}, y, inside = true) =
+    Reverse(inside ? total(tableau) : tableau.stages, y)
 
 function release!(rev::Reverse)
     foreach(release!, rev.kbar)

@@ -57,10 +57,21 @@ function take_step!(step::RosenbrockStep, tableau::RosenbrockTableau, field, t, 
 end
 
 "Stiffness estimate S = max_i sum_j |J_ij|, a bound of the eigenvalues (Gershgorin) and OrdinaryDiffEq's `eigen_est`."
-stiffness_estimate(step::RosenbrockStep, _) = Float64(opnorm(step.jacobian, Inf))
+stiffness_estimate(step::RosenbrockStep, _) = wide(opnorm(step.jacobian, Inf))
 
 "What the method estimates of the step."
 estimates!(step::RosenbrockStep, tableau, rtol, atol) =
     (; error = error_estimate!(step, tableau, rtol, atol), stiffness = stiffness_estimate(step, tableau))
 
-extra_stages!(step::RosenbrockStep, _, _; keep = false) = step
+"Its interpolant needs no further stages."
+extra_stages!(step::RosenbrockStep, tableau, field; keep = false) = step
+
+# --- where its formulas are those of an explicit step -----------------------------------------------
+
+"What multiplies weighted sums of a step's `k`: its size, or 1 for stages, which are changes of the state."
+scale_of(step::Step) = step.h
+scale_of(::RosenbrockStep) = 1.0
+
+"The slope at a step's start."
+first_slope(step::Step) = step.k[1]
+first_slope(step::RosenbrockStep) = step.slope

@@ -68,10 +68,6 @@ function error_ratio!(out, step, tableau, rtol, atol)
     return divided!(out, step.arguments[1], step.y1, rtol, atol)
 end
 
-"What multiplies weighted sums of a step's `k`: its size, or 1 where they are changes of the state and no slopes."
-scale_of(step::Step) = step.h
-scale_of(step) = 1.0
-
 "The larger of |y| and |y1|."
 @inline larger(y, y1) = max(abs(y), abs(y1))
 

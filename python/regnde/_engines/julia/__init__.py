@@ -142,8 +142,8 @@ class JuliaEngine(Engine):
         methods = (*EXPLICIT, *FIXED, *ROSENBROCK)
         if sde or request.solver.method not in methods or request.solver.gradient in ADJOINTS:
             return (
-                "the Julia engine looks for events with explicit and Rosenbrock methods and their discrete gradient, not "
-                f"with {request.solver.method!r}: set Solver(engine='torch')."
+                "the Julia engine looks for events with explicit and Rosenbrock methods and their discrete gradient, "
+                f"not with {request.solver.method!r}: set Solver(engine='torch')."
             )
         if request.solver.method == AUTOTSIT5 and request.solver.batch == "per-sample":
             return "events of 'autotsit5' with batch='per-sample' are not looked for: use 'rosenbrock23' or 'tsit5'."
@@ -210,8 +210,8 @@ class JuliaEngine(Engine):
             )
         if solver.method in ROSENBROCK and isinstance(request.equation, JuliaField) and _needs_gradient(request, codes):
             raise ValueError(
-                f"the gradient of {solver.method!r} needs derivatives that a JuliaField does not have: write the field in "
-                "torch, use an explicit method, or torch.no_grad()."
+                f"the gradient of {solver.method!r} needs derivatives that a JuliaField does not have: write the field "
+                "in torch, use an explicit method, or torch.no_grad()."
             )
         if solver.method in ROSENBROCK and not known:
             _check_derivatives(request)
