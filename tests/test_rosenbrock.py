@@ -85,7 +85,11 @@ def test_counts(name: str, engine: str) -> None:
     run, sol = RUNS[name], golden(name, RUNS[name], engine)
     stats = sol.stats
     assert (stats.nfe, stats.accepted, stats.rejected) == (run["nf"], run["naccept"], run["nreject"])
-    assert (2 * stats.njac, stats.nfactorisations) == (run["njacs"], run["nw"])  # Julia counts df/dt as another
+    assert stats.nfactorisations == run["nw"]
+    if engine == "julia" and METHODS[name.split("/")[1]].startswith("rodas"):
+        assert stats.njac == run["naccept"]  # a rejected attempt leaves its Jacobian to the next one
+    else:
+        assert 2 * stats.njac == run["njacs"]  # Julia counts df/dt as another
     assert stats.dt_first == pytest.approx(run["dt_init"], rel=GOLDEN_REPLAY)
     if "algorithm" in run:
         assert sol.steps.implicit.tolist()[: len(run["algorithm"])] == [x == 2 for x in run["algorithm"]]

@@ -276,7 +276,9 @@ def python_names(path: Path) -> list[str]:
 
 
 def julia_names(path: Path) -> list[str]:
-    pattern = r"^(?:mutable struct |(?:@inline )?(?:function )?)([A-Za-z]\w*)(?:!?\(.*\)(?: where .*)?(?: =.*)?|\{V.*\})$"
+    pattern = (
+        r"^(?:mutable struct |(?:@inline )?(?:function )?)([A-Za-z]\w*)(?:!?\(.*\)(?: where .*)?(?: =.*)?|\{V.*\})$"
+    )
     found = re.findall(pattern, re.sub(r'(?s)""".*?"""', "", path.read_text()), re.M)
     return list(dict.fromkeys(found))
 
