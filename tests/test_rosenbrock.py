@@ -34,6 +34,7 @@ METHODS = {
 }
 LONG = 1000  # accepted steps from which two rounded sequences differ in a count
 RUNS = {name: run for name, run in GOLDEN["runs"].items() if run["naccept"] < LONG}
+pytestmark = pytest.mark.timeout(600)  # Julia compiles its first solve; on a loaded machine that takes minutes
 TOLERANCES = {"rosenbrock23": 1e-2, "rodas4": 1e-3, "rodas5p": 1e-4}  # for about thirty steps
 NET_P = torch.tensor([1.3, 2.4, 0.4, 0.7, -1.1, 0.3], dtype=torch.float64)
 NET_Y0 = torch.tensor([0.6, -0.4], dtype=torch.float64)
@@ -487,8 +488,14 @@ def test_what_the_julia_engine_refuses() -> None:
         def backward(ctx: object, gradient: Tensor) -> Tensor:
             return -gradient
 
-    with pytest.raises(regnde.UnsupportedField, match="once_differentiable"):
-        regnde.solve(lambda t, y: Once.apply(y), y0, span, solver("rodas5p", engine="julia"))
+    class Detached(Once):
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return -gradient.detach()
+
+    for function, reason in ((Once, "once_differentiable"), (Detached, "which detaches it")):
+        with pytest.raises(regnde.UnsupportedField, match=reason):
+            regnde.solve(lambda t, y, f=function: f.apply(y), y0, span, solver("rodas5p", engine="julia"))
     with pytest.warns(UserWarning, match="the derivative of the field by the state"):
         regnde.solve(lambda t, y: -y * y.detach(), y0, span, solver("rodas5p", engine="julia"))
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from regnde._derivative_check import direction
 from regnde._engines.julia.capture import Captured, Field, Substitute, call_field, graph_of, plain_attention, user_line
 from regnde._engines.julia.decompositions import decompositions
 from regnde._errors import UnsupportedField
@@ -29,6 +30,8 @@ from regnde._errors import UnsupportedField
 __all__ = ["Outputs", "Traced", "trace"]
 
 aten = torch.ops.aten
+
+ONCE = "torch::autograd::Error"  # the graph's node in place of a second derivative
 
 EXAMPLE_BATCH = 7
 """The batch size that the trace sees whatever the real one, so that equal fields give equal code."""
@@ -175,6 +178,11 @@ def _gradients(
 def _vjps(value: Tensor, at: Sequence[Tensor], ct: Tensor) -> list[Tensor]:
     """Its vector-Jacobian products, with a graph; zeros where it does not depend."""
     found = _gradients([value], at, [ct], graph=True)
+    if any(node.name() == ONCE for x in found if x is not None for node in graph_of(x)[1]):
+        raise UnsupportedField(
+            "the field can not be written in Julia for an implicit method, which needs its second derivatives: an "
+            "autograd function in it is marked with @once_differentiable."
+        )
     return [torch.zeros_like(x) if bar is None else bar for bar, x in zip(found, at, strict=True)]
 
 
@@ -344,18 +352,32 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
     """Whether the graph gives the field's own value at the real state, whose batch size it has not seen."""
     graph = fx.Graph()
     outputs: Any = graph.graph_copy(module.graph, {})
-    graph.output(outputs[0])
+    count = len(outputs) // 2
+    graph.output((outputs[0], *((outputs[1], outputs[count]) if traced.tangents else ())))
     graph.eliminate_dead_code()
     batch = None if traced.batch is None else (traced.batch, y.shape[0])
-    dots = (t, y) if traced.tangents else ()
-    inputs = (t, y, torch.zeros_like(seen.value), *dots, *(x.detach() for x in seen.tensors), *traced.constants)
+    ct, ydot = direction(torch.zeros_like(seen.value)), direction(torch.zeros_like(y)).flip(list(range(y.dim())))
+    dots = (torch.zeros_like(t), ydot) if traced.tangents else ()
+    inputs = (t, y, ct, *dots, *(x.detach() for x in seen.tensors), *traced.constants)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            value = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
+            value, *products = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
         except Exception:  # whatever it is, it did not happen in the field itself
             return False
     if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
         return False
     tolerance = 1e-3 if value.dtype == torch.float32 else 1e-9
+    if products:
+        _check_product(ct * products[1], ydot * (0 if products[0] is None else products[0]), tolerance)
     return torch.allclose(value, seen.value, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+
+
+def _check_product(by_product: Tensor, by_gradient: Tensor, tolerance: float) -> None:
+    """Raises unless ct' J ydot, of which these are the terms, is the same by both kinds of products."""
+    size = float(by_product.abs().sum() + by_gradient.abs().sum())
+    if float((by_product.sum() - by_gradient.sum()).abs()) > tolerance * size:  # not where one is not finite
+        raise UnsupportedField(
+            "the field can not be written in Julia for an implicit method, which needs its second derivatives: the "
+            "derivative of its gradient by the cotangent is wrong, as in an autograd function which detaches it."
+        )
