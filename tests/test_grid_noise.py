@@ -10,7 +10,7 @@ import torch
 
 import regnde
 from regnde import SDE, Solver
-from regnde._engines.torch import grid_noise
+from regnde._engines.torch import step_normals
 from regnde._engines.torch.grid_noise import GridNoise
 from tolerances import MANY_STANDARD_ERRORS
 
@@ -22,7 +22,7 @@ ENDS = (0.0, 0.3, 0.35, 1.0, 2.0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_law(dtype: torch.dtype, area: bool, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """W ~ N(0, h) and H ~ N(0, h/12), independent of each other and of other steps'."""
-    monkeypatch.setattr(grid_noise, "TOGETHER", together)
+    monkeypatch.setattr(step_normals, "TOGETHER", together)
     torch.manual_seed(0)
     count = 50_001
     noise = GridNoise((count,), torch.zeros(2, dtype=dtype), len(ENDS) - 1, area=area)
@@ -45,7 +45,7 @@ def test_law(dtype: torch.dtype, area: bool, together: int, monkeypatch: pytest.
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3,), (2, 5)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_steps_are_found_again(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid_noise, "TOGETHER", 7)  # so that steps are in several blocks
+    monkeypatch.setattr(step_normals, "TOGETHER", 7)  # so that steps are in several blocks
     noise = GridNoise(shape, torch.zeros(1, dtype=dtype), 100, area=True)
     steps = list(itertools.pairwise(ENDS))
     first = [noise.increment(*step) for step in steps]

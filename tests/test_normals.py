@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regnde import _normals
-from regnde._normals import Normals, mixed
+from regnde._normals import Normals, mix, mixed, write_pairs
 from tolerances import EXACT, MANY_STANDARD_ERRORS, ROUNDING, SINGLE
 
 CPU = torch.device("cpu")
@@ -37,6 +37,9 @@ def test_the_hash_has_its_known_answers() -> None:
     signed = torch.tensor([s - WORD if s >= WORD // 2 else s for s in states], device="cpu")
     known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
     assert [x % WORD for x in mixed(signed).tolist()] == known == [splitmix64(s) for s in states]
+    unsigned = np.array(states, dtype=np.uint64)
+    mix(unsigned, np.empty_like(unsigned))
+    assert unsigned.tolist() == known
 
 
 @pytest.mark.parametrize("row", [0, 1, 2**49])
@@ -79,17 +82,51 @@ def test_seeds_and_branches_have_normals_of_their_own() -> None:
 
 
 def test_single_precision_is_the_rounded_double() -> None:
-    """The smallest and the largest radius, too: no infinity where the uniform number is rounded to 0 or 1."""
     double, single = (torch.empty(1, 2, 10**6, dtype=t, device="cpu") for t in (torch.float64, torch.float32))
     for out in (double, single):
         Normals(3, 0, 10**6, CPU, out.dtype).fill(np.array([0]), out)
     torch.testing.assert_close(single.double(), double, rtol=SINGLE, atol=NEAR_ONE)
-    assert single.isfinite().all()
-    bits = torch.tensor([[0, (2**31 - 1) << 32, -1 << 32]], device="cpu")
-    bits[0, 0] = -(2**63)
-    out = torch.empty(1, 2, 3, dtype=torch.float32, device="cpu")
-    Normals(0, 0, 3, CPU, torch.float32)._pairs(bits, out)
-    assert out.isfinite().all()
+    near = (single.double() - double).abs() < SINGLE
+    assert (~near).sum() < 10, "the radius is coarse only near 0"
+
+
+def test_the_largest_and_the_smallest_radius() -> None:
+    """A radius of 32 bits is at most sqrt(66 log 2); no infinity where the uniform number is rounded to 0 or to 1."""
+    upper = torch.tensor([[-(2**31), -(2**31) + 1, 0, 2**31 - 1]], device="cpu")  # k = 0, 1, 2^31, 2^32 - 1
+    for dtype in (torch.float32, torch.float64):
+        out = torch.empty(1, 2, 4, dtype=dtype, device="cpu")
+        write_pairs(upper << 32, out, dtype)  # the angle is 0
+        assert not out[0, 1].any()
+        known = [math.sqrt(-2 * math.log((k + 0.5) / 2**32)) for k in (0, 1, 2**31, 2**32 - 1)]
+        assert out[0, 0].tolist() == pytest.approx(known, rel=SINGLE, abs=NEAR_ONE)
+        assert known[0] == pytest.approx(math.sqrt(66 * math.log(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_numpy_and_torch_make_the_same_pairs(dtype: torch.dtype) -> None:
+    """What a GPU runs is another code than what the CPU runs: here both run on the CPU."""
+    count = 1000
+    normals = Normals(11, 2, count, CPU, dtype)
+    out, other = (torch.empty(3, 2, count, dtype=dtype, device="cpu") for _ in range(2))
+    normals.fill(np.array([4, 5, 6]), out)
+    places = [normals.start + normals.step * i for i in range(4 * count, 7 * count)]
+    signed = torch.tensor([(x + WORD // 2) % WORD - WORD // 2 for x in places], device="cpu").reshape(3, count)
+    write_pairs(mixed(signed), other, dtype)
+    few = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(out, other, rtol=few, atol=few)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tails(dtype: torch.dtype) -> None:
+    """As many numbers beyond 2 to 5 standard deviations, on either side, as a standard normal has there."""
+    count = 2 * 10**6
+    out = torch.empty(4, 2, count, dtype=dtype, device="cpu")
+    Normals(5, 0, count, CPU, dtype).fill(np.arange(4), out)
+    for bound in (0.5, 1, 2, 3, 4, 4.5, 5):
+        expected = 8 * count * math.erfc(bound / math.sqrt(2)) / 2
+        for beyond in ((out > bound).sum().item(), (out < -bound).sum().item()):
+            assert abs(beyond - expected) < MANY_STANDARD_ERRORS * math.sqrt(expected), bound
+    assert out.abs().max() > 5.2  # by chance one in 25 seeds would have none
 
 
 def test_weak_steps_are_mended() -> None:

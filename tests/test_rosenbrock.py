@@ -19,7 +19,7 @@ from frozen import central_differences, rms
 from frozen_rosenbrock import FrozenRosenbrock
 from problems import STIFF, forced_net, robertson
 from regnde._rosenbrock_tableau import ROSENBROCK_TABLEAUX
-from tolerances import CANCELLED, GOLDEN_DT, GOLDEN_ERROR, GOLDEN_ESTIMATE, GOLDEN_REPLAY, GRADIENT, ROUNDING
+from tolerances import CANCELLED, GOLDEN_DT, GOLDEN_ERROR, GOLDEN_ESTIMATE, GOLDEN_REPLAY, GOLDEN_T, GRADIENT, ROUNDING
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from stiff import learn_kinetics, pollu  # an example is no package
@@ -92,6 +92,7 @@ def test_counts(name: str, engine: str) -> None:
     else:
         assert 2 * stats.njac == run["njacs"]  # Julia counts df/dt as another
     assert stats.dt_first == pytest.approx(run["dt_init"], rel=GOLDEN_REPLAY)
+    torch.testing.assert_close(sol.y1, tensor(run["u_end"]), rtol=GOLDEN_T, atol=0)
     if "algorithm" in run:
         assert sol.steps.implicit.tolist()[: len(run["algorithm"])] == [x == 2 for x in run["algorithm"]]
         assert int(sol.steps.implicit.sum()) == run["implicit_steps"]
@@ -128,6 +129,25 @@ def test_steps(name: str, engine: str) -> None:
     torch.testing.assert_close(steps.t[:n], tensor(run["t"][:n]), rtol=GOLDEN_DT, atol=0)
     torch.testing.assert_close(steps.dt[:n], tensor(run["dt"][:n]), rtol=GOLDEN_DT, atol=0)
     torch.testing.assert_close(steps.error[:n], tensor(run["error"][:n]), rtol=GOLDEN_ERROR, atol=0)
+
+
+def test_a_step_that_the_end_cuts_is_halved_where_the_method_becomes_explicit() -> None:
+    """As in OrdinaryDiffEq.jl, which cuts the size before it chooses the method."""
+
+    def softening(t: Tensor, y: Tensor) -> Tensor:
+        return -(1e4 * torch.exp(-5 * t) + 1) * (y - torch.cos(t))
+
+    def steps(end: float) -> regnde.Steps:
+        chosen = solver("autotsit5", rtol=1e-3, atol=1e-3)
+        return regnde.solve(softening, tensor([0.0]), [0.0, end], chosen, record="all").steps
+
+    whole = steps(3.0)
+    implicit = whole.implicit.tolist()
+    back = next(i for i in range(1, len(implicit)) if implicit[i - 1] and not implicit[i])
+    size = float(whole.dt[back])  # half of what the control proposed
+    cut = steps(float(whole.t[back - 1]) + 1.6 * size)
+    assert cut.implicit.tolist()[: back + 1] == implicit[: back + 1]
+    assert float(cut.dt[back]) == pytest.approx(0.8 * size, rel=ROUNDING)
 
 
 # --- gradients -------------------------------------------------------------------------------------

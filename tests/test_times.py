@@ -245,6 +245,21 @@ def test_case_A7_latent_ode_keeps_the_precision_of_its_times() -> None:
     torch.testing.assert_close(shifts[1], shifts[0], rtol=1e-3, atol=1e-3)
 
 
+# --- counts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["tsit5", "bs3", "rosenbrock23", "rodas5p", "autotsit5"])
+def test_the_derivatives_by_times_are_not_counted_as_evaluations_of_the_solve(method: str) -> None:
+    counts = []
+    for stops in ([], [0.3]):
+        for wanted in (False, True):
+            ts, at = torch.linspace(0, 1, 9, dtype=DOUBLE).requires_grad_(wanted), f64(stops).requires_grad_(wanted)
+            solver = Solver(method=method, engine="torch")
+            counts.append(regnde.solve(lambda t, y: -3 * y * torch.cos(t), f64([1.0, 2.0]), ts, solver, stops=at).stats)
+    assert counts[0] == counts[1]
+    assert counts[2] == counts[3]
+
+
 # --- A14: the integral along a solution ------------------------------------------------------------------
 
 

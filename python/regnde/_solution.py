@@ -59,7 +59,8 @@ class Stats:
     Attributes:
         nfe: evaluations of the field (of the drift, for an SDE) in the forward solve: the starting
             one, the first-step heuristic's, every stage of accepted and rejected steps, and what
-            outputs or a local record added. What a backward pass recomputes is not in it.
+            outputs or a local record added. What a backward pass recomputes is not in it, nor the four evaluations
+            for each time, and eight for each stop, by which a solve carries derivatives with respect to these times.
         accepted: accepted steps.
         rejected: rejected trial steps.
         dt_first: size of the first trial step, signed (0 when no step was needed).

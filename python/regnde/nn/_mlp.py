@@ -61,10 +61,14 @@ class MLP(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """The slope at time t (0-dim) and state y of shape (..., sizes[0]), shape (..., sizes[-1])."""
-        last = len(self.weights) - 1
-        for i, weight in enumerate(self.weights):
-            bias = self.biases[i] if self.slopes is None else torch.addcmul(self.biases[i], t, self.slopes[i])
-            y = functional.linear(y, weight, bias)
+        weights, biases, slopes = self.weights, self.biases, self.slopes
+        last = len(weights) - 1
+        for i in range(last + 1):
+            name = str(i)  # by attributes: a list's own indexing costs as much as a small layer
+            bias: Tensor = getattr(biases, name)
+            if slopes is not None:
+                bias = torch.addcmul(bias, t, getattr(slopes, name))
+            y = functional.linear(y, getattr(weights, name), bias)
             if i < last:
                 y = self.activation(y)
         return y if self.output is None else self.output(y)

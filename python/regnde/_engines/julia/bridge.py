@@ -13,71 +13,37 @@ from torch import Tensor
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
 from regnde._engines.julia.code import Code
-from regnde._event import Event
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["STATUSES", "LocalJob", "SolveJob", "Tolerances", "call_for", "crossings_of", "pieces_of"]
-
-Tolerances = tuple[float | Tensor, float | Tensor]
-STATUSES = ("success", "non-finite", "underflow", "steps", "event")
+__all__ = ["LocalJob", "SolveJob"]
 
 
-@dataclass(eq=False)
-class SolveJob:
+@dataclass(eq=False, kw_only=True)
+class SolveJob(Job):
     """The arguments of one solve, and what `run` finds beside the differentiable tensors.
 
     Attributes:
-        codes: the field, or drift and diffusion.
-        times: save times.
-        method: its name in Julia.
-        solver: controller, sizes of steps.
-        tolerances: relative and absolute: numbers, or tensors like the state.
-        segments: of the span between the stops.
-        record: whether estimates are recorded.
-        grid: ends of the steps of a fixed-step method.
-        events: what to look for.
-        conditions: their conditions, in Julia.
-        pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         dense: whether the interpolants of all steps are asked for, or those of the steps with events alone.
-        keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
         adjoint: name of SciMLSensitivity's adjoint for the way back, or "" for the discrete one.
-        times_need_gradient: whether the times carry a gradient.
         drawn: index of the save time that is not the caller's, or None.
-        first_slope: where to write the field's value at the start, or None.
         status: `"success"`, `"non-finite"`, `"underflow"` or `"steps"`, with `reason`, or `"event"`.
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
         jacobians: of an implicit method, each with its derivative by the time.
         factorisations: of an implicit method.
-        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
-        crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
-        handle: of the saved solve.
     """
 
-    codes: tuple[Code, ...]
-    times: tuple[float, ...]
-    method: str
-    solver: ResolvedSolver
-    tolerances: Tolerances
-    segments: tuple[Segment, ...]
-    record: bool
-    keep: str
-    grid: tuple[float, ...] = ()
-    events: tuple[Event, ...] = ()
-    conditions: tuple[Code, ...] = ()
-    pieces: int = 0
     dense: bool = False
     path: BrownianPath | None = None
     local_start: bool = False
     adjoint: str = ""
-    times_need_gradient: bool = False
     drawn: int | None = None
-    first_slope: Tensor | None = None
     status: str = ""
     reason: str = ""
     accepted: int = 0
@@ -90,46 +56,23 @@ class SolveJob:
     first_error: float = math.nan
     jacobians: int = 0
     factorisations: int = 0
-    table: Tensor = field(init=False)
-    crossings: Tensor = field(init=False)
-    handle: Handle = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
-        times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros(13, dtype=torch.float64)
-        arguments = ArgumentBuffer()
-        for tensor in (y0, ys, times, results, self.first_slope):
-            arguments.tensor(tensor)
-        rtol, atol = arguments.tolerances(*self.tolerances)
-        arguments.segments(self.segments)
-        solver, threads = self.solver, torch.get_num_threads()
-        controller = arguments.controller(solver.controller)
-        arguments.grid(self.grid)
-        arguments.fields(self.codes, tensors)
-        arguments.conditions(self.conditions, self.events, y0)
-        sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
-        options = (
-            self.method,
-            rtol,
-            atol,
-            *sizes,
-            controller,
-            solver.max_steps,
-            self.record,
-            self.dense,
-            self.keep,
-        )
+        results = torch.zeros(RESULTS, dtype=torch.float64)
+        arguments, options = self.arguments(y0, ys, results, tensors)
+        further = self.dense, self.keep
+        threads = torch.get_num_threads()
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
-            number = int(runtime.without_gil(julia.bridge_solve)(*arguments.location, *options, path, threads))
+            number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
-            crossings = crossings_of(julia, number, int(results[10]), len(self.events))
+            crossings = self.crossings_of(julia, number, int(results[10]))
             steps = table.shape[1] if self.dense else len(crossings)
             pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, table, crossings, pieces, str(julia.bridge_reason(number)) if results[0] else ""
+            return number, table, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
@@ -179,28 +122,6 @@ class SolveJob:
         return y0bar, *of_times, *gradients
 
 
-def crossings_of(julia: Any, number: int, count: int, events: int) -> Tensor:
-    """The steps with events of a solve, on Julia's thread."""
-    found = torch.empty((count, 3 + 2 * events), dtype=torch.float64)
-    if count:
-        julia.bridge_crossings(number, found.data_ptr())
-    return found
-
-
-def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
-    """The tensor filled with the pieces of a solve's interpolants, on Julia's thread."""
-    if pieces.numel():
-        place = ArgumentBuffer()
-        place.tensor(pieces)
-        julia.bridge_pieces(number, *place.location)
-    return pieces
-
-
-def call_for(name: str, *arguments: object) -> None:
-    """Calls a function of RegNDE for what it writes."""
-    runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
-
-
 @dataclass(eq=False)
 class LocalJob:
     """The arguments of one local step.
@@ -246,7 +167,7 @@ class LocalJob:
         options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
         def step(julia: Any) -> int:
-            return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))
+            return int(julia.bridge_local(*arguments.location, *options, path))
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:

@@ -13,14 +13,14 @@ from regnde._engines.julia.samples import SampleJob
 
 __all__ = ["run"]
 
-Job = SolveJob | LocalJob | SampleJob
+AnyJob = SolveJob | LocalJob | SampleJob
 
 
 class _Node(torch.autograd.Function):
     """A job as one graph node, its inputs and results differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, job: Job, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, job: AnyJob, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Runs the job, and saves what its reverse needs."""
         results = job.run(*inputs)
         ctx.job = job
@@ -36,7 +36,7 @@ class _Node(torch.autograd.Function):
         return None, *ctx.job.reverse(inputs, first, *bars)
 
 
-def run(job: Job, *inputs: Tensor, graph: bool) -> tuple[Tensor, ...]:
+def run(job: AnyJob, *inputs: Tensor, graph: bool) -> tuple[Tensor, ...]:
     """Runs a job, as a node of the graph if asked for."""
     results: tuple[Tensor, ...] = _Node.apply(job, *inputs) if graph else job.run(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
     return results

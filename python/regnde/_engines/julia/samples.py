@@ -16,86 +16,46 @@ from regnde._dense import Interpolant
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
-from regnde._engines.julia.bridge import STATUSES, Tolerances, call_for, crossings_of, pieces_of
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE
-from regnde._event import Event
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, call_for, pieces_of
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
-from regnde._solver import ResolvedSolver
-from regnde._stops import Segment
 
 __all__ = ["SampleJob", "SampleSolve"]
 
 
-@dataclass(eq=False)
-class SampleJob:
+@dataclass(eq=False, kw_only=True)
+class SampleJob(Job):
     """The arguments of one solve of a batch, and what `run` finds beside the differentiable tensors.
 
+    Fields and conditions are those of one sample, and so is `first_slope`, of the first. `times_need_gradient` is
+    never set.
+
     Attributes:
-        codes: the field of one sample.
-        times: save times.
-        solver: method, controller, sizes of steps.
-        tolerances: relative and absolute: numbers, or tensors like the state.
-        segments: of the span between the stops.
-        record: whether estimates are recorded.
-        keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
-        events: what to look for.
-        conditions: their conditions, in Julia, of one sample.
-        pieces: how many tensors like the state the interpolant of a step with events is made of.
-        first_slope: where to write the field's value at the start of the first sample, or None.
-        times_need_gradient: never.
         results: float64 (B, 13): of each sample what Julia's `bridge_solve` tells of one solve.
-        table: float64 (5, S, B): t, dt, error, stiffness, implicit of every accepted step, 0 behind a sample's last.
-        crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
+        table: float64 (5, S, B): that of each sample, 0 behind its last step.
         reasons: why samples failed, by their index.
-        handle: of the saved solve.
     """
 
-    codes: tuple[Code, ...]
-    times: tuple[float, ...]
-    solver: ResolvedSolver
-    tolerances: Tolerances
-    segments: tuple[Segment, ...]
-    record: bool
-    keep: str
-    events: tuple[Event, ...] = ()
-    conditions: tuple[Code, ...] = ()
-    pieces: int = 0
-    first_slope: Tensor | None = None
-    times_need_gradient: bool = False
     results: NDArray[np.float64] = field(init=False)
-    table: Tensor = field(init=False)
-    crossings: Tensor = field(init=False)
     reasons: dict[int, str] = field(init=False)
-    handle: Handle = field(init=False)
 
     def run(self, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...)."""
         ys = y0.new_empty((len(self.times), *y0.shape))
-        times = torch.tensor(self.times, dtype=torch.float64)
-        results = torch.zeros((len(y0), 13), dtype=torch.float64)
-        arguments = ArgumentBuffer()
-        for tensor in (y0, ys, times, results, self.first_slope):
-            arguments.tensor(tensor)
-        rtol, atol = arguments.tolerances(*self.tolerances)
-        arguments.segments(self.segments)
-        solver, threads = self.solver, torch.get_num_threads()
-        controller = arguments.controller(solver.controller)
-        arguments.grid(())
-        arguments.fields(self.codes, tensors)
-        arguments.conditions(self.conditions, self.events, y0)
+        results = torch.zeros((len(y0), RESULTS), dtype=torch.float64)
+        arguments, options = self.arguments(y0, ys, results, tensors)
+        threads = torch.get_num_threads()
         arguments.add(*(_place(code) for code in (*self.codes, *self.conditions)))
-        sizes = (math.nan if solver.dt0 is None else solver.dt0, solver.dt_min, solver.dt_max)
-        options = (solver.method, rtol, atol, *sizes, controller, solver.max_steps, self.record, self.keep, threads)
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, dict[int, str]]:
-            number = int(runtime.without_gil(julia.bridge_samples)(*arguments.location, *options))
+            number = int(julia.bridge_samples(*arguments.location, *options, self.keep, threads))
             table = torch.zeros((5, int(results[:, 1].max()), len(y0)), dtype=torch.float64)
             julia.bridge_sample_records(number, table.data_ptr(), table.shape[1])
-            crossings = crossings_of(julia, number, int(results[:, 10].sum()), len(self.events))
+            crossings = self.crossings_of(julia, number, int(results[:, 10].sum()))
             pieces = pieces_of(julia, number, y0.new_empty((len(crossings), self.pieces, *y0.shape[1:])))
             failed = torch.nonzero((results[:, 0] > 0) & (results[:, 0] < STATUSES.index("event"))).flatten().tolist()
             return number, table, crossings, pieces, {i: str(julia.bridge_reason(number, i + 1)) for i in failed}

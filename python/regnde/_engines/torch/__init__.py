@@ -34,9 +34,10 @@ from regnde._engines.torch.per_sample import PerSample
 from regnde._engines.torch.rosenbrock import Rosenbrock
 from regnde._engines.torch.sample_method import Explicit, LinearlyImplicit
 from regnde._engines.torch.sample_stepper import SampleStepper
-from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde import Noise, SDEStepper
 from regnde._engines.torch.sde_kernel import uses_area
 from regnde._engines.torch.sde_reversible import ReversibleStepper
+from regnde._engines.torch.sequential_noise import SequentialNoise
 from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
 from regnde._engines.torch.stepper import MethodStepper
@@ -45,7 +46,6 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import events_of
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
-from regnde._noise import BrownianPath
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
 from regnde._sde_method import SDEMethod
 from regnde._solution import SampleStats, Solution, Stats, Steps
@@ -224,7 +224,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
         if request.noise is not None:
-            noise: BrownianPath | GridNoise = request.noise.to(y0.device) if y0.is_cuda else request.noise
+            noise: Noise = request.noise.to(y0.device) if y0.is_cuda else request.noise
             if equation.has_matrix:
                 diffusion.inner = (request.noise.shape[-1],)
         else:
@@ -264,17 +264,14 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     return AutoSwitch(explicit, rosenbrock(ROSENBROCK_TABLEAUX["rosenbrock23"])) if switching else explicit
 
 
-def _drawn_noise(
-    request: Request, method: StochasticTableau | SDEMethod, shape: Sequence[int]
-) -> BrownianPath | GridNoise:
+def _drawn_noise(request: Request, method: StochasticTableau | SDEMethod, shape: Sequence[int]) -> Noise:
     """New noise, by torch's seed."""
     y0, times, solver = request.y0, request.times, request.solver
     if not method.adaptive:
         steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
         count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
         return GridNoise(shape, y0, min(count, solver.max_steps), area=uses_area(method))
-    end = times[-1] if times[-1] > times[0] else times[0] + 1.0  # no step: any path will do
-    return BrownianPath(times[0], end, shape, device=y0.device if y0.is_cuda else "cpu")
+    return SequentialNoise(times[0], shape, y0, area=uses_area(method))
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:

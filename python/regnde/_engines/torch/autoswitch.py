@@ -126,7 +126,7 @@ class AutoSwitch(MethodStepper):
         if self.control.active == 0 and self.count > MAX_STIFF:
             self.control.active, h = 1, h * SWITCH_FACTOR
         elif self.control.active == 1 and self.count < -MAX_NONSTIFF:
-            self.control.active, h = 0, h / SWITCH_FACTOR
+            self.control.active, h = 0, math.copysign(seen, h) / SWITCH_FACTOR
         else:
             return h
         self.active.begin(t, y)

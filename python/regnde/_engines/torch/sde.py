@@ -26,6 +26,7 @@ from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_kernel import kernel_of
 from regnde._engines.torch.sde_step import Interval
+from regnde._engines.torch.sequential_noise import SequentialNoise
 from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
 from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._equation import SDE
@@ -34,7 +35,9 @@ from regnde._sde_method import StochasticMethod
 from regnde._solver import Local, ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["SDEStepper"]
+__all__ = ["Noise", "SDEStepper"]
+
+Noise = BrownianPath | GridNoise | SequentialNoise  # a given path; or new noise, of fixed and of adaptive steps
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
 SLOPES = (" of the drift", " of the diffusion")
@@ -69,7 +72,7 @@ class SDEStepper(MethodStepper):
         tolerances: tuple[Tolerance, Tolerance],
         y0: Tensor,
         segment: Segment,
-        noise: BrownianPath | GridNoise,
+        noise: Noise,
         *,
         record: bool,
         accept_smallest: bool = False,
@@ -95,6 +98,7 @@ class SDEStepper(MethodStepper):
         self.additive_start: tuple[Tensor, Tensor] | None = None  # time and diffusion, where it must be additive
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
+        self.reached = math.nan  # the end of the last attempt
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -152,7 +156,7 @@ class SDEStepper(MethodStepper):
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
             self.known = None
-        self.last_attempt = (t, h, step, known)
+        self.last_attempt, self.reached = (t, h, step, known), t1
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
@@ -179,24 +183,26 @@ class SDEStepper(MethodStepper):
 
         return run
 
-    def _noise_over(self, path: BrownianPath | GridNoise, t: float, h: float, t1: float, y: Tensor) -> Any:
+    def _noise_over(self, path: Noise, t: float, h: float, t1: float, y: Tensor) -> Any:
         """The noise of a step as the method needs it; of a doubled one that of its halves, too."""
         if self.kernel.halved:
             middle = 0.5 * (t + t1)
             return [self._noise_of(path, *part, y) for part in ((t, t1), (t, middle), (middle, t1))]
         return self._noise_of(path, t, t1, y, h)
 
-    def _noise_of(self, path: BrownianPath | GridNoise, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
+    def _noise_of(self, path: Noise, t: float, t1: float, y: Tensor, h: float | None = None) -> Any:
         dw, area = path.increment(t, t1)
-        with torch.no_grad():
-            size = t1 - t if h is None else h
-            return self.kernel.noise(size, dw.to(y.device, y.dtype), area.to(y.device, y.dtype))
+        if isinstance(path, BrownianPath):
+            dw, area = dw.to(y.device, y.dtype), area.to(y.device, y.dtype)
+        return self.kernel.noise(t1 - t if h is None else h, dw, area)
 
     def accepted(self) -> None:
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
         self.forced += self.exceeded and self.bounds.forced
-        if isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
+        if isinstance(self.noise, SequentialNoise):
+            self.noise.forget(self.reached)
+        elif isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
@@ -273,8 +279,9 @@ class SDEStepper(MethodStepper):
         else:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
-        assert isinstance(self.noise, BrownianPath)  # a record is of adaptive steps
-        noise = self._noise_over(self.noise.independent(), t, h, end, y)
+        assert not isinstance(self.noise, GridNoise)  # a record is of adaptive steps
+        second = self.noise.independent(t) if isinstance(self.noise, SequentialNoise) else self.noise.independent()
+        noise = self._noise_over(second, t, h, end, y)
         interval = Interval(t, h, end, start.segment.within)
         step = self.kernel.take(self.field, self.diffusion, y, interval, noise, recorded=True)
         return end, h, self.kernel.estimates(step, self.rtol, self.atol, whole_rms)

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.rewind import Carry, ReversibleStep, Rewind, take_reversible_step
-from regnde._engines.torch.sde import SDEStepper
+from regnde._engines.torch.sde import Noise, SDEStepper
 from regnde._engines.torch.step import Estimates, stage_times
-from regnde._noise import BrownianPath
 from regnde._sde_method import ReversibleHeun
 from regnde._stops import Segment
 
@@ -76,7 +74,7 @@ class ReversibleStepper(SDEStepper):
 
 
 def _noise(
-    path: BrownianPath | GridNoise, within: tuple[float, float] | None, like: Tensor, t: float, h: float, t1: float
+    path: Noise, within: tuple[float, float] | None, like: Tensor, t: float, h: float, t1: float
 ) -> tuple[Tensor, Tensor]:
     """The end of a step as the functions get it, and the increment over it."""
     dw = path.increment(t, t1).w.to(like.device, like.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.torch.jacobian import has_other_leaves
-from regnde._engines.torch.sde_step import driven
+from regnde._engines.torch.sde_step import added, driven
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -156,15 +156,15 @@ Scheme = Callable[[Stages], tuple[Tensor, Tensor | None]]
 
 def _em(s: Stages) -> tuple[Tensor, Tensor | None]:
     moved = shifted(s.y, [s.f(s.start, s.y)], (1.0,), s.h)
-    return moved + driven(s.diffusion_at(s.start, s.y), s.dw), None
+    return added(moved, s.diffusion_at(s.start, s.y), s.dw), None
 
 
 def _milstein(s: Stages) -> tuple[Tensor, Tensor | None]:
     f = s.f(s.start, s.y)
     if s.sde.noise == "additive":
-        return torch.add(s.y, f, alpha=s.h) + driven(s.diffusion_at(s.start, s.y), s.dw), None
+        return added(torch.add(s.y, f, alpha=s.h), s.diffusion_at(s.start, s.y), s.dw), None
     g, slope = s.diffusion_and_slope(s.start, s.y, 0.5 * s.double)
-    return torch.add(s.y, f, alpha=s.h) + driven(g, s.dw) + slope, None
+    return added(torch.add(s.y, f, alpha=s.h), g, s.dw) + slope, None
 
 
 def _rkmil(s: Stages) -> tuple[Tensor, Tensor | None]:
@@ -242,9 +242,9 @@ def _diffusionheun(s: Stages) -> tuple[Tensor, Tensor | None]:
 
 def _midpoint(s: Stages) -> tuple[Tensor, Tensor | None]:
     f, g = s.f(s.start, s.y), s.diffusion_at(s.start, s.y)
-    middle = torch.add(torch.add(s.y, f, alpha=0.5 * s.h), driven(g, s.dw), alpha=0.5)
+    middle = added(torch.add(s.y, f, alpha=0.5 * s.h), g, s.dw, 0.5)
     f, g = s.f(s.middle, middle), s.diffusion_at(s.middle, middle)
-    return torch.add(s.y, f, alpha=s.h) + driven(g, s.dw), None
+    return added(torch.add(s.y, f, alpha=s.h), g, s.dw), None
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(

@@ -37,6 +37,7 @@ __all__ = [
     "Interval",
     "SDEStep",
     "StepNoise",
+    "added",
     "driven",
     "noise_weights",
     "sde_error_estimate",
@@ -102,7 +103,7 @@ def driven(g: Tensor, w: Tensor) -> Tensor:
     return torch.matmul(g, w.unsqueeze(-1)).squeeze(-1) if g.ndim > w.ndim else g * w
 
 
-def _added(y: Tensor, g: Tensor, w: Tensor, weight: float = 1.0) -> Tensor:
+def added(y: Tensor, g: Tensor, w: Tensor, weight: float = 1.0) -> Tensor:
     """The state y + weight g w."""
     if g.ndim > w.ndim:
         return torch.add(y, driven(g, w), alpha=weight)
@@ -158,14 +159,14 @@ def take_sde_step(
         g.append(diffusion(diffusion_time, state))
     y1 = shifted(y, k, tableau.alpha, h)
     for weight, g_i in zip(noise.update, g, strict=True):
-        y1 = _added(y1, g_i, weight)
+        y1 = added(y1, g_i, weight)
     return SDEStep(y, h, noise, k, g, y1, argument, previous)
 
 
 def _with_noise(y: Tensor, mixed: Tensor, g: Sequence[Tensor], weights: Row) -> Tensor:
     """The sum y + J_2 sum_j weights_j g_j."""
     for weight, g_j in zip(weights, g, strict=False):
-        y = _added(y, g_j, mixed, weight)
+        y = added(y, g_j, mixed, weight)
     return y
 
 
@@ -180,7 +181,7 @@ def sde_error_ratio(tableau: StochasticTableau, step: SDEStep, rtol: Tolerance, 
     first, *others = zip(step.noise.error, step.g, strict=True)
     error = driven(first[1], first[0])
     for weight, g_i in others:
-        error = _added(error, g_i, weight)
+        error = added(error, g_i, weight)
     error = shifted(error, step.k, (tableau.delta,) * len(step.k), step.h)
     return divided(error, tolerance(larger(step.y, step.y1), rtol, atol))
 

@@ -1,0 +1,115 @@
+"""What every solve in Julia is given, of one state or of samples, and how its steps are read back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regnde._engines.julia import runtime
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle
+from regnde._engines.julia.code import Code
+from regnde._event import Event
+from regnde._solver import ResolvedSolver
+from regnde._stops import Segment
+
+__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "call_for", "pieces_of"]
+
+Tolerances = tuple[float | Tensor, float | Tensor]
+Options = tuple[str | float | bool, ...]
+STATUSES = ("success", "non-finite", "underflow", "steps", "event")
+RESULTS = 13
+"""Numbers that Julia's `bridge_solve` tells of one solve."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """The arguments that solves of one state and of samples have in common, and what is read back of both.
+
+    Attributes:
+        codes: the field, or drift and diffusion.
+        times: save times.
+        method: its name in Julia.
+        solver: controller, sizes of steps.
+        tolerances: relative and absolute: numbers, or tensors like the state.
+        segments: of the span between the stops.
+        record: whether estimates are recorded.
+        keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
+        grid: ends of the steps of a fixed-step method.
+        events: what to look for.
+        conditions: their conditions, in Julia.
+        pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
+        times_need_gradient: whether the times carry a gradient.
+        first_slope: where to write the field's value at the start, or None.
+        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
+        crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
+        handle: of the saved solve.
+    """
+
+    codes: tuple[Code, ...]
+    times: tuple[float, ...]
+    method: str
+    solver: ResolvedSolver
+    tolerances: Tolerances
+    segments: tuple[Segment, ...]
+    record: bool
+    keep: str
+    grid: tuple[float, ...] = ()
+    events: tuple[Event, ...] = ()
+    conditions: tuple[Code, ...] = ()
+    pieces: int = 0
+    times_need_gradient: bool = False
+    first_slope: Tensor | None = None
+    table: Tensor = field(init=False)
+    crossings: Tensor = field(init=False)
+    handle: Handle = field(init=False)
+
+    def arguments(
+        self, y0: Tensor, ys: Tensor, results: Tensor, tensors: Sequence[Tensor]
+    ) -> tuple[ArgumentBuffer, Options]:
+        """The argument buffer, and the options that follow it in a call, up to whether estimates are recorded.
+
+        Args:
+            y0: the initial state.
+            ys: where to write the states at the save times.
+            results: where to write the numbers of the solve.
+            tensors: of the fields, one field's after the other's.
+        """
+        arguments, solver = ArgumentBuffer(), self.solver
+        times = torch.tensor(self.times, dtype=torch.float64)
+        for tensor in (y0, ys, times, results, self.first_slope):
+            arguments.tensor(tensor)
+        tolerances = arguments.tolerances(*self.tolerances)
+        arguments.segments(self.segments)
+        controller = arguments.controller(solver.controller)
+        arguments.grid(self.grid)
+        arguments.fields(self.codes, tensors)
+        arguments.conditions(self.conditions, self.events, y0)
+        dt0 = math.nan if solver.dt0 is None else solver.dt0
+        sizes = dt0, solver.dt_min, solver.dt_max
+        return arguments, (self.method, *tolerances, *sizes, controller, solver.max_steps, self.record)
+
+    def crossings_of(self, julia: Any, number: int, count: int) -> Tensor:
+        """The steps with events of a solve, on Julia's thread."""
+        found = torch.empty((count, 3 + 2 * len(self.events)), dtype=torch.float64)
+        if count:
+            julia.bridge_crossings(number, found.data_ptr())
+        return found
+
+
+def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
+    """The tensor filled with the pieces of a solve's interpolants, on Julia's thread."""
+    if pieces.numel():
+        place = ArgumentBuffer()
+        place.tensor(pieces)
+        julia.bridge_pieces(number, *place.location)
+    return pieces
+
+
+def call_for(name: str, *arguments: object) -> None:
+    """Calls a function of RegNDE for what it writes."""
+    runtime.call(lambda julia: getattr(julia, name)(*arguments) and None)

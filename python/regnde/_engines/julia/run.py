@@ -1,0 +1,414 @@
+"""One request on its way through the Julia engine."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regnde._additive import check_additive, moved_by_noise
+from regnde._dense import DenseOutput, Interpolant
+from regnde._engines.base import FAILURES, Request
+from regnde._engines.julia import runtime
+from regnde._engines.julia.bridge import LocalJob, SolveJob
+from regnde._engines.julia.code import Code
+from regnde._engines.julia.events import conditions_of, hits_of
+from regnde._engines.julia.fields import check_unchanged, one_sample
+from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
+from regnde._engines.julia.node import run
+from regnde._engines.julia.samples import SampleJob, SampleSolve
+from regnde._equation import SDE, JuliaField
+from regnde._event_locator import Hit, events_of
+from regnde._last_step import FirstStep
+from regnde._noise import BrownianPath
+from regnde._rosenbrock_tableau import AUTOTSIT5
+from regnde._sde_method import SDE_METHODS
+from regnde._solution import Events, Solution, Stats, Status, Steps
+from regnde._solver import Local
+from regnde._stops import Segment
+
+__all__ = ["Run", "needs_gradient", "start_of"]
+
+Weights = tuple[NDArray[np.float64], ...]  # of a method's interpolant; of an explicit method's, and an implicit one's
+
+
+def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
+    """Whether anything that the solution depends on needs a gradient."""
+    moving = request.ts.requires_grad or request.moving_stops is not None
+    needed = request.y0.requires_grad or moving or any(any(code.needs_gradient) for code in codes)
+    return torch.is_grad_enabled() and needed
+
+
+def start_of(request: Request) -> float:
+    """The time that the field gets at the start."""
+    t0, within = request.times[0], request.segments()[0].within
+    return t0 if within is None else min(max(t0, within[0]), within[1])
+
+
+class Run:
+    """One request on its way through the engine."""
+
+    def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
+        self.request = request
+        self.use(codes)
+        self.local = request.record if isinstance(request.record, Local) else None
+        self.segments, self.samples = request.segments(), request.solver.batch == "per-sample"
+        self.conditions = (
+            conditions_of(request.events, request.y0)
+            if not self.samples
+            else conditions_of(request.events, request.y0[:1], samples=True)
+        )
+        self.path = self._noise()
+        self.random = self._random()
+        self.drawn = math.nan
+        if self.local and self.local.sampling == "time":
+            t0, t1 = request.times[0], request.times[-1]
+            self.drawn = t0 + self.random.random() * (t1 - t0)
+
+    def use(self, codes: tuple[Code, ...]) -> None:
+        """Sets the fields' code."""
+        self.codes, self.graph = codes, needs_gradient(self.request, codes)
+        self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
+
+    def _noise(self) -> BrownianPath | None:
+        request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
+        if not isinstance(equation, SDE):
+            return None
+        if request.noise is None:
+            t0, t1 = request.times[0], request.times[-1]
+            shape = equation.path_shape(request.y0.shape, columns)
+            return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape)  # no step: any path will do
+        if equation.has_matrix and request.noise.shape[-1] != columns:
+            raise ValueError(
+                f"the diffusion has {columns} columns, but the Brownian path has {request.noise.shape[-1]} processes."
+            )
+        return request.noise
+
+    @property
+    def _method(self) -> str:
+        """The method's name in Julia."""
+        equation, method = self.request.equation, self.request.solver.method
+        if not isinstance(equation, SDE):
+            return method
+        matrix, stratonovich = equation.has_matrix, equation.calculus == "stratonovich"
+        if method in ("lambaeulerheun", "sosra") and matrix:
+            return f"{method}_matrix"
+        if method == "midpoint" or (method == "rkmil" and stratonovich):
+            return f"{method}_stratonovich"
+        return "eulerheun" if method == "heun" else method
+
+    def _random(self) -> random.Random:
+        if self.local is None:
+            return random.Random(0)
+        seed = self.local.seed
+        return random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+
+    def solution(self, *, check: bool = False) -> Solution:
+        """Runs the solve and, if asked for, the local step.
+
+        Raises:
+            FieldChanged: with `check`, if the code and the field disagree at the start.
+        """
+        request = self.request
+        times, row = self._times()
+        solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
+        by_step = self.local is not None and self.local.sampling == "step"
+        weights = self._interpolant() if request.dense or request.events else None
+        job = SolveJob(
+            codes=self.codes,
+            times=times,
+            method=self._method,
+            solver=solver,
+            tolerances=(request.rtol, request.atol),
+            segments=self.segments,
+            record=request.record == "all",
+            keep=self._kept(adjoint, by_step),
+            grid=() if isinstance(request.equation, SDE) or adaptive(request) else self._grid(),
+            events=request.events,
+            conditions=self.conditions,
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
+            dense=request.dense,
+            path=self.path,
+            local_start=by_step,
+            adjoint=adjoint,
+            times_need_gradient=request.ts.requires_grad and self.graph,
+            drawn=row,
+            first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
+        )
+        if adjoint:
+            runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
+        self._load()
+        moving = [segment.start for segment in self.segments if segment.start is not None]
+        stops = torch.stack(moving) if moving else torch.empty(0)
+        inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
+        full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
+        if job.first_slope is not None:
+            self._check(job.first_slope)
+        hits, stop = self._hits(job, pieces, weights)
+        calls, steps = job.calls, None
+        if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
+            calls = calls[0], calls[1] + self._check_additive(request.equation, job, full)
+        if self.local is not None:
+            steps, more = self._local_record(job, full, row)
+            calls = calls[0] + more[0], calls[1] + more[1]
+        elif request.record == "all":
+            implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
+            steps = self._steps(job.table[0], job.table[1], error, stiffness, implicit)
+        dense = None
+        if request.dense:
+            assert weights is not None
+            places = range(job.accepted)
+            dense = DenseOutput(
+                [self._within(job, pieces, weights, *place) for place in zip(places, places, strict=True)],
+                job.table[0].tolist(),
+                times[0],
+                job.t if stop is None else stop.at,
+                request.y0,
+            )
+        ys = self._rows(full, row, job.saved)
+        ts = request.ts[: len(ys)]
+        if stop is not None:
+            sign = math.copysign(1.0, times[-1] - times[0])
+            before = sum(sign * time < sign * stop.at for time in times[: job.saved])
+            ts = torch.cat([ts[:before], stop.t.to(ts).reshape(1)])
+            ys = torch.cat([ys[:before], stop.y.unsqueeze(0)])
+        events = events_of(hits, request.y0) if request.events else None
+        return self._assemble(job, ts, ys, steps, calls, events, dense)
+
+    def of_samples(self, *, check: bool = False) -> Solution:
+        """Runs a solve for each sample.
+
+        Raises:
+            FieldChanged: with `check`, if the code and the field disagree at the start of the first one.
+        """
+        request, solver = self.request, self.request.solver
+        weights = self._interpolant() if request.events else None
+        job = SampleJob(
+            codes=self.codes,
+            times=request.times,
+            method=self._method,
+            solver=solver,
+            tolerances=(request.rtol, request.atol),
+            segments=self.segments,
+            record=request.record == "all",
+            keep=self._kept("", False),
+            events=request.events,
+            conditions=self.conditions,
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
+            first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
+        )
+        self._load()
+        results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
+        if job.first_slope is not None:
+            self._check(job.first_slope)
+        solved = SampleSolve(request, job, None if weights is None else weights[0], results)
+        return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
+
+    def _load(self) -> None:
+        """Loads what the gradient of a `JuliaField` needs."""
+        if isinstance(self.request.equation, JuliaField) and self.graph:
+            runtime.load("Zygote")
+
+    def _kept(self, adjoint: str, by_step: bool) -> str:
+        """What Julia keeps of each step."""
+        if not (self.graph and not adjoint) and not by_step:
+            return "nothing"
+        return "stages" if self.graph and self.request.solver.gradient == "discrete" else "states"
+
+    def _grid(self) -> tuple[float, ...]:
+        """Ends of the steps of a fixed-step method, up to the limit of steps."""
+        request, t0 = self.request, self.request.times[0]
+        if t0 == request.times[-1]:
+            return ()
+        size = request.solver.dt0 if request.grid is None else abs(request.grid[1] - request.grid[0])
+        assert size is not None  # else it is refused
+        distance = self.segments[0].end - t0
+        h = math.copysign(min(size, abs(distance)), distance)
+        return tuple(itertools.islice(request.step_ends(self.segments, h), request.solver.max_steps))
+
+    def _interpolant(self) -> Weights:
+        """Weights of the method's interpolant, as an `Interpolant` has them."""
+        if isinstance(self.request.equation, SDE):
+            return (np.ones((1, 1)),)  # a straight line
+        method = self.request.solver.method
+        methods = ("tsit5", "rosenbrock23") if method == AUTOTSIT5 else (method,)
+        texts = runtime.call(lambda julia: [str(julia.bridge_interpolant(name)).split() for name in methods])
+        return tuple(np.array(weights, np.float64).reshape(int(rows), -1) for rows, *weights in texts)
+
+    def _within(self, job: SolveJob, pieces: Tensor, weights: Weights, step: int, row: int) -> Interpolant:
+        """The interpolant of a step, from what it is made of, that row of the pieces."""
+        t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
+        h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
+        k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
+        own = weights[int(job.table[4, step])] if len(weights) > 1 else weights[0]
+        return Interpolant(t0, h, y, k[: len(own)], own)
+
+    def _hits(self, job: SolveJob, pieces: Tensor, weights: Weights | None) -> tuple[list[Hit], Hit | None]:
+        """The events that occurred, and the terminal one of them."""
+        hits: list[Hit] = []
+        stop = None
+        for row, crossing in enumerate(job.crossings.tolist()):
+            assert weights is not None
+            step = int(crossing[1]) - 1
+            within = self._within(job, pieces, weights, step, step if job.dense else row)
+            found, stop = hits_of(self.request.events, crossing, within, float(job.table[0, step]))
+            hits += found
+        return hits, stop
+
+    def _check(self, value: Tensor) -> None:
+        equation, y0 = self.request.equation, self.request.y0
+        assert not isinstance(equation, JuliaField)
+        t0, part = start_of(self.request), equation.drift if isinstance(equation, SDE) else equation
+        if self.samples:
+            check_unchanged(one_sample(part), t0, y0[:1], value)
+        else:
+            check_unchanged(part, t0, y0, value)
+
+    def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
+        """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
+        request = self.request
+        t0, y0 = start_of(request), request.y0.detach()
+        with torch.no_grad():
+            time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
+            here = sde.diffusion(time, y0)
+            states = [moved_by_noise(y0, here, math.sqrt(job.dt_first))]
+            if job.status == "success" and job.accepted:
+                states.append(full[job.saved - 1].detach())
+            for y in states:
+                check_additive(request.solver.method, y, here, sde.diffusion(time, y))
+        return len(states) + (not adaptive(self.request) or request.solver.dt0 is not None)
+
+    def _times(self) -> tuple[tuple[float, ...], int | None]:
+        """The save times with the drawn one among them, and its row."""
+        times = self.request.times
+        if math.isnan(self.drawn) or times[0] == times[-1]:
+            return times, None
+        rising = times[-1] > times[0]
+        row = sum(t <= self.drawn if rising else t >= self.drawn for t in times)
+        return (*times[:row], self.drawn, *times[row:]), row
+
+    def _rows(self, full: Tensor, row: int | None, saved: int) -> Tensor:
+        """The states at the save times that were reached."""
+        if row is None:
+            return full[:saved] if full.shape[0] != saved else full
+        return torch.cat([full[:row], full[row + 1 : max(saved, row)]])[:saved]
+
+    def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
+        method, device = self.request.solver.method, self.request.y0.device
+        sizes = STOCHASTIC if isinstance(self.request.equation, SDE) else SIZES
+        size = sizes["tsit5" if self.local and method in IMPLICIT else method]
+        return Steps(
+            t=t.to(device),
+            dt=dt.to(device),
+            error=error if adaptive(self.request) else None,
+            stiffness=None if size is None else stiffness,
+            method=method,
+            stability_size=size,
+            implicit=implicit,
+        )
+
+    # --- the local record ------------------------------------------------------------------------
+
+    def _local_record(self, job: SolveJob, full: Tensor, row: int | None) -> tuple[Steps, tuple[int, int]]:
+        """The step at the drawn place, and the evaluations that it took."""
+        request, local = self.request, self.local
+        assert local is not None
+        ends, sizes = job.table[0], job.table[1]
+        if job.status != "success" or not job.accepted:
+            empty = full.reshape(-1)[:0].abs()  # no step: an empty record that is part of the graph
+            return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
+        if row is None:
+            step = self._reservoir(job.accepted)
+            t, y = job.save_local_start(step), full[-1]
+        else:
+            inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
+            step = 1 + int(inside.to(torch.uint8).argmax())
+            t, y = self.drawn, full[row]
+        here = LocalJob(
+            codes=self.codes,
+            t=t,
+            segment=self._segment(float(ends[step - 1])),
+            h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
+            method=self._local_method(step, job),
+            solver=request.solver,
+            tolerances=(request.rtol, request.atol),
+            path=None if self.path is None else self.path.independent(),
+            freeze=local.freeze_first_stage,
+        )
+        start = (y.detach() if local.detach_state else y).contiguous()
+        error, stiffness = run(here, start, *self.tensors, graph=self.graph)
+        clock = torch.tensor([here.end, here.size], dtype=torch.float64)
+        return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
+
+    def _local_method(self, step: int, job: SolveJob) -> str:
+        """The method that made that step."""
+        if self.request.solver.method != AUTOTSIT5:
+            return self._method
+        return "rosenbrock23" if bool(job.table[4, step - 1]) else "tsit5"
+
+    def _segment(self, end: float) -> Segment:
+        """The segment in which a step that ends there lies."""
+        sign = math.copysign(1.0, self.request.times[-1] - self.request.times[0])
+        return next(segment for segment in self.segments if sign * end <= sign * segment.end)
+
+    def _reservoir(self, accepted: int) -> int:
+        """One of the steps 1 to `accepted`, each equally likely: the torch engine's draw."""
+        chosen = 1
+        for step in range(1, accepted + 1):
+            if self.random.random() * step < 1.0:
+                chosen = step
+        return chosen
+
+    # --- the outcome -----------------------------------------------------------------------------
+
+    def _first_step(self, job: SolveJob) -> FirstStep | None:
+        method = self.request.solver.method
+        if not adaptive(self.request) or not job.accepted:
+            return None
+        order = SDE_METHODS[method].order + 0.5 if isinstance(self.request.equation, SDE) else ORDERS[method]
+        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, order)
+
+    def _assemble(
+        self,
+        job: SolveJob,
+        ts: Tensor,
+        ys: Tensor,
+        steps: Steps | None,
+        calls: tuple[int, int],
+        events: Events | None,
+        dense: DenseOutput | None,
+    ) -> Solution:
+        request = self.request
+        ended = {"success": Status.SUCCESS, "event": Status.EVENT}
+        solution = Solution(
+            ts=ts,
+            ys=ys,
+            stats=Stats(
+                nfe=calls[0],
+                accepted=job.accepted,
+                rejected=job.rejected,
+                dt_first=job.dt_first,
+                nfe_diffusion=calls[1],
+                njac=job.jacobians,
+                nfactorisations=job.factorisations,
+                first_step=self._first_step(job),
+            ),
+            steps=steps,
+            engine="julia",
+            solver=request.solver,
+            events=events,
+            dense=dense,
+            status=ended[job.status] if job.status in ended else FAILURES[job.status].status,
+        )
+        if job.status not in ended and request.throw:
+            reason, bad = job.reason, int((~torch.isfinite(request.y0)).sum())
+            if bad:  # whatever was seen later, it began here
+                reason = f"y0 is not finite: {bad} of {request.y0.numel()} components"
+            raise FAILURES[job.status](reason, t=job.t, dt=job.dt, solution=solution)
+        return solution
