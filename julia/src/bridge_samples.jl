@@ -94,12 +94,12 @@ function bridge_samples_backward(number::Int, address::Int, count::Int)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
     (; recordings, index) = recording
     y0bar, ysbar, errorbar, stiffnessbar, piecesbar = (array(r) for _ in 1:5)
-    pbars = [arrays(r) for _ in codes]
+    pbars = Tuple[arrays(r) for _ in codes]
     n, batch = prod(shape), length(recordings)
     bars, like = reshape(y0bar, n, batch), similar(y0bar, shape)
     out = ysbar === nothing ? nothing : reshape(ysbar, n, batch, :)
     columns = piecesbar === nothing ? nothing : reshape(piecesbar, n, :)
-    width = columns === nothing ? 0 : 1 + total(recordings[1].method.tableau)  # pieces of a step
+    width = columns === nothing ? 0 : piece_count(recordings[1].method)
     ends = cumsum([width * length(rec.piece_steps) for rec in recordings])
     lists = shares(recordings)
     added = on_threads(lists) do samples

@@ -35,6 +35,8 @@ class SolveJob(Job):
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
+        jacobians: of an implicit method, each with its derivative by the time.
+        factorisations: of an implicit method.
     """
 
     dense: bool = False
@@ -52,6 +54,8 @@ class SolveJob(Job):
     t: float = 0.0
     dt: float = 0.0
     first_error: float = math.nan
+    jacobians: int = 0
+    factorisations: int = 0
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
@@ -62,14 +66,13 @@ class SolveJob(Job):
         threads = torch.get_num_threads()
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
-            solve = runtime.without_gil(julia.bridge_solve)
-            number = int(solve(*arguments.location, *options, *further, path, threads))
+            number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
             crossings = self.crossings_of(julia, number, int(results[10]))
             steps = table.shape[1] if self.dense else len(crossings)
             pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, table, crossings, pieces, str(julia.bridge_reason(number)) if results[0] else ""
+            return number, table, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
@@ -78,6 +81,7 @@ class SolveJob(Job):
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10].tolist()
+        self.jacobians, self.factorisations = map(int, results[11:].tolist())
         return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:
@@ -163,7 +167,7 @@ class LocalJob:
         options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
         def step(julia: Any) -> int:
-            return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))
+            return int(julia.bridge_local(*arguments.location, *options, path))
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:

@@ -22,7 +22,7 @@ __all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "call_for", "pieces_of"]
 Tolerances = tuple[float | Tensor, float | Tensor]
 Options = tuple[str | float | bool, ...]
 STATUSES = ("success", "non-finite", "underflow", "steps", "event")
-RESULTS = 11
+RESULTS = 13
 """Numbers that Julia's `bridge_solve` tells of one solve."""
 
 
@@ -112,4 +112,4 @@ def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
 
 def call_for(name: str, *arguments: object) -> None:
     """Calls a function of RegNDE for what it writes."""
-    runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
+    runtime.call(lambda julia: getattr(julia, name)(*arguments) and None)
