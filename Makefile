@@ -42,7 +42,7 @@ bench: $(VENV)/.bench
 
 bench-julia: $(VENV)/.bench
 	$(JULIA) --project=julia/benchmark julia/benchmark/benchmarks.jl
-	$(RUN) benchmarks/engines.py
+	$(RUN) -m benchmarks.engines
 
 docs: $(VENV)/.docs
 	$(RUN) -m mkdocs build --strict $(ARGS)

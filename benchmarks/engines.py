@@ -1,45 +1,29 @@
-"""Time per step of both engines and of torchdiffeq's dopri5, on the same problems in one run.
+"""Time per step of both engines, of torchdiffeq's dopri5 and of compiled diffrax, on the same problems in one run.
 
-Forward, and forward with the gradient of all parameters; ours with the records of every step and a
-penalty on them. The methods take different numbers of steps at one tolerance, hence the time per step.
+Forward, and forward with the gradient of all parameters; ours with the records of every step and a penalty on them.
+The methods take different numbers of steps at one tolerance, hence the time per accepted step. With a step size for
+each sample it is that of one sample. Medians of processor time, in alternating order.
 
-Run: PYTHONPATH=python python benchmarks/engines.py
+Run: PYTHONPATH=python python -m benchmarks.engines
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import regnde
+from benchmarks.engine_fields import PROBLEMS, Network, Problem
+from benchmarks.timing import race
 from regnde._engines import engines
 
-# name, batch, width of the state, hidden width, dtype, tolerance, end of the span, least speed-up of the
-# gradient per step that the Julia engine is held to (issue 3)
-PROBLEMS = (
-    ("2-50-2", 1, 2, 50, torch.float64, 1e-6, 60.0, 50.0),
-    ("2-50-2", 20, 2, 50, torch.float64, 1e-6, 60.0, 12.0),
-    ("4-32-4", 64, 4, 32, torch.float64, 1e-6, 20.0, 6.0),
-    ("64-128-64", 128, 64, 128, torch.float64, 1e-6, 10.0, 2.0),
-    ("196-64-196", 200, 196, 64, torch.float32, 1e-4, 4.0, 1.0),
-    ("784-100-784", 512, 784, 100, torch.float32, 1e-4, 2.0, 1.0),
-)
-
-
-class Field(nn.Module):
-    """A network of one hidden layer, turned so that trajectories stay bounded and keep moving."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
-
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        """The slope."""
-        return 2 * self.net(y) - 0.1 * y
+Run = Callable[[bool], int]
+"""Solves, with the gradient if asked for; the number of accepted steps."""
 
 
 class Counted(nn.Module):
@@ -56,70 +40,117 @@ class Counted(nn.Module):
         return self.field(t, y)
 
 
-def ours(field: nn.Module, y0: Tensor, end: float, tolerance: float, engine: str, backward: bool) -> int:
-    """One solve with records; the number of its accepted steps."""
-    solver = regnde.Solver(rtol=tolerance, atol=tolerance, engine=engine)  # type: ignore[arg-type]  # a known name
-    with torch.set_grad_enabled(backward):
-        sol = regnde.solve(field, y0, [0.0, end], solver, record="all")
-        if backward:
-            torch.autograd.backward(sol.y1.square().mean() + 1e-3 * regnde.ErrorPenalty()(sol))
-    return sol.stats.accepted
+def ours(problem: Problem, engine: str) -> Run:
+    """Solves with records."""
+    field, y0 = problem.start()
+    solver = regnde.Solver(
+        rtol=problem.tolerance,
+        atol=problem.tolerance,
+        engine=engine,  # type: ignore[arg-type]  # a known name
+        batch=problem.batch,
+    )
+
+    def run(backward: bool) -> int:
+        with torch.set_grad_enabled(backward):
+            sol = regnde.solve(field, y0, [0.0, problem.end], solver, record="all")
+            if backward:
+                torch.autograd.backward(sol.y1.square().mean() + 1e-3 * regnde.ErrorPenalty()(sol))
+        return sol.stats.accepted
+
+    return run
 
 
-def torchdiffeq_dopri5(field: nn.Module, y0: Tensor, end: float, tolerance: float, backward: bool) -> int:
-    """One solve with torchdiffeq; its accepted steps (it reports none: two calls first, then six a step)."""
+def torchdiffeq_dopri5(problem: Problem) -> Run:
+    """Solves with torchdiffeq. It reports no steps: they follow from the calls, two at first, then six a step."""
     from torchdiffeq import odeint
 
-    counted = Counted(field)
-    ts = torch.tensor([0.0, end], dtype=y0.dtype)
-    with torch.set_grad_enabled(backward):
-        ys = odeint(counted, y0, ts, rtol=tolerance, atol=tolerance, method="dopri5")
+    field, y0 = problem.start()
+    ts = torch.tensor([0.0, problem.end], dtype=y0.dtype)
+
+    def run(backward: bool) -> int:
+        counted = Counted(field)
+        with torch.set_grad_enabled(backward):
+            ys = odeint(counted, y0, ts, rtol=problem.tolerance, atol=problem.tolerance, method="dopri5")
+            if backward:
+                torch.autograd.backward(ys[-1].square().mean())
+        return (counted.calls - 2) // 6
+
+    return run
+
+
+def diffrax_dopri5(problem: Problem) -> Run | None:
+    """Solves with compiled diffrax, if it is installed and the field is written for it."""
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+    try:
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+    except ImportError:
+        return None
+    field, y0 = problem.start()
+    if not isinstance(field, Network):
+        return None
+    jax.config.update("jax_enable_x64", True)
+    weights, start = [jnp.asarray(p.detach().numpy()) for p in field.parameters()], jnp.asarray(y0.numpy())
+
+    def slope(t: float, y: jnp.ndarray, w: list[jnp.ndarray]) -> jnp.ndarray:
+        return 2 * (jnp.tanh(y @ w[0].T + w[1]) @ w[2].T + w[3]) - 0.1 * y
+
+    def solve(w: list[jnp.ndarray]) -> tuple[jnp.ndarray, jnp.ndarray]:
+        control = diffrax.PIDController(rtol=problem.tolerance, atol=problem.tolerance)
+        sol = diffrax.diffeqsolve(
+            diffrax.ODETerm(slope), diffrax.Dopri5(), 0.0, problem.end, None, start, w, stepsize_controller=control
+        )
+        return (sol.ys[-1] ** 2).mean(), sol.stats["num_accepted_steps"]
+
+    forward, gradient = jax.jit(solve), jax.jit(jax.value_and_grad(solve, has_aux=True))
+
+    def run(backward: bool) -> int:
         if backward:
-            torch.autograd.backward(ys[-1].square().mean())
-    return (counted.calls - 2) // 6
+            return int(jax.block_until_ready(gradient(weights))[0][1])
+        return int(jax.block_until_ready(forward(weights))[1])
+
+    return run
 
 
-def fastest(run: Callable[[], int], seconds: float) -> float:
-    """Least time per step, in microseconds, of repeated runs over about `seconds`."""
-    run()
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        steps = run()
-        best = min(best, (time.perf_counter() - start) / steps)
-    return best * 1e6
+def times(problem: Problem, names: list[str], repeats: int) -> dict[str, tuple[float, float]]:
+    """Microseconds per accepted step of each solver, forward and with the gradient."""
+    runs: dict[str, Run | None] = {name: ours(problem, name) for name in names}
+    if problem.batch == "joint":
+        runs |= {"torchdiffeq": torchdiffeq_dopri5(problem), "diffrax": diffrax_dopri5(problem)}
+    there = {name: run for name, run in runs.items() if run is not None}
+    steps = {name: run(False) for name, run in there.items()}
+    passes = [race({name: partial(run, back) for name, run in there.items()}, repeats) for back in (False, True)]
+    return {name: (1e6 * passes[0][name] / steps[name], 1e6 * passes[1][name] / steps[name]) for name in there}
 
 
 def main() -> None:
-    """Prints one line a problem."""
+    """Prints a table, one row a problem."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each number (default 2)")
-    parser.add_argument("--threads", type=int, default=1, help="torch's and BLAS's threads (default 1)")
+    parser.add_argument("--repeats", type=int, default=15, help="solves for each number (default 15)")
+    parser.add_argument("--only", default="", help="problems whose name holds this text")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    names = [name for name, engine in engines().items() if engine.unavailable() is None]
+    torch.set_num_threads(1)
+    names = []
     for name, engine in engines().items():
-        if (why := engine.unavailable()) is not None:
+        if (why := engine.unavailable()) is None:
+            names.append(name)
+        else:
             print(f"{name} engine left out: {why}")
-    print(f"microseconds per accepted step, {options.threads} thread(s); x: torchdiffeq's time over ours\n")
-    print(f"{'problem':<26}{'torchdiffeq':>20}" + "".join(f"{name:>32}" for name in names))
-    print(f"{'':<26}{'forward':>10}{'+grad':>10}" + f"{'forward':>10}{'x':>6}{'+grad':>10}{'x':>6}" * len(names))
-    for label, batch, width, hidden, dtype, tolerance, end, wanted in PROBLEMS:
-        torch.manual_seed(0)
-        field, y0 = Field(width, hidden).to(dtype), torch.randn(batch, width, dtype=dtype)
-
-        def timed(run: Callable[..., int], *arguments: object) -> tuple[float, float]:
-            return tuple(  # type: ignore[return-value]  # of two
-                fastest(lambda back=back: run(field, y0, end, tolerance, *arguments, back), options.seconds)  # noqa: B023
-                for back in (False, True)
-            )
-
-        peer = timed(torchdiffeq_dopri5)
-        line = f"{label + f' B={batch} ' + str(dtype)[6:]:<26}{peer[0]:>10.1f}{peer[1]:>10.1f}"
-        for name in names:
-            own = timed(ours, name)
-            line += "".join(f"{mine:>10.1f}{theirs / mine:>6.1f}" for mine, theirs in zip(own, peer, strict=True))
-        print(line + f"   (julia +grad is held to {wanted:g}x)")
+    columns = ["torchdiffeq", "diffrax", *names]
+    print("Microseconds per accepted step, one thread: forward / with gradient.\n")
+    ratios = ["torchdiffeq / julia", "diffrax / julia", "torch / julia"] if "julia" in names else []
+    print("| " + " | ".join(["field, batch", *columns, *(f"{ratio}, gradient" for ratio in ratios)]) + " |")
+    print("|---" * (1 + len(columns) + len(ratios)) + "|")
+    for problem in PROBLEMS:
+        if options.only not in problem.name:
+            continue
+        found = times(problem, names, options.repeats)
+        cells = ["{:,.1f} / {:,.1f}".format(*found[name]) if name in found else "" for name in columns]
+        for ratio in ratios:
+            a, b = ratio.split(" / ")
+            cells.append(f"{found[a][1] / found[b][1]:.2f}" if a in found else "")
+        print("| " + " | ".join([problem.name, *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import tarfile
 import threading
 import time
 import tomllib
+import urllib.error
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +27,8 @@ import regnde
 from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
-from regnde._engines.julia import availability, runtime
+from regnde._engines.julia import availability, installation, runtime
+from regnde._engines.julia.entries import Entries
 
 ROOT = Path(__file__).parent.parent
 JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
@@ -134,7 +138,7 @@ def test_not_installed_is_explained(fresh: pytest.MonkeyPatch, tmp_path: Path) -
     assert not runtime.running()
 
 
-def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.MonkeyPatch) -> None:
+def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deps = pytest.importorskip("juliapkg")
 
     def resolve() -> None:
@@ -143,8 +147,10 @@ def test_an_installation_that_fails_is_explained_in_one_line(fresh: pytest.Monke
     fresh.setattr(deps, "resolve", resolve)
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setenv("JULIA_PKG_SERVER", "http://127.0.0.1:9")
+    fresh.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    (tmp_path / "registries").mkdir()
     with pytest.raises(regnde.EngineUnavailable, match="9 can not be reached") as caught:
-        runtime.install()
+        installation.install()
     assert "\n" not in str(caught.value)
     assert "Pkg.add" not in str(caught.value)
 
@@ -166,13 +172,13 @@ def failing(fresh: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def reason() -> str:
     with pytest.raises(regnde.EngineUnavailable) as caught:
-        runtime.install(adjoints=True)
+        installation.install(adjoints=True)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_full_disk_is_named(failing: pytest.MonkeyPatch) -> None:
-    failing.setattr(runtime.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
+    failing.setattr(installation.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
     assert "300 MiB are free on the disk of" in reason()
     assert "JULIA_DEPOT_PATH" in reason()
 
@@ -185,10 +191,34 @@ def test_a_julia_that_is_too_old_is_named(failing: pytest.MonkeyPatch, tmp_path:
     assert f"The Julia on PATH ({old}) is 1.9, and 1.10 or newer is needed" in reason()
 
 
-def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_names_the_julia_that_is_too_old(failing: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def resolve() -> None:
+        raise urllib.error.URLError("name not known")
+
+    old = tmp_path / "julia"
+    old.write_text("#!/bin/sh\necho julia version 1.9.4\n")
+    old.chmod(0o755)
+    failing.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    failing.setattr("juliapkg.resolve", resolve)
+    failing.setattr(installation, "_out_of_reach", lambda: None)
+    assert "can not be downloaded (name not known). The Julia on PATH" in reason()
+
+
+def test_a_server_out_of_reach_is_found_before_anything_is_tried(
+    failing: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    failing.setattr("juliapkg.resolve", lambda: pytest.fail("nothing can be installed"))
+    assert "the package server http://127.0.0.1:9 can not be reached" in reason()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
+    failing.setenv("JULIA_DEPOT_PATH", str(tmp_path))
+    (tmp_path / "registries").mkdir()
     failing.setattr("juliapkg.resolve", interrupted)
     assert "run the same command again" in reason()
 
@@ -232,13 +262,13 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
     """Ctrl-C while packages compile: they go on compiling, and the next solve waits for them."""
     goes_on = threading.Event()
 
-    def begin() -> tuple[object, object]:
+    def begin() -> Entries:
         while runtime._state.beginning is None:
             time.sleep(0.001)
         _inited(fresh)
         os.kill(os.getpid(), signal.SIGINT)
         assert goes_on.wait(100)
-        return object(), object()
+        return Entries("")
 
     fresh.setattr(availability, "why_not", lambda: None)
     fresh.setattr(runtime, "_begin", begin)
@@ -256,7 +286,7 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
 
 
 def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
-    def begin() -> tuple[object, object]:
+    def begin() -> Entries:
         _inited(fresh)
         raise runtime.JuliaFailure("no package RegNDE")
 
@@ -270,23 +300,60 @@ def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
 
 def test_case_22_forks_are_refused(fresh: pytest.MonkeyPatch) -> None:
     """Julia belongs to the process that started it: a child with another pid is told so, at once."""
-    runtime._state.module, runtime._state.pid = object(), os.getpid() + 1
+    runtime._state.entries, runtime._state.pid = Entries(""), os.getpid() + 1
     assert "fork" in (runtime.why_not() or "")
     with pytest.raises(regnde.EngineUnavailable, match="spawn"):
         runtime.call(lambda julia: None)
 
 
-def test_errors_leave_the_worker_as_text() -> None:
-    class JuliaError(Exception):
-        pass
+def test_entries_are_called_with_numbers_and_text() -> None:
+    """What Julia's `entries` tells of its functions, here of C functions that Python makes."""
+    texts = [ctypes.create_string_buffer(text.encode()) for text in ("no method", "twice")]
 
-    def fails() -> None:
-        raise JuliaError("MethodError: no method")
+    def answer(out: int, text: ctypes.Array[ctypes.c_char]) -> None:
+        (ctypes.c_int64 * 2).from_address(out)[:] = ctypes.addressof(text), len(text.value)
 
-    with pytest.raises(runtime.JuliaFailure, match="no method") as caught:
-        runtime._plainly(fails)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None  # nothing that could ask Julia for its text later
+    def fails(out: int) -> bool:
+        answer(out, texts[0])
+        return False
+
+    def told(out: int, text: bytes, number: int, flag: bool) -> bool:
+        assert (text, number, flag) == ("gleich ≈".encode(), -3, True)
+        answer(out, texts[1])
+        return True
+
+    def half(out: int, x: float) -> bool:
+        ctypes.c_double.from_address(out).value = x / 2
+        return True
+
+    def next_number(out: int, x: int) -> bool:
+        ctypes.c_int64.from_address(out).value = x + 1
+        return True
+
+    boolean, place = ctypes.c_bool, ctypes.c_void_p
+    functions = {
+        "fails n": ctypes.CFUNCTYPE(boolean, place)(fails),
+        "told sslb": ctypes.CFUNCTYPE(boolean, place, ctypes.c_char_p, ctypes.c_int64, boolean)(told),
+        "half dd": ctypes.CFUNCTYPE(boolean, place, ctypes.c_double)(half),
+        "next_number ll": ctypes.CFUNCTYPE(boolean, place, ctypes.c_int64)(next_number),
+    }
+    entries = Entries("\n".join(f"{x} {ctypes.cast(f, place).value}" for x, f in functions.items()))
+    assert entries.told("gleich ≈", -3, True) == "twice"
+    assert entries.half(3.0) == 1.5
+    assert entries.next_number(1 << 40) == (1 << 40) + 1
+    with pytest.raises(runtime.JuliaFailure, match=r"^no method$"):
+        entries.fails()
+
+
+def test_julia_tells_what_it_has() -> None:
+    """Every function that Python asks for is an entry."""
+    source = (ROOT / "julia" / "src" / "entries.jl").read_text()
+    asked = {
+        name
+        for path in (ROOT / "python" / "regnde" / "_engines" / "julia").glob("*.py")
+        for name in re.findall(r"\bbridge_\w+", path.read_text())
+    }
+    assert asked == set(re.findall(r":(bridge_\w+) =>", source)) - {"bridge_saved"}
 
 
 EVENT = regnde.Event(lambda t, y: y[0, 0])

@@ -16,6 +16,7 @@ from regnde import PI, PID, SDE, BrownianPath, I, Local, Solver
 from regnde._sde_method import SDE_METHODS
 from regnde._solve import solve_by_rules
 from regnde._tableau import TABLEAUX
+from regnde._times import checked_times
 from test_controller import NAMES, RUNS, VARIANTS
 from test_sde_kinds import END, EVERY, NOT_IN_JULIA, Y0, P, path_for, small
 from tolerances import GOLDEN_T, ROUNDING, SOLVER
@@ -387,7 +388,7 @@ def test_a_fixed_grid_is_torchs() -> None:
     for engine in ("torch", "julia"):
         y0, t = SMALL_Y0.clone().requires_grad_(), f64([0.0, 0.3, 0.35, 0.9])
         request = Solver(method="rk4", engine=engine)
-        ys = solve_by_rules(small_net(SMALL_P), y0, t, request, grid=t.tolist()).ys
+        ys = solve_by_rules(small_net(SMALL_P), y0, checked_times(t), request, grid=t.tolist()).ys
         values.append((ys, *torch.autograd.grad(ys.square().sum(), y0)))
     for ours, theirs in zip(*values, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=STEP, atol=STEP)

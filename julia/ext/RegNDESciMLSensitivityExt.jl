@@ -2,6 +2,7 @@ module RegNDESciMLSensitivityExt
 
 using ChainRulesCore: ChainRulesCore, NoTangent
 using LinearAlgebra: norm
+using PrecompileTools: @compile_workload
 using RegNDE: RegNDE, Field, Settings, evaluate!, vjp!
 using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, remake, solve, successful_retcode
 using SciMLSensitivity: BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint,
@@ -10,11 +11,12 @@ using Tracker: Tracker, TrackedArray, TrackedReal
 
 """
 A field as SciMLSensitivity wants it: out of place, all parameters in one flat vector. The vector only
-tells where the cotangent goes; the values are those that the field was made with.
+tells where the cotangent goes; the values are those that the field was made with. Its type does not tell how
+many parameters there are: an adjoint is compiled once for all fields.
 """
-struct Flat{V, T, P}
+struct Flat{V, T}
     field::Field{V, T}
-    pbar::P
+    pbar::Vector{AbstractArray{T}}
 end
 
 function (flat::Flat)(u, p, t)
@@ -25,7 +27,17 @@ end
 function products(flat::Flat, u, t, ct)
     foreach(x -> fill!(x, 0), flat.pbar)
     ubar = vjp!(similar(u), flat.field, convert(typeof(u), ct), t, u)
-    return ubar, reduce(vcat, map(vec, flat.pbar); init = similar(u, 0))
+    return ubar, joined!(similar(u, sum(length, flat.pbar)), flat.pbar)
+end
+
+"Writes the entries of the arrays to a vector, one array after the other."
+function joined!(vector, arrays)
+    place = 0
+    for x in arrays
+        copyto!(vector, place + 1, x, 1, length(x))
+        place += length(x)
+    end
+    return vector
 end
 
 function ChainRulesCore.rrule(flat::Flat, u, p, t)
@@ -50,34 +62,40 @@ const ADJOINTS = Dict(
 
 function RegNDE.adjoint!(y0bar, pbar, m, settings::Settings, dynamics, shape, y0, times, ysbar, name)
     scratch = map(p -> fill!(similar(p), 0), pbar)
-    field = Field(dynamics, shape, typeof(y0); pbar = scratch)
-    total = sum(length, pbar; init = 0)
+    arrays = AbstractArray{eltype(y0)}[scratch...]
     # without parameters, one that nothing depends on: the adjoints need a vector
-    flat = Flat(field, total == 0 ? (similar(y0, 1),) : scratch)
-    problem = ODEProblem(
-        ODEFunction{false, FullSpecialize}(flat), copy(y0), (times[1], times[end]), zeros(eltype(y0), max(total, 1))
-    )
+    sum(length, arrays; init = 0) == 0 && push!(arrays, similar(y0, 1))
+    flat = Flat(Field(dynamics, shape, typeof(y0); pbar = scratch), arrays)
+    total = gradient!(y0bar, flat, m.algorithm, (settings.rtol, settings.atol), y0, times, ysbar, name)
+    place = 0
+    for part in pbar
+        part .+= reshape(view(total, (place + 1):(place + length(part))), size(part))
+        place += length(part)
+    end
+    return y0bar
+end
+
+"Writes the initial state's cotangent; returns those of the parameters in one vector."
+function gradient!(y0bar, flat::Flat, algorithm, tolerances, y0, times, ysbar, name)
+    p = zeros(eltype(y0), sum(length, flat.pbar))
+    times = eltype(y0).(times)  # out of place, OrdinaryDiffEq takes times of the state's precision alone
+    problem = ODEProblem(ODEFunction{false, FullSpecialize}(flat), copy(y0), (times[1], times[end]), p)
     y0bar .= 0
     at, bars = merged(times, ysbar)
     if first(at) == times[1]  # the cotangent of the initial state itself
         y0bar .+= popfirst!(bars)
         popfirst!(at)
     end
-    isempty(at) && return y0bar
-    du, dp = name == "tracker" ? tracked(problem, m, settings, at, bars) :
-        continuous(problem, m, settings, at, bars, ADJOINTS[name]())
+    isempty(at) && return p
+    du, dp = name == "tracker" ? tracked(problem, algorithm, tolerances, at, bars) :
+        continuous(problem, algorithm, tolerances, at, bars, ADJOINTS[name]())
     y0bar .+= vec(du)
-    place = 0
-    for part in pbar
-        part .+= reshape(view(vec(dp), (place + 1):(place + length(part))), size(part))
-        place += length(part)
-    end
-    return y0bar
+    return vec(dp)
 end
 
 "Distinct times and the sums of their cotangents."
 function merged(times, ysbar)
-    at, bars = Float64[], Vector{eltype(ysbar)}[]
+    at, bars = eltype(times)[], Vector{eltype(ysbar)}[]
     for i in eachindex(times)
         bar = ysbar[:, i]
         !isempty(at) && at[end] == times[i] ? (bars[end] .+= bar) : (push!(at, times[i]); push!(bars, bar))
@@ -85,12 +103,11 @@ function merged(times, ysbar)
     return at, bars
 end
 
-function continuous(problem, m, settings, at, bars, sensealg)
-    (; rtol, atol) = settings
-    sol = solve(problem, m.algorithm; reltol = rtol, abstol = atol)
+function continuous(problem, algorithm, (rtol, atol), at, bars, sensealg)
+    sol = solve(problem, algorithm; reltol = rtol, abstol = atol)
     successful_retcode(sol) || error("the solve that the adjoint goes back over stopped early: $(sol.retcode)")
     return adjoint_sensitivities(
-        sol, m.algorithm; sensealg, t = at, dgdu_discrete = (out, u, p, t, i) -> copyto!(out, bars[i]),
+        sol, algorithm; sensealg, t = at, dgdu_discrete = (out, u, p, t, i) -> copyto!(out, bars[i]),
         reltol = rtol, abstol = atol
     )
 end
@@ -99,16 +116,23 @@ end
 plain_norm(x::AbstractArray, t) = norm(Tracker.data.(Tracker.data(x))) / sqrt(length(x))
 plain_norm(x::Number, t) = abs(Tracker.data(x))
 
-function tracked(problem, m, settings, at, bars)
-    (; rtol, atol) = settings
+function tracked(problem, algorithm, (rtol, atol), at, bars)
     function loss(u0, p)
         sol = solve(
-            remake(problem; u0, p), m.algorithm; reltol = rtol, abstol = atol, saveat = at, save_start = false,
+            remake(problem; u0, p), algorithm; reltol = rtol, abstol = atol, saveat = at, save_start = false,
             sensealg = SensitivityADPassThrough(), internalnorm = plain_norm
         )
         return sum(sum(bar .* u) for (bar, u) in zip(bars, sol.u))
     end
     return map(Tracker.data, Tracker.gradient(loss, problem.u0, problem.p))
+end
+
+# The adjoints' own compilation is long: that of most users' first one is done with the package.
+@compile_workload begin
+    for name in ("interpolating", "gauss", "quadrature", "backsolve")
+        RegNDE.rehearse(Float32, "tsit5"; adjoint = name)
+        RegNDE.rehearse(Float64, "tsit5"; adjoint = name)
+    end
 end
 
 end

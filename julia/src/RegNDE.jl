@@ -68,6 +68,8 @@ include("compile.jl")
 include("samples.jl")
 include("bridge.jl")
 include("bridge_samples.jl")
+include("entries.jl")
+include("rehearsal.jl")
 include("precompile.jl")
 
 end

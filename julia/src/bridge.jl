@@ -79,12 +79,17 @@ end
 
 "The fields over states like `state`; where they are not `shared`, with buffers of their own."
 function fields_of(
-        codes, parameters, state, pbars = map(_ -> nothing, codes); shared = true, columns = zeros(Int, length(codes))
+        codes, parameters, state, pbars = fill(nothing, length(codes)); shared = true, columns = zeros(Int, length(codes))
     )
-    return map(codes, parameters, columns, pbars) do code, p, columns, pbar
-        Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar, columns)
-    end
+    V = typeof(vec(state))
+    return Field{V, eltype(V)}[
+        field_of(codes[i], parameters[i], state, pbars[i], shared, columns[i]) for i in eachindex(codes)
+    ]
 end
+
+# Not compiled for each list of parameters: what is compiled for a field is its own code.
+field_of(code::Code, @nospecialize(p), state, @nospecialize(pbar), shared::Bool, columns::Int) =
+    Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar, columns)
 
 "Calls of the first and of the second field, 0 without one."
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
@@ -200,11 +205,17 @@ function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {
     return nothing
 end
 
+"Loads a package of the active project, and our extensions that it brings."
+bridge_load(name::String) = (Base.eval(Module(:Loading), :(import $(Symbol(name)))); nothing)
+
+"The number of solves that are saved."
+bridge_saved() = length(SAVED_SOLVES)
+
 "Tells where Python has the flag that asks a solve to stop."
 bridge_set_stop_flag(address::Int) = (STOP_FLAG[] = Ptr{Int32}(address); nothing)
 
 "Why solve `number`, or that sample of it, stopped early."
-bridge_reason(number::Int, sample::Int = 1) = each_recording(SAVED_SOLVES[number].recording)[sample].reason
+bridge_reason(number::Int, sample::Int) = each_recording(SAVED_SOLVES[number].recording)[sample].reason
 
 """
     bridge_crossings(number, address)
@@ -259,7 +270,7 @@ cotangents of the stops (null, or written), then for each field its parameters' 
 function bridge_backward(number::Int, address::Int, count::Int, adjoint::String)
     (; recording, codes, parameters, columns, shape), r = SAVED_SOLVES[number], Reader(address, count)
     y0bar, ysbar, errorbar, stiffnessbar, pieces, tbar, ys, stops = (array(r) for _ in 1:8)
-    pbars = [arrays(r) for _ in codes]
+    pbars = Tuple[arrays(r) for _ in codes]
     adjoint == "" || return continuous_backward(SAVED_SOLVES[number], y0bar, ysbar, pbars[1], adjoint)
     fields = fields_of(codes, parameters, reshape(recording.y0, shape), pbars; columns)
     cotangents = Cotangents(recording, ysbar, errorbar, stiffnessbar; pieces, stops)
@@ -333,7 +344,7 @@ end
 function bridge_local_backward(number::Int, address::Int, count::Int, Ebar::Float64, Sbar::Float64, freeze::Bool)
     (; recording, codes, parameters, columns), r = SAVED_SOLVES[number], Reader(address, count)
     ybar = array(r)
-    fields = fields_of(codes, parameters, ybar, [arrays(r) for _ in codes]; columns)
+    fields = fields_of(codes, parameters, ybar, Tuple[arrays(r) for _ in codes]; columns)
     reverse!(vec(ybar), recording, fields, Ebar, Sbar; freeze)
     synchronize(ybar)
     return nothing

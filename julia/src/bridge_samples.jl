@@ -94,7 +94,7 @@ function bridge_samples_backward(number::Int, address::Int, count::Int)
     (; recording, codes, parameters, shape), r = SAVED_SOLVES[number], Reader(address, count)
     (; recordings, index) = recording
     y0bar, ysbar, errorbar, stiffnessbar, piecesbar = (array(r) for _ in 1:5)
-    pbars = [arrays(r) for _ in codes]
+    pbars = Tuple[arrays(r) for _ in codes]
     n, batch = prod(shape), length(recordings)
     bars, like = reshape(y0bar, n, batch), similar(y0bar, shape)
     out = ysbar === nothing ? nothing : reshape(ysbar, n, batch, :)

@@ -118,12 +118,21 @@ function explained(exception, backtrace)
 end
 
 "The field over parameters `p` for states like `y`; its buffers are `shared` with the next one of the same sizes."
-function dynamics(code::Code, y, p::Tuple; shared = true)
+function dynamics(code::Code, y, @nospecialize(p::Tuple); shared = true)
     code.vjp === nothing && return plain_dynamics(code, y, p)
     shared || return Dynamics(code.f, code.vjp, p, arrays_of(code, y)...)
-    key = (size(y), typeof(y), map(size, p))
+    key = (typeof(y), sizes((y, p...)))
     code.made_for == key || ((code.made, code.made_for) = (arrays_of(code, y), key))
     return Dynamics(code.f, code.vjp, p, code.made...)
+end
+
+"The sizes of arrays in one list, each behind its number of dimensions."
+function sizes(@nospecialize(arrays::Tuple))
+    list = Int[]
+    for x in arrays
+        append!(push!(list, ndims(x)), size(x))
+    end
+    return list
 end
 
 "An exported field's buffers, and its functions with residuals."

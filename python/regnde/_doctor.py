@@ -12,7 +12,7 @@ import torch
 
 from regnde import __version__
 from regnde._engines import engines
-from regnde._engines.julia import runtime
+from regnde._engines.julia import installation
 from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
 from regnde._errors import EngineUnavailable
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
@@ -62,7 +62,7 @@ def install_julia(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = F
     Raises:
         EngineUnavailable: with the reason and the next step, if that does not work.
     """
-    seconds = runtime.install(cuda=cuda, adjoints=adjoints, sdirk=sdirk)
+    seconds = installation.install(cuda=cuda, adjoints=adjoints, sdirk=sdirk)
     lines = [f"Julia is ready: installed, precompiled and started in {seconds:.1f} s"]
     for turn in ("first", "second"):
         works, finding = _try("julia")

@@ -62,14 +62,13 @@ class SolveJob(Job):
         threads = torch.get_num_threads()
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
-            solve = runtime.without_gil(julia.bridge_solve)
-            number = int(solve(*arguments.location, *options, *further, path, threads))
+            number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
             crossings = self.crossings_of(julia, number, int(results[10]))
             steps = table.shape[1] if self.dense else len(crossings)
             pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, table, crossings, pieces, str(julia.bridge_reason(number)) if results[0] else ""
+            return number, table, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
@@ -163,7 +162,7 @@ class LocalJob:
         options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
         def step(julia: Any) -> int:
-            return int(runtime.without_gil(julia.bridge_local)(*arguments.location, *options, path))
+            return int(julia.bridge_local(*arguments.location, *options, path))
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:

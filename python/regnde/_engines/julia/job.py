@@ -112,4 +112,4 @@ def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
 
 def call_for(name: str, *arguments: object) -> None:
     """Calls a function of RegNDE for what it writes."""
-    runtime.call(lambda julia: runtime.without_gil(getattr(julia, name))(*arguments) and None)
+    runtime.call(lambda julia: getattr(julia, name)(*arguments) and None)

@@ -2,8 +2,7 @@
 
 A Julia garbage collection that begins on another Python thread than the one that started Julia
 deadlocks the process. So one worker thread starts it and makes every call; callers wait for that
-thread. What leaves it are plain Python values and plain Python exceptions: a `juliacall.JuliaError`
-asks Julia for its text, and would do so on the wrong thread.
+thread. What leaves it are plain Python values and plain Python exceptions.
 
 This file imports no torch, and juliacall in one function only.
 """
@@ -11,31 +10,24 @@ This file imports no torch, and juliacall in one function only.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
-import urllib.request
 import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from regnde._engines.julia import availability
+from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate
 from regnde._errors import EngineUnavailable
 
 __all__ = [
     "JuliaFailure",
     "call",
     "discard",
-    "install",
     "load",
     "missing_adjoints",
     "missing_cuda",
@@ -44,7 +36,6 @@ __all__ = [
     "running",
     "start",
     "why_not",
-    "without_gil",
 ]
 
 T = TypeVar("T")
@@ -56,20 +47,15 @@ DEFAULTS = {
 }
 
 
-class JuliaFailure(RuntimeError):
-    """An error inside Julia, as text."""
-
-
 class _State:
-    """The worker thread, the Julia module, and the process that they belong to."""
+    """The worker thread, RegNDE's functions, and the process that they belong to."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.executor: ThreadPoolExecutor | None = None
-        self.beginning: Future[tuple[Any, Any]] | None = None  # goes on where the caller that waits is interrupted
+        self.beginning: Future[Entries] | None = None  # goes on where the caller that waits is interrupted
         self.failure: str | None = None  # why Julia did not start; there is one start in a process
-        self.space: Any = None
-        self.module: Any = None
+        self.entries: Entries | None = None
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
@@ -127,7 +113,7 @@ def _of_another_process() -> str | None:
 
 def running() -> bool:
     """Whether Julia has been started, here or in the process that this one is a fork of."""
-    return _state.module is not None
+    return _state.entries is not None
 
 
 def start() -> None:
@@ -150,7 +136,7 @@ def start() -> None:
             _state.executor, _state.pid = ThreadPoolExecutor(1, thread_name_prefix="regnde-julia"), os.getpid()
             _state.beginning = _state.executor.submit(_begin)
         try:
-            _state.space, _state.module = _state.beginning.result()
+            _state.entries = _state.beginning.result()
         except Exception as problem:
             _state.failure = f"Julia does not start: {type(problem).__name__}: {problem}"
             if not _started_elsewhere():  # nothing has begun
@@ -167,38 +153,29 @@ def _take_back_ctrl_c() -> None:
             signal.signal(signal.SIGINT, handler)
 
 
-def _begin() -> tuple[Any, Any]:
-    """On the worker thread: a Julia module of our own, and RegNDE in it."""
+LOAD = """
+try
+    space = Module(:regnde)
+    Base.eval(space, :(import RegNDE))
+    Base.invokelatest(getfield(space, :RegNDE).entries)
+catch exception
+    "ERROR: " * sprint(showerror, exception, catch_backtrace())
+end
+"""
+
+
+def _begin() -> Entries:
+    """On the worker thread: Julia, and RegNDE in a Julia module of our own."""
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
-
-    def load_package() -> tuple[Any, Any]:
-        space = juliacall.newmodule("regnde")
-        module = space.seval("using RegNDE: RegNDE; RegNDE")
-        module.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
-        return space, module
-
-    return _plainly(load_package)
-
-
-def _plainly(function: Callable[[], T]) -> T:
-    """Calls on the worker thread; an error leaves it as text, without a reference into Julia."""
-    try:
-        return function()
-    except Exception as problem:
-        if type(problem).__name__ != "JuliaError":
-            raise
-        text = _explained(problem) or str(problem).strip()
-    raise JuliaFailure(text)
-
-
-def _explained(problem: Any) -> str:
-    """What is wrong with a `JuliaField`, and in which line, without the stack of our own functions; "" for others."""
-    if _state.module is None:
-        return ""
-    return str(_state.module.explained(problem.exception, problem.backtrace))
+    table = evaluate(juliacall.CONFIG["libpath"], LOAD)
+    if table.startswith("ERROR: "):
+        raise JuliaFailure(table.removeprefix("ERROR: "))
+    entries = Entries(table)
+    entries.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
+    return entries
 
 
 def load(*packages: str) -> None:
@@ -209,7 +186,7 @@ def load(*packages: str) -> None:
         return
 
     try:
-        call(lambda _: _state.space.seval("; ".join(f"import {name}" for name in missing)))
+        call(lambda julia: [julia.bridge_load(name) for name in missing] and None)
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
@@ -218,7 +195,7 @@ def load(*packages: str) -> None:
     _state.loaded.update(missing)
 
 
-def call(function: Callable[[Any], T]) -> T:
+def call(function: Callable[[Entries], T]) -> T:
     """Calls `function(RegNDE)` on the worker thread. What it takes and returns are numbers and text.
 
     Raises:
@@ -226,14 +203,15 @@ def call(function: Callable[[Any], T]) -> T:
         KeyboardInterrupt: once Julia has stopped, at its next step.
     """
     start()
-    executor = _state.executor
+    executor, entries = _state.executor, _state.entries
     assert executor is not None
+    assert entries is not None
 
     def run() -> T:
         _state.stop_flag.value = 0
         while _state.discarded:
-            _state.module.bridge_free(_state.discarded.popleft())
-        return _plainly(lambda: function(_state.module))
+            entries.bridge_free(_state.discarded.popleft())
+        return function(entries)
 
     future: Future[T] = executor.submit(run)
     try:
@@ -246,110 +224,6 @@ def call(function: Callable[[Any], T]) -> T:
         del future  # it holds the exception, whose traceback holds this frame
 
 
-def without_gil(function: Any) -> Any:
-    """A function of RegNDE that runs without Python's global lock, so that signals and other threads are served."""
-    return function._jl_call_nogil
-
-
 def discard(number: int) -> None:
     """Lets Julia forget the field or solve of that number, when it is called next. Safe on any thread."""
     _state.discarded.append(number)
-
-
-def _reason(problem: Exception) -> str:
-    """Why an installation failed and what to do, in one line: juliapkg's errors repeat the command that it ran."""
-    if (full := _full_disk()) is not None:
-        return full
-    server = os.environ.get("JULIA_PKG_SERVER") or "https://pkg.julialang.org"
-    choice = (
-        "It needs a network once, or PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project "
-        "that have it."
-    )
-    try:
-        urllib.request.urlopen(server if "://" in server else f"https://{server}", timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except (OSError, ValueError) as unreachable:
-        why = getattr(unreachable, "reason", unreachable)
-        return f"the package server {server} can not be reached ({why}). {_own_julia()}{choice}"
-    if isinstance(problem, subprocess.CalledProcessError):
-        return f"Julia's package manager failed and has said above why. {choice}"
-    return f"{type(problem).__name__}: {problem}".split("\n")[0] + f". {choice}"
-
-
-NEEDED = 4 << 30
-"""Bytes that Julia and its packages take while they are installed."""
-
-
-def _full_disk() -> str | None:
-    """What to do, if the disk that Julia is installed on is full."""
-    depot = os.environ.get("JULIA_DEPOT_PATH", "").split(os.pathsep)[0] or os.path.expanduser("~/.julia")
-    for folder in (depot, sys.prefix):
-        while not os.path.isdir(folder):
-            folder = os.path.dirname(folder)
-        free = shutil.disk_usage(folder).free
-        if free < NEEDED:
-            return (
-                f"{free >> 20} MiB are free on the disk of {folder}, Julia and its packages need about "
-                f"{NEEDED >> 30} GiB: make room, or set JULIA_DEPOT_PATH to a folder on another disk, followed by a "
-                f"{os.pathsep!r}."
-            )
-    return None
-
-
-def _own_julia() -> str:
-    """Which Julia is on the PATH, where one is: juliapkg downloads another if it is too old."""
-    found = shutil.which("julia")
-    if found is None:
-        return ""
-    try:
-        asked = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    version = re.search(r"(\d+)\.(\d+)", asked.stdout)
-    if version is None or (int(version[1]), int(version[2])) >= (1, 10):
-        return ""
-    return f"The Julia on PATH ({found}) is {version[0]}, and 1.10 or newer is needed. "
-
-
-def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> float:
-    """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
-
-    Args:
-        cuda: also the packages that tensors on CUDA devices need.
-        adjoints: also the packages that continuous adjoints and gradients of a `JuliaField` need.
-        sdirk: also the package of the methods trbdf2 and kencarp4.
-
-    Raises:
-        EngineUnavailable: with the reason, if that does not work.
-    """
-    began = time.perf_counter()
-    further = {
-        **(availability.CUDA if cuda else {}),
-        **(availability.ADJOINTS if adjoints else {}),
-        **(availability.SDIRK if sdirk else {}),
-    }
-    missing = (
-        (cuda and missing_cuda() is not None)
-        or (adjoints and missing_adjoints("interpolating") is not None)
-        or (sdirk and missing_sdirk("trbdf2") is not None)
-    )
-    if availability.chosen() == (None, None) and not running() and (missing or not prepared()):
-        if importlib.util.find_spec("juliapkg") is None:
-            raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
-        import juliapkg
-
-        try:
-            for name, uuid in further.items():
-                juliapkg.add(name, uuid, **({"version": v} if (v := availability.VERSIONS.get(name)) else {}))
-            juliapkg.resolve()
-            availability.forget()
-        except KeyboardInterrupt:
-            raise EngineUnavailable(
-                "the installation was interrupted: run the same command again, it goes on where it stopped."
-            ) from None
-        except Exception as problem:
-            raise EngineUnavailable(f"Julia could not be installed: {_reason(problem)}") from None
-    start()
-    load(*further)
-    return time.perf_counter() - began

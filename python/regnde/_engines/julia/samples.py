@@ -52,7 +52,7 @@ class SampleJob(Job):
         arguments.add(*(_place(code) for code in (*self.codes, *self.conditions)))
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, dict[int, str]]:
-            number = int(runtime.without_gil(julia.bridge_samples)(*arguments.location, *options, self.keep, threads))
+            number = int(julia.bridge_samples(*arguments.location, *options, self.keep, threads))
             table = torch.zeros((5, int(results[:, 1].max()), len(y0)), dtype=torch.float64)
             julia.bridge_sample_records(number, table.data_ptr(), table.shape[1])
             crossings = self.crossings_of(julia, number, int(results[:, 10].sum()))
