@@ -112,10 +112,11 @@ def solve(
             whatever their dtype and the state's.
         solver: method, tolerances, gradient, engine; by default `Solver()`.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
-        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, drawn from torch's
-            seed. Solves given the same path see the same noise. Its shape for a state (..., d) is (..., d) for diagonal
-            noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix (..., d, m). For a state of several
-            parts, whose noise is diagonal, it is (N,): one channel for each of the N entries, in their order.
+        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, a function of torch's
+            seed and of the steps. Solves given the same path see the same noise, whatever their steps. Its shape for a
+            state (..., d) is (..., d) for diagonal noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix
+            (..., d, m). For a state of several parts, whose noise is diagonal, it is (N,): one channel for each of the
+            N entries, in their order.
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
