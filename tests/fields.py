@@ -251,6 +251,7 @@ ZOO = (
     Zoo("cross", lambda: ((lambda w: lambda t, y: torch.linalg.cross(y, w.expand_as(y)) * t)(state(3)), state(2, 3))),
     Zoo("picked", lambda: (picked, state(2, 3, 4))),
     Zoo("running sum", lambda: (lambda t, y: y.cumsum(1).sin() * y.cumsum(-1), state(2, 3, 4))),
+    Zoo("running product", lambda: (lambda t, y: y.prod(-1, keepdim=True) * y.cumprod(1) * t, state(2, 3, 4))),
     Zoo("own derivative", lambda: (lambda t, y: Square.apply(y) * t, state(3, 2))),
     Zoo("spiral", lambda: (lambda t, y: y**3 @ SPIRAL, state(3, 2))),
     Zoo("written in place", lambda: (written_in_place, state(3, 2))),

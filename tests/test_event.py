@@ -495,7 +495,7 @@ def test_an_event_of_a_state_of_several_parts_is_given_its_structure(engine: str
 
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
 @pytest.mark.parametrize("method", ["tsit5", "vern7", "rodas5p", "autotsit5"])
-def test_parts_a_stop_an_event_dense_output_and_records_in_one_solve(method: str, gradient: str) -> None:
+def test_parts_a_stop_an_event_dense_output_and_records_in_one_solve(method: str, gradient: str, engine: str) -> None:
     """y = 1 / (1 + k t) is 0.4 at t = 1.5 / k; w = max(0, t - 0.25) bends at the stop."""
     k = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
@@ -506,7 +506,7 @@ def test_parts_a_stop_an_event_dense_output_and_records_in_one_solve(method: str
         field,
         {"y": f64([1.0]), "w": f64([0.0])},
         [0.0, 4.0],
-        Solver(method=method, gradient=gradient, rtol=1e-8, atol=1e-8, engine="torch"),
+        Solver(method=method, gradient=gradient, rtol=1e-8, atol=1e-8, engine=engine),
         stops=[0.25],
         event=Event(lambda t, state: state["y"][0] - 0.4),
         dense=True,

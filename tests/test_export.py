@@ -19,6 +19,7 @@ from julia_evaluator import load, parses
 from operator_fields import OPERATORS
 from problems import MIX
 from regnde import UnsupportedField
+from regnde._engines.julia.capture import plain_attention
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.export import export
 
@@ -130,6 +131,58 @@ def test_a_diffusion_that_is_no_matrix_is_refused() -> None:
 @pytest.mark.parametrize("zoo", ZOO + OPERATORS, ids=str)
 def test_value_and_vjp_equal_torch(zoo: Zoo) -> None:
     check(*made(zoo))
+
+
+NO_SECOND_DERIVATIVE = {"diagonals": "_unique", "distances": "_cdist_backward"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning", "ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("zoo", ZOO + OPERATORS, ids=str)
+def test_jvp_and_its_reverse_equal_torch(zoo: Zoo) -> None:
+    """Against the Jacobian, formed row by row, times the tangents, and against the gradient of that."""
+    field, y = made(zoo)
+    if str(zoo) in NO_SECOND_DERIVATIVE:
+        with pytest.raises(UnsupportedField, match=NO_SECOND_DERIVATIVE[str(zoo)]):
+            export(field, y, name="f", tangents=True)
+        return
+    code = export(field, y, name="f", tangents=True)
+    assert parses(code.source)
+    assert called(code.source) <= BASE | FIELD_NAMES, "names that the code can not see"
+    ct, ydot = torch.randn_like(y), torch.randn_like(y)
+    t, tdot = torch.tensor(0.3, dtype=y.dtype), torch.tensor(0.7, dtype=y.dtype)
+    product, right = product_and_gradients(field, (t, y), (tdot, ydot), ct, code)
+    functions = load(code.source)
+    p, y_ = tuple(julia(x) for x in code.tensors), julia(y)
+    cache = functions["buffers"](y_, y_.shape[-1] if y_.ndim else 1)
+    dy, ybar = np.full_like(y_, np.nan), np.full_like(y_, np.nan)
+    pbar = tuple(np.zeros_like(julia(x)) for x in code.tensors if x.requires_grad)
+    arguments = (tdot.numpy()[()], julia(ydot), t.numpy()[()], y_, p, cache)
+    tolerance = 1e-11 if y.dtype == torch.float64 else 1e-4
+    for times in (1, 2):  # again, with what the first run left in the cache
+        functions["f_jvp!"](dy, *arguments)
+        close([dy], [product], tolerance)
+        functions["f_jvp_vjp!"](ybar, pbar, julia(ct), *arguments)
+        close([ybar, *(x / times for x in pbar)], right, tolerance)
+
+
+def product_and_gradients(
+    field: Field, at: tuple[Tensor, Tensor], tangents: tuple[Tensor, Tensor], ct: Tensor, code: Code
+) -> tuple[Tensor, list[Tensor]]:
+    t, y = (x.clone().requires_grad_() for x in at)
+    with plain_attention():
+        value = field(t, y * 1)
+        wanted = [y, *(x for x, needs in zip(code.tensors, code.needs_gradient, strict=True) if needs)]
+        if not value.requires_grad:
+            return torch.zeros_like(value), [torch.zeros_like(x) for x in wanted]
+        rows = torch.eye(y.numel(), dtype=y.dtype).view(-1, *value.shape)
+        parts = [torch.autograd.grad(value, (t, y), row, create_graph=True, allow_unused=True) for row in rows]
+        terms = [
+            sum(((x * dot).sum() for x, dot in zip(part, tangents, strict=True) if x is not None), 0 * value.sum())
+            for part in parts
+        ]
+        product = torch.stack(terms).view_as(value)
+        found = torch.autograd.grad(product, wanted, ct, allow_unused=True)
+    return product.detach(), [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
 
 
 @pytest.mark.parametrize("zoo", [z for z in ZOO + OPERATORS if z.batched], ids=str)

@@ -53,8 +53,6 @@ class Falling:
 @pytest.mark.parametrize("gradient", ["discrete", "checkpoint"])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_sample_is_as_if_alone(method: str, gradient: str, sign: float, record: str, engine: str) -> None:
-    if engine == "julia" and method == "rosenbrock23":
-        pytest.skip("the Julia engine looks for events with explicit methods")
     problem = Falling(sign)
     options = {"method": method, "rtol": TOLERANCE, "atol": TOLERANCE, "gradient": gradient, "engine": engine}
     options["dt0"] = 0.5  # not one whose error is rounding, from which the next size would follow

@@ -12,15 +12,15 @@ using DiffEqBase: DiffEqBase, DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, LowerTriangular, Symmetric, UnitLowerTriangular, UnitUpperTriangular,
-    UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, logabsdet, lu!, mul!, rmul!
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, UnitLowerTriangular,
+    UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu!, mul!, opnorm, rmul!
 using NaNMath: NaNMath
 using NNlib: NNlib
-using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
+using OrdinaryDiffEqCore: CompositeCache, OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
     handle_tstop!, loopheader!, modify_dt_for_tstops!, ode_addsteps!, ode_interpolant!, perform_step!, set_EEst!,
     sync_controllers!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
-using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
+using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
@@ -50,6 +50,8 @@ include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
 include("reverse.jl")
+include("rosenbrock_step.jl")
+include("rosenbrock_reverse.jl")
 include("sde_step.jl")
 include("sde_reverse.jl")
 include("sde_scheme.jl")

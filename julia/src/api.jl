@@ -97,7 +97,8 @@ Gradient of the discrete solution: given the cotangents of `sol.ys`, `sol.error`
 returns those of the initial state and of the parameters (a tuple like the field's; a pair of tuples
 for an SDE). Times and sizes of the steps are constants.
 
-An implicit method's solution has no such gradient: an `ArgumentError` says so.
+That of an implicit method has a gradient if it is a Rosenbrock method and the field has [`WithTangents`](@ref RegNDE.WithTangents);
+else an `ArgumentError` says so.
 """
 function pullback(sol::Recorded; ys = nothing, error = nothing, stiffness = nothing)
     rec = sol.recording

@@ -105,7 +105,7 @@ the ends of the steps of a method of fixed step size, then the number of fields 
 diffusion that is a matrix, else 0) and parameters,
 and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
-t_last, dt_last, first_error, steps with events. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
+t_last, dt_last, first_error, steps with events, Jacobians, factorisations. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
@@ -139,7 +139,7 @@ end
 function results_of(rec::Recording, fields)
     return (
         findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
-        rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings),
+        rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
     )
 end
 
@@ -256,7 +256,7 @@ end
 
 "The number of slopes in a method's interpolant, and row by row the coefficients of theta, theta^2, ... of each, as text."
 function bridge_interpolant(method_name::String)
-    weights = tableau_of(method(Symbol(method_name))).dense
+    weights = method(Symbol(method_name)).tableau.dense
     return join((size(weights, 1), permutedims(weights)...), ' ')
 end
 

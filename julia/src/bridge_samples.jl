@@ -99,7 +99,7 @@ function bridge_samples_backward(number::Int, address::Int, count::Int)
     bars, like = reshape(y0bar, n, batch), similar(y0bar, shape)
     out = ysbar === nothing ? nothing : reshape(ysbar, n, batch, :)
     columns = piecesbar === nothing ? nothing : reshape(piecesbar, n, :)
-    width = columns === nothing ? 0 : 1 + total(recordings[1].method.tableau)  # pieces of a step
+    width = columns === nothing ? 0 : piece_count(recordings[1].method)
     ends = cumsum([width * length(rec.piece_steps) for rec in recordings])
     lists = shares(recordings)
     added = on_threads(lists) do samples

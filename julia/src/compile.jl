@@ -45,7 +45,7 @@ const FIELD_NAMES = (
 
 A field that was given as source. An exported one has its value and vector-Jacobian product in place,
 functions that make its buffers and tell the sizes of its residuals and, if it has any, the functions of
-[`WithResiduals`](@ref) as a pair; a plain one (`vjp === nothing`) is one function. `space` holds them:
+[`WithResiduals`](@ref) as a pair and its [`WithTangents`](@ref); a plain one (`vjp === nothing`) is one function. `space` holds them:
 the garbage collector does not find a function's type by the function. `made` are the arguments of
 [`Dynamics`](@ref) that depend on the state's size, `made_for`.
 """
@@ -55,17 +55,19 @@ mutable struct Code
     const vjp::Any
     const arrays::Any
     const pair::Any
+    const tangents::Any
     made::Any
     made_for::Any
 end
 
-Code(space, f, vjp = nothing, arrays = nothing, pair = nothing) = Code(space, f, vjp, arrays, pair, nothing, nothing)
+Code(space, f, vjp = nothing, arrays = nothing, pair = nothing, tangents = nothing) =
+    Code(space, f, vjp, arrays, pair, tangents, nothing, nothing)
 
 """
     compile(source, name) -> Code
 
-Evaluates source that defines `name!`, `name_vjp!` and possibly `name_keep!`, `name_back!`, and whose
-value is `(; buffers, residuals)`: `buffers(y, B)` makes the fields' cache for states like `y` of batch
+Evaluates source that defines `name!`, `name_vjp!` and possibly `name_keep!`, `name_back!`, `name_jvp!`,
+`name_jvp_vjp!`, and whose value is `(; buffers, residuals)`: `buffers(y, B)` makes the fields' cache for states like `y` of batch
 size `B`, `residuals(B)` are the residuals' sizes.
 """
 function compile(source::AbstractString, name::AbstractString)
@@ -76,7 +78,8 @@ function compile(source::AbstractString, name::AbstractString)
     arrays = include_string(space, source, "field $name")
     named(suffix) = Core.eval(space, Symbol(name, suffix))
     pair = isdefined(space, Symbol(name, "_keep!")) ? (named("_keep!"), named("_back!")) : nothing
-    return Code(space, named("!"), named("_vjp!"), arrays, pair)
+    tangents = isdefined(space, Symbol(name, "_jvp!")) ? WithTangents(named("_jvp!"), named("_jvp_vjp!")) : nothing
+    return Code(space, named("!"), named("_vjp!"), arrays, pair, tangents)
 end
 
 "What is wrong with a field that a user gave, said to that user."
@@ -120,10 +123,10 @@ end
 "The field over parameters `p` for states like `y`; its buffers are `shared` with the next one of the same sizes."
 function dynamics(code::Code, y, @nospecialize(p::Tuple); shared = true)
     code.vjp === nothing && return plain_dynamics(code, y, p)
-    shared || return Dynamics(code.f, code.vjp, p, arrays_of(code, y)...)
+    shared || return Dynamics(code.f, code.vjp, p, arrays_of(code, y)..., code.tangents)
     key = (typeof(y), sizes((y, p...)))
     code.made_for == key || ((code.made, code.made_for) = (arrays_of(code, y), key))
-    return Dynamics(code.f, code.vjp, p, code.made...)
+    return Dynamics(code.f, code.vjp, p, code.made..., code.tangents)
 end
 
 "The sizes of arrays in one list, each behind its number of dimensions."

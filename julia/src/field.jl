@@ -10,22 +10,24 @@ A field y' = f(t, y; p) with its hand-written vector-Jacobian product:
     the arrays of the tuple `pbar`.
 
 `p` is a tuple of arrays and `cache` whatever the two functions use as scratch. [`WithResiduals`](@ref)
-as a fifth argument saves the reverse some of the work.
+as a fifth argument saves the reverse some of the work, [`WithTangents`](@ref) as a sixth is what the gradient of an
+implicit method needs.
 
     Dynamics(f, p)
 
 A field as a plain function `f(t, y, p...)` returning a new array. Its vector-Jacobian products come
 from Zygote: load it first (`using Zygote`). [`InPlace`](@ref) takes a function that writes its slope.
 """
-struct Dynamics{F, G, P <: Tuple, C, R}
+struct Dynamics{F, G, P <: Tuple, C, R, J}
     f::F
     vjp::G
     p::P
     cache::C
     with_residuals::R
+    with_tangents::J
 end
 
-Dynamics(f, vjp, p::Tuple, cache) = Dynamics(f, vjp, p, cache, nothing)
+Dynamics(f, vjp, p::Tuple, cache, with_residuals = nothing) = Dynamics(f, vjp, p, cache, with_residuals, nothing)
 
 function Dynamics(f, p::Tuple)
     function value!(dy, t, y, p, _)
@@ -81,12 +83,32 @@ function WithResiduals(f, vjp, sizes::Tuple, y)
     return WithResiduals{R, typeof(f), typeof(vjp), typeof(sizes)}(f, vjp, sizes)
 end
 
+"""
+    WithTangents(jvp!, jvp_vjp!)
+
+A field's Jacobian-vector product and its reverse:
+
+  - `jvp!(dy, tdot, ydot, t, y, p, cache)` writes `df/dt * tdot + df/dy * ydot`,
+  - `jvp_vjp!(ybar, pbar, ct, tdot, ydot, t, y, p, cache)` writes the derivative of `ct' * (df/dt * tdot + df/dy * ydot)`
+    by the state to `ybar`, and adds those by the parameters to the arrays of `pbar`.
+"""
+struct WithTangents{F, G}
+    jvp::F
+    vjp::G
+end
+
 "New arrays for residuals."
 acquire!(::Type{V}, functions::WithResiduals) where {V} = map(size -> acquire!(V, size), functions.sizes)
 acquire!(::Type, ::Nothing) = nothing
 
 "Residuals in the type that the compiler can work with."
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
+
+"A field's Jacobian-vector product and its reverse behind function pointers."
+struct Tangents{V, T}
+    jvp::FunctionWrapper{Nothing, Tuple{V, V, V, T, T}}
+    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, V, T, T}}
+end
 
 """
     Field(dynamics, shape, V; columns = 0)
@@ -95,12 +117,14 @@ typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls, and
 keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
-Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`.
+Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`. `tangents` is
+`nothing` where the dynamics have no [`WithTangents`](@ref).
 """
 struct Field{V, T}
     value::FunctionWrapper{Nothing, Tuple{V, V, T, Any}}
     vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
     residuals::FunctionWrapper{Any, Tuple{}}
+    tangents::Union{Nothing, Tangents{V, T}}
     calls::Base.RefValue{Int}
     within::Base.RefValue{Tuple{T, T}}
     columns::Int
@@ -108,7 +132,7 @@ struct Field{V, T}
 end
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
-    (; f, vjp, p, cache, with_residuals) = dynamics
+    (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
     shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
     shaped_value(x) = columns == 0 ? shaped(x) : reshape(x, columns, shape...)
     function value(dy, y, t, residuals)
@@ -123,9 +147,21 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
     end
     T = eltype(V)
     rows = isempty(shape) ? 1 : shape[1]
+    tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
     return Field{V, T}(
-        value, product, () -> acquire!(V, with_residuals), Ref(0), Ref((T(-Inf), T(Inf))), columns, rows
+        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows
     )
+end
+
+tangents_of(::Nothing, _...) = nothing
+
+function tangents_of(functions::WithTangents, ::Type{V}, shaped, pbar, p, cache) where {V}
+    jvp(dy, ydot, y, t, tdot) = (functions.jvp(shaped(dy), tdot, shaped(ydot), t, shaped(y), p, cache); nothing)
+    function vjp(ybar, ct, ydot, y, t, tdot)
+        functions.vjp(shaped(ybar), pbar, shaped(ct), tdot, shaped(ydot), t, shaped(y), p, cache)
+        return nothing
+    end
+    return Tangents{V, eltype(V)}(jvp, vjp)
 end
 
 "Bounds the field's times by those of a segment, or a local step."
@@ -160,6 +196,51 @@ function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) 
     field.vjp(ybar, ct, y, time_within(field, t), residuals)
     return ybar
 end
+
+"Writes the derivative of the slope at (t, y) along (tdot, ydot) to `dy`."
+function jvp!(dy::V, field::Field{V, T}, tdot, ydot::V, t, y::V) where {V, T}
+    field.tangents.jvp(dy, ydot, y, time_within(field, t), T(tdot))
+    return dy
+end
+
+"Writes the cotangent of `y` for the cotangent `ct` of [`jvp!`](@ref), and adds those of the parameters."
+function jvp_vjp!(ybar::V, field::Field{V, T}, ct::V, tdot, ydot::V, t, y::V) where {V, T}
+    field.tangents.vjp(ybar, ct, ydot, y, time_within(field, t), T(tdot))
+    return ybar
+end
+
+"Writes the derivatives of the slope by the state and by the time; `scratch` is an array like the state."
+function derivatives!(jacobian, by_time, field::Field, t, y, scratch)
+    jacobian!(jacobian, field, t, y, scratch, by_time)
+    return jvp!(by_time, field, 1, fill!(scratch, 0), t, y)
+end
+
+function jacobian!(jacobian, field::Field, t, y, unit, column)
+    fill!(unit, 0)
+    for j in eachindex(y)
+        unit[j] = 1
+        copyto!(view(jacobian, :, j), jvp!(column, field, 0, unit, t, y))
+        unit[j] = 0
+    end
+    return jacobian
+end
+
+"The derivatives of a field in the form that SciMLBase's functions are called, with two scratch arrays; `calls` are those of the first."
+struct Derivatives{V, T}
+    field::Field{V, T}
+    scratch::Tuple{V, V}
+    calls::Base.RefValue{Int}
+end
+
+Derivatives(field::Field, y) = Derivatives(field, (similar(y), similar(y)), Ref(0))
+
+function by_state!(d::Derivatives, jacobian, y, t)
+    d.calls[] += 1
+    jacobian!(jacobian, d.field, t, y, d.scratch...)
+    return nothing
+end
+
+by_time!(d::Derivatives, dT, y, t) = (jvp!(dT, d.field, 1, fill!(d.scratch[1], 0), t, y); nothing)
 
 """
     RightHandSide(field, slopes = [], arguments = [], residuals = [], count = length(slopes))

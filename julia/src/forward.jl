@@ -69,7 +69,7 @@ an implicit method made it. `ys`: the saved states as columns. `status`: `:succe
 `:underflow` or `:steps`, with `reason`, or `:event`. `first_error`: estimate of the first accepted step, whether or
 not the others are recorded; NaN without one. `crossings`: the steps with events. `pieces`: of these steps, or of all,
 the `piece_steps`, what the interpolant is made of: state at the start and all slopes, or both ends' states of a
-stochastic method. `tape`: what the reverse sweep needs.
+stochastic method. `tape`: what the reverse sweep needs. `jacobians` and `factorisations` count those of implicit methods.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
@@ -90,6 +90,8 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     const tape::Vector{K}
     saved::Int
     rejected::Int
+    jacobians::Int
+    factorisations::Int
     dt_first::Float64
     t_last::Float64
     dt_last::Float64
@@ -102,7 +104,7 @@ function Recording(method, settings, times, y0, ys)
     segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
         method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
+        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], 0, 0, 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -123,7 +125,7 @@ const SILENT = DEVerbosity(SciMLLogging.None())
 
 """
 Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusion of an SDE. `conditions`: the
-[`Conditions`](@ref) whose zeros are looked for, with explicit methods.
+[`Conditions`](@ref) whose zeros are looked for, with explicit and Rosenbrock methods.
 """
 function forward!(rec::Recording, fields...; noise = nothing, conditions = nothing)
     save_start!(rec)
@@ -139,6 +141,7 @@ function forward!(rec::Recording, fields...; noise = nothing, conditions = nothi
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
     run!(rec, integrator, steps, fields)
+    rec.jacobians, rec.factorisations = counts(steps, integrator)
     release!(steps)
     return rec
 end

@@ -13,20 +13,35 @@ end
     local_step(method, settings, fields, y, t, t_end, h = NaN; noise) -> LocalStep
 
 One step of size `h`, cut at `t_end`, in the settings' first segment if they have one; with NaN the size is
-the first-step heuristic's at (t, y). An implicit method's local step is made by tsit5. An SDE's takes its
-increments from the path `noise`, a function like a [`PathNoise`](@ref)'s source.
+the first-step heuristic's at (t, y). The local step of an implicit method that is not differentiated is made by tsit5.
+An SDE's takes its increments from the path `noise`, a function like a [`PathNoise`](@ref)'s source.
 """
 function local_step(
-        m::Union{RungeKutta, Implicit}, settings::Settings, (field,), y, t, t_end, h = NaN; noise = nothing
+        m::Union{RungeKutta, Implicit, Rosenbrock}, settings::Settings, (field,), y, t, t_end, h = NaN; noise = nothing
     )
-    tableau = tableau_of(m)
+    if !(m isa RungeKutta || (m isa Rosenbrock && field.tangents !== nothing))
+        return local_step(METHODS[:tsit5], settings, (field,), y, t, t_end, h)
+    end
+    tableau = m.tableau
     confine!((field,), settings)
     h, t1 = local_size(isnan(h) ? initial_size(m, settings, field, y, t, t_end) : h, t, t_end)
-    step = keep_residuals!(Step(tableau, y), tableau, field)
-    copyto!(step.arguments[1], y)
-    evaluate!(step.k[1], field, t, y, step.residuals[1])
+    step = started(m, field, y, t)
     take_step!(step, tableau, field, t, h, t1)
     return LocalStep(tableau, settings, step, estimates!(step, tableau, settings.rtol, settings.atol)...)
+end
+
+"A step that is ready to be taken from (t, y)."
+function started(m::RungeKutta, field, y, t)
+    step = keep_residuals!(Step(m.tableau, y), m.tableau, field)
+    copyto!(step.arguments[1], y)
+    evaluate!(step.k[1], field, t, y, step.residuals[1])
+    return step
+end
+
+function started(m::Rosenbrock, field, y, t)
+    step = RosenbrockStep(m.tableau, y)
+    copyto!(step.arguments[1], y)
+    return step
 end
 
 function local_step(m::StochasticMethod, settings::Settings, (drift, diffusion), y, t, t_end, h = NaN; noise)
@@ -58,12 +73,12 @@ end
 
 "The size that a fresh solve from (t, y) would begin with."
 function initial_size(m, settings::Settings, field, y, t, t_end)
-    algorithm = m isa Implicit ? Tsit5() : m.algorithm
-    problem = ODEProblem(ODEFunction{true, FullSpecialize}(RightHandSide(field)), y, (t, t_end))
+    derivatives = m isa Rosenbrock ? Derivatives(field, y) : nothing
+    problem = ODEProblem(functions(RightHandSide(field), derivatives), y, (t, t_end))
     dtmax = min(settings.dt_max, abs(t_end - t))
-    integrator = init(problem, algorithm; tolerances(settings, y)..., dtmax)
+    integrator = init(problem, m.algorithm; tolerances(settings, y)..., dtmax)
     # a fresh solve evaluates an FSAL method's first stage; here the step itself does
-    tableau_of(m).fsal && (field.calls[] -= 1)
+    m.tableau.fsal && (field.calls[] -= 1)
     return integrator.dt
 end
 
@@ -82,7 +97,7 @@ end
 Writes the cotangent of the state that the step started from; parameter cotangents are added. With
 `freeze` the first stage is a constant (a stochastic method has none that is carried over).
 """
-function reverse!(ybar, here::LocalStep{<:Step}, (field,), Ebar, Sbar; freeze = false)
+function reverse!(ybar, here::LocalStep{<:Union{Step, RosenbrockStep}}, (field,), Ebar, Sbar; freeze = false)
     (; tableau, settings, step) = here
     confine!((field,), settings)
     rev = Reverse(tableau, ybar)

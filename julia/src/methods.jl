@@ -39,13 +39,26 @@ StochasticScheme(algorithm, name::Symbol, code = nothing) = StochasticScheme(alg
 
 const StochasticMethod = Union{StochasticRungeKutta, StochasticScheme}
 
-"An implicit method, or one that switches to one: records are read back, not differentiated."
+"""
+    Rosenbrock(algorithm, tableau, explicit = nothing)
+
+A Rosenbrock method, or one that switches between it and the method `explicit`: likewise, for fields with tangents.
+"""
+struct Rosenbrock{A, E <: Union{Nothing, Tableau}} <: Method
+    algorithm::A
+    tableau::RosenbrockTableau
+    explicit::E
+end
+
+Rosenbrock(algorithm, name::Symbol, explicit = nothing) = Rosenbrock(algorithm, RosenbrockTableau(name), explicit)
+
+"An implicit method whose records are read back, not differentiated."
 struct Implicit{A} <: Method
     algorithm::A
     name::Symbol
 end
 
-# Fields are type-erased, hence no dual numbers: Jacobians by finite differences.
+# Fields are type-erased, hence no dual numbers: without tangents Jacobians are finite differences.
 finite(algorithm) = algorithm(autodiff = AutoFiniteDiff())
 
 const METHODS = Dict{Symbol, Method}(
@@ -84,9 +97,10 @@ const METHODS = Dict{Symbol, Method}(
     :lambaem => StochasticScheme(LambaEM(), :lambaem, LambaEMConstantCache()),
     :lambaeulerheun => StochasticScheme(LambaEulerHeun(), :lambaeulerheun, LambaEulerHeunConstantCache()),
     :lambaeulerheun_matrix => StochasticScheme(LambaEulerHeun(), :lambaeulerheun_matrix, :own),
-    :rosenbrock23 => Implicit(finite(Rosenbrock23), :rosenbrock23),
-    :rodas5p => Implicit(finite(Rodas5P), :rodas5p),
-    :autotsit5 => Implicit(AutoTsit5(finite(Rosenbrock23)), :autotsit5),
+    :rosenbrock23 => Rosenbrock(finite(Rosenbrock23), :rosenbrock23),
+    :rodas4 => Rosenbrock(finite(Rodas4), :rodas4),
+    :rodas5p => Rosenbrock(finite(Rodas5P), :rodas5p),
+    :autotsit5 => Rosenbrock(AutoTsit5(finite(Rosenbrock23)), :rosenbrock23, TSIT5),
 )
 
 "Methods of an extension, and the package that brings them: its own loading and compiling are long."
@@ -114,12 +128,13 @@ function controller((name, constants), algorithm)
     return PIController(Float64, algorithm; beta1 = x[1], beta2 = x[2], qoldinit = x[3], bounds...)
 end
 
+"What the interpolant of a step is made of: this many arrays like the state, itself at the start and slopes."
+piece_count(m::RungeKutta) = 1 + total(m.tableau)
+piece_count(m::Rosenbrock) = 1 + (m.explicit === nothing ? m.tableau.stages : max(m.tableau.stages, total(m.explicit)))
+
 "Whether the method has an error estimate and thus adapts its step."
 adapts(m::StochasticRungeKutta) = m.tableau.adaptive
 adapts(m::StochasticScheme) = estimates_error(m.scheme)
 adapts(::FixedStep) = false
 adapts(::Method) = true
 
-tableau_of(m::Union{RungeKutta, StochasticRungeKutta}) = m.tableau
-# An implicit method's local record is a tsit5 step, as in the code of Pal et al. (ICML 2023).
-tableau_of(::Implicit) = TSIT5

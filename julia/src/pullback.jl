@@ -41,18 +41,18 @@ function reverse!(y0bar, rec::Recording, args...)
 end
 
 function sweep!(
-        y0bar::V, rec::Recording{V, <:RungeKutta}, field::Field, cotangents::Cotangents
+        y0bar::V, rec::Recording{V, <:Union{RungeKutta, Rosenbrock}}, field::Field, cotangents::Cotangents
     ) where {V}
-    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
-    again = rec.settings.keep === :states
-    step = again ? keep_residuals!(Step(tableau, rec.y0), tableau, field) : empty_step(tableau, rec.y0)
+    (; rtol, atol) = rec.settings
+    steps = step_buffers(rec, field)
     dense = cotangents.pieces !== nothing
-    rev = Reverse(tableau, rec.y0, dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs))
+    inner = dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs)
+    rev = reverse_buffers(rec.method, rec.y0, inner)
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
         confine!(field, rec.segments[segment_at(rec, rec.t[n])])
-        recall!(step, rec.tape[n], tableau, field)
+        step, tableau = recall!(steps, rec, n, field)
         first = first_output(rec, n, last)
         inside = interior(rec, cotangents, tableau, first, last, rec.y0)
         pieces = pieces_of(rec, cotangents, n)
@@ -62,17 +62,55 @@ function sweep!(
             rev, step, tableau, field, rtol, atol; Ebar = cotangent_of(cotangents.error, n),
             Sbar = cotangent_of(cotangents.stiffness, n), outputs = inside, pieces
         )
-        if n == 1 || segment_at(rec, rec.t[n - 1]) != segment_at(rec, rec.t[n])  # no stage is carried over a stop
-            reverse_first_stage!(rev, field, step)
-            n == 1 || cotangents.stops === nothing || reverse_stop!(cotangents.stops, rev, rec, field, step, n)
-        end
+        anew = n == 1 || segment_at(rec, rec.t[n - 1]) != segment_at(rec, rec.t[n])
+        # no stage is carried over a stop, or to another method
+        (anew || implicit(rec, n - 1) != implicit(rec, n)) && reverse_first_stage!(rev, field, step)
+        anew && n > 1 && cotangents.stops !== nothing && reverse_stop!(cotangents.stops, rev, rec, field, step, n)
         last = first - 1
     end
     add_outputs!(rev.lam, rec, cotangents, 1, last)
     copyto!(y0bar, rev.lam)
     release!(rev)
-    again && release!(step)
+    rec.method isa RungeKutta && rec.settings.keep === :states && release!(steps)
     return y0bar
+end
+
+"Whether an implicit method made step `n`."
+implicit(rec::Recording, n) = !isempty(rec.implicit) && rec.implicit[n]
+
+"Buffers of the steps of a solve."
+function step_buffers(rec::Recording{<:AbstractVector, <:RungeKutta}, field)
+    tableau = rec.method.tableau
+    again = rec.settings.keep === :states
+    return again ? keep_residuals!(Step(tableau, rec.y0), tableau, field) : empty_step(tableau, rec.y0)
+end
+
+function step_buffers(rec::Recording{<:AbstractVector, <:Rosenbrock}, field)
+    (; explicit, tableau) = rec.method
+    field.tangents === nothing && throw(
+        ArgumentError("the gradient of an implicit method needs the field's Jacobian-vector product: `WithTangents`")
+    )
+    tsit5 = explicit === nothing ? nothing : keep_residuals!(Step(explicit, rec.y0), explicit, field)
+    return tsit5, RosenbrockStep(tableau, rec.y0)
+end
+
+"Buffers of their reverse; `inside`: also of the stages of an interpolant."
+reverse_buffers(m::RungeKutta, y, inside) = Reverse(m.tableau, y, inside)
+reverse_buffers(m::Rosenbrock, y, _) = Reverse(piece_count(m) - 1, y)
+
+"Brings step `n` back; returns it with its method's coefficients."
+recall!(step::Step, rec::Recording, n, field) =
+    (recall!(step, rec.tape[n], rec.method.tableau, field), rec.method.tableau)
+
+function recall!((explicit, step)::Tuple, rec::Recording, n, field)
+    t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
+    if rec.implicit[n]
+        copyto!(step.arguments[1], rec.tape[n])
+        return take_step!(step, rec.method.tableau, field, t, h, t1), rec.method.tableau
+    end
+    copyto!(explicit.arguments[1], rec.tape[n])
+    evaluate!(explicit.k[1], field, t, explicit.arguments[1], explicit.residuals[1])
+    return take_step!(explicit, rec.method.explicit, field, t, h, t1), rec.method.explicit
 end
 
 "The index of the segment that a time lies in; a stop belongs to the segment that it ends."
@@ -85,11 +123,11 @@ end
 Adds the cotangent of the stop where step `n` begins: where the stop moves, the state there moves with the slope
 before it, and from there on against the slope after it, which is the step's first. Evaluates the former.
 """
-function reverse_stop!(stopsbar, rev::Reverse, rec::Recording, field, step::Step, n)
+function reverse_stop!(stopsbar, rev::Reverse, rec::Recording, field, step, n)
     here = segment_at(rec, rec.t[n - 1])
     confine!(field, rec.segments[here])
     evaluate!(rev.x, field, rec.t[n - 1], step.arguments[1])
-    stopsbar[here] += dot(rev.lam, rev.x) - dot(rev.lam, step.k[1])
+    stopsbar[here] += dot(rev.lam, rev.x) - dot(rev.lam, first_slope(step))
     return nothing
 end
 
@@ -170,7 +208,7 @@ end
 function pieces_of(rec::Recording, cotangents, n)
     place = cotangents.pieces === nothing ? (1:0) : searchsorted(rec.piece_steps, n)
     isempty(place) && return ()
-    count = 1 + total(rec.method.tableau)
+    count = piece_count(rec.method)
     return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(first(place) * count))
 end
 

@@ -31,10 +31,19 @@ end
 
 const StochasticRecorder = Union{SDERecorder, SchemeRecorder}
 
-"Estimates and interpolant of an integrator whose step is not described by a tableau here."
+"Estimates and interpolant of an integrator whose step is not described by a tableau here, and a scratch array."
 struct IntegratorRecorder{V, T}
-    step::Step{V}
+    scratch::V
     rhs::RightHandSide{V, T}
+end
+
+"The steps of a Rosenbrock method, and of the explicit one that it may switch to; `derivatives` of a field with tangents."
+mutable struct RosenbrockRecorder{V, T, S, E, D}
+    const implicit::S
+    const explicit::E
+    const rhs::RightHandSide{V, T}
+    const derivatives::D
+    watch::Union{Nothing, Watch{V, T}}
 end
 
 "Gives the step's stages arrays for their residuals."
@@ -61,14 +70,31 @@ function recorder(m::StochasticScheme, settings, y0, drift::Field, diffusion::Fi
     return SchemeRecorder(m.code, RightHandSide(drift), RightHandSide(diffusion), step, m.scheme)
 end
 
-recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(Step(TSIT5, y0), RightHandSide(field))
+recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(similar(y0), RightHandSide(field))
+
+function recorder(m::Rosenbrock, settings, y0::V, field::Field{V, T}) where {V, T}
+    implicit, explicit = RosenbrockStep(m.tableau, y0), m.explicit === nothing ? nothing : Step(m.explicit, y0)
+    derivatives = field.tangents === nothing ? nothing : Derivatives(field, y0)
+    return RosenbrockRecorder{V, T, typeof(implicit), typeof(explicit), typeof(derivatives)}(
+        implicit, explicit, RightHandSide(field), derivatives, nothing
+    )
+end
 
 "Looks for the zeros of conditions from the start of the solve on."
-watch!(recorder::StageRecorder, conditions::Conditions, rec) =
+watch!(recorder::Union{StageRecorder, RosenbrockRecorder}, conditions::Conditions, rec) =
     recorder.watch = Watch(conditions, rec.times[1], rec.y0)
 watch!(_, ::Nothing, _) = nothing
 
 functions(recorder) = ODEFunction{true, FullSpecialize}(recorder.rhs)
+functions(recorder::RosenbrockRecorder) = functions(recorder.rhs, recorder.derivatives)
+functions(rhs, ::Nothing) = ODEFunction{true, FullSpecialize}(rhs)
+
+function functions(rhs, derivatives::Derivatives)
+    jac(J, y, _, t) = by_state!(derivatives, J, y, t)
+    tgrad(dT, y, _, t) = by_time!(derivatives, dT, y, t)
+    return ODEFunction{true, FullSpecialize}(rhs; jac, tgrad)
+end
+
 functions(recorder::StochasticRecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)
 
 "Called before an attempt: notes which stage's slope is evaluated first."
@@ -79,7 +105,13 @@ function before_attempt!(recorder::StageRecorder)
     return nothing
 end
 before_attempt!(recorder::SDERecorder) = recorder.rhs.slot[] = 1
-before_attempt!(::Union{SchemeRecorder, IntegratorRecorder}) = nothing
+before_attempt!(::Union{SchemeRecorder, IntegratorRecorder, RosenbrockRecorder}) = nothing
+
+"Jacobians and factorisations of a solve."
+counts(_, _) = 0, 0
+counts(::IntegratorRecorder, integrator) = integrator.stats.njacs, integrator.stats.nw
+counts(recorder::RosenbrockRecorder, integrator) =
+    recorder.derivatives === nothing ? integrator.stats.njacs : recorder.derivatives.calls[], integrator.stats.nw
 
 "Makes an attempt: by the integrator's own code, where the method does not say otherwise."
 attempt!(_, integrator) = perform_step!(integrator, integrator.cache)
@@ -107,7 +139,7 @@ function start_anew!(recorder::StageRecorder, integrator)
     rhs.slot[] = 1  # the integrator evaluates the first stage before `before_attempt!` is called
     return derivative_discontinuity!(integrator, true)
 end
-start_anew!(::IntegratorRecorder, integrator) = derivative_discontinuity!(integrator, true)
+start_anew!(::Union{IntegratorRecorder, RosenbrockRecorder}, integrator) = derivative_discontinuity!(integrator, true)
 start_anew!(::StochasticRecorder, _) = nothing
 
 "Releases the memory that the tape has not taken."
@@ -138,19 +170,23 @@ function add_step!(rec::Recording, recorder::StageRecorder)
     again = !adapts(rec.method) && rec.settings.keep === :stages
     interpolant!() = ready[] || (extra_stages!(step, tableau, rhs.field; keep = again); ready[] = true)
     inside(theta) = (interpolant!(); dense_output!(step.scratch, step, tableau, theta))
-    found = watch === nothing ? nothing :
-        crossing(time -> inside((time - t) / h), watch, accepted(rec), t, t1, step.y1)
+    pieces() = (interpolant!(); (step.arguments[1], step.k...))
+    look_inside!(inside, pieces, rec, watch, t, h, t1, step.y1)
+    return ready[]
+end
+
+"Looks for events in a step, keeps its `pieces()` where they are asked for, and saves the states `inside(theta)`."
+function look_inside!(inside, pieces, rec::Recording, watch, t, h, t1, y1)
+    found = watch === nothing ? nothing : crossing(time -> inside((time - t) / h), watch, accepted(rec), t, t1, y1)
     if rec.settings.dense || found !== nothing
-        interpolant!()
-        foreach(x -> push!(rec.pieces, copy(x)), (step.arguments[1], step.k...))
+        foreach(x -> push!(rec.pieces, copy(x)), pieces())
         push!(rec.piece_steps, accepted(rec))
     end
     if found !== nothing
         push!(rec.crossings, found)
         stops(watch.conditions, found) && (rec.status = :event)
     end
-    save_outputs!(inside, rec, t, h, t1, step.y1)
-    return ready[]
+    return save_outputs!(inside, rec, t, h, t1, y1)
 end
 
 "Keeps the step itself, or a copy of the state at its start; tells whether the tape has taken the stages."
@@ -241,36 +277,67 @@ taped(m::StochasticScheme, y, noise) = has_second(m.scheme) ? [y; noise.dW; nois
 taped(::StochasticRungeKutta, y, noise) = [y; noise.dW; noise.dZ]
 
 function record_step!(rec::Recording, recorder::IntegratorRecorder, integrator, t, h, t1)
-    step = recorder.step
     push_step!(rec, h, t1)
-    switching = rec.method.name === :autotsit5
-    implicit = !switching || integrator.cache.current == 2
-    push!(rec.implicit, implicit)
-    if rec.settings.record
-        push!(rec.error, error_of(integrator))
-        switching && push!(rec.stiffness, switching_stiffness!(step, integrator, h, implicit))
-    end
+    push!(rec.implicit, true)
+    rec.settings.record && push!(rec.error, error_of(integrator))
     rec.settings.keep === :nothing || push!(rec.tape, copy(integrator.uprev))
     save_outputs!(rec, t, h, t1, integrator.u) do theta
         next = integrator.dt
         integrator.dt = h  # the interpolant measures theta in this
         ode_addsteps!(integrator)
-        ode_interpolant!(step.scratch, theta, integrator, nothing, Val{0})
+        ode_interpolant!(recorder.scratch, theta, integrator, nothing, Val{0})
         integrator.dt = next
-        step.scratch
+        recorder.scratch
     end
     return rec
 end
 
-"While tsit5 is active its stages' quotient, else the norm of the Jacobian that the implicit method has."
-function switching_stiffness!(step::Step, integrator, h, implicit)
-    implicit && return Float64(integrator.eigen_est)
-    cache = integrator.cache.caches[1]
-    for (i, name) in enumerate((:k1, :k2, :k3, :k4, :k5, :k6, :k7))
-        copyto!(step.k[i], getproperty(cache, name))
-    end
+function record_step!(rec::Recording{V}, recorder::RosenbrockRecorder, integrator, t, h, t1) where {V}
+    cache, implicit = active(integrator.cache)
+    step, tableau = implicit ? (recorder.implicit, rec.method.tableau) : (recorder.explicit, rec.method.explicit)
+    step.t, step.h, step.t1 = t, h, t1
     copyto!(step.arguments[1], integrator.uprev)
     copyto!(step.y1, integrator.u)
-    shifted!(step.arguments[6], step.arguments[1], step.k, view(TSIT5.a, 6, :), h, 5)
-    return stiffness_estimate(step, TSIT5)
+    read_stages!(step, tableau, cache)
+    push_step!(rec, h, t1)
+    push!(rec.implicit, implicit)
+    if rec.settings.record
+        push!(rec.error, error_of(integrator))
+        push!(rec.stiffness, stiffness_estimate(step, tableau))
+    end
+    rec.settings.keep === :nothing || push!(rec.tape, copyto!(acquire!(V, length(rec.y0)), integrator.uprev))
+    inside(theta) = dense_output!(step.scratch, step, tableau, theta)
+    function pieces()
+        slopes = [scale_of(step) / h * k for k in step.k]
+        return [[step.arguments[1]]; slopes; [zero(step.y1) for _ in (length(slopes) + 2):piece_count(rec.method)]]
+    end
+    look_inside!(inside, pieces, rec, recorder.watch, t, h, t1, step.y1)
+    return rec
+end
+
+"The cache of the method that made the last attempt, and whether that is an implicit one."
+active(cache::CompositeCache) = cache.caches[cache.current], cache.current == 2
+active(cache) = cache, true
+
+"Copies what the integrator has left of the stages, and the Jacobian."
+function read_stages!(step::RosenbrockStep, tableau, cache)
+    k, scaled = step.k, step.h * tableau.gamma
+    copyto!(step.jacobian, cache.J)
+    if hasproperty(cache, :ks)
+        foreach(copyto!, k, cache.ks)
+    else  # those of Rosenbrock23 are slopes
+        k₁, k₂, k₃ = cache.k₁, cache.k₂, cache.k₃
+        @. k[1] = scaled * k₁
+        @. k[2] = scaled * (k₂ - k₁)
+        @. k[3] = scaled * (k₃ - (6 + sqrt(2)) * (k₂ - k₁) - 2 * k₁)
+    end
+    return step
+end
+
+"Likewise the slopes of tsit5, and the two arguments that its stiffness estimate needs."
+function read_stages!(step::Step, tableau, cache)
+    (; k, arguments, h) = step
+    foreach(copyto!, k, (cache.k1, cache.k2, cache.k3, cache.k4, cache.k5, cache.k6, cache.k7))
+    shifted!(arguments[6], arguments[1], k, view(tableau.a, 6, :), h, 5)
+    return step
 end

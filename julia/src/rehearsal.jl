@@ -60,7 +60,7 @@ SciMLSensitivity's `adjoint`.
 """
 function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     y0, times, p = layer_data(T)
-    results, ys, y0bar, pbar = zeros(11), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
+    results, ys, y0bar, pbar = zeros(13), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
     ysbar, discrete, code = ones(T, size(ys)), adjoint == "", next_number()
     CODES[code] = layer_code()
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin

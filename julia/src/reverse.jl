@@ -26,7 +26,8 @@ function Reverse(count::Int, y::V) where {V}
     )
 end
 
-Reverse(tableau::Tableau, y, inside = true) = Reverse(inside ? total(tableau) : tableau.stages, y)
+Reverse(tableau::Union{Tableau, RosenbrockTableau}, y, inside = true) =
+    Reverse(inside ? total(tableau) : tableau.stages, y)
 
 function release!(rev::Reverse)
     foreach(release!, rev.kbar)
@@ -51,7 +52,7 @@ function reverse_step!(
     n = tableau.stages
     m = isempty(outputs) && isempty(pieces) ? n : total(tableau)
     start_reverse!(rev, m)
-    isempty(pieces) || add_pieces!(rev, pieces, m)
+    isempty(pieces) || add_pieces!(rev, pieces, m, 1)
     (; kbar, gbar, ybar, k_live, g_live) = rev
     T, h = eltype(ybar), step.h
     Ebar == 0 || error_pullback!(rev, step, tableau, rtol, atol, Ebar)
@@ -68,7 +69,7 @@ function reverse_step!(
         spread!(rev, tableau.b, h, rev.lam, n)
     end
     for i in m:-1:2
-        gather!(rev, tableau.a, h, i, m)
+        gather!(rev, tableau.a, gbar, h, i, m)
         if k_live[i]
             out = g_live[i] ? rev.x : gbar[i]
             time = stage_time(tableau.c[i], step.t, h, step.t1)
@@ -79,7 +80,7 @@ function reverse_step!(
         end
     end
     foreach(i -> add!(ybar, one(T), gbar[i]), 2:m)
-    gather!(rev, tableau.a, h, 1, m)
+    gather!(rev, tableau.a, gbar, h, 1, m)
     copyto!(rev.carry, kbar[1])
     rev.carry_live[] = k_live[1] && !freeze
     copyto!(rev.lam, ybar)
@@ -87,12 +88,13 @@ function reverse_step!(
     return rev
 end
 
-"Adds the cotangents of the state at the start and of the first `m` slopes."
-function add_pieces!(rev::Reverse, pieces, m)
+"Adds the cotangents of the state at the start and of the first `m` slopes, `factor` times `k`."
+function add_pieces!(rev::Reverse, pieces, m, factor)
     (; kbar, ybar, x, k_live) = rev
     T = eltype(x)
     for i in 0:m
-        add!(i == 0 ? ybar : touch!(kbar, k_live, i), one(T), copyto!(x, view(pieces, :, i + 1)))
+        copyto!(x, view(pieces, :, i + 1))
+        i == 0 ? add!(ybar, one(T), x) : add!(touch!(kbar, k_live, i), T(factor), x)
     end
     return rev
 end
@@ -129,19 +131,19 @@ function spread!(rev::Reverse, weights, h, v, count)
     return rev
 end
 
-"Adds what the later stages' arguments pass on to slope `i`."
-function gather!(rev::Reverse, a, h, i, count)
+"Adds what the later stages' arguments, or equations, with cotangents `bars` pass on to slope `i`."
+function gather!(rev::Reverse, a, bars, h, i, count)
     any(l -> a[l, i] != 0, (i + 1):count) || return rev
-    accumulate!(touch!(rev.kbar, rev.k_live, i), view(a, :, i), rev.gbar, h, count)
+    accumulate!(touch!(rev.kbar, rev.k_live, i), view(a, :, i), bars, h, count)
     return rev
 end
 
-function error_pullback!(rev::Reverse, step::Step, tableau, rtol, atol, Ebar)
+function error_pullback!(rev::Reverse, step, tableau, rtol, atol, Ebar)
     E = error_estimate!(step, tableau, rtol, atol)
     E == 0 && return rev
     scale = Ebar / (length(rev.x) * E)
     ratio_pullback!(rev.x, rev.ybar, rev.lam, step.scratch, step.arguments[1], step.y1, rtol, atol, scale)
-    spread!(rev, tableau.btilde, step.h, rev.x, tableau.stages)
+    spread!(rev, tableau.btilde, scale_of(step), rev.x, tableau.stages)
     return rev
 end
 

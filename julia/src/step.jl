@@ -63,8 +63,8 @@ end
 @inline tolerance(size, rtol, atol) = atol + rtol * size
 
 "The embedded error over the tolerance, r = (h sum btilde_j k_j) / (atol + rtol max(|y|, |y1|)), entrywise."
-function error_ratio!(out, step::Step, tableau, rtol, atol)
-    weighted!(out, step.k, tableau.btilde, step.h, tableau.stages)
+function error_ratio!(out, step, tableau, rtol, atol)
+    weighted!(out, step.k, tableau.btilde, scale_of(step), tableau.stages)
     return divided!(out, step.arguments[1], step.y1, rtol, atol)
 end
 
@@ -98,7 +98,7 @@ end
 const SAFE_SQUARES = (1.0e-280, 1.0e300)  # sums of squares of which no term that counts is out of range
 
 "Local error estimate E = rms(r), r as in [`error_ratio!`](@ref), which is left in `step.scratch`."
-error_estimate!(step::Step, tableau, rtol, atol) = rms(error_ratio!(step.scratch, step, tableau, rtol, atol))
+error_estimate!(step, tableau, rtol, atol) = rms(error_ratio!(step.scratch, step, tableau, rtol, atol))
 
 "Rms of a change of the slope over that of the state; 0 where the state did not change."
 function stiffness_quotient(slope_change, state_change)
@@ -134,8 +134,8 @@ function extra_stages!(step::Step{V}, tableau::Tableau, field; keep = false) whe
 end
 
 "Sets `out` to the state at t + theta h, after [`extra_stages!`](@ref)."
-dense_output!(out, step::Step, tableau, theta) =
-    shifted!(out, step.arguments[1], step.k, dense_weights(tableau, theta), step.h)
+dense_output!(out, step, tableau, theta) =
+    shifted!(out, step.arguments[1], step.k, dense_weights(tableau, theta), scale_of(step))
 
 "Weights of the stages in the state at t + theta h."
-dense_weights(tableau::Tableau, theta) = tableau.dense * [theta^p for p in axes(tableau.dense, 2)]
+dense_weights(tableau, theta) = tableau.dense * [theta^p for p in axes(tableau.dense, 2)]

@@ -30,8 +30,33 @@ struct Tableau
     pair::Bool
 end
 
+"""
+    RosenbrockTableau(name)
+
+The Rosenbrock method of that name in tableaux.toml, in the form that multiplies no vector by the Jacobian: for
+y' = f(t, y) the stages u_i solve
+
+    (1 / (gamma h) - J) u_i = f(t + c_i h, y + sum_j a_ij u_j) + sum_j (C_ij / h) u_j + d_i h df/dt
+
+with C the `coupling`; the new state is y + sum_i b_i u_i, its error estimate sum_i btilde_i u_i. Row i of `dense` holds
+the coefficients of theta, theta^2, ... in the weight of u_i in the interpolant.
+"""
+struct RosenbrockTableau
+    stages::Int
+    gamma::Float64
+    a::Matrix{Float64}
+    coupling::Matrix{Float64}
+    b::Vector{Float64}
+    btilde::Vector{Float64}
+    c::Vector{Float64}
+    d::Vector{Float64}
+    dense::Matrix{Float64}
+    fsal::Bool
+end
+
 "Total number of stages, the interpolant's included."
 total(tableau::Tableau) = tableau.stages + tableau.extra
+total(tableau::RosenbrockTableau) = tableau.stages
 
 "The exact value of a number, or of a fraction such as \"1/3\"."
 exact(x::Real) = Rational{BigInt}(x)
@@ -99,3 +124,20 @@ function Tableau(name::Symbol)
 end
 
 const TSIT5 = Tableau(:tsit5)
+
+function RosenbrockTableau(name::Symbol)
+    data = COEFFICIENTS["rosenbrock"][String(name)]
+    n = length(data["b"])
+    a, b, c = filled(data["a"], n, n), filled(data["b"], n), filled(data["c"], n)
+    if haskey(data, "dense")
+        dense = filled(data["dense"], n, maximum(length, data["dense"]))
+    else  # theta y1 + theta (1 - theta) (h_1 + theta h_2 + ...)
+        rows = permutedims(filled(data["h"], length(data["h"]), n))
+        dense = [b zero(rows)] + [rows zeros(n)] - [zeros(n) rows]
+    end
+    fsal = c[n] == 1 && a[n, :] == b
+    return RosenbrockTableau(
+        n, data["gamma"], a, filled(data["coupling"], n, n), b, filled(data["btilde"], n), c, filled(data["d"], n), dense,
+        fsal
+    )
+end

@@ -4,7 +4,7 @@
 module Net
 
 using LinearAlgebra: mul!
-using RegNDE: Dynamics, WithResiduals, fast_tanh
+using RegNDE: Dynamics, WithResiduals, WithTangents, fast_tanh
 
 function value!(dy, t, y, p, _)
     W1, b1, W2, b2 = p
@@ -25,10 +25,35 @@ function vjp!(ybar, pbar, ct, t, y, p, _)
     return nothing
 end
 
+function jvp!(dy, tdot, ydot, t, y, p, _)
+    W1, b1, W2, b2 = p
+    z = fast_tanh.(W1 * (y .^ 3) .+ b1)
+    dy .= W2 * ((1 .- z .^ 2) .* (W1 * (3 .* y .^ 2 .* ydot))) .+ tdot .* b2
+    return nothing
+end
+
+function jvp_vjp!(ybar, pbar, ct, tdot, ydot, t, y, p, _)
+    W1, b1, W2, _ = p
+    x, xdot = y .^ 3, 3 .* y .^ 2 .* ydot
+    z, adot = fast_tanh.(W1 * x .+ b1), W1 * xdot
+    zdotbar = W2' * ct
+    adotbar = (1 .- z .^ 2) .* zdotbar
+    abar = -2 .* z .* adotbar .* adot
+    pbar[1] .+= adotbar * xdot' .+ abar * x'
+    pbar[2] .+= vec(sum(abar; dims = 2))
+    pbar[3] .+= ct * ((1 .- z .^ 2) .* adot)'
+    pbar[4] .+= tdot .* vec(sum(ct; dims = 2))
+    ybar .= (W1' * abar) .* 3 .* y .^ 2 .+ (W1' * adotbar) .* 6 .* y .* ydot
+    return nothing
+end
+
 parameters(rng, dim, hidden, T = Float64) =
     (randn(rng, T, hidden, dim) ./ 2, randn(rng, T, hidden) ./ 5, randn(rng, T, dim, hidden) ./ T(sqrt(hidden)), randn(rng, T, dim) ./ 5)
 
 dynamics(p) = Dynamics(value!, vjp!, p, nothing)
+
+"With what an implicit method's gradient needs."
+with_tangents(p) = Dynamics(value!, vjp!, p, nothing, nothing, WithTangents(jvp!, jvp_vjp!))
 
 function keep!(dy, t, y, p, _, residuals)
     W1, b1, W2, b2 = p

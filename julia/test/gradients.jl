@@ -86,8 +86,36 @@ end
     @test_throws ArgumentError bar(first)
 end
 
-@testset "the records of an implicit method have no gradient" begin
+@testset "the records of an implicit method have no gradient: $method" for method in (:trbdf2, :rosenbrock23)
     p = Net.parameters(Xoshiro(3), 2, 4)
-    sol = solve_recorded(Net.dynamics(p), randn(2, 3), [0.0, 1.0]; method = :rosenbrock23)
+    sol = solve_recorded(Net.dynamics(p), randn(2, 3), [0.0, 1.0]; method)
     @test_throws "implicit" pullback(sol; error = ones(length(sol.error)))
+end
+
+@testset "discrete gradient of $method between stops, keep = $keep" for method in
+        (:rosenbrock23, :rodas4, :rodas5p, :autotsit5), keep in (:stages, :states)
+    rng = Xoshiro(1)
+    p, u0 = Net.parameters(rng, 2, 4), randn(rng, 2, 2)
+    if method === :autotsit5  # stiff after a while
+        p[1] .= [1 0; 0 1; 1 1; 1 -1]
+        p[3] .= -300 .* p[1]'
+    end
+    sol = solve_recorded(
+        Net.with_tangents(p), u0, SAVE_AT; method, rtol = 1.0e-4, atol = 1.0e-4, keep, stops = [0.4, 0.5], dt0 = 1.0e-3
+    )
+    @test sol.status === :success
+    method === :autotsit5 && @test sol.implicit[[1, end]] == [false, true]
+    again = replay(sol.recording, Net.with_tangents(p), size(u0), vec(u0))
+    @test again.ys ≈ reshape(sol.ys, 4, :) rtol = 1.0e-11
+    believable = sol.error .> 1.0e-4
+    @test again.error[believable] ≈ sol.error[believable] rtol = 1.0e-7
+    @test again.stiffness ≈ sol.stiffness rtol = 1.0e-9
+    Y, E = randn(rng, size(sol.ys)), randn(rng, length(sol.error)) ./ (1.0e-3 + maximum(sol.error))
+    S = randn(rng, length(sol.stiffness)) ./ maximum(sol.stiffness)
+    function loss(u, q...)
+        r = replay(sol.recording, Net.with_tangents(q), size(u), vec(u))
+        return sum(vec(Y) .* vec(r.ys)) + sum(E .* r.error) + sum(S .* r.stiffness)
+    end
+    u0bar, pbar = pullback(sol; ys = Y, error = E, stiffness = S)
+    @test against_differences(loss, (u0, p...), (u0bar, pbar...)) < 1.0e-6
 end

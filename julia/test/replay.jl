@@ -1,8 +1,8 @@
 # The recorded steps made again, at their recorded times and sizes, with other parameters: what the
 # discrete gradient is the gradient of.
 
-using RegNDE: Field, Step, confine!, dense_output!, error_estimate!, evaluate!, extra_stages!, recall!, segment_at,
-    stiffness_estimate, stochastic_estimates!, stochastic_step, take_step!
+using RegNDE: Field, Rosenbrock, RosenbrockStep, Step, confine!, dense_output!, estimates!, evaluate!, extra_stages!,
+    recall!, segment_at, stochastic_estimates!, stochastic_step, take_step!
 
 struct Replay{T}
     ys::Matrix{T}
@@ -14,25 +14,39 @@ Replay(rec, y0::Vector{T}) where {T} = Replay(similar(rec.ys, T), T[], T[])
 
 "Replays an ODE's recording from `y0` (flat), in its number type, with `dynamics`."
 function replay(rec, dynamics, shape, y0)
-    tableau, (; rtol, atol) = rec.method.tableau, rec.settings
+    (; rtol, atol) = rec.settings
     field = Field(dynamics, shape, typeof(y0))
-    step = Step(tableau, y0)
     out = Replay(rec, y0)
     save_at!(out.ys, rec, 0, y0, nothing)
     y = copy(y0)
     for n in eachindex(rec.dt)
         confine!(field, rec.segments[segment_at(rec, rec.t[n])])
         t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
-        copyto!(step.arguments[1], y)
-        evaluate!(step.k[1], field, t, y)
+        step, tableau = started(rec, n, field, t, y)
         take_step!(step, tableau, field, t, h, t1)
         extra_stages!(step, tableau, field)
-        push!(out.error, error_estimate!(step, tableau, rtol, atol))
-        tableau.pair && push!(out.stiffness, stiffness_estimate(step, tableau))
+        (; error, stiffness) = estimates!(step, tableau, rtol, atol)
+        push!(out.error, error)
+        isnan(stiffness) || push!(out.stiffness, stiffness)
         save_at!(out.ys, rec, n, step.y1, theta -> dense_output!(step.scratch, step, tableau, theta))
         copyto!(y, step.y1)
     end
     return out
+end
+
+"A step of the method that made step `n`, ready to be taken from (t, y), and that method's coefficients."
+function started(rec, n, field, t, y)
+    m = rec.method
+    if m isa Rosenbrock && rec.implicit[n]
+        step = RosenbrockStep(m.tableau, y)
+        copyto!(step.arguments[1], y)
+        return step, m.tableau
+    end
+    tableau = m isa Rosenbrock ? m.explicit : m.tableau
+    step = Step(tableau, y)
+    copyto!(step.arguments[1], y)
+    evaluate!(step.k[1], field, t, y)
+    return step, tableau
 end
 
 "Replays an SDE's recording with its recorded increments."

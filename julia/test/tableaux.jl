@@ -1,11 +1,13 @@
 # The numbers of tableaux.toml are those that OrdinaryDiffEq and StochasticDiffEq step with, to the last bit but for
 # c where those packages round row sums otherwise.
 
+using LinearAlgebra: dot
 using OrdinaryDiffEqCore: alg_stability_size
 using OrdinaryDiffEqLowOrderRK: BS3ConstantCache, DP5ConstantCacheActual
+using OrdinaryDiffEqRosenbrock: Rodas4Tableau, Rodas5PTableau
 using OrdinaryDiffEqTsit5: Tsit5ConstantCacheActual, Tsit5Interp
 using OrdinaryDiffEqVerner: Vern7ExtraStages, Vern7InterpolationCoefficients, Vern7Tableau
-using RegNDE: COEFFICIENTS, NoiseTableau, TSIT5, Tableau, method, verner
+using RegNDE: COEFFICIENTS, NoiseTableau, RosenbrockTableau, TSIT5, Tableau, method, verner
 using StochasticDiffEqHighOrder: SOSRI2, SOSRAConstantCache, SOSRI2ConstantCache, SOSRIConstantCache,
     StochasticDiffEqHighOrder, constructSRIW1
 using Test: @test, @testset
@@ -66,6 +68,21 @@ rows_of(a, first, last) = filter(!iszero, [a[i, j] for i in first:last for j in 
     @test (heun.stages, heun.extra, heun.fsal, heun.pair) == (3, 0, true, true)
     @test heun.a == [0 0 0; 1 0 0; 0.5 0.5 0]
     @test (heun.b, heun.c, heun.btilde) == ([0.5, 0.5, 0], [0, 1, 1], [0.5, -0.5, 0])
+end
+
+@testset "tableaux.toml has OrdinaryDiffEqRosenbrock's numbers" begin
+    for (name, table) in (:rodas4 => Rodas4Tableau(Float64, Float64), :rodas5p => Rodas5PTableau(Float64, Float64))
+        ours = RosenbrockTableau(name)
+        @test (ours.a, ours.gamma, ours.b, ours.btilde) == (table.A, table.gamma, table.b, table.btilde)
+        @test ours.coupling[:, axes(table.C, 2)] == table.C
+        @test (ours.c, ours.d) == (table.c, table.d)
+        # theta y1 + theta (1 - theta) (h1 + theta (h2 + theta h3))
+        theta, u = 0.3, collect(1.0:ours.stages)
+        h = table.H * u
+        theirs = theta * dot(table.b, u) + theta * (1 - theta) * evalpoly(theta, h)
+        @test dot(ours.dense * theta .^ axes(ours.dense, 2), u) ≈ theirs rtol = 1.0e-12
+    end
+    @test [RosenbrockTableau(name).fsal for name in (:rosenbrock23, :rodas4, :rodas5p)] == [true, false, false]
 end
 
 @testset "tableaux.toml has StochasticDiffEq's numbers" begin

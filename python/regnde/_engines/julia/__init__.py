@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from regnde._derivative_check import check_field
 from regnde._engines.base import Engine, Request
 from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.code import Code
-from regnde._engines.julia.fields import FieldChanged, code_of
-from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, SDIRK
-from regnde._engines.julia.run import Run, needs_gradient
+from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
+from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
+from regnde._engines.julia.run import Run, needs_gradient, start_of
 from regnde._engines.julia.support import why_unsupported
 from regnde._equation import SDE, JuliaField
 from regnde._solution import Solution
 
 __all__ = ["JuliaEngine"]
+
+EARLY = 1e-3  # of the first segment: how far the check of derivatives by the time looks
 
 
 class JuliaEngine(Engine):
@@ -51,12 +54,19 @@ class JuliaEngine(Engine):
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver
-        if solver.method in IMPLICIT and solver.gradient not in ADJOINTS and needs_gradient(request, codes):
+        if solver.method in SDIRK and solver.gradient not in ADJOINTS and needs_gradient(request, codes):
             raise ValueError(
-                f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use "
-                "gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a penalty), an "
-                "explicit method, or torch.no_grad()."
+                f"the steps of {solver.method!r} solve implicit equations and are not differentiated: use 'rodas5p', "
+                "an explicit method, gradient='interpolating' (the trajectory's adjoint, with record=Local(...) for a "
+                "penalty), or torch.no_grad()."
             )
+        if solver.method in ROSENBROCK and isinstance(request.equation, JuliaField) and needs_gradient(request, codes):
+            raise ValueError(
+                f"the gradient of {solver.method!r} needs derivatives that a JuliaField does not have: write the field "
+                "in torch, use an explicit method, or torch.no_grad()."
+            )
+        if solver.method in ROSENBROCK and not known:
+            _check_derivatives(request)
         this = Run(request, codes)
         solution = this.of_samples if solver.batch == "per-sample" else this.solution
         try:
@@ -81,5 +91,16 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
             code_of(equation.diffusion, y0, "g", again=again, matrix=equation.has_matrix),
         ]
     else:
-        written = [code_of(equation, y0, "f", again=again, samples=samples)]
+        tangents = request.solver.method in ROSENBROCK
+        written = [code_of(equation, y0, "f", again=again, samples=samples, tangents=tangents)]
     return tuple(code for code, _ in written), any(known for _, known in written)
+
+
+def _check_derivatives(request: Request) -> None:
+    """Warns of a field whose Jacobian, as PyTorch forms it, misses a part of it."""
+    equation, y0 = request.equation, request.y0
+    if isinstance(equation, JuliaField | SDE) or request.times[0] == request.times[-1]:
+        return
+    field, y0 = (one_sample(equation), y0[:1]) if request.solver.batch == "per-sample" else (equation, y0)
+    t0 = start_of(request)
+    check_field(field, y0.new_tensor(t0), y0, y0.new_tensor(t0 + EARLY * (request.segments()[0].end - t0)))

@@ -12,38 +12,46 @@ from torch import Tensor, fx
 from regnde._engines.julia.capture import Captured
 from regnde._engines.julia.lower import Program, number_of
 from regnde._engines.julia.source import NAME, Statement, julia_type
-from regnde._engines.julia.trace import Traced, outputs_of
+from regnde._engines.julia.trace import Outputs, Traced
 from regnde._engines.julia.translate import deduplicate, residuals, translated
 
 __all__ = ["source_of"]
 
 Size = tuple[tuple[object, ...], torch.dtype]
-Outputs = Sequence[tuple[str, fx.Node, str]]
+Targets = Sequence[tuple[str, fx.Node, str]]
 
 
 def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
     """The source that `export` describes."""
     deduplicate(traced.graph)
-    value, ybar, *pbars = outputs_of(traced.graph)
-    assert value is not None
     with_gradient = [i + 1 for i, x in enumerate(seen.tensors) if x.requires_grad]
     count = len(seen.tensors) + len(traced.constants)
-    forward = [("dy", value, "=")]
-    reverse = [(f"p{i}bar", node, "+=") for i, node in zip(with_gradient, pbars, strict=True) if node is not None]
-    reverse += [("ybar", ybar, "=")] if ybar is not None else []
     saved = {node: f"r{i + 1}" for i, node in enumerate(residuals(traced))}
     buffers = Buffers()
 
-    def body(outputs: Outputs, **options: Mapping[fx.Node, str]) -> list[str]:
-        program = translated(traced, outputs, **options)
-        overwritten = [target for target, _, sign in outputs if sign == "="] + list(options.get("stored", {}).values())
-        lines = _lines(program, buffers.place(program.statements, overwritten))
-        return [*lines, "fill!(ybar, 0)"] if outputs is reverse and ybar is None else lines
+    def body(targets: Targets, **options: Mapping[fx.Node, str]) -> list[str]:
+        program = translated(traced, targets, **options)
+        overwritten = [target for target, _, sign in targets if sign == "="] + list(options.get("stored", {}).values())
+        return _lines(program, buffers.place(program.statements, overwritten))
 
-    functions = {"!(dy, t, y, p, cache)": body(forward), "_vjp!(ybar, pbar, ct, t, y, p, cache)": body(reverse)}
+    def forward(part: Outputs, **options: Mapping[fx.Node, str]) -> list[str]:
+        return body([("dy", part.value, "=")], **options)
+
+    def reverse(part: Outputs, **options: Mapping[fx.Node, str]) -> list[str]:
+        bars = zip(with_gradient, part.pbars, strict=True)
+        targets = [(f"p{i}bar", node, "+=") for i, node in bars if node is not None]
+        if part.ybar is None:
+            return [*body(targets, **options), "fill!(ybar, 0)"]
+        return body([*targets, ("ybar", part.ybar, "=")], **options)
+
+    own, *products = traced.outputs
+    functions = {"!(dy, t, y, p, cache)": forward(own), "_vjp!(ybar, pbar, ct, t, y, p, cache)": reverse(own)}
     if saved:
-        functions["_keep!(dy, t, y, p, cache, residuals)"] = body(forward, stored=saved)
-        functions["_back!(ybar, pbar, ct, t, y, p, cache, residuals)"] = body(reverse, given=saved)
+        functions["_keep!(dy, t, y, p, cache, residuals)"] = forward(own, stored=saved)
+        functions["_back!(ybar, pbar, ct, t, y, p, cache, residuals)"] = reverse(own, given=saved)
+    for product in products:
+        functions["_jvp!(dy, tdot, ydot, t, y, p, cache)"] = forward(product)
+        functions["_jvp_vjp!(ybar, pbar, ct, tdot, ydot, t, y, p, cache)"] = reverse(product)
     unpacked = [(f"p{i + 1}", "p") for i in range(count)] + [(f"p{i}bar", "pbar") for i in with_gradient]
     unpacked += [(residual, "residuals") for residual in saved.values()]
     shape = (*reversed(y.shape[1:]), "B") if traced.batch is not None else tuple(reversed(y.shape))

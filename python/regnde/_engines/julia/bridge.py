@@ -35,6 +35,8 @@ class SolveJob(Job):
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
+        jacobians: of an implicit method, each with its derivative by the time.
+        factorisations: of an implicit method.
     """
 
     dense: bool = False
@@ -52,6 +54,8 @@ class SolveJob(Job):
     t: float = 0.0
     dt: float = 0.0
     first_error: float = math.nan
+    jacobians: int = 0
+    factorisations: int = 0
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
@@ -77,6 +81,7 @@ class SolveJob(Job):
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10].tolist()
+        self.jacobians, self.factorisations = map(int, results[11:].tolist())
         return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:

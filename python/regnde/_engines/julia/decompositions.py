@@ -123,6 +123,13 @@ def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
     return (x.movedim(dim, -1) @ triangle).movedim(-1, dim)
 
 
+def _cumprod(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """Products along the rows of a triangle, which is filled up with ones. The derivative of `prod` has it."""
+    x = (x if dtype is None else x.to(dtype)).movedim(dim, -1)
+    triangle = torch.ones(x.shape[-1], x.shape[-1], dtype=torch.bool, device=x.device).tril()
+    return torch.where(triangle, x.unsqueeze(-2), 1.0).prod(-1).movedim(-1, dim)
+
+
 def _trilinear(
     a: Tensor,
     b: Tensor,
@@ -163,6 +170,7 @@ _OWN = {
     aten._euclidean_dist.default: lambda a, b: _distances(a, b, 2, None),
     aten._cdist_backward.default: _distances_backward,
     aten.cumsum.default: _cumsum,
+    aten.cumprod.default: _cumprod,
     aten.linalg_cross.default: _cross,
     aten.roll.default: _roll,
     aten.constant_pad_nd.default: _pad,

@@ -10,6 +10,11 @@ and, if there are residuals (results that the reverse can read instead of comput
     f_keep!(dy, t, y, p, cache, residuals)               writes dy and the residuals
     f_back!(ybar, pbar, ct, t, y, p, cache, residuals)   f_vjp! at a state where f_keep! has been
 
+and, for implicit methods, the derivative of the value along a change `tdot` of the time and `ydot` of the state
+
+    f_jvp!(dy, tdot, ydot, t, y, p, cache)               writes dy = df/dt tdot + df/dy ydot
+    f_jvp_vjp!(ybar, pbar, ct, tdot, ydot, t, y, p, cache)   its reverse, like f_vjp!
+
 `pbar` has one array for every tensor that needs a gradient. The source's value is a named tuple: `buffers(y, B)`
 makes the cache for a state like `y` of batch size `B`, and `residuals(B)` tells the sizes of the residuals' arrays.
 The functions allocate nothing but headers of reshaped arrays. Outputs must not share memory with inputs. Array
@@ -40,7 +45,9 @@ _sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
 """Sources, and the constants that they read beside the captured tensors, by what the field did."""
 
 
-def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matrix: bool = False) -> Code:
+def export(
+    field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matrix: bool = False, tangents: bool = False
+) -> Code:
     """Writes a field as Julia source.
 
     The field is evaluated once on every call; the source is found again by what that evaluation did, so that
@@ -53,6 +60,7 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matri
         name: of the Julia function.
         matrix: whether the value is a diffusion matrix, of shape (..., d, m) for a state (..., d).
         any_batch: whether to try to leave that dimension free.
+        tangents: whether to write the Jacobian-vector product, too.
 
     Raises:
         UnsupportedField: the field can not be written in Julia; says why and where.
@@ -70,11 +78,11 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matri
             f"and shape {tuple(y0.shape)}; in Julia both must be equal"
             + (", but for one or more columns of a matrix." if matrix else ".")
         )
-    key = (name, any_batch, seen.key)
+    key = (name, any_batch, tangents, seen.key)
     if key in _sources:
         source, constants = _sources[key]
     else:
-        traced, source = _written(field, t, y0, seen, name, any_batch)
+        traced, source = _written(field, t, y0, seen, name, any_batch, tangents)
         constants = traced.constants
         if traced.cacheable:
             _sources[key] = source, constants
@@ -85,11 +93,13 @@ def export(field: Field, y0: Tensor, *, name: str, any_batch: bool = True, matri
     return Code(source, name, (*seen.tensors, *constants), needs_gradient, columns)
 
 
-def _written(field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str, any_batch: bool) -> tuple[Traced, str]:
+def _written(
+    field: Field, t: Tensor, y0: Tensor, seen: Captured, name: str, any_batch: bool, tangents: bool
+) -> tuple[Traced, str]:
     """The trace and the source, for any batch size if that is asked for and the field allows it."""
 
     def written(any_batch: bool) -> tuple[Traced, str]:
-        traced = trace(field, t, y0, seen, any_batch=any_batch)
+        traced = trace(field, t, y0, seen, any_batch=any_batch, tangents=tangents)
         return traced, source_of(traced, name, y0, seen)
 
     if any_batch and y0.dim() >= 2:

@@ -51,7 +51,14 @@ def one_sample(field: Callable[..., Tensor]) -> Field:
 
 
 def code_of(
-    field: Field, y0: Tensor, name: str, *, again: bool = False, samples: bool = False, matrix: bool = False
+    field: Field,
+    y0: Tensor,
+    name: str,
+    *,
+    again: bool = False,
+    samples: bool = False,
+    matrix: bool = False,
+    tangents: bool = False,
 ) -> tuple[Code, bool]:
     """The field's code, and whether it is an earlier one of a module that looks unchanged.
 
@@ -62,8 +69,9 @@ def code_of(
         again: export the field even if it looks unchanged.
         samples: whether it is a field of samples, and `y0` one of them, of shape (1, ...).
         matrix: whether its value is a matrix for each sample.
+        tangents: whether its Jacobian-vector product is asked for.
     """
-    key = (name, samples, matrix, y0.shape, y0.dtype)
+    key = (name, samples, matrix, tangents, y0.shape, y0.dtype)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
         earlier, code = _known.get(field, {}).get(key, (None, None))
@@ -72,7 +80,8 @@ def code_of(
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
-        code = export(one_sample(field) if samples else field, y0, name=name, any_batch=not samples, matrix=matrix)
+        function = one_sample(field) if samples else field
+        code = export(function, y0, name=name, any_batch=not samples, matrix=matrix, tangents=tangents)
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):

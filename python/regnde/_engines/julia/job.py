@@ -22,7 +22,7 @@ __all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "call_for", "pieces_of"]
 Tolerances = tuple[float | Tensor, float | Tensor]
 Options = tuple[str | float | bool, ...]
 STATUSES = ("success", "non-finite", "underflow", "steps", "event")
-RESULTS = 11
+RESULTS = 13
 """Numbers that Julia's `bridge_solve` tells of one solve."""
 
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from regnde._engines.base import Request
 from regnde._equation import SDE
+from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS
 from regnde._tableau import SDE_TABLEAUX, TABLEAUX
 
-__all__ = ["ADJOINTS", "EXPLICIT", "FIXED", "IMPLICIT", "ORDERS", "SDIRK", "SIZES", "STOCHASTIC", "adaptive"]
+__all__ = [
+    "ADJOINTS",
+    "EXPLICIT",
+    "FIXED",
+    "IMPLICIT",
+    "ORDERS",
+    "ROSENBROCK",
+    "SDIRK",
+    "SIZES",
+    "STOCHASTIC",
+    "adaptive",
+]
 
 # stability sizes along the negative real axis; None: the method has no stiffness estimate
 _VERNER = {"vern6": 4.8553, "vern8": 5.8641, "vern9": 4.4762}
@@ -15,10 +27,9 @@ EXPLICIT: dict[str, float | None] = {
     name: _VERNER[name] if name in _VERNER else TABLEAUX[name].stability_size
     for name in ("tsit5", "bs3", "dp5", "heun", "vern6", "vern7", "vern8", "vern9")
 }
-IMPLICIT: dict[str, float | None] = {
-    **dict.fromkeys(("rosenbrock23", "rodas5p", "trbdf2", "kencarp4")),
-    "autotsit5": EXPLICIT["tsit5"],
-}
+ROSENBROCK = (*ROSENBROCK_TABLEAUX, AUTOTSIT5)
+SDIRK = ("trbdf2", "kencarp4")
+IMPLICIT: dict[str, float | None] = {**dict.fromkeys(ROSENBROCK, EXPLICIT["tsit5"]), **dict.fromkeys(SDIRK)}
 FIXED = tuple(name for name, tableau in TABLEAUX.items() if not tableau.adaptive)
 _SCHEMES = ("em", "rkmil", "lambaem", "lambaeulerheun", "eulerheun", "heun", "midpoint", "diffusionheun")
 STOCHASTIC: dict[str, float | None] = {
@@ -28,10 +39,10 @@ STOCHASTIC: dict[str, float | None] = {
 # of ODEs, as the step control has them, for what the next solve's first step may be
 ORDERS = {
     **{name: float(name.removeprefix("vern")) if name in _VERNER else TABLEAUX[name].order for name in EXPLICIT},
-    **dict(rosenbrock23=2.0, rodas5p=5.0, trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
+    **{name: tableau.order for name, tableau in ROSENBROCK_TABLEAUX.items()},
+    **dict(trbdf2=2.0, kencarp4=4.0, autotsit5=5.0),
 }
 SIZES = {**EXPLICIT, **dict.fromkeys(FIXED), **IMPLICIT}
-SDIRK = ("trbdf2", "kencarp4")
 ADJOINTS = ("interpolating", "gauss", "quadrature", "backsolve", "tracker")
 
 

@@ -27,12 +27,15 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._noise import BrownianPath
+from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Run", "needs_gradient"]
+__all__ = ["Run", "needs_gradient", "start_of"]
+
+Weights = tuple[NDArray[np.float64], ...]  # of a method's interpolant; of an explicit method's, and an implicit one's
 
 
 def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -40,6 +43,12 @@ def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
     moving = request.ts.requires_grad or request.moving_stops is not None
     needed = request.y0.requires_grad or moving or any(any(code.needs_gradient) for code in codes)
     return torch.is_grad_enabled() and needed
+
+
+def start_of(request: Request) -> float:
+    """The time that the field gets at the start."""
+    t0, within = request.times[0], request.segments()[0].within
+    return t0 if within is None else min(max(t0, within[0]), within[1])
 
 
 class Run:
@@ -123,7 +132,7 @@ class Run:
             grid=() if isinstance(request.equation, SDE) or adaptive(request) else self._grid(),
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + len(weights),
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
             dense=request.dense,
             path=self.path,
             local_start=by_step,
@@ -191,14 +200,14 @@ class Run:
             keep=self._kept("", False),
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + len(weights),
+            pieces=0 if weights is None else 1 + max(map(len, weights)),
             first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
         )
         self._load()
         results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
-        solved = SampleSolve(request, job, weights, results)
+        solved = SampleSolve(request, job, None if weights is None else weights[0], results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
     def _load(self) -> None:
@@ -223,22 +232,24 @@ class Run:
         h = math.copysign(min(size, abs(distance)), distance)
         return tuple(itertools.islice(request.step_ends(self.segments, h), request.solver.max_steps))
 
-    def _interpolant(self) -> NDArray[np.float64]:
+    def _interpolant(self) -> Weights:
         """Weights of the method's interpolant, as an `Interpolant` has them."""
-        method = self.request.solver.method
         if isinstance(self.request.equation, SDE):
-            return np.ones((1, 1))  # a straight line
-        rows, *weights = runtime.call(lambda julia: str(julia.bridge_interpolant(method)).split())
-        return np.array(weights, np.float64).reshape(int(rows), -1)
+            return (np.ones((1, 1)),)  # a straight line
+        method = self.request.solver.method
+        methods = ("tsit5", "rosenbrock23") if method == AUTOTSIT5 else (method,)
+        texts = runtime.call(lambda julia: [str(julia.bridge_interpolant(name)).split() for name in methods])
+        return tuple(np.array(weights, np.float64).reshape(int(rows), -1) for rows, *weights in texts)
 
-    def _within(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64], step: int, row: int) -> Interpolant:
+    def _within(self, job: SolveJob, pieces: Tensor, weights: Weights, step: int, row: int) -> Interpolant:
         """The interpolant of a step, from what it is made of, that row of the pieces."""
         t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
         h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
         k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
-        return Interpolant(t0, h, y, k, weights)
+        own = weights[int(job.table[4, step])] if len(weights) > 1 else weights[0]
+        return Interpolant(t0, h, y, k[: len(own)], own)
 
-    def _hits(self, job: SolveJob, pieces: Tensor, weights: NDArray[np.float64] | None) -> tuple[list[Hit], Hit | None]:
+    def _hits(self, job: SolveJob, pieces: Tensor, weights: Weights | None) -> tuple[list[Hit], Hit | None]:
         """The events that occurred, and the terminal one of them."""
         hits: list[Hit] = []
         stop = None
@@ -253,9 +264,7 @@ class Run:
     def _check(self, value: Tensor) -> None:
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        t0, within = self.request.times[0], self.segments[0].within
-        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
-        part = equation.drift if isinstance(equation, SDE) else equation
+        t0, part = start_of(self.request), equation.drift if isinstance(equation, SDE) else equation
         if self.samples:
             check_unchanged(one_sample(part), t0, y0[:1], value)
         else:
@@ -263,9 +272,8 @@ class Run:
 
     def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
-        request, within = self.request, self.segments[0].within
-        t0, y0 = request.times[0], request.y0.detach()
-        t0 = t0 if within is None else min(max(t0, within[0]), within[1])
+        request = self.request
+        t0, y0 = start_of(request), request.y0.detach()
         with torch.no_grad():
             time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
             here = sde.diffusion(time, y0)
@@ -327,7 +335,7 @@ class Run:
             t=t,
             segment=self._segment(float(ends[step - 1])),
             h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
-            method=self._method,
+            method=self._local_method(step, job),
             solver=request.solver,
             tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
@@ -337,6 +345,12 @@ class Run:
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
+
+    def _local_method(self, step: int, job: SolveJob) -> str:
+        """The method that made that step."""
+        if self.request.solver.method != AUTOTSIT5:
+            return self._method
+        return "rosenbrock23" if bool(job.table[4, step - 1]) else "tsit5"
 
     def _segment(self, end: float) -> Segment:
         """The segment in which a step that ends there lies."""
@@ -381,6 +395,8 @@ class Run:
                 rejected=job.rejected,
                 dt_first=job.dt_first,
                 nfe_diffusion=calls[1],
+                njac=job.jacobians,
+                nfactorisations=job.factorisations,
                 first_step=self._first_step(job),
             ),
             steps=steps,

@@ -35,7 +35,7 @@ class SampleJob(Job):
     never set.
 
     Attributes:
-        results: float64 (B, 11): of each sample what Julia's `bridge_solve` tells of one solve.
+        results: float64 (B, 13): of each sample what Julia's `bridge_solve` tells of one solve.
         table: float64 (5, S, B): that of each sample, 0 behind its last step.
         reasons: why samples failed, by their index.
     """
@@ -127,6 +127,8 @@ class SampleSolve:
             accepted=int(self.accepted.sum()),
             rejected=int(self.rejected.sum()),
             dt_first=float(min(clocks[6], key=abs)),
+            njac=int(clocks[11].max()),
+            nfactorisations=int(clocks[12].sum()),
             samples=tuple(SampleStats(*count) for count in counts),
             first_step=FirstStep(sizes, clocks[9], self.accepted, order),
         )

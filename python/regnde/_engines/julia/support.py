@@ -9,8 +9,9 @@ from torch import Tensor
 
 from regnde._controller import I
 from regnde._engines.base import Request, StepRules, unsupported_everywhere
-from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, STOCHASTIC, adaptive
+from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
 from regnde._equation import SDE
+from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import misfit
 from regnde._solver import Local
 
@@ -31,9 +32,9 @@ def why_unsupported(request: Request) -> str | None:
         return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
     if request.events and (why := _unsupported_events(request)) is not None:
         return why
-    if request.dense and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
+    if request.dense and (solver.method in SDIRK or solver.gradient in ADJOINTS):
         return (
-            "the Julia engine has dense output for explicit and stochastic methods with their discrete gradient, "
+            "the Julia engine has dense output with discrete gradients, and not of 'trbdf2' and 'kencarp4': "
             f"not for {solver.method!r} with gradient={solver.gradient!r}: give the times as ts."
         )
     if solver.sde_method is not None:
@@ -70,11 +71,14 @@ def why_unsupported(request: Request) -> str | None:
 def _unsupported_events(request: Request) -> str | None:
     """Methods and records with which events are not looked for."""
     sde = isinstance(request.equation, SDE)
-    if sde or request.solver.method not in (*EXPLICIT, *FIXED) or request.solver.gradient in ADJOINTS:
+    methods = (*EXPLICIT, *FIXED, *ROSENBROCK)
+    if sde or request.solver.method not in methods or request.solver.gradient in ADJOINTS:
         return (
-            f"the Julia engine looks for events with explicit methods and their discrete gradient, not with "
-            f"{request.solver.method!r}: set Solver(engine='torch')."
+            "the Julia engine looks for events with explicit and Rosenbrock methods and their discrete gradient, "
+            f"not with {request.solver.method!r}: set Solver(engine='torch')."
         )
+    if request.solver.method == AUTOTSIT5 and request.solver.batch == "per-sample":
+        return "events of 'autotsit5' with batch='per-sample' are not looked for: use 'rosenbrock23' or 'tsit5'."
     if isinstance(request.record, Local):
         return "a Local record of a solve with events runs on the torch engine: set Solver(engine='torch')."
     return None
@@ -89,7 +93,7 @@ def _unsupported_control(request: Request) -> str | None:
         return f"{method!r} has a controller of its own: leave out controller=."
     if isinstance(request.equation, SDE) and request.solver.dt_min > 0:
         return "dt_min= of an SDE runs on the torch engine: set Solver(engine='torch')."
-    if method in ("rosenbrock23", "rodas5p", "autotsit5") and isinstance(request.rtol, Tensor):
+    if method in ROSENBROCK and isinstance(request.rtol, Tensor):
         return f"{method!r} takes one number as rtol; atol may differ between entries."
     return None
 

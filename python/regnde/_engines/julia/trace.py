@@ -1,6 +1,7 @@
 """From a field to one graph of core ATen operators that computes its value and its vector-Jacobian product.
 
-PyTorch differentiates: `torch.autograd.grad` runs inside the trace, so that the backward pass is in the graph too.
+PyTorch differentiates: `torch.autograd.grad` runs inside the trace, so that the backward pass is in the graph too. For
+an implicit method the graph also has the Jacobian-vector product and its reverse.
 The leading dimension of the state (the batch) is a symbol, everything else has its size.
 """
 
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 import torch
@@ -21,16 +22,27 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from regnde._derivative_check import direction
 from regnde._engines.julia.capture import Captured, Field, Substitute, call_field, graph_of, plain_attention, user_line
 from regnde._engines.julia.decompositions import decompositions
 from regnde._errors import UnsupportedField
 
-__all__ = ["Traced", "outputs_of", "trace"]
+__all__ = ["Outputs", "Traced", "trace"]
 
 aten = torch.ops.aten
 
+ONCE = "torch::autograd::Error"  # the graph's node in place of a second derivative
+
 EXAMPLE_BATCH = 7
 """The batch size that the trace sees whatever the real one, so that equal fields give equal code."""
+
+
+class Outputs(NamedTuple):
+    """What a graph computes: a value, and for its cotangent those of the state and of the tensors; None for zeros."""
+
+    value: fx.Node
+    ybar: fx.Node | None
+    pbars: Sequence[fx.Node | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,20 +50,36 @@ class Traced:
     """A traced field.
 
     Attributes:
-        graph: placeholders `t, y, ct, *tensors`, then `*constants`; outputs `value, ybar, *pbar` with None for zero
-            gradients and one `pbar` for every tensor that needs a gradient. Pure: no operator changes a tensor.
+        graph: placeholders `t, y, ct, *tensors`, with tangents `t, y, ct, tdot, ydot, *tensors`, then `*constants`;
+            outputs `value, ybar, *pbar` with None for zero gradients and one `pbar` for every tensor that needs a
+            gradient, with tangents as many for the Jacobian-vector product. Pure: no operator changes a tensor.
         constants: tensors that the trace found beside the captured ones; they need no gradient.
         batch: the symbol of the state's leading dimension, or None if its size is part of the code.
         cacheable: whether every captured tensor was seen again in the trace.
+        tangents: whether the graph has the Jacobian-vector product.
     """
 
     graph: fx.Graph
     constants: tuple[Tensor, ...]
     batch: sympy.Symbol | None
     cacheable: bool
+    tangents: bool
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the placeholders before the tensors'."""
+        return ("t", "y", "ct", "tdot", "ydot") if self.tangents else ("t", "y", "ct")
+
+    @property
+    def outputs(self) -> tuple[Outputs, ...]:
+        """Of the field and, with tangents, of its Jacobian-vector product."""
+        found = _outputs_of(self.graph)
+        count = len(found) // (1 + self.tangents)
+        parts = [found[i : i + count] for i in range(0, len(found), count)]
+        return tuple(Outputs(part[0], part[1], part[2:]) for part in parts)
 
 
-def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool) -> Traced:
+def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool, tangents: bool = False) -> Traced:
     """Traces `field` at `t`, `y`.
 
     Args:
@@ -60,12 +88,13 @@ def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool
         y: a state.
         seen: what `capture` returned there.
         any_batch: whether the leading dimension is a symbol, or has its size like the others.
+        tangents: whether to trace the Jacobian-vector product and its reverse, too.
 
     Raises:
         UnsupportedField: PyTorch can not trace it, or the trace does not reproduce the field's value.
     """
     with _quiet() if any_batch else nullcontext():
-        traced, module = _trace(field, t, y, seen, any_batch)
+        traced, module = _trace(field, t, y, seen, any_batch, tangents)
     if not _reproduces(module, t, y, seen, traced):
         raise UnsupportedField(
             "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to "
@@ -86,7 +115,9 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) -> tuple[Traced, fx.GraphModule]:
+def _trace(
+    field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool, tangents: bool
+) -> tuple[Traced, fx.GraphModule]:
     originals = seen.tensors
     env = ShapeEnv(duck_shape=False)
     fakes = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
@@ -95,22 +126,28 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) 
     columns = seen.value.shape[y.dim() :]  # of a diffusion that is a matrix
     with fakes:
         fake_ct = fake_y.new_empty((*fake_y.shape, *columns))
-    inputs = [_fake(fakes, t.detach()), fake_y, fake_ct, *(_fake(fakes, x.detach()) for x in originals)]
+        fake_ydot = fake_y.new_empty(fake_y.shape)
+    moving = [_fake(fakes, t.detach()), fake_ydot] if tangents else []
+    inputs = [_fake(fakes, t.detach()), fake_y, fake_ct, *moving, *(_fake(fakes, x.detach()) for x in originals)]
     used: set[int] = set()
 
-    def joint(t: Tensor, y: Tensor, ct: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
-        leaf = y.detach().requires_grad_()
+    def joint(t: Tensor, y: Tensor, ct: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        leaf, dots, tensors = y.detach().requires_grad_(), others[: len(moving)], others[len(moving) :]
+        time = t.detach().requires_grad_() if tangents else t
         copies = [x.detach().requires_grad_(o.requires_grad) for x, o in zip(tensors, originals, strict=True)]
         substitute = Substitute({id(o): x for o, x in zip(originals, copies, strict=True)})
         with torch.enable_grad(), plain_attention(), fx.traceback.preserve_node_meta(), substitute:
             y = leaf * 1  # no leaf: a field may write into it
-            value = call_field(field, t, y)
+            value = call_field(field, time, y)
             inputs = [leaf, *(x for x in copies if x.requires_grad)]
-            gradients: Sequence[Tensor | None] = [None for _ in inputs]
-            if value.requires_grad:  # torch.utils.checkpoint evaluates the field again here
-                gradients = torch.autograd.grad(value, inputs, ct, allow_unused=True)
+            found = [value, *_gradients([value], inputs, [ct])]
+            if tangents:  # the reverse by two derivatives: a third one is wrong for some operators (layer_norm)
+                found += [
+                    _product(value, (time, leaf), dots),
+                    *_gradients(_vjps(value, (time, leaf), ct), inputs, dots),
+                ]
         used.update(substitute.used)
-        return value.detach(), *gradients
+        return tuple(None if x is None else x.detach() for x in found)
 
     with fakes, _explained():
         module = _make_fx(joint, inputs)
@@ -124,7 +161,36 @@ def _trace(field: Field, t: Tensor, y: Tensor, seen: Captured, any_batch: bool) 
     batch = size.node.expr if isinstance(size, torch.SymInt) else None
     batch = batch if isinstance(batch, sympy.Symbol) else None
     cacheable = all(id(x) in used for x in originals)
-    return Traced(module.graph, constants, batch, cacheable), module
+    return Traced(module.graph, constants, batch, cacheable, tangents), module
+
+
+def _gradients(
+    values: Sequence[Tensor], inputs: Sequence[Tensor], cts: Sequence[Tensor], *, graph: bool = False
+) -> list[Tensor | None]:
+    """Those of the values that have a graph, with their cotangents, and if asked for with a graph of their own."""
+    pairs = [(x, ct) for x, ct in zip(values, cts, strict=True) if x.requires_grad]
+    if not pairs:
+        return [None for _ in inputs]
+    values, cts = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(values, inputs, cts, True, graph, allow_unused=True))
+
+
+def _vjps(value: Tensor, at: Sequence[Tensor], ct: Tensor) -> list[Tensor]:
+    """Its vector-Jacobian products, with a graph; zeros where it does not depend."""
+    found = _gradients([value], at, [ct], graph=True)
+    if any(node.name() == ONCE for x in found if x is not None for node in graph_of(x)[1]):
+        raise UnsupportedField(
+            "the field can not be written in Julia for an implicit method, which needs its second derivatives: an "
+            "autograd function in it is marked with @once_differentiable."
+        )
+    return [torch.zeros_like(x) if bar is None else bar for bar, x in zip(found, at, strict=True)]
+
+
+def _product(value: Tensor, at: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """The Jacobian-vector product: the derivative of the vector-Jacobian product, which is linear, by its cotangent."""
+    ct = torch.zeros_like(value).requires_grad_()
+    (found,) = _gradients(_vjps(value, at, ct), [ct], tangents)
+    return torch.zeros_like(value) if found is None else found
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, any_batch: bool = False) -> Tensor:
@@ -244,8 +310,8 @@ def _computed(module: fx.GraphModule, node: fx.Node, known: Mapping[fx.Node, Ten
     return computed
 
 
-def outputs_of(graph: fx.Graph) -> list[fx.Node | None]:
-    """What the graph returns: value, ybar, pbars."""
+def _outputs_of(graph: fx.Graph) -> list[Any]:
+    """What the graph returns: value, ybar, pbars, and again for the Jacobian-vector product."""
     output: Any = next(node for node in graph.nodes if node.op == "output").args[0]
     return list(output)
 
@@ -254,8 +320,8 @@ def _check_gradients(seen: Captured, constants: Sequence[Tensor], graph: fx.Grap
     """Raises for a field whose gradient would miss a tensor (one that TorchScript or C++ holds, say)."""
     captured = {id(leaf) for x in seen.tensors if x.requires_grad for leaf in graph_of(x)[0]}
     missed = [x for x in seen.leaves if id(x) not in captured] + [x for x in constants if x.requires_grad]
-    pbars = outputs_of(graph)[2:]
     needing = [x for x in zip(seen.tensors, seen.connected, strict=True) if x[0].requires_grad]
+    pbars = _outputs_of(graph)[2 : 2 + len(needing)]
     missed += [x for (x, connected), pbar in zip(needing, pbars, strict=True) if connected and pbar is None]
     if missed:
         raise UnsupportedField(
@@ -286,17 +352,32 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
     """Whether the graph gives the field's own value at the real state, whose batch size it has not seen."""
     graph = fx.Graph()
     outputs: Any = graph.graph_copy(module.graph, {})
-    graph.output(outputs[0])
+    count = len(outputs) // 2
+    graph.output((outputs[0], *((outputs[1], outputs[count]) if traced.tangents else ())))
     graph.eliminate_dead_code()
     batch = None if traced.batch is None else (traced.batch, y.shape[0])
-    inputs = (t, y, torch.zeros_like(seen.value), *(x.detach() for x in seen.tensors), *traced.constants)
+    ct, ydot = direction(torch.zeros_like(seen.value)), direction(torch.zeros_like(y)).flip(list(range(y.dim())))
+    dots = (torch.zeros_like(t), ydot) if traced.tangents else ()
+    inputs = (t, y, ct, *dots, *(x.detach() for x in seen.tensors), *traced.constants)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            value = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
+            value, *products = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
         except Exception:  # whatever it is, it did not happen in the field itself
             return False
     if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
         return False
     tolerance = 1e-3 if value.dtype == torch.float32 else 1e-9
+    if products:
+        _check_product(ct * products[1], ydot * (0 if products[0] is None else products[0]), tolerance)
     return torch.allclose(value, seen.value, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+
+
+def _check_product(by_product: Tensor, by_gradient: Tensor, tolerance: float) -> None:
+    """Raises unless ct' J ydot, of which these are the terms, is the same by both kinds of products."""
+    size = float(by_product.abs().sum() + by_gradient.abs().sum())
+    if float((by_product.sum() - by_gradient.sum()).abs()) > tolerance * size:  # not where one is not finite
+        raise UnsupportedField(
+            "the field can not be written in Julia for an implicit method, which needs its second derivatives: the "
+            "derivative of its gradient by the cotangent is wrong, as in an autograd function which detaches it."
+        )

@@ -17,7 +17,7 @@ from regnde._engines.julia.picking import PICKING
 from regnde._engines.julia.products import COMBINING
 from regnde._engines.julia.source import Expr, Statement, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
-from regnde._engines.julia.trace import Traced, outputs_of
+from regnde._engines.julia.trace import Traced
 from regnde._errors import UnsupportedField
 
 __all__ = ["deduplicate", "residuals", "translated"]
@@ -56,7 +56,7 @@ def translated(
         uses.update(() if node in given else _inputs(node))
     values: dict[fx.Node, Any] = {node: _array_of(node, name) for node, name in given.items()}
     for position, node in enumerate(x for x in traced.graph.nodes if x.op == "placeholder"):
-        values[node] = _argument(node, position)
+        values[node] = _argument(node, position, traced.arguments)
     for node in traced.graph.nodes:
         if node in needed and node not in values:
             value = _value(program, node, values)
@@ -88,9 +88,8 @@ def residuals(traced: Traced) -> list[fx.Node]:
 
     Each is in the state's type, so that one kind of memory holds them all.
     """
-    value, *others = outputs_of(traced.graph)
-    assert value is not None
-    cotangents = [x for x in others if x is not None]
+    value, ybar, pbars = traced.outputs[0]
+    cotangents = [x for x in (ybar, *pbars) if x is not None]
     forward, backward = _needed([value]), _needed(cotangents)
     users: dict[fx.Node, set[fx.Node]] = {}
     for node in forward | backward:
@@ -142,10 +141,11 @@ def _operator(node: fx.Node) -> str:
     return node.target._opname if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
 
 
-def _argument(node: fx.Node, position: int) -> Value:
-    if position == 0:
-        return Value((), node.meta["val"].dtype, Expr("t"))
-    return _array_of(node, ("t", "y", "ct")[position] if position < 3 else f"p{position - 2}")
+def _argument(node: fx.Node, position: int, names: Sequence[str]) -> Value:
+    name = names[position] if position < len(names) else f"p{position - len(names) + 1}"
+    if name in ("t", "tdot"):
+        return Value((), node.meta["val"].dtype, Expr(name))
+    return _array_of(node, name)
 
 
 def _array_of(node: fx.Node, name: str) -> Value:
