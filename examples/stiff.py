@@ -5,6 +5,7 @@
     python examples/stiff.py doses        # infusions as stops, elimination by a network
     python examples/stiff.py compare      # explicit + SRNODE against Rosenbrock + ERNODE, one table
     python examples/stiff.py ernode       # ERNODE on rodas5p: Robertson's kinetics, weights and seeds
+    python examples/stiff.py engines      # the time of a gradient on both engines: Robertson's kinetics, rodas5p
     python examples/stiff.py --quick      # all of these with one iteration, to see that they run
 
 The kinetics are learnt as rate laws: the reactions are known, their rates are mass action with constants that are wrong
@@ -21,7 +22,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -388,6 +389,28 @@ def compare(iterations: int, seed: int, tolerance: float, pretraining: int = 150
         )
 
 
+def compare_engines() -> None:
+    """Prints the time of Robertson's kinetics to t = 1e5 with a gradient, by each engine that can run."""
+    known, solver = robertson(), Solver(method="rodas5p", rtol=1e-6, atol=1e-9)
+
+    def gradient(engine: str) -> None:
+        constants = known.constants.clone().requires_grad_()
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return (constants * known.products(y)) @ known.changes.T
+
+        sol = regnde.solve(field, known.y0, [0.0, 1e5], replace(solver, engine=engine), record="all")
+        (sol.y1.sum() + ErrorPenalty()(sol)).backward()
+
+    for engine in ("torch", "julia"):
+        try:
+            gradient(engine)  # the first one compiles
+        except regnde.EngineUnavailable:
+            print(f"{engine} is not available")
+            continue
+        print(f"{engine}: {1e3 * timed(functools.partial(gradient, engine)):.0f} ms for a solve and its gradient")
+
+
 def timed(function: Callable[[], object]) -> float:
     """Processor time of one call, the median of five."""
     times = []
@@ -401,7 +424,7 @@ def timed(function: Callable[[], object]) -> float:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("robertson", "pollu", "doses", "compare", "ernode"))
+    parser.add_argument("what", nargs="?", choices=("robertson", "pollu", "doses", "compare", "ernode", "engines"))
     parser.add_argument("--iterations", type=int, default=60, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the compared models")
     parser.add_argument("--seeds", type=int, default=3, help="of ernode")
@@ -418,8 +441,10 @@ def main() -> None:
         compare(given.iterations, given.seed, given.tolerance)
     elif given.what == "ernode":
         weigh_ernode(robertson(), given.iterations, given.seeds)
+    elif given.what == "engines":
+        compare_engines()
     else:
-        parser.error("say what: robertson, pollu, doses, compare, ernode, or --quick")
+        parser.error("say what: robertson, pollu, doses, compare, ernode, engines, or --quick")
 
 
 def run_all(iterations: int) -> None:
@@ -429,6 +454,7 @@ def run_all(iterations: int) -> None:
     learn_doses(iterations)
     weigh_ernode(robertson(), 2 * iterations, 1)
     compare(iterations, 0, 1e-2, pretraining=100)
+    compare_engines()
 
 
 if __name__ == "__main__":
