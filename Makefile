@@ -43,6 +43,7 @@ bench: $(VENV)/.bench
 bench-julia: $(VENV)/.bench
 	$(JULIA) --project=julia/benchmark julia/benchmark/benchmarks.jl
 	$(RUN) -m benchmarks.engines
+	$(RUN) -m benchmarks.first_use
 
 docs: $(VENV)/.docs
 	$(RUN) -m mkdocs build --strict $(ARGS)

@@ -145,6 +145,9 @@ def test_without_gradients() -> None:
     with torch.no_grad():
         sol = regnde.solve(exp_decay, f64([1.0]), [0.0, 1.0], solver("vern7", 1e-9), dense=True)
     assert float(sol(0.5)) == pytest.approx(math.exp(-0.5), rel=SOLVER * 1e-9)
+    scalar = regnde.solve(exp_decay, 1.0, [0.0, 1.0], dense=True)(0.5)
+    assert scalar.shape == ()
+    assert float(scalar) == pytest.approx(math.exp(-0.5), rel=1e-5)
 
 
 def test_up_to_an_event() -> None:

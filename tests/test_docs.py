@@ -72,6 +72,16 @@ def test_the_short_table_has_the_numbers_of_the_demo() -> None:
         assert short[name] == wanted, f"docs/index.md: the row of {name} is {wanted} in docs/results.md"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_page_says_what_the_demo_saves(page: str) -> None:
+    table = cells("index.md", "## What the demo prints")
+    _, trained, _, predicts, *_ = table["row"]
+    assert (trained, predicts) == ("NFE in training", "NFE in prediction")
+    before, after = table["vanilla"], table["budget"]
+    wanted = f"{after[1]} evaluations instead of {before[1]} in training, and {after[3]} instead of {before[3]} in"
+    assert wanted in " ".join((ROOT / page).read_text().split()), f"{page}: {wanted} prediction"
+
+
 def templates() -> list[str]:
     """All texts in the package, with "…" in the place of what is filled in."""
     found = []
@@ -84,7 +94,8 @@ def templates() -> list[str]:
     return [*found, *dir(regnde)]
 
 
-PYTORCH = "mat1 and mat2 must have the same dtype"
+NOT_OURS = ("mat1 and mat2", "'NoneType' object", "solve() got an unexpected", "element 0 of tensors")
+"""How messages of Python and PyTorch begin; the page says whose they are."""
 
 
 def test_every_message_of_the_troubleshooting_page_is_one_of_the_package() -> None:
@@ -95,7 +106,7 @@ def test_every_message_of_the_troubleshooting_page_is_one_of_the_package() -> No
     for message in messages:
         parts = message.strip("… ").split("…")
         wanted = re.compile(".*".join(re.escape(part.strip()) for part in parts), re.DOTALL)
-        assert message.startswith(PYTORCH) or any(wanted.search(text) for text in known), message
+        assert message.startswith(NOT_OURS) or any(wanted.search(text) for text in known), message
 
 
 def test_links_between_pages_exist() -> None:

@@ -338,6 +338,12 @@ def test_table_against_the_best_free_alternative() -> None:
     ]
 
 
+def test_table_has_no_ratio_of_times_at_equal_evaluations() -> None:
+    lines = [scored("vanilla", 0, 1.0, 1.0, 100), scored("steer", 0, 1.0, 1.0, 104), scored("ernode", 0, 1.0, 1.0, 50)]
+    rows = [[cell.strip() for cell in row.split("|")] for row in report.table(lines, "loss").splitlines()]
+    assert [row[-3] != "" for row in (rows[0], *rows[2:])] == [True, True, False, True]
+
+
 def test_table_has_vanilla_at_looser_tolerances() -> None:
     vanilla = scored("vanilla", 0, 1.0, 1.0, 90)
     vanilla["solved"] += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import re
@@ -20,6 +21,7 @@ from problems import exp_decay
 from regnde import Local, Solver, _demo
 from regnde.__main__ import main
 from regnde._engines import engines
+from regnde._solution import ELSEWHERE
 from regnde._solver import NEAREST, OTHER_NAMES, hint
 from regnde.nn import MLP, NeuralODE
 
@@ -154,11 +156,64 @@ def test_case_D3_a_field_that_takes_the_time_last() -> None:
         regnde.solve(lambda a, b: -a, torch.ones(3), [0.0, 1.0])
 
 
+def test_case_D3_a_field_without_the_time_or_with_more_arguments() -> None:
+    """Python's own message said how many arguments were given, not what to do."""
+    y0, net = torch.ones(3, 2), torch.nn.Sequential(torch.nn.Linear(2, 2))
+    for field, message in (
+        (lambda y: -y, r"f takes \(y\), .* the time and the state, f\(t, y\): give lambda t, y: f\(y\)"),
+        (lambda: 0, r"f takes \(\), .* give lambda t, y: f\(\)"),
+        (net, r"f takes \(input\).*a module with forward\(self, t, y\), or to solve lambda t, y: f\(y\)"),
+        (lambda t, y, args: -y, r"f takes \(t, y, args\), .* give lambda t, y: f\(t, y, args\)"),
+        (MLP, r"f is the class MLP: give an object of it"),
+        (NeuralODE(MLP([2, 4, 2])), r"f takes \(y0, ts\): it is a layer.*Call it, f\(y0\), or give f\.field"),
+        (regnde.SDE(exp_decay, lambda y: y), r"diffusion takes \(y\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            regnde.solve(field, y0, [0.0, 1.0])
+    with pytest.raises(TypeError, match=r"f takes \(t, y, samples, args\)"):
+        regnde.solve(lambda t, y, samples, args: -y, y0, [0.0, 1.0], Solver(batch="per-sample"))
+    for field in (
+        lambda t, y, rate=1.0: -rate * y,
+        lambda *both: -both[1],
+        lambda t, *rest: -rest[0],
+        functools.partial(lambda rate, t, y: -rate * y, 1.0),
+        torch.compile(MLP([2, 4, 2]), backend="eager"),
+    ):
+        with torch.no_grad():
+            assert regnde.solve(field, y0, [0.0, 1.0]).y1.shape == y0.shape
+
+
+def test_case_D3_what_a_field_returns_that_is_no_tensor() -> None:
+    y0 = torch.ones(2)
+    for field, message in (
+        (lambda t, y: None, r"got NoneType\. Is its return statement missing\?"),
+        (lambda t, y: -y.numpy(), r"got ndarray\. Use the functions of torch"),
+        (lambda t, y: 1.0, r"got float\. Use torch\.full_like\(y"),
+        (lambda t, y: (y[0], y[1]), r"got tuple\. Use torch\.stack"),
+        (lambda t, y: "y", r"got str\.$"),
+    ):
+        with pytest.raises(TypeError, match=r"must return a tensor of y's shape \(2,\), " + message):
+            regnde.solve(field, y0, [0.0, 1.0])
+
+
+def test_case_D3_kinds_of_methods_that_do_not_fit_the_equation() -> None:
+    sde = regnde.SDE(exp_decay, exp_decay)
+    for equation, method, message in (
+        (sde, "tsit5", "'tsit5' is a method for ODEs"),
+        (sde, "euler", "'euler' is called 'em' here"),
+        (exp_decay, "sosri", "'sosri' is a method for SDEs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            regnde.solve(equation, [1.0], [0.0, 1.0], Solver(method=method, dt0=0.1, engine="torch"))
+
+
 def test_case_D3_scipys_order_of_arguments() -> None:
     order = r"solve\(f, y0, ts\), the state before the times"
     for y0, ts in (((0.0, 1.0), [1.0, 2.0]), ((0, 10), torch.ones(3)), ((0.0, 1.0), (0.5, 0.5))):
         with pytest.raises(ValueError, match=rf"looks like a span of time.*{order}.*write it as a list, \[0"):
             regnde.solve(exp_decay, y0, ts)
+    with pytest.raises(ValueError, match=rf"looks like a span of time.*{order}.*write it as a tensor, torch"):
+        regnde.solve(exp_decay, [0.0, 1.0], torch.ones(2))  # solved nothing
     for ts in ([1.0, 2.0, 0.5], np.ones((2, 2)), 1.0, [1j]):
         with pytest.raises((TypeError, ValueError), match="ts must be") as caught:
             regnde.solve(exp_decay, [0.0, 1.0], ts)
@@ -195,6 +250,27 @@ def test_case_D3_a_solution_in_the_place_of_a_tensor() -> None:
         _ = layer(torch.ones(3, 2)).shape
     with pytest.raises(AttributeError, match=r"no attribute 'y2'\.$"):
         _ = layer(torch.ones(3, 2)).y2
+    solution = layer(torch.ones(3, 2))
+    for name, place in ELSEWHERE.items():
+        with pytest.raises(AttributeError, match=rf"no attribute '{name}'\. Take solution\.{place}\.$"):
+            getattr(solution, name)
+    for wrong in (lambda: solution[-1], lambda: list(solution)):
+        with pytest.raises(TypeError, match=r"no sequence of states: take solution\.ys, or the last state"):
+            wrong()
+
+
+def test_case_D3_a_penalty_that_is_given_something_else() -> None:
+    solution = regnde.solve(exp_decay, [1.0], [0.0, 1.0], record="all")
+    with pytest.raises(TypeError, match=r"write ErrorPenalty\(\)\(solution\)"):
+        regnde.ErrorPenalty(solution)
+    with pytest.raises(TypeError, match="takes the Solution of a solve, got Tensor"):
+        regnde.ErrorPenalty()(solution.y1)
+    net = MLP([2, 4, 2])
+    adam = torch.optim.Adam(net.parameters())
+    with pytest.raises(TypeError, match="penalty is the class ErrorPenalty: give an object of it"):
+        next(regnde.fit(compute_squares(net), [torch.ones(3, 2)], adam, penalty=regnde.ErrorPenalty))
+    with pytest.raises(TypeError, match=r"LossBudget\(allowed='2 %'\): give a number"):
+        regnde.LossBudget("2 %")
 
 
 def test_case_D3_a_penalty_after_eval() -> None:

@@ -9,6 +9,7 @@ from paper_experiments import free
 from paper_experiments.free import Line
 
 LOOSE = (10.0, 100.0)  # factors of vanilla's tolerance in rows of their own
+SAME = 0.05  # of the evaluations: a smaller difference is none
 
 
 def label(line: Line) -> str:
@@ -29,6 +30,8 @@ def grouped(lines: list[Line]) -> dict[str, list[Line]]:
 
 def table(lines: list[Line], quality: str) -> str:
     """Means and sample standard deviations over the seeds; ratios to vanilla, seed by seed.
+
+    The ratio of prediction times is left out where the evaluations are vanilla's: it would be the machine's noise.
 
     Args:
         lines: results of one experiment.
@@ -54,12 +57,19 @@ def table(lines: list[Line], quality: str) -> str:
         text.append(f"| {name} | {' | '.join(cells)} |")
 
     for name, rows in groups.items():
-        times = [ratio(rows, key) for key in ("predict_seconds", "train_seconds")]
+        same = name != "vanilla" and rows_agree(rows, base)
+        times = ["" if same else ratio(rows, "predict_seconds"), ratio(rows, "train_seconds")]
         row(name, rows, cell([line["train_nfe"] for line in rows], 1), [*best.cells(rows), *times])
         for factor in LOOSE if name == "vanilla" else ():
             if loose := [made for line in rows if (made := loosened(line, factor, quality))]:
                 row(f"vanilla, tolerance x{factor:g}", loose, "", [""] * 5)
     return "\n".join(text)
+
+
+def rows_agree(rows: list[Line], base: dict[int, Line]) -> bool:
+    """Whether predictions take as many evaluations as vanilla's, so that a ratio of times would be noise alone."""
+    ratios = [line["test_nfe"] / base[line["seed"]]["test_nfe"] for line in rows if line["seed"] in base]
+    return bool(ratios) and abs(statistics.mean(ratios) - 1) <= SAME
 
 
 def loosened(vanilla: Line, factor: float, quality: str) -> Line | None:

@@ -9,7 +9,7 @@ using LinearAlgebra: BLAS, mul!
 using Random: Xoshiro, randn
 using RegNDE: Dynamics, WithResiduals, fast_tanh, pullback, release!, solve_recorded
 
-"u' = 2 W2 tanh(W1 u + b1) - u / 10, the field of benchmarks/engines.py."
+"u' = 2 W2 tanh(W1 u + b1) - u / 10, the `Network` of benchmarks/engine_fields.py."
 function value!(dy, t, y, p, cache)
     W1, b1, W2 = p
     mul!(cache.z, W1, y)

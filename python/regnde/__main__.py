@@ -40,9 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"comma-separated, out of {', '.join(_demo.METHODS)} (default: {','.join(_demo.DEFAULT)})",
     )
     demo.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... (default 1)")
-    demo.add_argument("--iterations", type=int, default=_demo.Settings.iterations, help="optimiser steps a model")
-    demo.add_argument("--engine", choices=["auto", "torch", "julia"], default="auto")
-    demo.add_argument("--json", type=Path, help="write one row a model and seed")
+    demo.add_argument(
+        "--iterations",
+        type=int,
+        default=_demo.Settings.iterations,
+        help="training steps of a model (default %(default)s)",
+    )
+    demo.add_argument(
+        "--engine", choices=["auto", "torch", "julia"], default="auto", help="which engine solves (default auto)"
+    )
+    demo.add_argument("--json", type=Path, help="where to write a row for each model and seed")
     demo.add_argument("--png", type=Path, default=Path("demo.png"), help="where to draw (default demo.png)")
     options = parser.parse_args(arguments)
 

@@ -1,11 +1,12 @@
-"""Arguments of `solve` that are in the order of another package: refused where nothing else is likely to be meant."""
+"""Arguments of `solve` that can not be right, or are in the order of another package: refused, with what to give."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,44 +19,87 @@ TIMES = frozenset(("t", "time"))
 ORDER = "The order is solve(f, y0, ts), the state before the times; scipy's solve_ivp has the span before the state."
 
 
-def check_field_arguments(equation: Equation) -> None:
-    """Refuses fields whose arguments are called (y, t), the order of scipy's `odeint`.
+def check_field_arguments(equation: Equation, *, samples: bool) -> None:
+    """Refuses fields that can not be called as f(t, y), and those whose arguments are called (y, t), scipy's order.
 
-    Their values do not tell: for a 0-dim state both arguments have the same shape.
+    The values of the latter do not tell: for a 0-dim state both arguments have the same shape. With `samples` a field
+    may take a third argument.
     """
     if isinstance(equation, JuliaField):
         return
     parts = {"drift": equation.drift, "diffusion": equation.diffusion} if isinstance(equation, SDE) else {"f": equation}
     for name, field in parts.items():
-        first, second = (*_argument_names(field), "", "")[:2]
-        if first in STATES and second in TIMES:
-            raise ValueError(
-                f"{name} takes ({first}, {second}), but solve calls it with the time first, {name}(t, y): define it "
-                f"as {name}({second}, {first}), or give lambda t, y: {name}(y, t)."
-            )
+        if isinstance(field, type):
+            raise TypeError(f"{name} is the class {field.__name__}: give an object of it, {field.__name__}(...).")
+        taken = _arguments(field)
+        if taken is not None:
+            _check_arguments(name, field, taken, 3 if samples else 2)
 
 
-def _argument_names(field: Any) -> Sequence[str]:
-    """Names of the positional arguments of a function, a method or a module; empty for anything else."""
+def _check_arguments(name: str, field: Any, taken: _Arguments, most: int) -> None:
+    """Refuses a field that takes these arguments; it may need at most so many."""
+    names, required, rest = taken
+    given = f"{name} takes ({', '.join(names)})"
+    if len(names) < 2 and not rest:
+        module = "a module with forward(self, t, y), or to solve " if isinstance(field, nn.Module) else ""
+        raise TypeError(
+            f"{given}, but solve calls it with the time and the state, {name}(t, y): give {module}lambda t, y: "
+            f"{name}({'y' if names else ''})."
+        )
+    first, second = (*names, "", "")[:2]
+    if first in STATES and second in TIMES:
+        raise ValueError(
+            f"{given}, but solve calls it with the time first, {name}(t, y): define it "
+            f"as {name}({second}, {first}), or give lambda t, y: {name}(y, t)."
+        )
+    if first in STATES and second == "ts":
+        raise TypeError(f"{given}: it is a layer, which solves by itself. Call it, {name}(y0), or give {name}.field.")
+    if required > most:
+        others = ", ".join(names[2:required])
+        raise TypeError(
+            f"{given}, but solve calls it with the time and the state, {name}(t, y): give lambda t, y: "
+            f"{name}(t, y, {others})."
+        )
+
+
+class _Arguments(NamedTuple):
+    """Names of the positional arguments, how many have no default, and whether any number of others may follow."""
+
+    names: Sequence[str]
+    required: int
+    rest: bool
+
+
+def _arguments(field: Any) -> _Arguments | None:
+    """What a function, a method or a module takes; None if it is not written in Python."""
     method = field.forward if isinstance(field, nn.Module) else field
     function = getattr(method, "__func__", method)
     if not hasattr(function, "__code__"):  # an object that is called
         function = type(field).__call__
     code = getattr(function, "__code__", None)
-    return () if code is None else code.co_varnames[function is not method : code.co_argcount]
+    if code is None:
+        return None
+    names = code.co_varnames[function is not method : code.co_argcount]
+    required = len(names) - len(getattr(function, "__defaults__", None) or ())
+    return _Arguments(names, required, bool(code.co_flags & inspect.CO_VARARGS))
 
 
 def check_order(y0: object, ts: object, times: Sequence[float]) -> None:
     """Refuses a span in the place of the state, or warns of it.
 
     A tuple of two increasing numbers may be a state, but with times that do not begin with 0 it is rarely one. Where
-    both begin with 0, the way they are written is all that tells: a span is a tuple, a state a list.
+    both begin with 0, the way they are written is all that tells: a span is a tuple, a state a list. A list of two
+    increasing numbers is refused too if all times are one number other than 0, so that nothing would be solved.
     """
-    if not (isinstance(y0, tuple) and is_span(y0)):
+    if not is_span(y0):
         return
+    assert isinstance(y0, (tuple, list))
+    if isinstance(y0, list) and not (len(times) > 1 and times[0] == times[-1] != 0):
+        return
+    plain = f"a list, {list(y0)}" if isinstance(y0, tuple) else f"a tensor, torch.tensor({y0})"
     problem = (
         f"y0={y0} looks like a span of time, and ts={list(times[:3])} like a state. {ORDER} If {y0} is the state, "
-        f"write it as a list, {list(y0)}."
+        f"write it as {plain}."
     )
     if times[0] != 0:
         raise ValueError(problem)

@@ -7,6 +7,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -197,7 +198,7 @@ class LossBudget:
     Args:
         allowed: the task loss that is allowed, for example that of the unregularised model and 2 % more. With None it
             is the lowest smoothed loss so far plus 2 % of its size, or plus four standard errors if that is more, and
-            the share rises only after the loss has stopped to fall.
+            the share rises only after the loss has stopped falling.
         start: share in the first iteration (> 0). It is the largest one until the budget is met. A smaller one
             disturbs learning less, and saves less afterwards.
         largest: the largest share. With 1 the penalty never has more influence than the task. A larger one is useful
@@ -238,6 +239,8 @@ class LossBudget:
     ) -> None:
         if isinstance(allowed, Tensor):
             allowed = float(allowed.detach())
+        if not isinstance(allowed, Real | None):
+            raise TypeError(f"LossBudget(allowed={allowed!r}): give a number, the loss that is allowed, or None.")
         if not (0 < start <= largest < math.inf and (allowed is None or math.isfinite(allowed))):
             raise ValueError(
                 f"LossBudget(allowed={allowed}, start={start}, largest={largest}): allowed must be a finite loss or "

@@ -85,7 +85,7 @@ class DenseOutput:
             order.append(chosen)
         back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
         rows = torch.cat(parts).index_select(0, torch.as_tensor(back, device=self.y0.device))
-        return rows.reshape(*given.shape, *self.y0.shape)
+        return rows.reshape((*given.shape, *self.y0.shape))
 
     def _check(self, values: NDArray[np.float64], given: Tensor) -> None:
         """Raises an error for a time outside the span, beyond its own rounding."""

@@ -18,6 +18,9 @@ Field = Callable[[Tensor, Tensor], Tensor]
 MISSING = 1e-2  # share of a derivative below which it may be missing
 BENT = 10.0  # how many times the change between two quotients both they and the error of one of them must be
 NOISE = 1e2  # of the field's values, in units of the dtype's resolution
+FARTHER = 10.0  # times the distance: there the derivative must be as wrong, else the field's own rounding is seen
+AS_WRONG = 2.0  # how many times the change of a quotient to there its error must be
+MISSING_THERE = 3e-2  # share of the quotient there that must be missing
 
 
 def direction(y: Tensor) -> Tensor:
@@ -35,8 +38,8 @@ def direction(y: Tensor) -> Tensor:
 @torch.no_grad()
 def check_derivatives(
     field: Field, t: Tensor, y: Tensor, slope: Tensor, product: Tensor, end: Tensor, by_time: Tensor | None
-) -> None:
-    """Warns if the derivatives at (t, y) miss a part of the field.
+) -> bool:
+    """Warns if the derivatives at (t, y) miss a part of the field; returns whether they do.
 
     A kink of the field, rounding and points where it is not finite give no warning: an entry is told only where the
     quotients of both sides agree with each other far better than with the derivative.
@@ -47,26 +50,35 @@ def check_derivatives(
         y: state.
         slope: the field there.
         product: the Jacobian times `direction(y)`.
-        end: of the first step: the field is evaluated up to there.
+        end: of the step: the field is evaluated up to there.
         by_time: derivative by the time; None where PyTorch sees no dependence.
     """
     step = torch.finfo(y.dtype).eps ** (1 / 3)
     along = step * direction(y)
     try:
-        missing = _missing(field(t, y - along / 2), slope, field(t, y + along), product, step)
+        before, after = field(t, y - along / 2), field(t, y + along)
+        missing = _missing(before, slope, after, product, step)
+        if bool(missing.any()):
+            near, distance = (after - slope) / step, FARTHER * step
+            for signed in (distance, -distance):
+                far = (field(t, y + signed * direction(y)) - slope) / signed
+                missing &= _remains(near, far, product)
         late = by_time is None and _moves(field, t, y, slope, end)
     except Exception:  # what the field does beside the solution is no fault of the solve
-        return
-    if not (missing or late):
-        return
-    what = f"by the state ({missing} of {y.numel()} entries)" if missing else "by the time"
+        return False
+    count = int(missing.sum())
+    if not (count or late):
+        return False
+    what = f"by the state ({count} of {y.numel()} entries)" if count else "by the time"
+    coupled = " Or the samples of the batch act on each other: use batch='joint'." if count and t.ndim else ""
     warnings.warn(
         f"the derivative of the field {what} is not what PyTorch forms of it: a part of the field seems to leave torch "
         "(numpy, .item(), .detach(), torch.no_grad(), an autograd function of your own). An implicit method loses its "
         "order by that, and its errors are larger than the tolerance asks for. Write that part in differentiable "
-        "operations of torch, or use an explicit method such as 'tsit5'.",
+        "operations of torch, or use an explicit method such as 'tsit5'." + coupled,
         stacklevel=2,
     )
+    return True
 
 
 def check_field(field: Field, t: Tensor, y: Tensor, end: Tensor) -> None:
@@ -83,8 +95,8 @@ def check_field(field: Field, t: Tensor, y: Tensor, end: Tensor) -> None:
     check_derivatives(field, t, y.detach(), slope.detach(), product, end, by_time)
 
 
-def _missing(before: Tensor, here: Tensor, after: Tensor, product: Tensor, step: float) -> int:
-    """In how many entries the derivative is not that of the field.
+def _missing(before: Tensor, here: Tensor, after: Tensor, product: Tensor, step: float) -> Tensor:
+    """The entries in which the derivative seems not to be that of the field.
 
     The state before is half as far away as the one after: quotients on both sides of a field that saturates or jumps,
     such as tanh of a large argument or a sign, would agree at equal distances.
@@ -92,8 +104,17 @@ def _missing(before: Tensor, here: Tensor, after: Tensor, product: Tensor, step:
     left, right = (here - before) / (step / 2), (after - here) / step
     noise = NOISE * torch.finfo(here.dtype).eps * (before.abs() + after.abs()) / step
     wrong, bent = (right - product).abs(), BENT * (right - left).abs()
-    told = (wrong > bent) & (right.abs() >= bent) & (wrong > MISSING * right.abs()) & (wrong > noise)
-    return int(told.sum())
+    return (wrong > bent) & (right.abs() >= bent) & (wrong > MISSING * right.abs()) & (wrong > noise)
+
+
+def _remains(near: Tensor, far: Tensor, product: Tensor) -> Tensor:
+    """The entries in which the derivative is as wrong by a quotient over a larger distance.
+
+    A field that computes in a lower precision than its state's has the same wrong quotients at small distances by
+    chance, or zeros.
+    """
+    wrong = (far - product).abs()
+    return (near != 0) & (wrong > AS_WRONG * (far - near).abs()) & (wrong > MISSING_THERE * far.abs())
 
 
 def _moves(field: Field, t: Tensor, y: Tensor, slope: Tensor, end: Tensor) -> bool:

@@ -95,10 +95,13 @@ def problem_of(
         raise TypeError(f"odeint: func must be callable as func(t, y), got {type(func).__name__}.")
     if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0):
         raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
+    times = torch.as_tensor(t)
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"odeint: t must be a sequence of times such as [0.0, 1.0], got shape {tuple(times.shape)}.")
     structure = Structure(y0, half=kind in HALF)
     field: Any = structure.on_flat(_with_shapes_of(func) if structure.nested else func)
     callbacks = callbacks_of(func, method, CALLBACKS[kind], structure, adjoint=gradient == "checkpoint")
-    return Problem(method, kind, field, structure.flat, torch.as_tensor(t), structure, rtol, atol, gradient, callbacks)
+    return Problem(method, kind, field, structure.flat, times, structure, rtol, atol, gradient, callbacks)
 
 
 def _with_shapes_of(func: Callable[[Tensor, Any], Any]) -> Callable[[Tensor, Any], Any]:

@@ -118,6 +118,10 @@ def fit(
         raise ValueError(f"fit(accumulate={accumulate}, clip={clip}): give at least one batch and a norm above zero.")
     if scaler is not None and not scaler.is_enabled():
         scaler = None
+    if isinstance(penalty, type):
+        raise TypeError(
+            f"fit: penalty is the class {penalty.__name__}: give an object of it, such as {penalty.__name__}('mean')."
+        )
     _check_weight(weight)
     closure = _needs_closure(optimizer)
     if closure and scaler is not None:

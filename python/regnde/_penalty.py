@@ -147,6 +147,9 @@ class StepPenalty(Penalty):
     reduction: Reduction = "sum"
 
     def __post_init__(self) -> None:
+        if isinstance(self.reduction, Solution):
+            name = type(self).__name__
+            raise TypeError(f"{name} was given a Solution as its reduction: write {name}()(solution).")
         if self.reduction not in ("sum", "mean", "max"):
             raise ValueError(f"reduction={self.reduction!r}: choose 'sum', 'mean' or 'max'.")
 
@@ -159,7 +162,13 @@ class StepPenalty(Penalty):
 
         Raises:
             ValueError: if nothing was recorded, or the method has no such estimate.
+            TypeError: for something else than a solution.
         """
+        if not isinstance(solution, Solution):
+            raise TypeError(
+                f"{type(self).__name__} takes the Solution of a solve, got {type(solution).__name__}. A layer returns "
+                "it with output='solution'; for a whole model use regnde.recording()."
+            )
         if solution.steps is None:
             raise ValueError(
                 f"{type(self).__name__} needs the records of the solver's steps, but the solution has none: "

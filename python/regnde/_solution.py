@@ -26,6 +26,19 @@ if TYPE_CHECKING:  # at run time it would be a dependency
 else:
     State = TypeVar("State")
 
+ELSEWHERE = {
+    "t": "ts",
+    "y": "ys",
+    "nfe": "stats.nfe",
+    "nfev": "stats.nfe",
+    "accepted": "stats.accepted",
+    "rejected": "stats.rejected",
+    "success": "status",
+    "error": "steps.error",
+    "stiffness": "steps.stiffness",
+}
+"""Names that scipy's and other packages' solutions have, or that are one level below."""
+
 STIFF_FRACTION = 0.9  # AutoSwitch of OrdinaryDiffEq.jl calls a step stiff above this share of the stability size
 
 
@@ -293,8 +306,13 @@ class Solution(Generic[State]):
 
         def __getattr__(self, name: str) -> Any:
             """Called for names that a solution does not have."""
-            tensor = " Is a tensor meant? Take solution.y1 or solution.ys." if hasattr(Tensor, name) else ""
-            raise AttributeError(f"'Solution' object has no attribute {name!r}.{tensor}")
+            meant = " Is a tensor meant? Take solution.y1 or solution.ys." if hasattr(Tensor, name) else ""
+            if name in ELSEWHERE:
+                meant = f" Take solution.{ELSEWHERE[name]}."
+            raise AttributeError(f"'Solution' object has no attribute {name!r}.{meant}")
+
+        def __getitem__(self, index: object) -> Any:  # without it, Python's message does not say what to take
+            raise TypeError("a Solution is no sequence of states: take solution.ys, or the last state, solution.y1.")
 
     @property
     def y1(self) -> State:

@@ -110,12 +110,13 @@ def solve(
             system with one step size. A list of 0-dim tensors is one tensor; a tuple of them is not.
         ts: one or more times, shape (T,), non-decreasing or non-increasing, in units of time. They become float64
             whatever their dtype and the state's.
-        solver: method, tolerances, gradient, engine.
+        solver: method, tolerances, gradient, engine; by default `Solver()`.
         record: `"none"`, `"all"` (every accepted step) or a `Local` (one random step).
-        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, drawn from torch's
-            seed. Solves given the same path see the same noise. Its shape for a state (..., d) is (..., d) for diagonal
-            noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix (..., d, m). For a state of several
-            parts, whose noise is diagonal, it is (N,): one channel for each of the N entries, in their order.
+        noise: the Brownian path of an `SDE`, over [ts[0], ts[-1]] or more; by default a new one, a function of torch's
+            seed and of the steps. Solves given the same path see the same noise, whatever their steps. Its shape for a
+            state (..., d) is (..., d) for diagonal noise, (..., 1) for scalar noise and (..., m) for a diffusion matrix
+            (..., d, m). For a state of several parts, whose noise is diagonal, it is (N,): one channel for each of the
+            N entries, in their order.
         stops: times at which `f` may jump or bend, shape (S,), in any order: knots of a control path, doses, switches.
             Steps end there, and `f` is evaluated just before and just after each, never at it. Times outside the span
             are ignored. Stops that require a gradient get the solution's derivative by them.
@@ -163,14 +164,16 @@ def _solve(
     mass, f = (f.mass, f.field) if isinstance(f, ODE) else (None, f)
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
-        raise TypeError(f"f must be callable as f(t, y), an ODE, an SDE or a JuliaField, got {type(f).__name__}.")
+        raise TypeError(
+            f"f must be callable as f(t, y), an ODE, an SDE(drift, diffusion) or a JuliaField, got {type(f).__name__}."
+        )
     if record not in ("none", "all") and not isinstance(record, Local):
         raise ValueError(f"record={record!r}: choose 'none', 'all' or a Local(...).")
     if noise is not None and not sde:
         raise ValueError("noise is the Brownian path of an SDE, but f is an ODE.")
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver, got {solver!r}{_as_solver(solver)}.")
-    check_field_arguments(f)
+    check_field_arguments(f, samples=solver.batch == "per-sample")
     structure = Structure(y0, samples=solver.batch == "per-sample")
     try:
         times, values = checked_times(ts)
@@ -348,6 +351,8 @@ def _in_structure(solution: Solution[Tensor], structure: Structure) -> Solution[
 
 def _as_solver(given: object) -> str:
     """A hint for a message about what was given as the solver."""
+    if given is Solver:
+        return ": write Solver()"
     return f": write Solver(method={given!r})" if isinstance(given, str) else ""
 
 

@@ -55,6 +55,9 @@ OTHER_NAMES = {
 }
 """Methods under the names that torchdiffeq, torchode, diffrax, scipy and others give them."""
 
+SDE_NAMES = {"euler": "em", "euler_heun": "diffusionheun"}
+"""Methods for SDEs under the names that torchsde gives them, where a method for ODEs has the name too or none has."""
+
 NEAREST = {
     "dopri8": "vern7",
     "dop853": "vern7",
@@ -64,13 +67,16 @@ NEAREST = {
     "radau": "rodas5p",
     "bdf": "kencarp4",
     "kvaerno5": "kencarp4",
+    "rodas5": "rodas5p",
 }
 """Methods that no engine has, and the nearest to them that one has."""
 
 
-def hint(method: str) -> str:
+def hint(method: str, *, sde: bool = False) -> str:
     """What a method is called here, as a sentence for a message; empty for a name that is not known."""
     name = method.lower().replace("-", "_").replace(" ", "_")
+    if sde and name in SDE_NAMES:
+        return f"{method!r} is called {SDE_NAMES[name]!r} here."
     if name in OTHER_NAMES:
         return f"{method!r} is called {OTHER_NAMES[name]!r} here."
     if name in NEAREST:
@@ -95,15 +101,16 @@ class Solver:
         rtol: relative tolerance, dimensionless. Default 1e-6 for an ODE, 1e-2 for an SDE. A number; or numbers for
             entries, a tensor or array that broadcasts against y0; or for the parts of a state of several tensors,
             in its structure: `{"x": 1e-6, "v": math.inf}`. An infinite tolerance leaves entries without control.
-            The error of a step is the root mean square over all entries, those without control count 0.
+            The error of a step is the root mean square over all entries; entries without control count as 0.
         atol: absolute tolerance, in units of the state. Same defaults and forms.
         dt0: size (> 0, in units of time) of the first step, or of every step for a fixed-step
             method. Default: chosen from the field at the start, which costs two evaluations. A `LastStep`
             takes it from the solve before (adaptive methods).
-        dt_min: least size (>= 0, in units of time) of a step of an adaptive method, those apart that the end time or
-            a stop cuts. If the error control asks for less, the solve fails with `StepSizeUnderflow`. Default: 0.
-        dt_max: largest size (> 0) of a step of an adaptive method. A field that acts in a short interval alone is
-            seen if `dt_max` is shorter than that. Default: the span.
+        dt_min: least size (>= 0, in units of time) of a step of an adaptive method, except for steps that the end
+            time or a stop shortens. If the error control asks for less, the solve fails with `StepSizeUnderflow`.
+            Default: 0.
+        dt_max: largest size (> 0) of a step of an adaptive method. A field that acts only in a short interval
+            is seen if `dt_max` is shorter than it. Default: the span.
         controller: how the next step size follows from the error: `PI(...)` (default), `I(...)` or `PID(...)`.
         max_steps: trial steps (accepted and rejected) after which a solve gives up.
         gradient: `"discrete"`: back-propagation through the accepted steps, step sizes constant.

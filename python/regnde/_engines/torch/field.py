@@ -6,7 +6,9 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,10 +111,9 @@ class CountedField:
     def _mended(self, slope: object, y: Tensor) -> Tensor:
         """The slope in the state's dtype, or an error that says what is wrong with it."""
         if not isinstance(slope, Tensor):
-            stack = " Use torch.stack." if isinstance(slope, (tuple, list)) else ""
             raise TypeError(
                 f"{self.name}(t, y) must return a tensor of y's shape {tuple(y.shape)}, got "
-                f"{type(slope).__name__}.{stack}"
+                f"{type(slope).__name__}.{_instead_of(slope)}"
             )
         if slope.shape != self._shape(y) and self.inner:
             raise ValueError(
@@ -142,6 +143,17 @@ class CountedField:
                 "the error estimate meaningless. Draw it once per solve, or call .eval() on the module.",
                 stacklevel=2,
             )
+
+
+def _instead_of(slope: object) -> str:
+    """What to do, as a sentence, where a field returns something that is no tensor."""
+    if slope is None:
+        return " Is its return statement missing?"
+    if isinstance(slope, (tuple, list)):
+        return " Use torch.stack."
+    if isinstance(slope, (np.ndarray, np.generic)):
+        return " Use the functions of torch: numpy's have no gradient."
+    return " Use torch.full_like(y, ...)." if isinstance(slope, Real) else ""
 
 
 def _close(once: Tensor, again: Tensor) -> bool:

@@ -22,6 +22,7 @@ from regnde._transforms import transformed
 __all__ = ["Derivatives", "Jacobian", "as_states", "as_vectors", "has_other_leaves"]
 
 PROBE = 1e-3  # change of the state, relative and absolute
+CHECKED = (1, 4, 16, 64)  # attempts at which the derivatives are checked: at one point they may be right by chance
 Pair = tuple[Tensor | None, Tensor | None]
 
 
@@ -64,12 +65,18 @@ class Jacobian:
 
     def __init__(self, *, samples: bool = False) -> None:
         self.samples, self.calls = samples, 0
+        self._attempts, self._due = 0, False
         self._vectorised = True  # until a field has an operation that can not be
+
+    def begin_attempt(self) -> None:
+        """The next evaluation is that of a new attempt, not of one that a checkpoint takes again."""
+        self._attempts += 1
+        self._due = self._attempts in CHECKED
 
     def __call__(self, field: Field, t: Tensor, y: Tensor, end: Tensor | None = None) -> Derivatives:
         """The derivatives at a point: one evaluation of the field, and one backward pass for each entry of a system.
 
-        The first time they are compared with a difference quotient.
+        At some attempts they are compared with a difference quotient.
 
         Args:
             field: the right-hand side.
@@ -81,6 +88,7 @@ class Jacobian:
             UnsupportedField: if torch can not differentiate the field.
         """
         self.calls += 1
+        due, self._due = self._due, False
         if transformed():
             return self._by_transform(field, t, y)
         wanted = torch.is_grad_enabled()
@@ -101,7 +109,7 @@ class Jacobian:
             if grads[0] is None and self.calls == 1 and real.numel():
                 _check_constant(field, t, y)
             found = self._laid_out(slope, real, grads)
-            if self.calls == 1 and end is not None and real.numel():
+            if due and end is not None and real.numel():
                 self._check(field, t, y, end, found, grads[1])
         return found if wanted else Derivatives(*(x.detach() for x in found))
 
@@ -113,7 +121,8 @@ class Jacobian:
         along = as_vectors(direction(y.detach()), self.samples)
         product = as_states((found.by_state @ along.unsqueeze(-1)).squeeze(-1), y)
         function = field.function if isinstance(field, CountedField) else field
-        check_derivatives(function, t.detach(), y.detach(), found.slope, product, end, by_time)
+        if check_derivatives(function, t.detach(), y.detach(), found.slope, product, end, by_time):
+            self._attempts = max(CHECKED)  # once is enough
 
     def _unit_vectors(self, real: Tensor) -> Tensor:
         """Of the slope, shape (n, *real.shape): of all samples at once."""

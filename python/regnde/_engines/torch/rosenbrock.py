@@ -106,6 +106,7 @@ class Rosenbrock(OneSystem):
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         run = self._run(t, h, t1)
+        self.jacobian.begin_attempt()
         step, known = self._evaluated(run, y, ends=step_end)
         self.factorisations += 1
         self.uncounted += self.known_slope

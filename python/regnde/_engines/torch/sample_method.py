@@ -41,6 +41,9 @@ class SampleMethod(Protocol):
     def implicit(self) -> bool:
         """Whether a step factorises a matrix."""
 
+    def begin_attempt(self) -> None:
+        """A new attempt follows, not one that a checkpoint takes again."""
+
     def take(
         self, field: Field, guard: Guard, y: Tensor, first: Tensor | None, h: Tensor, times: Sequence[Tensor]
     ) -> AnyStep:
@@ -80,6 +83,9 @@ class Explicit:
 
     def __init__(self, tableau: Tableau) -> None:
         self.tableau = tableau
+
+    def begin_attempt(self) -> None:
+        """Nothing to prepare."""
 
     def take(
         self, field: Field, guard: Guard, y: Tensor, first: Tensor | None, h: Tensor, times: Sequence[Tensor]
@@ -122,6 +128,10 @@ class LinearlyImplicit:
     def __init__(self, tableau: RosenbrockTableau, mass: Mass | None = None) -> None:
         self.tableau, self.mass, self.jacobian = tableau, mass, Jacobian(samples=True)
         self.knows_slope = tableau.fsal
+
+    def begin_attempt(self) -> None:
+        """A new attempt follows."""
+        self.jacobian.begin_attempt()
 
     def take(
         self, field: Field, guard: Guard, y: Tensor, first: Tensor | None, h: Tensor, times: Sequence[Tensor]

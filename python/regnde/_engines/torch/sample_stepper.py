@@ -211,6 +211,7 @@ class SampleStepper:
         """
         method, rtol, atol, record, counted = self.method, self.rtol, self.atol, self.record, self.field
         rejected, within = Rejected(), self._within(at)
+        method.begin_attempt()
 
         def run(y: Tensor, first: Tensor | None) -> tuple[AnyStep, Estimates | None]:  # without self: see `Checkpoint`
             times = _stage_times(method.tableau.c, t, h, t1, y, within)

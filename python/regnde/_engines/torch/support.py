@@ -56,7 +56,9 @@ def why_unsupported(request: Request) -> str | None:
     if given is None and solver.method not in known:
         kind = "SDE" if sde else "ODE"
         text = f"the torch engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
-        return f"{text} {hint(solver.method)}".rstrip()
+        if solver.method in (ODE_METHODS if sde else SDE_METHODS) and not hint(solver.method, sde=sde):
+            return f"{text} {solver.method!r} is a method for {'ODEs' if sde else 'SDEs'}."
+        return f"{text} {hint(solver.method, sde=sde)}".rstrip()
     if isinstance(request.equation, SDE) and (why := misfit(solver.method, request.equation)) is not None:
         return why
     if isinstance(request.equation, SDE) and request.equation.has_matrix and request.y0.ndim == 0:
