@@ -5,6 +5,7 @@
     python examples/stiff.py compare      # explicit + SRNODE against Rosenbrock + ERNODE, one table
     python examples/stiff.py doses        # the same for a drug: infusions as stops, elimination by a network
     python examples/stiff.py ernode       # ERNODE on Rosenbrock methods: seeds, tolerances, LossBudget, cheapen
+    python examples/stiff.py engines      # the time of a gradient on both engines: Robertson's kinetics, rodas5p
     python examples/stiff.py --quick      # all of these with one iteration, to see that they run
 
 The kinetics are learnt as rate laws: the reactions are known, their rates are mass action with constants that are wrong
@@ -22,7 +23,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -479,6 +480,28 @@ def cheaper(found: Fitted, task: Task, iterations: int, rate: float) -> regnde.M
     return run.best
 
 
+def compare_engines() -> None:
+    """Prints the time of Robertson's kinetics to t = 1e5 with a gradient, by each engine that can run."""
+    known, solver = robertson(), Solver(method="rodas5p", rtol=1e-6, atol=1e-9)
+
+    def gradient(engine: str) -> None:
+        constants = known.constants.clone().requires_grad_()
+
+        def field(t: Tensor, y: Tensor) -> Tensor:
+            return (constants * known.products(y)) @ known.changes.T
+
+        sol = regnde.solve(field, known.y0, [0.0, 1e5], replace(solver, engine=engine), record="all")
+        (sol.y1.sum() + ErrorPenalty()(sol)).backward()
+
+    for engine in ("torch", "julia"):
+        try:
+            gradient(engine)  # the first one compiles
+        except regnde.EngineUnavailable:
+            print(f"{engine} is not available")
+            continue
+        print(f"{engine}: {1e3 * timed(functools.partial(gradient, engine)):.0f} ms for a solve and its gradient")
+
+
 def timed(function: Callable[[], object]) -> float:
     """Processor time of one call, the median of five."""
     times = []
@@ -492,7 +515,7 @@ def timed(function: Callable[[], object]) -> float:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("robertson", "pollu", "doses", "compare", "ernode"))
+    parser.add_argument("what", nargs="?", choices=("robertson", "pollu", "doses", "compare", "ernode", "engines"))
     parser.add_argument("--iterations", type=int, default=60, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of the compared models")
     parser.add_argument("--seeds", type=int, default=3, help="of ernode")
@@ -515,8 +538,10 @@ def main() -> None:
         task = robertson_task()
         starts = [RateLaw(robertson(), 100 * task.atol, seed) for seed in range(given.seeds)]
         ernode(task, starts, {"rodas5p": 1e-4}, given.iterations, 0.03)
+    elif given.what == "engines":
+        compare_engines()
     else:
-        parser.error("say what: robertson, pollu, doses, compare, ernode, or --quick")
+        parser.error("say what: robertson, pollu, doses, compare, ernode, engines, or --quick")
 
 
 def run_all() -> None:
@@ -526,6 +551,7 @@ def run_all() -> None:
     compare(Doses(), doses_task(), 1, 0.02, 1e-2, error_of_elimination)
     ernode(relaxation_task(), [pretrained(0, 100)], {"rodas5p": 1e-2}, 1, 0.002)
     compare(pretrained(0, 100), relaxation_task(), 1, 0.002, 1e-2)
+    compare_engines()
 
 
 if __name__ == "__main__":
