@@ -548,7 +548,7 @@ def run_all() -> None:
     """Every program, to see that it runs."""
     learn_kinetics(robertson(), 1)
     learn_kinetics(pollu(), 1)
-    compare(Doses(), doses_task(), 1, 0.05, 1e-2, error_of_elimination)
+    compare(Doses(), doses_task(), 1, 0.02, 1e-2, error_of_elimination)
     ernode(relaxation_task(), [pretrained(0, 100)], {"rodas5p": 1e-2}, 1, 0.002)
     compare(pretrained(0, 100), relaxation_task(), 1, 0.002, 1e-2)
     compare_engines()
