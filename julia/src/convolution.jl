@@ -2,9 +2,9 @@
 # NNlib's own copies them entry by entry, and takes two to three times as long. It has all other cases.
 
 "Whether these are plain images, in arrays of their own, without groups."
-plain_images(geometry, arrays::Array{T, 4}...) where {T <: Union{Float32, Float64}} =
+plain_images(geometry, ::Array{T, 4}, ::Array{T, 4}, ::Array{T, 4}) where {T <: Union{Float32, Float64}} =
     NNlib.groupcount(geometry) == 1 && NNlib.flipkernel(geometry)
-plain_images(_, _...) = false
+plain_images(_, _, _, _) = false
 
 "NNlib's `conv!`."
 function convolve!(y, x, w, geometry)

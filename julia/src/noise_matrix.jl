@@ -33,8 +33,6 @@ function LinearAlgebra.mul!(out::AbstractVector, A::NoiseMatrix, w::AbstractVect
     return drive!(out, alpha, A.entries, w, A.columns, A.rows)
 end
 
-Base.:*(A::NoiseMatrix, w::AbstractVector) = mul!(similar(A.entries, size(A, 1)), A, w)
-
 """
     drive!(out, weight, g, w, columns, rows)
 
@@ -66,7 +64,7 @@ end
 
 struct BlockStyle <: Broadcast.BroadcastStyle end
 Base.BroadcastStyle(::Type{<:NoiseMatrix}) = BlockStyle()
-Base.BroadcastStyle(style::BlockStyle, ::Broadcast.BroadcastStyle) = style
+Base.BroadcastStyle(style::BlockStyle, ::Broadcast.AbstractArrayStyle) = style
 
 Base.copy(bc::Broadcast.Broadcasted{BlockStyle}) = NoiseMatrix(Broadcast.materialize(of_blocks(bc, matrix_in(bc).rows)))
 

@@ -106,14 +106,15 @@ end
 
 # The two sum in different orders. The error estimate is a sum that cancels: of the first step that the heuristic
 # chooses nothing but rounding is left in Float32, and by that the steps after it would differ. With a first step of
-# 1.2 estimates are above 2e-4, and all results of Float32 agree to 2e-4, those of Float64 to 3e-11.
+# 1.2 estimates are above 2e-4. All results of Float32 agree to 2e-4 on one processor and to 1.1e-3 on another, those of
+# Float64 to 3e-11.
 @testset "$method of $T without reading single entries, keep = $keep" for (method, T, keep, span, dt0) in (
         (:tsit5, Float32, :stages, 4.0, 1.2), (:bs3, Float64, :states, 1.0, NaN), (:vern7, Float64, :stages, 1.0, NaN),
         (:sosri2, Float64, :stages, 1.0, NaN), (:em, Float64, :stages, 1.0, 0.1),
     )
     here, there = (everything(on, T, method, keep, span, dt0) for on in (identity, JLArray))
     @test length(here[1]) == length(there[1])
-    tolerance = T === Float64 ? 1.0e-9 : 1.0e-3
+    tolerance = T === Float64 ? 1.0e-9 : 5.0e-3
     @test all(isapprox(a, b; rtol = tolerance) for (a, b) in zip(here, there))
 end
 
