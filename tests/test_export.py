@@ -133,7 +133,7 @@ def test_value_and_vjp_equal_torch(zoo: Zoo) -> None:
     check(*made(zoo))
 
 
-NO_SECOND_DERIVATIVE = {"diagonals": "_unique", "distances": "_cdist_backward"}
+NO_SECOND_DERIVATIVE = {"diagonals": "_unique", "distances": "_cdist_backward", "running product": "bmm"}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning", "ignore:Sparse CSR tensor support")

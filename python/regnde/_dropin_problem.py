@@ -97,7 +97,8 @@ def problem_of(
         raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
     times = torch.as_tensor(t)
     if times.ndim != 1 or len(times) == 0:
-        raise ValueError(f"odeint: t must be a sequence of times such as [0.0, 1.0], got shape {tuple(times.shape)}.")
+        given = f"the single time {times.item():g}" if times.ndim == 0 else f"shape {tuple(times.shape)}"
+        raise ValueError(f"odeint: t must be a sequence of times such as [0.0, 1.0], got {given}.")
     structure = Structure(y0, half=kind in HALF)
     field: Any = structure.on_flat(_with_shapes_of(func) if structure.nested else func)
     callbacks = callbacks_of(func, method, CALLBACKS[kind], structure, adjoint=gradient == "checkpoint")

@@ -363,7 +363,13 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
         warnings.simplefilter("ignore")
         try:
             value, *products = _Replay(fx.GraphModule(module, graph), batch).run(*inputs)
-        except Exception:  # whatever it is, it did not happen in the field itself
+        except Exception as error:  # whatever it is, it did not happen in the field itself
+            if traced.tangents:
+                where = " ".join(str(error).split("Original traceback")[0].split())
+                raise UnsupportedField(
+                    "the field can not be written in Julia for an implicit method, which needs its second derivatives: "
+                    f"one of their operators fails: {where}"
+                ) from error
             return False
     if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
         return False
