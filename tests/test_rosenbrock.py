@@ -432,6 +432,19 @@ def test_a_mass_matrix_with_an_inverse_is_that_inverse() -> None:
 # --- refusals --------------------------------------------------------------------------------------
 
 
+class Once(torch.autograd.Function):
+    """The slope -y, with a first derivative only."""
+
+    @staticmethod
+    def forward(ctx: object, y: Tensor) -> Tensor:
+        return -y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
 def test_what_is_refused() -> None:
     y0, span = tensor([1.0]), [0.0, 1.0]
     for field in (
@@ -440,16 +453,6 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(regnde.UnsupportedField, match="the field leaves torch"):
             regnde.solve(field, y0, span, solver("rodas5p"))
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, y: Tensor) -> Tensor:
-            return -y
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: object, gradient: Tensor) -> Tensor:
-            return -gradient
 
     regnde.solve(lambda t, y: Once.apply(y), y0, span, solver("rodas5p"))  # a solve needs one derivative
     with pytest.raises(ValueError, match="steps that are not compiled"):
@@ -497,16 +500,6 @@ def test_what_the_julia_engine_refuses() -> None:
         regnde.solve(regnde.ODE(relaxing, torch.eye(1)), y0, span, solver("rodas5p", engine="julia"))
     with pytest.raises(ValueError, match="derivatives that a JuliaField does not have"):
         regnde.solve(regnde.JuliaField("(t, y) -> -y", ()), y0, span, solver("rodas5p", engine="julia"))
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, y: Tensor) -> Tensor:
-            return -y
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: object, gradient: Tensor) -> Tensor:
-            return -gradient
 
     class Detached(Once):
         @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +33,5 @@ class GridNoise:
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t], each of the path's shape."""
-        y, z = self.normals.of_step(self.numbers.setdefault(s, len(self.numbers)))
-        root = math.sqrt(t - s)
-        return Increment(y * root, self.no_area if z is None else z * (root / math.sqrt(12)))
+        w, h = self.normals.increment(self.numbers.setdefault(s, len(self.numbers)), t - s)
+        return Increment(w, self.no_area if h is None else h)

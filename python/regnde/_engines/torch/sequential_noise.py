@@ -114,21 +114,20 @@ class SequentialNoise:
             self.parts[at : at + 1] = self._divided(begin, t, self.parts[at])
         return at + 1
 
-    def _draw(self) -> tuple[Tensor, Tensor | None]:
+    def _number(self) -> int:
+        """The number of the next normals: each is used once."""
         self.drawn += 1
-        return self.normals.of_step(self.drawn - 1)
+        return self.drawn - 1
 
     def _new(self, s: float, t: float) -> Part:
         """The path over an interval of which nothing is known."""
-        y, z = self._draw()
-        root = math.sqrt(t - s)
-        return Part(t, y * root, None if z is None else z * (root / math.sqrt(12)))
+        return Part(t, *self.normals.increment(self._number(), t - s))
 
     def _divided(self, s: float, t: float, part: Part) -> tuple[Part, Part]:
         """The two parts of a path over an interval from s on, divided at t."""
         length = part.end - s
         x, r = (t - s) / length, (part.end - t) / length
-        y, z = self._draw()
+        y, z = self.normals.of_step(self._number())
         if part.h is None or z is None:
             w = x * part.w + math.sqrt(length * x * r) * y
             return Part(t, w, None), Part(part.end, part.w - w, None)

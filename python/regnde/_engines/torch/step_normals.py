@@ -1,7 +1,8 @@
-"""Standard normals for the steps of one solve, made for many steps at once."""
+"""Standard normals for the steps of one solve, made for many steps at once, and the increments that they are of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,12 @@ class StepNormals:
         if block != self.block:
             self._draw(block)
         return self.w[at], self.h[at] if self.area else None
+
+    def increment(self, number: int, length: float) -> tuple[Tensor, Tensor | None]:
+        """W and H of a step of that length with these normals, independent of those of other steps."""
+        y, z = self.of_step(number)
+        root = math.sqrt(length)
+        return y * root, None if z is None else z * (root / math.sqrt(12))
 
     def _draw(self, block: int) -> None:
         """Draws the normals of a block of steps."""
