@@ -16,7 +16,7 @@ import torch
 import regnde
 from frozen_sde import FrozenSDE
 from problems import SMALL_SDE_P, SMALL_Y0, bounded, geometric, golden_sde, growing_noise, lagging, small_sde
-from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
+from regnde import PI, SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
 from regnde._tableau import SDE_TABLEAUX
 from regnde.nn import MLP, NeuralSDE
 from tolerances import GOLDEN_REPLAY, ORDER, ROUNDING, STANDARD_ERRORS
@@ -551,3 +551,14 @@ def test_without_noise_steps_end_where_the_path_costs_less(span: tuple[float, fl
         assert steps.t[-1] == span[1]
         assert len(ends) > 5
     assert drawn.steps.dt.max() <= 0.1 * (span[1] - span[0])
+
+
+def test_without_noise_a_rejected_step_is_never_tried_again_as_long() -> None:
+    """Whatever a controller proposes: steps of the least size end the solve, and small reductions are taken."""
+    sde, y0 = SDE(lambda t, y: -y, lambda t, y: 1 + y), torch.ones(20, dtype=torch.float64)
+    with pytest.raises(regnde.StepSizeUnderflow, match="dt_min"):
+        regnde.solve(sde, y0, [0.0, 1.0], Solver(engine="torch", rtol=1e-6, atol=1e-6, dt_min=0.007, max_steps=1000))
+    slow = PI(safety=0.999, beta1=0.002, beta2=0.0)
+    sol = regnde.solve(sde, y0, [0.0, 1.0], Solver(engine="torch", rtol=1e-2, atol=1e-2, controller=slow, dt0=0.1))
+    assert sol.stats.rejected > 50
+    assert sol.status.value == "success"

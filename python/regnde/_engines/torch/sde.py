@@ -99,6 +99,7 @@ class SDEStepper(MethodStepper):
         self.additive_start: tuple[Tensor, Tensor] | None = None  # time and diffusion, where it must be additive
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
+        self.tried = math.nan  # where it started
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -154,7 +155,9 @@ class SDEStepper(MethodStepper):
         if self.controller is None or not self.drawn or not isinstance(self.noise, BrownianPath) or t + h >= t_end:
             return h
         size = self.noise.cheaper(t, t + h) - t
-        return size if self.bounds.within(size) == size else h
+        if h <= self.bounds.smallest or self.bounds.within(size) != size or (size > h and t == self.tried):
+            return h  # of the least size, or a rejected step's: a longer one would be rejected again and again
+        return size
 
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
@@ -163,7 +166,7 @@ class SDEStepper(MethodStepper):
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
             self.known = None
-        self.last_attempt = (t, h, step, known)
+        self.last_attempt, self.tried = (t, h, step, known), t
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
