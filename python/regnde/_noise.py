@@ -36,8 +36,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +52,7 @@ Array = NDArray[np.float64]
 
 DEPTH = 24  # leaves of 6e-8 of the span, below any useful step
 DEEPEST = 48  # a leaf still holds a few bits of the clock
+UNSCALED = 64  # a span between two to the power of this and its inverse has powers that are numbers
 SAME = 2.0**-20  # of a leaf: closer to one of its ends a time is taken for it, as times are rounded
 ROUNDED = 32  # a step's end may be rounded to multiples of this part of it
 RECENT = 4  # points that are stored: a step starts where the one before ended, also after rejections
@@ -133,7 +133,8 @@ class BrownianPath:
                 f"here {span / 2**DEEPEST:.3g}."
             )
         self.depth = depth
-        self._half = (math.frexp(span)[1] + 1) // 2  # half the exponent of the span: powers of a tiny one underflow
+        exponent = math.frexp(span)[1]  # powers of a tiny span underflow
+        self._half = (exponent + 1) // 2 if abs(exponent) > UNSCALED else 0
         self._branch = 0
         self._tree: _Tree | None = None  # made at the first query
         self._recent: dict[float, Tensor] = {}
@@ -146,8 +147,9 @@ class BrownianPath:
 
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
-        with self._lock, _apart():
-            return self._shaped(self._point(float(t))[0] * 1.0)
+        # The path outlives the modes and the transforms of its caller.
+        with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
+            return self._shaped(self._point(float(t))[:1].clone())[0]
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t].
@@ -157,13 +159,16 @@ class BrownianPath:
         """
         if s > t:
             raise ValueError(f"the path's increment over [{s}, {t}]: give the earlier time first.")
-        with self._lock, _apart():
+        # The path outlives the modes and the transforms of its caller.
+        with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
             start, end = self._point(float(s)), self._point(float(t))
-            w, integral = (end - start).unbind()
+            found = end - start
             length = self._scaled(t - s)
-            # Of two equal or denormal times the area is 0.
-            area = torch.add(integral / length, start[0] + end[0], alpha=-0.5) if length else torch.zeros_like(w)
-            return Increment(self._shaped(w), self._shaped(area))
+            if length:
+                found[1].div_(length).sub_(torch.add(start[0], end[0]), alpha=0.5)
+            else:  # of two equal or denormal times
+                found[1].zero_()
+            return Increment(*self._shaped(found).unbind())
 
     def resolves(self, s: float, t: float) -> bool:
         """Whether the law over [s, t] is exact: the two times do not both lie strictly inside one leaf."""
@@ -213,14 +218,14 @@ class BrownianPath:
         return f"BrownianPath({self.t0}, {self.t1}, {tuple(self.shape)}, seed={self.seed})"
 
     def _scaled(self, duration: float) -> float:
-        """A duration in units of 4^half, in which the span lies between 1/4 and 1."""
+        """A duration in units of 4^half, in which the span's powers are neither 0 nor infinite."""
         return math.ldexp(duration, -2 * self._half)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        """Values of W or H from their scaled ones, which are overwritten; a power of two does not round."""
+        """Rows of values from their scaled ones, which are overwritten; a power of two does not round."""
         if self._half:
             values.mul_(math.ldexp(1.0, self._half))
-        return values.to(self.dtype).reshape(self.shape)
+        return values.to(self.dtype).reshape(len(values), *self.shape)
 
     def _point(self, t: float) -> Tensor:
         """W(t) and J(t) = int_t0^t W du as the rows of a tensor, in scaled time; not to be written to."""
@@ -259,13 +264,6 @@ def drawn_path(
 def drawn_seed() -> int:
     """A seed from torch's generator, on the CPU whatever torch's default device."""
     return int(torch.randint(2**62, (), device="cpu").item())
-
-
-@contextmanager
-def _apart() -> Iterator[None]:
-    """The path outlives the modes and the transforms of its caller."""
-    with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def _rebuilt(
