@@ -26,7 +26,7 @@ from regnde._engines.julia.samples import SampleJob, SampleSolve
 from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
-from regnde._noise import BrownianPath
+from regnde._noise import BrownianPath, drawn_path
 from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
@@ -84,9 +84,8 @@ class Run:
         if not isinstance(equation, SDE):
             return None
         if request.noise is None:
-            t0, t1 = request.times[0], request.times[-1]
             shape = equation.path_shape(request.y0.shape, columns)
-            return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape)  # no step: any path will do
+            return drawn_path(request.times[0], request.times[-1], shape, request.y0.real.dtype)
         if equation.has_matrix and request.noise.shape[-1] != columns:
             raise ValueError(
                 f"the diffusion has {columns} columns, but the Brownian path has {request.noise.shape[-1]} processes."
