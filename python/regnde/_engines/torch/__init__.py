@@ -27,7 +27,6 @@ from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -45,6 +44,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import events_of
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
+from regnde._mass import Mass
 from regnde._noise import drawn_path
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
 from regnde._sde_method import SDEMethod
@@ -157,7 +157,7 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     method = (
-        LinearlyImplicit(tableau, Mass.of(request.mass))
+        LinearlyImplicit(tableau, None if request.mass is None else Mass.of(request.mass))
         if isinstance(tableau, RosenbrockTableau)
         else Explicit(tableau)
     )
@@ -254,7 +254,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         tolerances=tolerances,
         segment=segment,
         record=record,
-        mass=Mass.of(request.mass),
+        mass=None if request.mass is None else Mass.of(request.mass),
         checkpoint=checkpoint,
     )
     if isinstance(tableau, RosenbrockTableau):
