@@ -447,7 +447,8 @@ def ernode(
     Args:
         task: what to learn.
         starts: models before the training, by their seeds.
-        tolerances: by method; the one that `diagnose` recommends for the trained model is tried, too.
+        tolerances: by method; the one that `diagnose` recommends for the trained model is tried, too, if the task has
+            one tolerance for the whole state.
         iterations: of each training.
         rate: of learning, at the start.
     """
@@ -457,10 +458,12 @@ def ernode(
     for (method, tolerance), (seed, start) in itertools.product(tolerances.items(), starts.items()):
         solver = task.solver(method, tolerance)
         first = fitted(start, task, solver, iterations, rate, last_rate=last)
-        report = regnde.diagnose(
-            first.model, task.y0, task.ts, solver, metric=lambda s: task.loss(s).item(), methods=[]
-        )
-        looser = report.best.solver.rtol
+        looser = tolerance
+        if not isinstance(task.atol, Tensor):
+            report = regnde.diagnose(
+                first.model, task.y0, task.ts, solver, metric=lambda s: task.loss(s).item(), methods=[]
+            )
+            looser = report.best.solver.rtol
         for used in (solver, task.solver(method, looser))[: 1 + (looser > tolerance)]:
             free = first if used is solver else fitted(start, task, used, iterations, rate, last_rate=last)
             budget = LossBudget(SLACK * free.loss)
