@@ -38,6 +38,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,10 @@ class BrownianPath:
         device: torch.device | str = "cpu",
     ) -> None:
         self.t0, self.t1 = float(t0), float(t1)
+        if not isinstance(shape, Sequence) or not all(isinstance(n, Integral) for n in shape):
+            raise TypeError(f"BrownianPath(shape={shape!r}): give the shape as a tuple, such as (3,) or y0.shape.")
+        if not isinstance(seed, Integral | None):
+            raise TypeError(f"BrownianPath(seed={seed!r}): give a whole number, or None.")
         self.shape = torch.Size(shape)
         self.device = torch.device(device)
         self.seed = drawn_seed() if seed is None else int(seed)
@@ -140,6 +145,8 @@ class BrownianPath:
 
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
+        if getattr(t, "ndim", 0):
+            raise ValueError(f"a Brownian path is called with one time, got shape {tuple(t.shape)}: call it for each.")  # type: ignore[attr-defined]
         with self._lock, _apart():
             return self._shaped(self._point(float(t))[0] * 1.0)
 
