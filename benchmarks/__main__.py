@@ -35,7 +35,7 @@ BENCHMARKS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "apart": ("A large state, each solver in a process of its own, Dormand-Prince, float32", apart.apart),
     "sde": ("Microseconds an SDE step of fixed size against torchsde, float32", sde_step.fixed_steps),
     "sde-adaptive": ("An SDE step against torchsde's srk, adaptive", sde_step.per_step),
-    "noise": ("Microseconds of a query of a Brownian path, float64", noise.per_query),
+    "noise": ("Microseconds of a query of a Brownian path", noise.per_query),
     "sde-methods": ("Evaluations of drift and diffusion at equal error, one path, float64", sde_methods.evaluations),
     "detest": ("25 classic problems on [0, 20], float64", detest.accuracy),
     "floor": ("Evaluations (error) at loose tolerances, float32", floor.floor),

@@ -72,6 +72,10 @@ def main() -> None:
     row("float64")
     gradient(Autonomous((2, 50, 2), nn.Tanh), 2, method="vern9")
     row("a method that is not precompiled: vern9")
+    gradient(Autonomous((2, 50, 2), nn.Tanh), 2, torch.float64, method="rosenbrock23")
+    row("a Rosenbrock method: rosenbrock23, float64")
+    gradient(Autonomous((2, 50, 2), nn.Tanh), 2, torch.float64, method="rodas5p")
+    row("another one: rodas5p, float64")
     if not options.adjoints:
         return
     for name in ("interpolating", "gauss", "quadrature", "backsolve", "tracker"):

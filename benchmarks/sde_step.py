@@ -91,23 +91,31 @@ def ours(problem: Spiral, y0: Tensor, tolerance: float, backward: bool, seed: in
     return time.process_time() - began, sol.stats.accepted + sol.stats.rejected, sol.stats.nfe
 
 
-def theirs(problem: Spiral, y0: Tensor, tolerance: float, backward: bool, seed: int) -> tuple[float, int, int]:
-    """The same for torchsde, whose trial step is one full and two half steps of ten drift evaluations."""
+DRIFTS = {regnde: 3 * 2, torchsde: 3 * 10}  # evaluations in a trial step of srk: one full and two half steps
+
+
+def compared(
+    package: Any, problem: Spiral, y0: Tensor, tolerance: float, backward: bool, seed: int
+) -> tuple[float, int, int]:
+    """The same for a package's `sdeint` with srk."""
     counted = Counted(problem)
     ts = torch.tensor([0.0, 1.0], dtype=y0.dtype)
     torch.manual_seed(seed)
     began = time.process_time()
-    ys = torchsde.sdeint(
+    ys = package.sdeint(
         counted, y0, ts, method="srk", adaptive=True, rtol=tolerance, atol=tolerance, dt=1e-2, dt_min=1e-6
     )
     if backward:
         torch.autograd.backward(ys[-1].square().mean())
     seconds = time.process_time() - began
-    return seconds, counted.calls // 30, counted.calls
+    return seconds, counted.calls // DRIFTS[package], counted.calls
 
 
 def per_step(repeats: int = 3) -> list[dict[str, object]]:
-    """Milliseconds per trial step of both with default noise, the fastest of some runs, at about equal step sizes."""
+    """Milliseconds per trial step with default noise, the fastest of some runs, at about equal step sizes.
+
+    sosri is that of `solve`, srk that of both packages' `sdeint`, which compare a step with two of half its size.
+    """
     rows: list[dict[str, object]] = []
     tolerances = {Spiral: (0.01, 1e-3), Digits: (0.1, 3e-3)}
     for kind, dtype in itertools.product(tolerances, (torch.float32, torch.float64)):
@@ -116,22 +124,26 @@ def per_step(repeats: int = 3) -> list[dict[str, object]]:
         problem = kind().to(dtype)
         y0 = torch.randn(kind.start, dtype=torch.float64).to(dtype)
         for mode, backward in (("forward", False), ("forward + backward", True)):
-            runs: dict[str, list[tuple[float, int, int]]] = {"regnde": [], "torchsde": []}
+            runs: dict[str, list[tuple[float, int, int]]] = {"sosri": [], "srk": [], "torchsde": []}
             with torch.set_grad_enabled(backward):
-                for seed in range(repeats):  # in turns, so that both meet the same load
-                    runs["regnde"].append(ours(problem, y0, ours_tolerance, backward, seed))
-                    runs["torchsde"].append(theirs(problem, y0, theirs_tolerance, backward, seed))
-            a, b = (min(runs[name], key=_per_step) for name in ("regnde", "torchsde"))
+                for seed in range(repeats):  # in turns, so that all meet the same load
+                    runs["sosri"].append(ours(problem, y0, ours_tolerance, backward, seed))
+                    runs["srk"].append(compared(regnde, problem, y0, theirs_tolerance, backward, seed))
+                    runs["torchsde"].append(compared(torchsde, problem, y0, theirs_tolerance, backward, seed))
+            sosri, srk, other = (min(results, key=_per_step) for results in runs.values())
             rows.append(
                 {
                     "problem": kind.__name__,
                     "dtype": str(dtype).removeprefix("torch."),
                     "mode": mode,
-                    "regnde sosri: steps": a[1],
-                    "ms/step": round(1e3 * _per_step(a), 3),
-                    "torchsde srk: steps": b[1],
-                    "torchsde ms/step": round(1e3 * _per_step(b), 3),
-                    "ratio": round(_per_step(a) / _per_step(b), 3),
+                    "sosri: steps": sosri[1],
+                    "ms/step": round(1e3 * _per_step(sosri), 3),
+                    "srk: steps": srk[1],
+                    "srk ms/step": round(1e3 * _per_step(srk), 3),
+                    "torchsde srk: steps": other[1],
+                    "torchsde ms/step": round(1e3 * _per_step(other), 3),
+                    "ratio, sosri": round(_per_step(sosri) / _per_step(other), 3),
+                    "ratio, srk": round(_per_step(srk) / _per_step(other), 3),
                 }
             )
     return rows

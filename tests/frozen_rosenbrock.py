@@ -1,8 +1,8 @@
 """A Rosenbrock solve replayed on given steps: the reference for gradients, independent of the engine under test.
 
-The steps are written out in the form with the Jacobian, k_i = f(y + h sum alpha_ij k_j) + h J sum gamma_ij k_j +
-h gamma_i df/dt (E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, IV.7), whose coefficients follow
-from those of a `RosenbrockTableau`.
+The steps are written out in the form with the Jacobian, M k_i = f(y + h sum alpha_ij k_j) + h J sum gamma_ij k_j +
+h gamma_i df/dt, M the mass matrix (E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, IV.7), whose
+coefficients follow from those of a `RosenbrockTableau`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ class FrozenRosenbrock:
     sizes: list[float]
     rtol: float
     atol: float
-    implicit: list[bool] | None = None
+    mass: Tensor | None = None
 
     @staticmethod
-    def of(solution: regnde.Solution, t0: float) -> FrozenRosenbrock:
+    def of(solution: regnde.Solution, t0: float, mass: Tensor | None = None) -> FrozenRosenbrock:
         steps, solver = solution.steps, solution.solver
         assert steps is not None
         tableau = ROSENBROCK_TABLEAUX[solver.method]
-        return FrozenRosenbrock(tableau, [t0, *steps.t.tolist()[:-1]], steps.dt.tolist(), solver.rtol, solver.atol)
+        begins = [t0, *steps.t.tolist()[:-1]]
+        return FrozenRosenbrock(tableau, begins, steps.dt.tolist(), solver.rtol, solver.atol, mass)
 
     def one(self, f: Field, t: float, h: float, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One step: its new state, its error over the tolerance, and the Jacobian at its start."""
         gammas, alphas = (torch.tensor(x, dtype=y.dtype) for x in self.tableau.originals)
         time = torch.tensor(t, dtype=y.dtype)
         jacobian, by_time = torch.func.jacrev(lambda t, y: f(t, y), argnums=(1, 0))(time, y)
-        matrix = torch.eye(len(y), dtype=y.dtype) - h * self.tableau.gamma * jacobian
+        identity = torch.eye(len(y), dtype=y.dtype) if self.mass is None else self.mass
+        matrix = identity - h * self.tableau.gamma * jacobian
         stages: list[Tensor] = []
         for i, (c, d) in enumerate(zip(self.tableau.c, self.tableau.d, strict=True)):
             argument, earlier = y, torch.zeros_like(y)

@@ -52,7 +52,7 @@ def looked_again() -> str:
     return runtime.why_not() or ""
 
 
-OF_REQUEST = ("tolerances", "stops", "events", "rules", "dense")
+OF_REQUEST = ("tolerances", "mass", "stops", "events", "rules", "dense")
 
 
 def request(f: object = lambda t, y: -y, y0: object = None, record: object = "none", **options: object) -> Request:
@@ -383,10 +383,11 @@ EVENT = regnde.Event(lambda t, y: y[0, 0])
         (dict(gradient="gauss", stops=(0.5,)), "neither stops"),
         (dict(rules=StepRules(accept_smallest=True)), "rules"),
         (dict(events=(EVENT,), method="trbdf2"), "explicit and Rosenbrock methods"),
-        (dict(events=(EVENT,), method="autotsit5", batch="per-sample"), "'autotsit5' with batch='per-sample'"),
         (dict(events=(EVENT,), record=Local()), "Local record"),
         (dict(method="trbdf2", dense=True), "give the times as ts"),
         (dict(gradient="gauss", dense=True), "give the times as ts"),
+        (dict(method="rodas5p", gradient="gauss", mass=torch.eye(2)), "without a mass matrix: use 'discrete'"),
+        (dict(method="tsit5", mass=torch.eye(2)), "solved by 'rodas5p' or 'rodas4', not 'tsit5'"),
         (dict(atol=0.0, y0=torch.zeros(2)), "atol"),
     ],
 )

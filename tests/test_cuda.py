@@ -13,7 +13,7 @@ from regnde import SDE, BrownianPath, ErrorPenalty, Increment, Solver
 from regnde._engines.torch.grid_noise import GridNoise
 from regnde._normals import Normals
 from regnde.nn import MLP, NeuralODE
-from tolerances import CANCELLED, DEVICES, ROUNDING, SINGLE, TF32
+from tolerances import CANCELLED, DEVICES, NEAR_ONE, ROUNDING, SINGLE, TF32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
@@ -130,28 +130,44 @@ def test_states_and_tolerances_of_parts_on_cuda(batch: str) -> None:
     assert numbers.y1["c"].device.type == "cuda"  # numbers go to where the tensors are
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("entries", [1, 1000, 100_003])
-def test_normals_on_cuda_are_those_of_the_cpu(entries: int) -> None:
+def test_normals_on_cuda_are_those_of_the_cpu(entries: int, dtype: torch.dtype) -> None:
     """The integers are the same; log, cos, sin and the square root differ by units in the last place."""
     rows, found = np.array([0, 1, 12345, 2**40]), []
     for device in ("cpu", "cuda"):
         out = torch.empty(4, 2, entries, dtype=torch.float64, device=device)
-        Normals(7, 1, entries, torch.device(device)).fill(rows, out)
+        Normals(7, 1, entries, torch.device(device), dtype).fill(rows, out)
         found.append(out.cpu())
-    torch.testing.assert_close(*found, rtol=DEVICES, atol=DEVICES)
+    close, near = (DEVICES, DEVICES) if dtype == torch.float64 else (SINGLE, NEAR_ONE)
+    torch.testing.assert_close(*found, rtol=close, atol=near)
+    assert ((found[0] - found[1]).abs() > 10 * close).double().mean() < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(), (3,), (100, 33)], ids=str)
-def test_a_path_on_cuda_is_that_of_the_cpu(shape: tuple[int, ...]) -> None:
-    path = BrownianPath(-1.0, 3.0, shape, seed=5)
+def test_a_path_on_cuda_is_that_of_the_cpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    path = BrownianPath(-1.0, 3.0, shape, seed=5, dtype=dtype)
     there = path.to("cuda")
     assert there.independent().device.type == there.device.type == "cuda"
+    close = ROUNDING if dtype == torch.float64 else SINGLE
     for s, t in ((-1.0, 3.0), (0.1, 0.7), (0.7, 0.701), (2.0, 3.0), (0.3, 0.3)):
         wanted, got = path.increment(s, t), there.increment(s, t)
-        assert (got.w.device.type, got.w.dtype, got.w.shape) == ("cuda", torch.float64, torch.Size(shape))
-        torch.testing.assert_close(got.w.cpu(), wanted.w, rtol=0, atol=ROUNDING)
-        torch.testing.assert_close(got.h.cpu(), wanted.h, rtol=0, atol=ROUNDING / max(t - s, 1e-3))
+        assert (got.w.device.type, got.w.dtype, got.w.shape) == ("cuda", dtype, torch.Size(shape))
+        torch.testing.assert_close(got.w.cpu(), wanted.w, rtol=0, atol=close)
+        torch.testing.assert_close(got.h.cpu(), wanted.h, rtol=0, atol=close / max(t - s, 1e-3))
     assert path.increment(0.1, 0.7).w.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_adaptive_steps_without_a_path_on_cuda_are_those_of_the_cpu(dtype: torch.dtype) -> None:
+    sde, ends = SDE(lambda t, y: -y, lambda t, y: 0.2 * y), []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(3)
+        y0 = torch.linspace(-1, 1, 100, dtype=dtype, device=device).reshape(50, 2)
+        ends.append(regnde.solve(sde, y0, [0.0, 1.0], Solver(rtol=1e-2, atol=1e-2, engine="torch")).y1)
+    assert ends[1].is_cuda
+    torch.testing.assert_close(ends[1].cpu(), ends[0], rtol=CLOSE, atol=CLOSE)
 
 
 class Watched(BrownianPath):

@@ -34,6 +34,7 @@ from paper_experiments import (
     public,
     public_model,
     public_points,
+    public_report,
     report,
     runner,
     spiral,
@@ -591,6 +592,13 @@ def test_public_models_beside_free_alternatives(tmp_path: Path, monkeypatch: pyt
     for wrong in (["--clients", "nobody"], ["--methods", "ernode"]):
         with pytest.raises(SystemExit):
             paper.main(["public", *wrong])
+
+
+def test_public_models_say_how_often_another_seed_of_vanilla_keeps_the_quality() -> None:
+    """Of the losses 1, 2 and 3 the deviation is half of the mean; a pair keeps it if the second is at most 1 above."""
+    lines = [{"client": "grand", "method": "vanilla", "test_loss": loss} for loss in (1.0, 3.0, 2.0)]
+    lines.append({"client": "grand", "method": "loose", "test_loss": 9.0})
+    assert public_report.scatter(lines).endswith("\n| grand | 50.0 | 5/6 |")
 
 
 def test_free_alternatives_count_at_equal_quality_only() -> None:

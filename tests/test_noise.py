@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from regnde import BrownianPath
-from tolerances import MANY_STANDARD_ERRORS, ROUNDING, STANDARD_ERRORS
+from tolerances import MANY_STANDARD_ERRORS, NEAR_ONE, ROUNDING, SINGLE, STANDARD_ERRORS
 
 N = 100_000  # independent entries: the samples of every statistic
 TIMES = (0.0, 0.37, 0.4, 0.7071, 1.3, 2.0)
@@ -183,6 +183,39 @@ def test_one_path_under_grad_dtype_threads_and_copies() -> None:
     assert w.shape == h.shape == (2, 3)
 
 
+# --- normals in single precision ------------------------------------------------------------------------
+
+
+def test_law_in_single_precision() -> None:
+    """Moments and products of W and H of neighbours, and the distribution of W by Kolmogorov and Smirnov's test."""
+    path = BrownianPath(0.0, 2.0, (N,), seed=14, dtype=torch.float32)
+    rows = []
+    for s, t in (*itertools.pairwise(TIMES), (0.5, 0.5001)):
+        w, h = path.increment(s, t)
+        assert w.dtype == h.dtype == torch.float32
+        rows += [w.double() / math.sqrt(t - s), h.double() / math.sqrt((t - s) / 12)]
+    assert_standard_normals(rows[:-2])
+    for x in rows:
+        normal = 0.5 * (1 + torch.special.erf(x.sort().values / math.sqrt(2)))
+        ranks = torch.arange(1, N + 1, dtype=torch.float64) / N
+        distance = torch.maximum((ranks - normal).abs(), (ranks - 1 / N - normal).abs()).max()
+        assert distance < 2.3 / math.sqrt(N)  # exceeded with probability 2 exp(-2 * 2.3^2) = 5e-5
+
+
+def test_single_precision_is_the_same_path_but_for_rounding() -> None:
+    """Also over short steps: no digits are lost in differences of large values."""
+    single, double = (BrownianPath(0.0, 2.0, (N,), seed=15, dtype=d) for d in (torch.float32, torch.float64))
+    for s, t in ((0.0, 2.0), (0.3, 0.4), (1.7, 1.7001), (1.99, 1.99 + 1e-6)):
+        for a, b in zip(single.increment(s, t), double.increment(s, t), strict=True):
+            difference = (a.double() - b).abs() / math.sqrt(t - s)
+            assert difference.max() < NEAR_ONE
+            assert difference.square().mean().sqrt() < SINGLE
+    assert torch.equal(single(0.7), BrownianPath(0.0, 2.0, (N,), seed=15, dtype=torch.float32)(0.7))
+    for other in (single.independent(), copy.copy(single), copy.deepcopy(single), single.to("cpu")):
+        assert other(1.0).dtype == other.dtype == torch.float32
+    assert single(2.0).isfinite().all()
+
+
 def test_results_are_the_callers_own() -> None:
     """Writing to a result does not touch the path."""
     path = BrownianPath(0.0, 1.0, (2,), seed=9)
@@ -230,6 +263,23 @@ def test_cost_of_a_query_does_not_grow_with_their_number() -> None:
     assert len(path._recent) <= 4
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.0, 0.999), st.floats(1e-9, 1.0))
+def test_a_cheaper_time_is_near_and_costs_less(start: float, length: float) -> None:
+    path = BrownianPath(-0.1, 0.6, (2,), seed=1)
+    s = path.t0 + 0.7 * start
+    t = min(s + 0.7 * length, path.t1)
+    near = path.cheaper(s, t)
+    assert path.t0 <= near <= path.t1
+    assert abs(near - t) <= (t - s) / 64 * (1 + 1e-6)
+    if t - s > 64 * path.resolution:
+        path(near)
+        drawn = path._tree.known
+        assert drawn <= math.log2(0.7 / (t - s)) + 7
+    else:
+        assert near == t or t - s > 32 * path.resolution
+
+
 def test_resolves_says_which_intervals_have_their_exact_law() -> None:
     path = BrownianPath(0.0, 1.0, (2,), resolution=0.25)
     assert path.resolution == 0.25
@@ -249,6 +299,7 @@ def test_resolves_says_which_intervals_have_their_exact_law() -> None:
         ((0.0, 1.0, ()), {"seed": 2**64}, "seed="),
         ((0.0, 1.0, ()), {"resolution": 0.0}, "above zero"),
         ((0.0, 1.0, ()), {"resolution": 1e-30}, "clock"),
+        ((0.0, 1.0, ()), {"dtype": torch.float16}, "float32 or torch.float64"),
     ],
 )
 def test_refuses(arguments: tuple, options: dict, message: str) -> None:

@@ -10,11 +10,10 @@ import torch
 
 from regnde import _normals
 from regnde._normals import Normals, mix, mixed, write_pairs
-from tolerances import EXACT, MANY_STANDARD_ERRORS, ROUNDING, SINGLE
+from tolerances import EXACT, MANY_STANDARD_ERRORS, NEAR_ONE, ROUNDING, SINGLE
 
 CPU = torch.device("cpu")
 WORD = 2**64
-NEAR_ONE = 1e-3  # in float32 a uniform number near 1 is rounded by 3e-8, and the radius by the root of twice that
 
 
 def splitmix64(x: int) -> int:
@@ -100,6 +99,21 @@ def test_the_largest_and_the_smallest_radius() -> None:
         known = [math.sqrt(-2 * math.log((k + 0.5) / 2**32)) for k in (0, 1, 2**31, 2**32 - 1)]
         assert out[0, 0].tolist() == pytest.approx(known, rel=SINGLE, abs=NEAR_ONE)
         assert known[0] == pytest.approx(math.sqrt(66 * math.log(2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_extreme_of_the_bits_makes_a_number(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both codes: numpy's, of which the hash is left out here, and torch's."""
+    halves = (0, 1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
+    bits = np.array([high << 32 | low for high in halves for low in halves], dtype=np.uint64)
+    monkeypatch.setattr(_normals, "mix", lambda x, shifted: None)
+    made = np.empty((1, 2, len(bits)), dtype=_normals.FLOATS[dtype])
+    _normals._Workspace(len(bits), dtype).write_pairs(np.zeros((1, 1), np.uint64), bits, made)
+    other = torch.empty(1, 2, len(bits), dtype=dtype, device="cpu")
+    write_pairs(torch.from_numpy(bits.view(np.int64)).reshape(1, -1), other, dtype)
+    torch.testing.assert_close(torch.from_numpy(made), other, rtol=SINGLE, atol=SINGLE)
+    assert np.isfinite(made).all()
+    assert np.abs(made).max() == pytest.approx(math.sqrt(66 * math.log(2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

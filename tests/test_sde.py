@@ -16,7 +16,7 @@ import torch
 import regnde
 from frozen_sde import FrozenSDE
 from problems import SMALL_SDE_P, SMALL_Y0, bounded, geometric, golden_sde, growing_noise, lagging, small_sde
-from regnde import SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
+from regnde import PI, SDE, BrownianPath, ErrorPenalty, Local, Solver, StiffnessPenalty
 from regnde._tableau import SDE_TABLEAUX
 from regnde.nn import MLP, NeuralSDE
 from tolerances import GOLDEN_REPLAY, ORDER, ROUNDING, STANDARD_ERRORS
@@ -511,3 +511,54 @@ def test_layer() -> None:
     assert torch.equal(other.ys, sol.ys)
     assert torch.equal(layer(y0, [0.0, 1.0], noise=path).y1, sol.y1)
     assert not torch.equal(layer(y0).y1, sol.y1)
+
+
+# --- noise without a path --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", ["sriw1", "lambaem"])
+def test_without_noise_the_path_is_that_of_torchs_seed(method: str, dtype: torch.dtype) -> None:
+    """Whatever the steps: two tolerances see one path, which is the `BrownianPath` of that seed."""
+    sde, y0 = SDE(lambda t, y: -y, lambda t, y: 0.5 + 0.1 * y), torch.ones(40, dtype=dtype)
+
+    def end(tolerance: float, seed: int = 5, noise: BrownianPath | None = None, **more: object) -> torch.Tensor:
+        torch.manual_seed(seed)
+        solver = Solver(method=method, rtol=tolerance, atol=tolerance, engine="torch")
+        return regnde.solve(sde, y0, [0.0, 1.0], solver, noise=noise, **more).y1
+
+    fine, coarse = end(1e-3), end(1e-2)
+    assert (fine - coarse).abs().max() < 0.05
+    assert (coarse - end(1e-2, seed=6)).abs().mean() > 0.1
+    assert torch.equal(coarse, end(1e-2))
+    assert torch.equal(coarse, end(1e-2, record="all"))
+    torch.manual_seed(5)
+    given = BrownianPath(0.0, 1.0, (40,), dtype=dtype)
+    assert (fine - end(1e-3, seed=7, noise=given)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.0), (-0.3, 24.7)], ids=str)
+def test_without_noise_steps_end_where_the_path_costs_less(span: tuple[float, float]) -> None:
+    """At ends of nodes of the path's tree that are not shorter than a 64th of the step; the last at the end time."""
+    torch.manual_seed(1)
+    sde, y0 = SDE(lambda t, y: -y, lambda t, y: 0.1 + 0.1 * y), torch.ones(20, dtype=torch.float64)
+    given = regnde.solve(sde, y0, span, Solver(engine="torch"), record="all", noise=BrownianPath(*span, (20,), seed=3))
+    drawn = regnde.solve(sde, y0, span, Solver(engine="torch", dt_max=0.1 * (span[1] - span[0])), record="all")
+    for steps, dyadic in ((given.steps, False), (drawn.steps, True)):
+        ends, sizes = (steps.t - span[0]) / (span[1] - span[0]), steps.dt / (span[1] - span[0])
+        nodes = ends / (sizes / 64).log2().floor().exp2()
+        assert ((nodes - nodes.round()).abs()[:-1].max() < 1e-6) == dyadic
+        assert steps.t[-1] == span[1]
+        assert len(ends) > 5
+    assert drawn.steps.dt.max() <= 0.1 * (span[1] - span[0])
+
+
+def test_without_noise_a_rejected_step_is_never_tried_again_as_long() -> None:
+    """Whatever a controller proposes: steps of the least size end the solve, and small reductions are taken."""
+    sde, y0 = SDE(lambda t, y: -y, lambda t, y: 1 + y), torch.ones(20, dtype=torch.float64)
+    with pytest.raises(regnde.StepSizeUnderflow, match="dt_min"):
+        regnde.solve(sde, y0, [0.0, 1.0], Solver(engine="torch", rtol=1e-6, atol=1e-6, dt_min=0.007, max_steps=1000))
+    slow = PI(safety=0.999, beta1=0.002, beta2=0.0)
+    sol = regnde.solve(sde, y0, [0.0, 1.0], Solver(engine="torch", rtol=1e-2, atol=1e-2, controller=slow, dt0=0.1))
+    assert sol.stats.rejected > 50
+    assert sol.status.value == "success"

@@ -50,6 +50,9 @@ DEVICES = 2e-15
 BFLOAT16 = 0.1
 """Relative, in norm: values and gradients of small networks under autocast, where every product is rounded to 2^-8."""
 
+NEAR_ONE = 1e-3
+"""Absolute, normals in float32: a uniform number near 1 is rounded by 3e-8, the radius by the root of twice that."""
+
 SINGLE = 1e-5
 """Relative and absolute, float32: the same formula by another library, whose sums have another order."""
 

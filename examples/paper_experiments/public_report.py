@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -15,7 +16,7 @@ WORTH = 0.9  # of the evaluations: two changes that differ by less save as much
 
 def sections(lines: list[Line]) -> str:
     """A table of each client, and the summary before them."""
-    parts = [summary(lines), diagnoses(lines)]
+    parts = [summary(lines), scatter(lines), diagnoses(lines)]
     for name, client in CLIENTS.items():
         rows = [line for line in lines if line["client"] == name]
         if any(line["method"] == "vanilla" for line in rows):
@@ -91,6 +92,24 @@ def summary(lines: list[Line]) -> str:
             text.append(f"| {name} | {' | '.join(cells)} |")
         means = [_ratio(over.get(method, [])) for method in methods]
         text.append(f"| mean, 1 for a seed whose quality is lost | {' | '.join(means)} |")
+    return "\n".join(text)
+
+
+def scatter(lines: list[Line]) -> str:
+    """For each client the deviation of vanilla's losses, and how often one seed keeps the quality of another."""
+    text = [
+        "Two trainings of vanilla that differ in the seed alone: how often the second keeps the quality of the first.",
+        "",
+        "| client | deviation of the test loss, % | pairs that keep it |",
+        "|---|--:|--:|",
+    ]
+    for name in CLIENTS:
+        base = [line for line in lines if line["client"] == name and line["method"] == "vanilla"]
+        losses = [line["test_loss"] for line in base]
+        if len(losses) > 1:
+            pairs = [later - first <= slack(base) for first, later in itertools.permutations(losses, 2)]
+            share = 100 * statistics.stdev(losses) / abs(statistics.mean(losses))
+            text.append(f"| {name} | {share:.1f} | {sum(pairs)}/{len(pairs)} |")
     return "\n".join(text)
 
 

@@ -12,8 +12,9 @@ using DiffEqBase: DiffEqBase, DEVerbosity
 using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, UnitLowerTriangular,
-    UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu!, mul!, opnorm, rmul!
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, UniformScaling, UnitLowerTriangular,
+    UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu, lu!, mul!, opnorm, rank,
+    rmul!
 using NaNMath: NaNMath
 using NNlib: NNlib
 using OrdinaryDiffEqCore: CompositeCache, OrdinaryDiffEqCore, IController, PIController, PIDController, _loopfooter!, get_EEst,
@@ -24,7 +25,7 @@ using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
-using SciMLBase: AbstractNoiseProcess, AlgorithmInterpretation, FullSpecialize, ODEFunction, ODEProblem, ReturnCode,
+using SciMLBase: AbstractNoiseProcess, AlgorithmInterpretation, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,
     SDEFunction, SDEProblem, check_error!, derivative_discontinuity!, init
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
@@ -50,6 +51,7 @@ include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
 include("reverse.jl")
+include("mass.jl")
 include("rosenbrock_step.jl")
 include("rosenbrock_reverse.jl")
 include("sde_step.jl")

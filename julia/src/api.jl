@@ -11,8 +11,9 @@ the last dimensions, a matrix with m columns. Keywords: `method` (a name of `Reg
 `dt0` (first step; every step for `:em`, `:rk4` and others of fixed size), `dt_min` and `dt_max` (bounds of steps), `controller` (a function of an
 algorithm that returns a controller of OrdinaryDiffEqCore), `stops` (times at which the field may jump: steps
 end there, and the field is evaluated beside them), `max_steps`, `record` (estimates of error and stiffness),
-`keep` (`:stages`, `:states` or `:nothing`, see [`RegNDE.Settings`](@ref)) and `noise` (a process of
-DiffEqNoiseProcess for an SDE).
+`keep` (`:stages`, `:states` or `:nothing`, see [`RegNDE.Settings`](@ref)), `noise` (a process of
+DiffEqNoiseProcess for an SDE) and `mass` (a matrix M for M u' = field, by Rosenbrock methods; `u0` must satisfy the
+equations of a singular one that are algebraic, which is not checked).
 
 The result has `ys` (the states, last dimension the save times), `t`, `dt`, `error`, `stiffness`
 (one entry a step), `status` and `nfe`. [`pullback`](@ref) goes back over it.
@@ -37,11 +38,12 @@ true
 function solve_recorded(
         dynamics, u0::AbstractArray, ts; method::Symbol = :tsit5, rtol = nothing, atol = nothing,
         dt0 = NaN, dt_min = 0.0, dt_max = Inf, controller = nothing, stops = Float64[], max_steps = 100_000,
-        record = true, keep = :stages, noise = nothing, columns = 0
+        record = true, keep = :stages, noise = nothing, columns = 0, mass = nothing
     )
     parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
     default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
-    between, m = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops), RegNDE.method(method)
+    between = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops)
+    m = with_mass(RegNDE.method(method), mass === nothing ? I : Mass(mass))
     settings = Settings(;
         rtol = something(rtol, default), atol = something(atol, default), dt0, dt_min, dt_max, controller, max_steps,
         record, keep, segments = between, grid = m isa FixedStep ? grid_of(ts, between, dt0, max_steps) : Float64[]

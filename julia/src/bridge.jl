@@ -101,7 +101,7 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
 or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
 (3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
-the ends of the steps of a method of fixed step size, then the number of fields and for each its code, columns (of a
+the ends of the steps of a method of fixed step size, null or the mass matrix, then the number of fields and for each its code, columns (of a
 diffusion that is a matrix, else 0) and parameters,
 and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
@@ -115,14 +115,14 @@ function bridge_solve(
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
     state, ys, times, results, first_slope = (array(r) for _ in 1:5)
-    given = read_settings(r, controller_name, rtol, atol)
+    given, mass = read_settings(r, controller_name, rtol, atol), mass_of(r)
     codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
     y0, fields = vec(state), fields_of(codes, parameters, state; columns)
     conditions = conditions_of(looked_for, looked_for.parameters, state)
     settings = Settings(; given..., dt0, dt_min, dt_max, max_steps, record, dense, keep = Symbol(keep))
     ys = reshape(ys, length(y0), :)
-    recording = Recording(method(Symbol(method_name)), settings, copy(times), y0, ys)
+    recording = Recording(with_mass(method(Symbol(method_name)), mass), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing :
         PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
     if first_slope !== nothing
@@ -156,6 +156,11 @@ function tolerances_of(r::Reader, rtol, atol)
     return (;
         rtol = rtols === nothing ? rtol : copy(vec(rtols)), atol = atols === nothing ? atol : copy(vec(atols)),
     )
+end
+
+function mass_of(r::Reader)
+    matrix = array(r)
+    return matrix === nothing ? I : Mass(copy(matrix))
 end
 
 function segments_of(r::Reader)
@@ -321,8 +326,8 @@ end
 """
     bridge_local(address, count, method, rtol, atol, t, t_end, h, dt_max, path) -> number
 
-One step apart from a solve; h = NaN chooses its size. The arguments: state, results, tolerances, segment (or null)
-and fields as for [`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
+One step apart from a solve; h = NaN chooses its size. The arguments: state, results, tolerances, segment, mass
+matrix (or null) and fields as for [`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
 """
 function bridge_local(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, t::Float64,
@@ -331,10 +336,11 @@ function bridge_local(
     r = Reader(address, count)
     state, results = array(r), array(r)
     settings = Settings(; tolerances_of(r, rtol, atol)..., dt_max, segments = segments_of(r))
+    m = with_mass(method(Symbol(method_name)), mass_of(r))
     codes, parameters, columns = read_fields(r)
     fields = fields_of(codes, parameters, state; columns)
     noise = path == 0 ? nothing : CPath(Ptr{Cvoid}(path))
-    here = local_step(method(Symbol(method_name)), settings, fields, vec(state), t, t_end, h; noise)
+    here = local_step(m, settings, fields, vec(state), t, t_end, h; noise)
     results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
     return save!(here, codes, parameters, columns, size(state))

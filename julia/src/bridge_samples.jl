@@ -17,13 +17,14 @@ function bridge_samples(
     common = (;
         read_settings(r, controller_name, rtol, atol)..., dt0, dt_min, dt_max, max_steps, record, keep = Symbol(keep),
     )
+    m = with_mass(method(Symbol(method_name)), mass_of(r))
     codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
     index = [integer(r) for _ in 1:(length(codes) + length(looked_for.codes))]
     shape = (size(state)[1:(end - 1)]..., 1)
     n, batch = prod(shape), size(state, ndims(state))
     states, out, like = reshape(state, n, batch), reshape(ys, n, batch, :), similar(state, shape)
-    ts, m = copy(times), method(Symbol(method_name))
+    ts = copy(times)
     recordings = map(1:batch) do sample
         each = (; rtol = of_sample(common.rtol, sample, n), atol = of_sample(common.atol, sample, n))
         Recording(m, Settings(; common..., each...), ts, states[:, sample], zeros(eltype(state), n, length(ts)))

@@ -136,7 +136,7 @@ function forward!(rec::Recording, fields...; noise = nothing, conditions = nothi
     watch!(steps, conditions, rec)
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
-    integrator = init(problem, rec.method.algorithm; options(rec)...)
+    integrator = init(problem, rec.method.algorithm; options(rec, fields)...)
     integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
@@ -161,8 +161,8 @@ function tolerances(settings::Settings, y)
     )
 end
 
-function options(rec::Recording)
-    (; dt0, dt_max, controller) = rec.settings
+function options(rec::Recording, fields)
+    (; dt_max, controller) = rec.settings
     distance = rec.segments[1].t_end - rec.times[1]
     # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
     common = (;
@@ -170,8 +170,21 @@ function options(rec::Recording)
         maxiters = typemax(Int), tstops = ends(rec),
         dtmax = min(dt_max, abs(distance)), # of the first step; `forward!` sets that of the others
     )
+    dt0 = first_size(rec, fields)
     sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, dt_max, abs(distance)), distance))
-    return controller === nothing ? sized : (; sized..., controller = controller(rec.method.algorithm))
+    # a start that does not satisfy algebraic equations is refused, not changed
+    checked = has_mass(rec.method) ? (; sized..., initializealg = NoInit()) : sized
+    return controller === nothing ? checked : (; checked..., controller = controller(rec.method.algorithm))
+end
+
+has_mass(::Method) = false
+has_mass(::Rosenbrock{<:Any, <:Any, <:Mass}) = true
+
+"The size of the first step; NaN leaves it to the integrator, which with a mass matrix would take a fixed one."
+function first_size(rec::Recording, fields)
+    (; method, settings, times) = rec
+    (has_mass(method) && isnan(settings.dt0)) || return settings.dt0
+    return abs(initial_size(method, settings, fields[1], rec.y0, times[1], rec.segments[1].t_end))
 end
 
 """

@@ -39,7 +39,7 @@ function started(m::RungeKutta, field, y, t)
 end
 
 function started(m::Rosenbrock, field, y, t)
-    step = RosenbrockStep(m.tableau, y)
+    step = RosenbrockStep(m.tableau, y, m.mass)
     copyto!(step.arguments[1], y)
     return step
 end
@@ -81,6 +81,15 @@ function initial_size(m, settings::Settings, field, y, t, t_end)
     m.tableau.fsal && (field.calls[] -= 1)
     return integrator.dt
 end
+
+"With a mass matrix, by the slopes M^-1 f; a small size where algebraic equations leave some of them unknown."
+function initial_size(m::Rosenbrock{<:Any, <:Any, <:Mass}, settings::Settings, field, y, t, t_end)
+    (; mass) = m
+    mass.singular && return copysign(min(SMALL_START, settings.dt_max, abs(t_end - t)), t_end - t)
+    return initial_size(with_mass(m, I), settings, slopes(field, mass), y, t, t_end)
+end
+
+const SMALL_START = 1.0e-6  # as OrdinaryDiffEq's
 
 function initial_size(m::StochasticMethod, settings::Settings, drift, diffusion, y, t, t_end)
     f = SDEFunction{true, FullSpecialize}(RightHandSide(drift), RightHandSide(diffusion))

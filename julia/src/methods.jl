@@ -40,17 +40,23 @@ StochasticScheme(algorithm, name::Symbol, code = nothing) = StochasticScheme(alg
 const StochasticMethod = Union{StochasticRungeKutta, StochasticScheme}
 
 """
-    Rosenbrock(algorithm, tableau, explicit = nothing)
+    Rosenbrock(algorithm, tableau, explicit = nothing, mass = I)
 
 A Rosenbrock method, or one that switches between it and the method `explicit`: likewise, for fields with tangents.
+`mass` is a [`Mass`](@ref), or `I`.
 """
-struct Rosenbrock{A, E <: Union{Nothing, Tableau}} <: Method
+struct Rosenbrock{A, E <: Union{Nothing, Tableau}, W} <: Method
     algorithm::A
     tableau::RosenbrockTableau
     explicit::E
+    mass::W
 end
 
-Rosenbrock(algorithm, name::Symbol, explicit = nothing) = Rosenbrock(algorithm, RosenbrockTableau(name), explicit)
+Rosenbrock(algorithm, name::Symbol, explicit = nothing) = Rosenbrock(algorithm, RosenbrockTableau(name), explicit, I)
+
+"The method for M y' = f(t, y)."
+with_mass(m::Method, mass) = mass isa Mass ? throw(ArgumentError("a mass matrix is for Rosenbrock methods")) : m
+with_mass(m::Rosenbrock, mass) = Rosenbrock(m.algorithm, m.tableau, m.explicit, mass)
 
 "An implicit method whose records are read back, not differentiated."
 struct Implicit{A} <: Method

@@ -86,12 +86,12 @@ function step_buffers(rec::Recording{<:AbstractVector, <:RungeKutta}, field)
 end
 
 function step_buffers(rec::Recording{<:AbstractVector, <:Rosenbrock}, field)
-    (; explicit, tableau) = rec.method
+    (; explicit, tableau, mass) = rec.method
     field.tangents === nothing && throw(
         ArgumentError("the gradient of an implicit method needs the field's Jacobian-vector product: `WithTangents`")
     )
     tsit5 = explicit === nothing ? nothing : keep_residuals!(Step(explicit, rec.y0), explicit, field)
-    return tsit5, RosenbrockStep(tableau, rec.y0)
+    return tsit5, RosenbrockStep(tableau, rec.y0, mass)
 end
 
 "Buffers of their reverse; `inside`: also of the stages of an interpolant."

@@ -73,7 +73,8 @@ end
 recorder(::Implicit, settings, y0, field::Field) = IntegratorRecorder(similar(y0), RightHandSide(field))
 
 function recorder(m::Rosenbrock, settings, y0::V, field::Field{V, T}) where {V, T}
-    implicit, explicit = RosenbrockStep(m.tableau, y0), m.explicit === nothing ? nothing : Step(m.explicit, y0)
+    implicit = RosenbrockStep(m.tableau, y0, m.mass)
+    explicit = m.explicit === nothing ? nothing : Step(m.explicit, y0)
     derivatives = field.tangents === nothing ? nothing : Derivatives(field, y0)
     return RosenbrockRecorder{V, T, typeof(implicit), typeof(explicit), typeof(derivatives)}(
         implicit, explicit, RightHandSide(field), derivatives, nothing
@@ -86,13 +87,13 @@ watch!(recorder::Union{StageRecorder, RosenbrockRecorder}, conditions::Condition
 watch!(_, ::Nothing, _) = nothing
 
 functions(recorder) = ODEFunction{true, FullSpecialize}(recorder.rhs)
-functions(recorder::RosenbrockRecorder) = functions(recorder.rhs, recorder.derivatives)
-functions(rhs, ::Nothing) = ODEFunction{true, FullSpecialize}(rhs)
+functions(recorder::RosenbrockRecorder) = functions(recorder.rhs, recorder.derivatives, recorder.implicit.mass)
+functions(rhs, ::Nothing, mass = I) = ODEFunction{true, FullSpecialize}(rhs; mass_matrix = matrix_of(mass))
 
-function functions(rhs, derivatives::Derivatives)
+function functions(rhs, derivatives::Derivatives, mass = I)
     jac(J, y, _, t) = by_state!(derivatives, J, y, t)
     tgrad(dT, y, _, t) = by_time!(derivatives, dT, y, t)
-    return ODEFunction{true, FullSpecialize}(rhs; jac, tgrad)
+    return ODEFunction{true, FullSpecialize}(rhs; jac, tgrad, mass_matrix = matrix_of(mass))
 end
 
 functions(recorder::StochasticRecorder) = SDEFunction{true, FullSpecialize}(recorder.rhs, recorder.diffusion)

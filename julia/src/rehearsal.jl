@@ -26,10 +26,35 @@ function layer_vjp!(ybar, pbar, ct, t, y, p, cache)
     return layer_back!(ybar, pbar, ct, t, y, p, cache, (cache.h1,))
 end
 
+function layer_jvp!(dy, tdot, ydot, t, y, p, cache)
+    (; h1), (W, b) = cache, p
+    layer!(h1, t, y, p, cache)
+    mul!(dy, transpose(W), ydot)
+    @.. dy = (1 - h1^2) * (dy + tdot * b)
+    return nothing
+end
+
+function layer_jvp_vjp!(ybar, pbar, ct, tdot, ydot, t, y, p, cache)
+    (; h1, h2), (W, b) = cache, p
+    layer!(ybar, t, y, p, cache)
+    @.. h1 = ct * (1 - ybar^2)
+    sum!(h2, h1)
+    @.. pbar[2] += h2 * tdot
+    mul!(pbar[1], ydot, transpose(h1), true, true)
+    mul!(h1, transpose(W), ydot)
+    @.. h1 = -2 * ct * ybar * (1 - ybar^2) * (h1 + tdot * b)
+    sum!(h2, h1)
+    @.. pbar[2] += h2 * (1 + t)
+    mul!(pbar[1], y, transpose(h1), true, true)
+    mul!(ybar, W, h1)
+    return nothing
+end
+
 "A network of one layer as an exported field: its operations are compiled for their own sake too."
-function layer_code()
+function layer_code(; tangents = false)
     arrays = (buffers = (y, B) -> (h1 = similar(y), h2 = similar(y, size(y, 1))), residuals = B -> ((2, B),))
-    return Code(@__MODULE__, layer!, layer_vjp!, arrays, (layer_keep!, layer_back!))
+    further = tangents ? WithTangents(layer_jvp!, layer_jvp_vjp!) : nothing
+    return Code(@__MODULE__, layer!, layer_vjp!, arrays, (layer_keep!, layer_back!), further)
 end
 
 "Its initial state, save times and parameters."
@@ -62,10 +87,10 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     y0, times, p = layer_data(T)
     results, ys, y0bar, pbar = zeros(13), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
     ysbar, discrete, code = ones(T, size(ys)), adjoint == "", next_number()
-    CODES[code] = layer_code()
+    CODES[code] = layer_code(; tangents = method(Symbol(name)) isa Rosenbrock)
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
         grid = adapts(method(Symbol(name))) ? nothing : [0.3, 1.0]
-        settings = (nothing, nothing, nothing, nothing, grid)  # tolerances, segments, controller
+        settings = (nothing, nothing, nothing, nothing, grid, nothing)  # tolerances, segments, controller; mass
         integers = integers_of(y0, ys, times, results, nothing, settings..., 1, code, 0, p, 0, nothing)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,

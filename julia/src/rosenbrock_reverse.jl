@@ -10,7 +10,7 @@ function reverse_step!(
         rev::Reverse, step::RosenbrockStep, tableau::RosenbrockTableau, field, rtol, atol;
         Ebar = 0.0, Sbar = 0.0, outputs = (), pieces = (), freeze = false
     )
-    (; t, h, t1, k, arguments, scratch) = step
+    (; t, h, t1, k, arguments, scratch, mass) = step
     n, y, (; gamma) = tableau.stages, arguments[1], tableau
     start_reverse!(rev, n)
     isempty(pieces) || add_pieces!(rev, pieces, n, inv(h))
@@ -26,7 +26,9 @@ function reverse_step!(
     spread!(rev, tableau.b, 1, lam, n)
     for i in n:-1:1
         gather!(rev, tableau.a, gbar, 1, i, n)
-        gather!(rev, tableau.coupling, kbar, gamma, i, n)
+        any(l -> tableau.coupling[l, i] != 0, (i + 1):n) && add_coupled!(
+            touch!(kbar, k_live, i), mass, view(tableau.coupling, :, i), kbar, gamma, n, x; transposed = true
+        )
         live = k_live[i]
         touch!(kbar, k_live, i)
         touch!(gbar, g_live, i)
@@ -45,15 +47,17 @@ function reverse_step!(
     return rev
 end
 
-"Adds the cotangent of the state through the largest sum of a row of |J|; equal ones share it, as in PyTorch."
+"Adds the cotangent of the state through the largest sum of a row of |M^-1 J|; equal ones share it, as in PyTorch."
 function norm_pullback!(rev::Reverse, step::RosenbrockStep, field, Sbar)
-    (; t, arguments, jacobian, scratch) = step
+    (; t, arguments, scratch, mass) = step
     (; ybar, x, carry) = rev
-    T, sums = eltype(ybar), vec(sum(abs, jacobian; dims = 2))
+    matrix = solved(mass, step.jacobian)
+    T, sums = eltype(ybar), vec(sum(abs, matrix; dims = 2))
     rows = findall(==(maximum(sums)), sums)
     for row in rows
         fill!(carry, 0)[row] = Sbar / length(rows)
-        x .= sign.(view(jacobian, row, :))
+        mass isa Mass && ldiv!(mass.factors', carry)
+        x .= sign.(view(matrix, row, :))
         add!(ybar, one(T), jvp_vjp!(scratch, field, carry, 0, x, t, arguments[1]))
     end
     return rev

@@ -84,7 +84,7 @@ class ODE:
     """An ordinary differential equation with a constant mass matrix, M y' = field(t, y).
 
     A singular M makes rows algebraic: a differential-algebraic equation, which must have index 1, and y0 must satisfy
-    the algebraic rows. It is solved by `"rodas5p"` or `"rodas4"` (torch engine).
+    the algebraic rows. It is solved by `"rodas5p"` or `"rodas4"`.
 
     Args:
         field: function of a 0-dim time and a state, as for `solve`.

@@ -36,8 +36,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -48,17 +47,20 @@ from torch import Tensor
 
 from regnde._normals import Normals
 
-__all__ = ["BrownianPath", "Increment", "drawn_seed"]
+__all__ = ["BrownianPath", "Increment", "drawn_path", "drawn_seed"]
 
 Array = NDArray[np.float64]
 
 DEPTH = 24  # leaves of 6e-8 of the span, below any useful step
 DEEPEST = 48  # a leaf still holds a few bits of the clock
+UNSCALED = 64  # a span between two to the power of this and its inverse has powers that are numbers
+SAME = 2.0**-20  # of a leaf: closer to one of its ends a time is taken for it, as times are rounded
+ROUNDED = 32  # a step's end may be rounded to multiples of this part of it
 RECENT = 4  # points that are stored: a step starts where the one before ended, also after rejections
 
 
 class Increment(NamedTuple):
-    """The path over one interval, float64 on the path's device, each of the path's shape.
+    """The path over one interval, on the path's device and of its dtype, each of the path's shape.
 
     Attributes:
         w: W(t) - W(s), variance t - s.
@@ -72,10 +74,10 @@ class Increment(NamedTuple):
 class BrownianPath:
     """Independent Wiener processes on [t0, t1], a function of (seed, shape, span, resolution) alone.
 
-    Values are made in float64 on `device` and cast by the solver, so that states of any dtype and
-    device see one path; between devices it differs by rounding. A new interval costs about
+    Values are made on `device` and cast by the solver, so that states of any dtype and device see one
+    path; between devices and dtypes it differs by rounding. A new interval costs about
     log2(step / resolution) draws of two normals per entry; the normals from the tree's root to the last
-    point are stored, 16 (depth + 2) bytes per entry. Numbers repeat within one version of torch.
+    point are stored, 16 (depth + 2) bytes per entry. Numbers repeat within one version of torch and numpy.
 
     Args:
         t0: start of the span, in units of time.
@@ -86,9 +88,10 @@ class BrownianPath:
         resolution: length of a leaf at most, in units of time (default: the span / 2**24). Of the
             points inside one leaf each has its right law, but not their differences.
         device: where the values are made; it must have float64. A solve makes them on a GPU if the state is there.
+        dtype: of the increments, and the precision of the normals: float64, or float32 for less time.
 
     Raises:
-        ValueError: for a span, seed or resolution that can not be used.
+        ValueError: for a span, seed, resolution or dtype that can not be used.
 
     Examples:
         >>> path = BrownianPath(0.0, 1.0, (3,), seed=0)
@@ -106,6 +109,7 @@ class BrownianPath:
         seed: int | None = None,
         resolution: float | None = None,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
     ) -> None:
         self.t0, self.t1 = float(t0), float(t1)
         if not isinstance(shape, Sequence) or not all(isinstance(n, Integral) for n in shape):
@@ -113,7 +117,7 @@ class BrownianPath:
         if not isinstance(seed, Integral | None):
             raise TypeError(f"BrownianPath(seed={seed!r}): give a whole number, or None.")
         self.shape = torch.Size(shape)
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         self.seed = drawn_seed() if seed is None else int(seed)
         span = self.t1 - self.t0
         if not (math.isfinite(span) and span > 0):
@@ -122,6 +126,8 @@ class BrownianPath:
             raise ValueError(f"BrownianPath(seed={seed}): give a number from 0 up to 2**64 - 1.")
         if resolution is not None and not resolution > 0:
             raise ValueError(f"BrownianPath(resolution={resolution}): give a length of time above zero.")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"BrownianPath(dtype={dtype}): give torch.float32 or torch.float64.")
         depth = DEPTH
         if resolution is not None:
             ratio = span / resolution
@@ -132,7 +138,8 @@ class BrownianPath:
                 f"here {span / 2**DEEPEST:.3g}."
             )
         self.depth = depth
-        self._half = (math.frexp(span)[1] + 1) // 2  # half the exponent of the span: powers of a tiny one underflow
+        exponent = math.frexp(span)[1]  # powers of a tiny span underflow
+        self._half = (exponent + 1) // 2 if abs(exponent) > UNSCALED else 0
         self._branch = 0
         self._tree: _Tree | None = None  # made at the first query
         self._recent: dict[float, Tensor] = {}
@@ -146,9 +153,10 @@ class BrownianPath:
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
         if getattr(t, "ndim", 0):
-            raise ValueError(f"a Brownian path is called with one time, got shape {tuple(t.shape)}: call it for each.")  # type: ignore[attr-defined]
-        with self._lock, _apart():
-            return self._shaped(self._point(float(t))[0] * 1.0)
+            raise ValueError(f"a Brownian path is called with one time, got shape {np.shape(t)}: call it for each.")
+        # The path outlives the modes and the transforms of its caller.
+        with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
+            return self._shaped(self._point(float(t))[:1].clone())[0]
 
     def increment(self, s: float, t: float) -> Increment:
         """W and H over [s, t].
@@ -158,13 +166,16 @@ class BrownianPath:
         """
         if s > t:
             raise ValueError(f"the path's increment over [{s}, {t}]: give the earlier time first.")
-        with self._lock, _apart():
+        # The path outlives the modes and the transforms of its caller.
+        with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
             start, end = self._point(float(s)), self._point(float(t))
-            w, integral = (end - start).unbind()
+            found = end - start
             length = self._scaled(t - s)
-            # Of two equal or denormal times the area is 0.
-            area = torch.add(integral / length, start[0] + end[0], alpha=-0.5) if length else torch.zeros_like(w)
-            return Increment(self._shaped(w), self._shaped(area))
+            if length:
+                found[1].div_(length).sub_(torch.add(start[0], end[0]), alpha=0.5)
+            else:  # of two equal or denormal times
+                found[1].zero_()
+            return Increment(*self._shaped(found).unbind())
 
     def resolves(self, s: float, t: float) -> bool:
         """Whether the law over [s, t] is exact: the two times do not both lie strictly inside one leaf."""
@@ -173,13 +184,21 @@ class BrownianPath:
         leaf = math.floor(start)
         return leaf == start or end >= leaf + 1
 
+    def cheaper(self, s: float, t: float) -> float:
+        """A time within (t - s)/64 of t for which fewer normals are drawn: an end of a node of that size or more."""
+        span, length = self.t1 - self.t0, t - s
+        if length <= ROUNDED * self.resolution:
+            return t
+        level = math.ceil(math.log2(ROUNDED * (span / length)))
+        return self.t0 + span * math.ldexp(round(math.ldexp((t - self.t0) / span, level)), -level)
+
     def independent(self, branch: int = 1) -> BrownianPath:
         """Another path with the same arguments, independent of this one and like it a function of the seed.
 
         Args:
             branch: number of the path, 1, 2, ...
         """
-        return _rebuilt(self.t0, self.t1, self.shape, self.seed, self.depth, self._branch + branch, self.device)
+        return _rebuilt(*self._arguments(), self._branch + branch)
 
     def to(self, device: torch.device | str) -> BrownianPath:
         """The same path with its values made on a device; this one if it is there."""
@@ -196,20 +215,24 @@ class BrownianPath:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Deep copies and pickles by the arguments: the numbers follow from them."""
-        return _rebuilt, (self.t0, self.t1, tuple(self.shape), self.seed, self.depth, self._branch, self.device)
+        return _rebuilt, (*self._arguments(), self._branch)
+
+    def _arguments(self) -> tuple[float, float, tuple[int, ...], int, torch.device, torch.dtype, int]:
+        """What makes this path, but for the branch."""
+        return self.t0, self.t1, tuple(self.shape), self.seed, self.device, self.dtype, self.depth
 
     def __repr__(self) -> str:
         return f"BrownianPath({self.t0}, {self.t1}, {tuple(self.shape)}, seed={self.seed})"
 
     def _scaled(self, duration: float) -> float:
-        """A duration in units of 4^half, in which the span lies between 1/4 and 1."""
+        """A duration in units of 4^half, in which the span's powers are neither 0 nor infinite."""
         return math.ldexp(duration, -2 * self._half)
 
     def _shaped(self, values: Tensor) -> Tensor:
-        """Values of W or H from their scaled ones, which are overwritten; a power of two does not round."""
+        """Rows of values from their scaled ones, which are overwritten; a power of two does not round."""
         if self._half:
             values.mul_(math.ldexp(1.0, self._half))
-        return values.reshape(self.shape)
+        return values.to(self.dtype).reshape(len(values), *self.shape)
 
     def _point(self, t: float) -> Tensor:
         """W(t) and J(t) = int_t0^t W du as the rows of a tensor, in scaled time; not to be written to."""
@@ -220,7 +243,7 @@ class BrownianPath:
             raise ValueError(f"t={t} lies outside the Brownian path's span [{self.t0}, {self.t1}].")
         span = self.t1 - self.t0
         if self._tree is None:
-            normals = Normals(self.seed, self._branch, self.shape.numel(), self.device)
+            normals = Normals(self.seed, self._branch, self.shape.numel(), self.device, self.dtype)
             self._tree = _Tree(self._scaled(span), self.depth, normals)
         point = self._tree.point((t - self.t0) / span)
         if len(self._recent) == RECENT:
@@ -229,22 +252,38 @@ class BrownianPath:
         return point
 
 
+def drawn_path(
+    t0: float, t1: float, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> BrownianPath:
+    """The noise of a solve over [t0, t1] that was given none, by torch's seed.
+
+    Args:
+        t0: start of the solve.
+        t1: its end; the path of a solve of no steps may be any.
+        shape: of the path.
+        dtype: of the state: normals for float64 are made in float64, others in float32.
+        device: where it is made.
+    """
+    made = torch.float64 if dtype == torch.float64 else torch.float32
+    return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape, device=device, dtype=made)
+
+
 def drawn_seed() -> int:
     """A seed from torch's generator, on the CPU whatever torch's default device."""
     return int(torch.randint(2**62, (), device="cpu").item())
 
 
-@contextmanager
-def _apart() -> Iterator[None]:
-    """The path outlives the modes and the transforms of its caller."""
-    with torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def _rebuilt(
-    t0: float, t1: float, shape: Sequence[int], seed: int, depth: int, branch: int, device: torch.device
+    t0: float,
+    t1: float,
+    shape: Sequence[int],
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    depth: int,
+    branch: int,
 ) -> BrownianPath:
-    path = BrownianPath(t0, t1, shape, seed=seed, device=device)
+    path = BrownianPath(t0, t1, shape, seed=seed, device=device, dtype=dtype)
     path.depth, path._branch = depth, branch
     return path
 
@@ -274,6 +313,7 @@ class _Tree:
     def point(self, fraction: float) -> Tensor:
         """(W, J) at this fraction of the span, shape (2, entries)."""
         place = fraction * 2**self.depth
+        place = round(place) if abs(place - round(place)) < SAME else place
         leaf = min(int(place), 2**self.depth - 1)
         # A point that is an end of a node needs nothing of that node and of those below it.
         level = _level(int(place), self.depth) if place == int(place) else self.depth + 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from regnde._equation import SDE, Equation
 from regnde._errors import MaxStepsReached, NonFiniteDynamics, SolveError, StepSizeUnderflow
 from regnde._event import Event
+from regnde._mass import MASS_METHODS
 from regnde._noise import BrownianPath
 from regnde._solution import Solution
 from regnde._solver import Local, Record, ResolvedSolver
@@ -185,6 +186,8 @@ def exporting() -> bool:
 def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
     """What no engine can solve or differentiate, or None; `adaptive` says whether the method adapts its step."""
     solver = request.solver
+    if request.mass is not None and (why := _unsupported_mass(request)) is not None:
+        return why
     if solver.batch == "per-sample" and (why := _unsupported_per_sample(request, adaptive)) is not None:
         return why
     relative = request.atol == 0  # of a number, or entrywise
@@ -209,6 +212,17 @@ def unsupported_everywhere(request: Request, *, adaptive: bool) -> str | None:
             return "an SDE runs forward in time: give increasing times, or write it in the time s = -t."
         if request.ts.requires_grad or request.moving_stops is not None:
             return "the states of an SDE have no derivative with respect to the times: detach ts and the stops."
+    return None
+
+
+def _unsupported_mass(request: Request) -> str | None:
+    """What no engine can do with a mass matrix, or None."""
+    solver = request.solver
+    if solver.tableau is not None or solver.grid_method is not None or solver.method not in MASS_METHODS:
+        able = " or ".join(map(repr, MASS_METHODS))
+        return f"an ODE with a mass matrix is solved by {able}, not {solver.method!r}."
+    if has_derivative(request.ts) or request.moving_stops is not None:
+        return "an ODE with a mass matrix gives no gradient with respect to the times: detach ts and the stops."
     return None
 
 

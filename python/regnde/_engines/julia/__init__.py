@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from regnde._derivative_check import check_field
 from regnde._engines.base import Engine, Request
@@ -12,7 +13,8 @@ from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
 from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
 from regnde._engines.julia.run import Run, needs_gradient, start_of
 from regnde._engines.julia.support import why_unsupported
-from regnde._equation import SDE, JuliaField
+from regnde._equation import SDE, JuliaField, takes_samples
+from regnde._mass import Mass
 from regnde._solution import Solution
 
 __all__ = ["JuliaEngine"]
@@ -37,7 +39,8 @@ class JuliaEngine(Engine):
             return why
         if request.solver.gradient in ADJOINTS:
             return runtime.missing_adjoints(request.solver.gradient)
-        if isinstance(request.equation, JuliaField) and needs_gradient(request, _codes(request)[0]):
+        refused = request.solver.method in ROSENBROCK  # with a gradient: `solve` says so, whatever is installed
+        if isinstance(request.equation, JuliaField) and not refused and needs_gradient(request, _codes(request)[0]):
             return runtime.missing_adjoints("")
         return None
 
@@ -68,6 +71,8 @@ class JuliaEngine(Engine):
         if solver.method in ROSENBROCK and not known:
             _check_derivatives(request)
         this = Run(request, codes)
+        if this.mass is not None and this.mass.singular:
+            _check_algebraic(request, this.mass)
         solution = this.of_samples if solver.batch == "per-sample" else this.solution
         try:
             return solution(check=known)
@@ -94,6 +99,27 @@ def _codes(request: Request, *, again: bool = False) -> tuple[tuple[Code, ...], 
         tangents = request.solver.method in ROSENBROCK
         written = [code_of(equation, y0, "f", again=again, samples=samples, tangents=tangents)]
     return tuple(code for code, _ in written), any(known for _, known in written)
+
+
+def _check_algebraic(request: Request, mass: Mass) -> None:
+    """Refuses a start that does not satisfy the algebraic equations, or an index above 1."""
+    equation, samples = request.equation, request.solver.batch == "per-sample"
+    assert not isinstance(equation, JuliaField | SDE)  # else it is refused
+    with torch.inference_mode(False):
+        y0 = request.y0.detach().clone()
+    index = (torch.arange(len(y0)),) if samples and takes_samples(equation) else ()
+    t = y0.new_full([len(y0)] + [1] * (y0.ndim - 1) if samples else [], start_of(request))
+
+    def value(y: Tensor) -> Tensor:
+        slope = equation(t, y, *index)
+        return slope.sum(0) if samples else slope  # samples do not act on each other
+
+    n = len(mass.matrix)
+    with torch.inference_mode(False):
+        rows = torch.autograd.functional.jacobian(value, y0)  # type: ignore[no-untyped-call]
+    by_state = rows.reshape(n, len(y0), n).transpose(0, 1) if samples else rows.reshape(n, n)
+    with torch.no_grad():
+        mass.check_start(equation(t, y0, *index), by_state, y0, request.rtol, request.atol)
 
 
 def _check_derivatives(request: Request) -> None:

@@ -20,6 +20,7 @@ from regnde._controller import PID, Controller, I
 from regnde._engines.julia import runtime
 from regnde._engines.julia.code import Code
 from regnde._event import Event
+from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
 
@@ -93,6 +94,10 @@ class ArgumentBuffer:
     def grid(self, ends: Sequence[float]) -> None:
         """Ends of the steps of a fixed-step method; none for others."""
         self.tensor(torch.tensor(ends, dtype=torch.float64) if ends else None)
+
+    def mass(self, mass: Mass | None) -> None:
+        """The mass matrix as Julia has it, one column after the other; none for the identity."""
+        self.tensor(None if mass is None else mass.matrix.mT.contiguous())
 
     def conditions(self, codes: Sequence[Code], events: Sequence[Event], y0: Tensor) -> None:
         """The conditions of events as fields, and what is looked for."""

@@ -14,6 +14,7 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of
+from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
@@ -136,6 +137,7 @@ class LocalJob:
         tolerances: as for a solve.
         path: the step's noise.
         freeze: whether the first stage is a constant.
+        mass: the mass matrix; None for the identity.
         times_need_gradient: never.
     """
 
@@ -148,6 +150,7 @@ class LocalJob:
     tolerances: Tolerances
     path: BrownianPath | None = None
     freeze: bool = False
+    mass: Mass | None = None
     times_need_gradient: bool = False
     handle: Handle = field(init=False)
     end: float = 0.0
@@ -162,6 +165,7 @@ class LocalJob:
         arguments.tensor(results)
         tolerances = arguments.tolerances(*self.tolerances)
         arguments.segments((self.segment,))
+        arguments.mass(self.mass)
         arguments.fields(self.codes, tensors)
         solver = self.solver
         options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)

@@ -7,19 +7,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from regnde._dense import Interpolant
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
 from regnde._event import Event
+from regnde._mass import Mass
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "call_for", "pieces_of"]
+__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "Weights", "call_for", "interpolant_of", "pieces_of"]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
+Weights = tuple[NDArray[np.float64], ...]
+"""Of a method's interpolant; of an explicit method's, and an implicit one's."""
+
 Options = tuple[str | float | bool, ...]
 STATUSES = ("success", "non-finite", "underflow", "steps", "event")
 RESULTS = 13
@@ -40,6 +47,7 @@ class Job:
         record: whether estimates are recorded.
         keep: what Julia keeps of each step: `"nothing"`, `"states"` or `"stages"`.
         grid: ends of the steps of a fixed-step method.
+        mass: the mass matrix; None for the identity.
         events: what to look for.
         conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
@@ -59,6 +67,7 @@ class Job:
     record: bool
     keep: str
     grid: tuple[float, ...] = ()
+    mass: Mass | None = None
     events: tuple[Event, ...] = ()
     conditions: tuple[Code, ...] = ()
     pieces: int = 0
@@ -87,6 +96,7 @@ class Job:
         arguments.segments(self.segments)
         controller = arguments.controller(solver.controller)
         arguments.grid(self.grid)
+        arguments.mass(self.mass)
         arguments.fields(self.codes, tensors)
         arguments.conditions(self.conditions, self.events, y0)
         dt0 = math.nan if solver.dt0 is None else solver.dt0
@@ -108,6 +118,14 @@ def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
         place.tensor(pieces)
         julia.bridge_pieces(number, *place.location)
     return pieces
+
+
+def interpolant_of(
+    weights: Weights, t: float, h: float, y: Tensor, k: Sequence[Tensor], *, implicit: bool
+) -> Interpolant:
+    """The interpolant of the step of size h from (t, y); k may have more slopes than the step's method has."""
+    own = weights[int(implicit)] if len(weights) > 1 else weights[0]
+    return Interpolant(t, h, y, k[: len(own)], own)
 
 
 def call_for(name: str, *arguments: object) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from regnde._additive import check_additive, moved_by_noise
@@ -20,13 +19,15 @@ from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
 from regnde._engines.julia.fields import check_unchanged, one_sample
+from regnde._engines.julia.job import Weights, interpolant_of
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
 from regnde._engines.julia.node import run
 from regnde._engines.julia.samples import SampleJob, SampleSolve
 from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
-from regnde._noise import BrownianPath
+from regnde._mass import Mass
+from regnde._noise import BrownianPath, drawn_path
 from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
@@ -34,8 +35,6 @@ from regnde._solver import Local
 from regnde._stops import Segment
 
 __all__ = ["Run", "needs_gradient", "start_of"]
-
-Weights = tuple[NDArray[np.float64], ...]  # of a method's interpolant; of an explicit method's, and an implicit one's
 
 
 def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -59,6 +58,7 @@ class Run:
         self.use(codes)
         self.local = request.record if isinstance(request.record, Local) else None
         self.segments, self.samples = request.segments(), request.solver.batch == "per-sample"
+        self.mass = None if request.mass is None else Mass.of(request.mass)
         self.conditions = (
             conditions_of(request.events, request.y0)
             if not self.samples
@@ -81,9 +81,8 @@ class Run:
         if not isinstance(equation, SDE):
             return None
         if request.noise is None:
-            t0, t1 = request.times[0], request.times[-1]
             shape = equation.path_shape(request.y0.shape, columns)
-            return BrownianPath(t0, t1 if t1 > t0 else t0 + 1.0, shape)  # no step: any path will do
+            return drawn_path(request.times[0], request.times[-1], shape, request.y0.real.dtype)
         if equation.has_matrix and request.noise.shape[-1] != columns:
             raise ValueError(
                 f"the diffusion has {columns} columns, but the Brownian path has {request.noise.shape[-1]} processes."
@@ -130,6 +129,7 @@ class Run:
             record=request.record == "all",
             keep=self._kept(adjoint, by_step),
             grid=() if isinstance(request.equation, SDE) or adaptive(request) else self._grid(),
+            mass=self.mass,
             events=request.events,
             conditions=self.conditions,
             pieces=0 if weights is None else 1 + max(map(len, weights)),
@@ -198,6 +198,7 @@ class Run:
             segments=self.segments,
             record=request.record == "all",
             keep=self._kept("", False),
+            mass=self.mass,
             events=request.events,
             conditions=self.conditions,
             pieces=0 if weights is None else 1 + max(map(len, weights)),
@@ -207,7 +208,7 @@ class Run:
         results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
-        solved = SampleSolve(request, job, None if weights is None else weights[0], results)
+        solved = SampleSolve(request, job, weights, results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
     def _load(self) -> None:
@@ -246,8 +247,7 @@ class Run:
         t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
         h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
         k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
-        own = weights[int(job.table[4, step])] if len(weights) > 1 else weights[0]
-        return Interpolant(t0, h, y, k[: len(own)], own)
+        return interpolant_of(weights, t0, h, y, k, implicit=bool(job.table[4, step] == 1))
 
     def _hits(self, job: SolveJob, pieces: Tensor, weights: Weights | None) -> tuple[list[Hit], Hit | None]:
         """The events that occurred, and the terminal one of them."""
@@ -307,7 +307,7 @@ class Run:
             t=t.to(device),
             dt=dt.to(device),
             error=error if adaptive(self.request) else None,
-            stiffness=None if size is None else stiffness,
+            stiffness=None if size is None or (self.mass and self.mass.singular) else stiffness,
             method=method,
             stability_size=size,
             implicit=implicit,
@@ -340,6 +340,7 @@ class Run:
             tolerances=(request.rtol, request.atol),
             path=None if self.path is None else self.path.independent(),
             freeze=local.freeze_first_stage,
+            mass=self.mass,
         )
         start = (y.detach() if local.detach_state else y).contiguous()
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)

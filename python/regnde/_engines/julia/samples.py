@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regnde._dense import Interpolant
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, call_for, pieces_of
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -98,7 +97,7 @@ class SampleSolve:
         self,
         request: Request,
         job: SampleJob,
-        weights: NDArray[np.float64] | None,
+        weights: Weights | None,
         results: Sequence[Tensor],
     ) -> None:
         self.request, self.job, self.weights = request, job, weights
@@ -156,7 +155,7 @@ class SampleSolve:
         return solution
 
     def _steps(self, stability_size: float | None, *, implicit: bool) -> Steps:
-        table = self.job.table
+        table, mass = self.job.table, self.job.mass
         mask = torch.arange(table.shape[1])[:, None] < torch.from_numpy(self.accepted)
         error, stiffness = self.error, self.stiffness
         if not len(mask):  # no step: an empty record that is part of the graph
@@ -166,7 +165,7 @@ class SampleSolve:
             t=table[0],
             dt=table[1],
             error=error,
-            stiffness=None if stability_size is None else stiffness,
+            stiffness=None if stability_size is None or (mass and mass.singular) else stiffness,
             method=self.request.solver.method,
             stability_size=stability_size,
             implicit=table[4] == 1 if implicit else None,
@@ -184,7 +183,8 @@ class SampleSolve:
             sample, step = int(crossing[0]), int(crossing[1]) - 1
             begin = t0 if step == 0 else float(ends[step - 1, sample])
             assert self.weights is not None
-            within = Interpolant(begin, float(sizes[step, sample]), y, k, self.weights)
+            implicit = bool(self.job.table[4, step, sample] == 1)
+            within = interpolant_of(self.weights, begin, float(sizes[step, sample]), y, k, implicit=implicit)
             found, last = hits_of(self.request.events, crossing, within, float(ends[step, sample]), sample)
             hits += [(sample, hit) for hit in found]
             if last is not None:

@@ -11,9 +11,10 @@ from regnde._controller import I
 from regnde._engines.base import Request, StepRules, unsupported_everywhere
 from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
 from regnde._equation import SDE
-from regnde._rosenbrock_tableau import AUTOTSIT5
+from regnde._mass import Mass
 from regnde._sde_method import misfit
 from regnde._solver import Local
+from regnde._transforms import has_derivative
 
 __all__ = ["why_unsupported"]
 
@@ -24,8 +25,8 @@ def why_unsupported(request: Request) -> str | None:
     sde = isinstance(request.equation, SDE)
     if solver.tableau is not None:
         return f"the Tableau {solver.method!r} runs on the torch engine: set Solver(engine='torch')."
-    if request.mass is not None:
-        return "a mass matrix runs on the torch engine: set Solver(engine='torch')."
+    if request.mass is not None and (why := _unsupported_mass(request, request.mass)) is not None:
+        return why
     if solver.grid_method is not None or (sde and request.grid is not None):
         return f"{solver.method!r} along given times runs on the torch engine: set Solver(engine='torch')."
     if request.rules != StepRules():
@@ -54,7 +55,7 @@ def why_unsupported(request: Request) -> str | None:
     if y0.device.type == "cuda" and (solver.method in IMPLICIT or solver.gradient in ADJOINTS):
         return (
             "on CUDA devices the Julia engine has explicit and stochastic methods with their discrete gradient, "
-            f"not {solver.method!r} with gradient={solver.gradient!r}."
+            f"not {solver.method!r} with gradient={solver.gradient!r}: set Solver(engine='torch')."
         )
     if solver.batch == "per-sample" and (y0.device.type == "cuda" or solver.gradient in ADJOINTS):
         return (
@@ -68,6 +69,19 @@ def why_unsupported(request: Request) -> str | None:
     )
 
 
+def _unsupported_mass(request: Request, mass: Tensor) -> str | None:
+    """Mass matrices whose equation this engine does not solve, or not differentiate."""
+    if has_derivative(mass) and torch.is_grad_enabled():
+        return "the gradient with respect to a mass matrix runs on the torch engine: set Solver(engine='torch')."
+    if request.segments()[1:] and Mass.of(mass).singular:
+        return "stops of a differential-algebraic equation run on the torch engine: set Solver(engine='torch')."
+    if request.solver.gradient in ADJOINTS:
+        return (
+            f"gradient={request.solver.gradient!r} is for ODEs without a mass matrix: use 'discrete' or 'checkpoint'."
+        )
+    return None
+
+
 def _unsupported_events(request: Request) -> str | None:
     """Methods and records with which events are not looked for."""
     sde = isinstance(request.equation, SDE)
@@ -77,8 +91,6 @@ def _unsupported_events(request: Request) -> str | None:
             "the Julia engine looks for events with explicit and Rosenbrock methods and their discrete gradient, "
             f"not with {request.solver.method!r}: set Solver(engine='torch')."
         )
-    if request.solver.method == AUTOTSIT5 and request.solver.batch == "per-sample":
-        return "events of 'autotsit5' with batch='per-sample' are not looked for: use 'rosenbrock23' or 'tsit5'."
     if isinstance(request.record, Local):
         return "a Local record of a solve with events runs on the torch engine: set Solver(engine='torch')."
     return None

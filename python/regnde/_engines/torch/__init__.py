@@ -27,7 +27,6 @@ from regnde._engines.torch.grid import solve_for_export
 from regnde._engines.torch.grid_noise import GridNoise
 from regnde._engines.torch.grid_stepper import GridStepper
 from regnde._engines.torch.loop import Path, integrate
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.observed import Observed
 from regnde._engines.torch.ode import RungeKutta
 from regnde._engines.torch.per_sample import PerSample
@@ -37,7 +36,6 @@ from regnde._engines.torch.sample_stepper import SampleStepper
 from regnde._engines.torch.sde import Noise, SDEStepper
 from regnde._engines.torch.sde_kernel import uses_area
 from regnde._engines.torch.sde_reversible import ReversibleStepper
-from regnde._engines.torch.sequential_noise import SequentialNoise
 from regnde._engines.torch.solution import finished, steps_of
 from regnde._engines.torch.step import all_finite, stage_times
 from regnde._engines.torch.stepper import MethodStepper
@@ -46,6 +44,8 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import events_of
 from regnde._grid_method import GridMethod
 from regnde._last_step import FirstStep
+from regnde._mass import Mass
+from regnde._noise import drawn_path
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, RosenbrockTableau
 from regnde._sde_method import SDEMethod
 from regnde._solution import SampleStats, Solution, Stats, Steps
@@ -157,7 +157,7 @@ def _solve_per_sample(request: Request) -> Solution:
     assert isinstance(tableau, (Tableau, RosenbrockTableau))
     assert not isinstance(request.equation, (SDE, JuliaField))  # unsupported
     method = (
-        LinearlyImplicit(tableau, Mass.of(request.mass))
+        LinearlyImplicit(tableau, None if request.mass is None else Mass.of(request.mass))
         if isinstance(tableau, RosenbrockTableau)
         else Explicit(tableau)
     )
@@ -223,6 +223,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
     if isinstance(equation, SDE):
         assert isinstance(tableau, (StochasticTableau, SDEMethod))
         drift, diffusion = CountedField(equation.drift, "drift"), CountedField(equation.diffusion, "diffusion")
+        drawn = request.noise is None
         if request.noise is not None:
             noise: Noise = request.noise.to(y0.device) if y0.is_cuda else request.noise
             if equation.has_matrix:
@@ -237,8 +238,10 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         smallest = request.rules.accept_smallest
         if tableau.name == "reversible_heun":
             back = solver.gradient == "reversible" and torch.is_grad_enabled() and not transformed()
-            return ReversibleStepper(*arguments, record=record, checkpoint=checkpoint, t0=times[0], reversible=back)
-        return SDEStepper(*arguments, record=record, accept_smallest=smallest, checkpoint=checkpoint)
+            return ReversibleStepper(
+                *arguments, drawn=drawn, record=record, checkpoint=checkpoint, t0=times[0], reversible=back
+            )
+        return SDEStepper(*arguments, drawn=drawn, record=record, accept_smallest=smallest, checkpoint=checkpoint)
     assert not isinstance(equation, JuliaField)  # unsupported
     field = CountedField(equation)
     checkpoint = _checkpoint(request, field)
@@ -251,7 +254,7 @@ def _stepper(request: Request, segment: Segment) -> AnyStepper:
         tolerances=tolerances,
         segment=segment,
         record=record,
-        mass=Mass.of(request.mass),
+        mass=None if request.mass is None else Mass.of(request.mass),
         checkpoint=checkpoint,
     )
     if isinstance(tableau, RosenbrockTableau):
@@ -271,7 +274,7 @@ def _drawn_noise(request: Request, method: StochasticTableau | SDEMethod, shape:
         steps = (times[-1] - times[0]) / solver.dt0 if solver.dt0 else 0.0
         count = math.ceil(steps) if request.grid is None else len(request.grid) - 1
         return GridNoise(shape, y0, min(count, solver.max_steps), area=uses_area(method))
-    return SequentialNoise(times[0], shape, y0, area=uses_area(method))
+    return drawn_path(times[0], times[-1], shape, y0.real.dtype, y0.device if y0.is_cuda else "cpu")
 
 
 def _columns(sde: SDE, request: Request, segment: Segment) -> int:

@@ -158,9 +158,10 @@ class PerSample:
                 first = None if first is None else first.index_select(0, index)
             fresh = t == self.ends[at]
             if fresh.any():
-                at = at + fresh
+                at, place = at + fresh, np.flatnonzero(fresh)
+                stepper.check_stops(place, t, y, at)
                 if first is not None:
-                    first = stepper.entered(np.flatnonzero(fresh), t, y, first, at)
+                    first = stepper.entered(place, t, y, first, at)
 
     def _chosen(self, accepted: Bools, new: Tensor, old: Tensor) -> Tensor:
         """The new rows of the accepted samples, the old ones of the others."""

@@ -16,7 +16,6 @@ from regnde._engines.torch.failure import Diagnosis, diagnosed
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.jacobian import Jacobian
 from regnde._engines.torch.loop import Trial
-from regnde._engines.torch.mass import SMALL_START, Mass
 from regnde._engines.torch.recorder import StepRecorder
 from regnde._engines.torch.rosenbrock_step import (
     RosenbrockStep,
@@ -29,6 +28,7 @@ from regnde._engines.torch.rosenbrock_step import (
 from regnde._engines.torch.step import Estimates, Tolerance, dense_output, stage_times, whole_rms
 from regnde._engines.torch.stepper import Counts
 from regnde._engines.torch.system import OneSystem
+from regnde._mass import SMALL_START, Mass
 from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
@@ -85,7 +85,7 @@ class Rosenbrock(OneSystem):
     def _slope(self, t: float, y: Tensor) -> Tensor:
         """The derivative of the state at (t, y), for the size of the first step."""
         slope = super()._slope(t, y)
-        return slope if self.mass is None else self.mass.slopes(slope, samples=False)
+        return slope if self.mass is None else self.mass.slopes(slope)
 
     def initial_size(self, y: Tensor, t0: float, t1: float, known: Tensor | None = None) -> float:
         """The first-step heuristic (> 0); a small size where algebraic equations leave a derivative unknown."""
@@ -95,8 +95,8 @@ class Rosenbrock(OneSystem):
 
     def first_step(self, y0: Tensor, t0: float, t1: float, dt0: float | None) -> float:
         """The signed size of the first step."""
-        if self.mass is not None:
-            self.mass.check_start(self.field.function, self._time(t0, y0), y0, self.rtol, self.atol, samples=False)
+        if self.mass is not None and self.mass.singular:
+            self.mass.check_start(*self._derivatives(t0, y0), y0, self.rtol, self.atol)
         if dt0 is None:
             known = self._slope(t0, y0) if self.tableau.fsal else None  # as OrdinaryDiffEq.jl counts it
             dt0 = self.initial_size(y0, t0, t1, known=known)
@@ -116,6 +116,21 @@ class Rosenbrock(OneSystem):
             return Trial(step.y1, known.error.item())
         with torch.no_grad():
             return Trial(step.y1, error_estimate(self.tableau, step, self.rtol, self.atol, whole_rms).item())
+
+    @torch.no_grad()
+    def _derivatives(self, t: float, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The field and its derivative by the state, which are not counted."""
+        slope, by_state, _ = Jacobian()(self.field.function, self._time(t, y), y)
+        return slope, by_state
+
+    def enter(self, segment: Segment, t: float, y: Tensor) -> Tensor:
+        """The next attempt starts from the stop (t, y), in that segment."""
+        if self.mass is None or not self.mass.singular:
+            return super().enter(segment, t, y)
+        before, _ = self._derivatives(t, y)
+        y = super().enter(segment, t, y)
+        self.mass.check_stop(t, before, *self._derivatives(t, y), y, self.rtol, self.atol)
+        return y
 
     def begin(self, t: float, y: Tensor) -> None:
         """The next attempt starts from (t, y), a stop, or where another method ended: the slope there is not known."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from regnde._dense import product
 from regnde._engines.torch.jacobian import Jacobian, as_states, as_vectors
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.step import (
     Estimates,
     Field,
@@ -30,6 +29,7 @@ from regnde._engines.torch.step import (
     tolerance,
     weighted,
 )
+from regnde._mass import Mass
 from regnde._rosenbrock_tableau import RosenbrockTableau
 
 __all__ = ["RosenbrockStep", "error_estimate", "error_ratio", "estimates", "stiffness_estimate", "take_step"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from regnde._engines.torch import rosenbrock_step, step
 from regnde._engines.torch.jacobian import Jacobian
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.rosenbrock_step import RosenbrockStep
 from regnde._engines.torch.step import Estimates, Field, Step, Tolerance
+from regnde._mass import Mass
 from regnde._rosenbrock_tableau import RosenbrockTableau
 from regnde._tableau import Tableau
 

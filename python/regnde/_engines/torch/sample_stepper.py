@@ -20,11 +20,12 @@ from regnde._engines.torch.checkpoint import Checkpoint, last_size, step_ends
 from regnde._engines.torch.control import Bounds
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.first_step import first_step_sizes
-from regnde._engines.torch.mass import SMALL_START
+from regnde._engines.torch.jacobian import Jacobian
 from regnde._engines.torch.sample_method import AnyStep, SampleMethod
 from regnde._engines.torch.sample_outputs import Bools, Floats, Ints, Within, of_samples
 from regnde._engines.torch.step import Estimates, Step, Tolerance, all_finite, dense_weights, extra_stages
 from regnde._equation import takes_samples
+from regnde._mass import SMALL_START
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 from regnde._tableau import Tableau
@@ -165,8 +166,10 @@ class SampleStepper:
         at, t = np.zeros(len(y), np.int64), np.full(len(y), t0)
         within = self._within(at)
         column = of_samples(t, y, within)
-        if self.method.mass is not None:
-            self.method.mass.check_start(self.field.function, column, y, self.rtol, self.atol, samples=True)
+        if self.method.mass is not None and self.method.mass.singular:
+            with torch.no_grad():
+                slope, by_state, _ = Jacobian(samples=True)(self.field.function, column, y)
+            self.method.mass.check_start(slope, by_state, y, self.rtol, self.atol)
         # Without a checkpoint: later calls may use what the field makes at its first call.
         first = self.field(column, y) if self.tableau.carries else None
         sizes = self._first_sizes(y, first, t0, t1, within)
@@ -185,7 +188,7 @@ class SampleStepper:
 
         def field(t: Sequence[float], y: Tensor) -> Tensor:
             slope = counted(of_samples(np.asarray(t), y, within), y)
-            return slope if mass is None else mass.slopes(slope, samples=True)
+            return slope if mass is None else mass.slopes(slope)
 
         signed = math.copysign(span, t1 - t0)
         sizes, slope = first_step_sizes(field, self.tableau.order, y, t0, signed, self.rtol, self.atol, samples=True)
@@ -249,6 +252,19 @@ class SampleStepper:
         slopes = self._evaluated(counted, slope, y, ends=lambda k: (k,))
         self._count(counted, self.running[place])
         return first.index_copy(0, index, slopes)
+
+    @torch.no_grad()
+    def check_stops(self, place: Ints, t: Floats, y: Tensor, at: Ints) -> None:
+        """Refuses stops, of the samples at these places, at which algebraic equations jump."""
+        mass = self.method.mass
+        if mass is None or not mass.singular:
+            return
+        function, index = self._field(self.running[place]).function, self._index(place)
+        rtol, atol = (x.index_select(0, index) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
+        y = y.index_select(0, index)
+        before, after = (of_samples(t[place], y, self._within(of[place])) for of in (at - 1, at))
+        slope, by_state, _ = Jacobian(samples=True)(function, after, y)
+        mass.check_stop(float(t[place[0]]), function(before, y), slope, by_state, y, rtol, atol)
 
     def is_pure(self, tried: Attempt) -> bool:
         """Whether two evaluations of the field where an attempt started agree."""

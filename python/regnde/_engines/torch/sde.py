@@ -26,7 +26,6 @@ from regnde._engines.torch.loop import Trial
 from regnde._engines.torch.recorder import GROUP, StepRecorder
 from regnde._engines.torch.sde_kernel import kernel_of
 from regnde._engines.torch.sde_step import Interval
-from regnde._engines.torch.sequential_noise import SequentialNoise
 from regnde._engines.torch.step import Estimates, Tolerance, all_finite, rms, tolerance, whole_rms
 from regnde._engines.torch.stepper import Counts, MethodStepper
 from regnde._equation import SDE
@@ -37,7 +36,7 @@ from regnde._stops import Segment
 
 __all__ = ["Noise", "SDEStepper"]
 
-Noise = BrownianPath | GridNoise | SequentialNoise  # a given path; or new noise, of fixed and of adaptive steps
+Noise = BrownianPath | GridNoise  # a path; or new noise of fixed steps
 
 NOISE_SIZE = 3.0  # the first-step heuristic counts the diffusion at three standard deviations
 SLOPES = (" of the drift", " of the diffusion")
@@ -57,6 +56,7 @@ class SDEStepper(MethodStepper):
         y0: the initial state.
         segment: in which the solve begins.
         noise: the path over the span of the solve, or the noise of its steps.
+        drawn: whether the noise was drawn for this solve.
         record: whether the estimates of accepted steps are recorded.
         accept_smallest: whether a step of the least size, or below it, is accepted whatever its error.
         checkpoint: evaluates steps so that the backward pass evaluates them again; None to keep their graph whole.
@@ -74,6 +74,7 @@ class SDEStepper(MethodStepper):
         segment: Segment,
         noise: Noise,
         *,
+        drawn: bool,
         record: bool,
         accept_smallest: bool = False,
         checkpoint: Checkpoint | None = None,
@@ -86,7 +87,7 @@ class SDEStepper(MethodStepper):
         self.latest_stage = self.kernel.latest_stage
         self.must_be_additive = method.additive or sde.noise == "additive"
         self.rtol, self.atol = tolerances
-        self.noise = noise
+        self.noise, self.drawn = noise, drawn
         of_steps = functools.partial(self.kernel.estimates, rtol=self.rtol, atol=self.atol)
         self.recorded = record and method.adaptive  # else there is nothing to estimate
         record = self.recorded
@@ -98,7 +99,7 @@ class SDEStepper(MethodStepper):
         self.additive_start: tuple[Tensor, Tensor] | None = None  # time and diffusion, where it must be additive
         self.known: tuple[Tensor, Tensor] | None = None  # drift and diffusion at the start, from the heuristic
         self.last_attempt: tuple[float, float, Any, Estimates | None]  # t, h and outcome
-        self.reached = math.nan  # the end of the last attempt
+        self.tried = math.nan  # where it started
 
     # --- the loop's side -------------------------------------------------------------------------
 
@@ -149,6 +150,15 @@ class SDEStepper(MethodStepper):
         time, here = self.additive_start
         check_additive(self.tableau.name, y, here, self.diffusion(time, y).detach())
 
+    def planned(self, t: float, h: float, t_end: float, y: Tensor) -> float:
+        """The proposed size; along a path drawn for this solve one within a 64th of it, where the path costs less."""
+        if self.controller is None or not self.drawn or not isinstance(self.noise, BrownianPath) or t + h >= t_end:
+            return h
+        size = self.noise.cheaper(t, t + h) - t
+        if h <= self.bounds.smallest or self.bounds.within(size) != size or (size > h and t == self.tried):
+            return h  # of the least size, or a rejected step's: a longer one would be rejected again and again
+        return size
+
     def attempt(self, t: float, h: float, t1: float, y: Tensor) -> Trial:
         """Tries a step; its error estimate is a number here, and has a graph where it is recorded."""
         step, known = self._step(t, h, t1, y)
@@ -156,7 +166,7 @@ class SDEStepper(MethodStepper):
             self.field.check_pure(self.known[0], step.k[0])
             self.diffusion.check_pure(self.known[1], step.g[0])
             self.known = None
-        self.last_attempt, self.reached = (t, h, step, known), t1
+        self.last_attempt, self.tried = (t, h, step, known), t
         if self.controller is None:
             return Trial(step.y1)
         if known is not None and known.error is not None:
@@ -200,9 +210,7 @@ class SDEStepper(MethodStepper):
         """Records the step; no stage is the next step's first."""
         t, h, step, known = self.last_attempt
         self.forced += self.exceeded and self.bounds.forced
-        if isinstance(self.noise, SequentialNoise):
-            self.noise.forget(self.reached)
-        elif isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
+        if isinstance(self.noise, BrownianPath) and h < self.noise.resolution and not self.noise.resolves(t, t + h):
             self.unresolved = min(self.unresolved, h)
         if self.recorder is not None:
             self.recorder.add(step, known, step.y.numel())
@@ -279,9 +287,8 @@ class SDEStepper(MethodStepper):
         else:
             h = min(start.h, t1 - t)
         end = t1 if h == t1 - t else t + h
-        assert not isinstance(self.noise, GridNoise)  # a record is of adaptive steps
-        second = self.noise.independent(t) if isinstance(self.noise, SequentialNoise) else self.noise.independent()
-        noise = self._noise_over(second, t, h, end, y)
+        assert isinstance(self.noise, BrownianPath)  # a record is of adaptive steps
+        noise = self._noise_over(self.noise.independent(), t, h, end, y)
         interval = Interval(t, h, end, start.segment.within)
         step = self.kernel.take(self.field, self.diffusion, y, interval, noise, recorded=True)
         return end, h, self.kernel.estimates(step, self.rtol, self.atol, whole_rms)

@@ -11,9 +11,9 @@ from regnde._engines.torch.checkpoint import Checkpoint
 from regnde._engines.torch.control import Bounds, Controller
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.local import LocalStart
-from regnde._engines.torch.mass import Mass
 from regnde._engines.torch.recorder import StepRecorder
 from regnde._engines.torch.step import Estimates, stage_times, take_step
+from regnde._mass import Mass
 from regnde._solver import Local
 from regnde._stops import Segment
 from regnde._tableau import TABLEAUX

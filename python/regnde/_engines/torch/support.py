@@ -14,11 +14,9 @@ from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX, Rosenbroc
 from regnde._sde_method import SDE_METHODS, StochasticMethod, misfit
 from regnde._solver import hint
 from regnde._tableau import TABLEAUX, Tableau
-from regnde._transforms import has_derivative, transformed
+from regnde._transforms import transformed
 
 __all__ = ["method_of", "why_unsupported"]
-
-MASS_METHODS = ("rodas5p", "rodas4")  # the error estimate of rosenbrock23 would need a rule for algebraic entries
 
 ODE_METHODS: Mapping[str, object] = {**TABLEAUX, **ROSENBROCK_TABLEAUX, AUTOTSIT5: None}
 
@@ -86,12 +84,6 @@ def _why_not_implicit(request: Request) -> str | None:
     """What can not be done with a method that solves linear equations."""
     solver = request.solver
     named = solver.tableau is None and solver.grid_method is None
-    if request.mass is not None:
-        if not named or solver.method not in MASS_METHODS:
-            able = " or ".join(map(repr, MASS_METHODS))
-            return f"an ODE with a mass matrix is solved by {able}, not {solver.method!r}."
-        if has_derivative(request.ts) or request.moving_stops is not None:
-            return "an ODE with a mass matrix gives no gradient with respect to the times: detach ts and the stops."
     if not named or not (solver.method in ROSENBROCK_TABLEAUX or solver.method == AUTOTSIT5):
         return None
     if solver.compile:
