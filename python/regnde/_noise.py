@@ -153,7 +153,9 @@ class BrownianPath:
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
         if getattr(t, "ndim", 0):
-            raise ValueError(f"a Brownian path is called with one time, got shape {tuple(np.shape(t))}: call it for each.")
+            raise ValueError(
+                f"a Brownian path is called with one time, got shape {tuple(np.shape(t))}: call it for each."
+            )
         # The path outlives the modes and the transforms of its caller.
         with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
             return self._shaped(self._point(float(t))[:1].clone())[0]
