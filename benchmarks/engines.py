@@ -2,7 +2,8 @@
 
 Forward, and forward with the gradient of all parameters; ours with the records of every step and a penalty on them.
 The methods take different numbers of steps at one tolerance, hence the time per accepted step. With a step size for
-each sample it is that of one sample. Medians of processor time, in alternating order.
+each sample it is that of one sample. A second table tells apart what a solve takes whatever its steps, by solves of a
+quarter of the span. Medians of processor time, in alternating order.
 
 Run: PYTHONPATH=python python -m benchmarks.engines
 """
@@ -10,9 +11,11 @@ Run: PYTHONPATH=python python -m benchmarks.engines
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -113,19 +116,51 @@ def diffrax_dopri5(problem: Problem) -> Run | None:
     return run
 
 
-def times(problem: Problem, names: list[str], repeats: int) -> dict[str, tuple[float, float]]:
-    """Microseconds per accepted step of each solver, forward and with the gradient."""
+class Times(NamedTuple):
+    """Microseconds of a solver.
+
+    Attributes:
+        forward: per accepted step.
+        gradient: likewise, with the gradient.
+        further: of each step more, with the gradient.
+        fixed: of a solve with the gradient but for that: of no step.
+    """
+
+    forward: float
+    gradient: float
+    further: float
+    fixed: float
+
+
+def runs_of(problem: Problem, names: list[str]) -> dict[str, Run]:
+    """The solvers that can solve the problem."""
     runs: dict[str, Run | None] = {name: ours(problem, name) for name in names}
     if problem.batch == "joint":
         runs |= {"torchdiffeq": torchdiffeq_dopri5(problem), "diffrax": diffrax_dopri5(problem)}
-    there = {name: run for name, run in runs.items() if run is not None}
-    steps = {name: run(False) for name, run in there.items()}
-    passes = [race({name: partial(run, back) for name, run in there.items()}, repeats) for back in (False, True)]
-    return {name: (1e6 * passes[0][name] / steps[name], 1e6 * passes[1][name] / steps[name]) for name in there}
+    return {name: run for name, run in runs.items() if run is not None}
+
+
+def times(problem: Problem, names: list[str], repeats: int) -> dict[str, Times]:
+    """Times of each solver."""
+    runs = runs_of(problem, names)
+    short = {
+        f"{name}, short": run for name, run in runs_of(dataclasses.replace(problem, end=problem.end / 4), names).items()
+    }
+    steps = {name: run(False) for name, run in (runs | short).items()}
+    forward = race({name: partial(run, False) for name, run in runs.items()}, repeats)
+    gradient = race({name: partial(run, True) for name, run in (runs | short).items()}, repeats)
+
+    def found(name: str) -> Times:
+        long, brief = gradient[name], gradient[f"{name}, short"]
+        further = (long - brief) / (steps[name] - steps[f"{name}, short"])
+        each = forward[name] / steps[name], long / steps[name], further, long - further * steps[name]
+        return Times(*(1e6 * seconds for seconds in each))
+
+    return {name: found(name) for name in runs}
 
 
 def main() -> None:
-    """Prints a table, one row a problem."""
+    """Prints two tables, one row a problem."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=15, help="solves for each number (default 15)")
     parser.add_argument("--only", default="", help="problems whose name holds this text")
@@ -139,18 +174,33 @@ def main() -> None:
             print(f"{name} engine left out: {why}")
     columns = ["torchdiffeq", "diffrax", *names]
     print("Microseconds per accepted step, one thread: forward / with gradient.\n")
-    ratios = ["torchdiffeq / julia", "diffrax / julia", "torch / julia"] if "julia" in names else []
-    print("| " + " | ".join(["field, batch", *columns, *(f"{ratio}, gradient" for ratio in ratios)]) + " |")
+    ratios = [f"{name} / julia" for name in ("torchdiffeq", "diffrax", "torch")] if "julia" in names else []
+    print(_row("field, batch", *columns, *(f"{ratio}, gradient" for ratio in ratios)))
     print("|---" * (1 + len(columns) + len(ratios)) + "|")
+    apart = []
     for problem in PROBLEMS:
         if options.only not in problem.name:
             continue
         found = times(problem, names, options.repeats)
-        cells = ["{:,.1f} / {:,.1f}".format(*found[name]) if name in found else "" for name in columns]
-        for ratio in ratios:
-            a, b = ratio.split(" / ")
-            cells.append(f"{found[a][1] / found[b][1]:.2f}" if a in found else "")
-        print("| " + " | ".join([problem.name, *cells]) + " |", flush=True)
+        cells = [
+            f"{found[name].forward:,.1f} / {found[name].gradient:,.1f}" if name in found else "" for name in columns
+        ]
+        print(_row(problem.name, *cells, *(_ratio(found, ratio, "gradient") for ratio in ratios)), flush=True)
+        cells = [f"{found[name].further:,.1f} / {found[name].fixed:,.0f}" if name in found else "" for name in columns]
+        apart.append(_row(problem.name, *cells, *(_ratio(found, ratio, "further") for ratio in ratios)))
+    print("\nMicroseconds with the gradient: of each further step / of a solve but for its steps.\n")
+    print(_row("field, batch", *columns, *(f"{ratio}, further step" for ratio in ratios)))
+    print("|---" * (1 + len(columns) + len(ratios)) + "|")
+    print("\n".join(apart))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratio(found: dict[str, Times], ratio: str, time: str) -> str:
+    a, b = ratio.split(" / ")
+    return f"{getattr(found[a], time) / getattr(found[b], time):.2f}" if a in found else ""
 
 
 if __name__ == "__main__":

@@ -234,6 +234,7 @@ def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.Monke
         (request(gradient="gauss"), "SciMLSensitivity"),
         (request(method="trbdf2"), "OrdinaryDiffEqSDIRK"),
         (request(regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])), "Zygote"),
+        (request(regnde.SDE(lambda t, y: -y, lambda t, y: y), method="sosri"), "StochasticDiffEqHighOrder"),
     ):
         with pytest.raises(regnde.EngineUnavailable, match=name) as caught:
             choose(asked)
@@ -246,6 +247,7 @@ def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.Monke
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
     assert "python -m regnde julia --adjoints" in (runtime.missing_adjoints("gauss") or "")
     assert "python -m regnde julia --sdirk" in (runtime.missing_sdirk("trbdf2") or "")
+    assert "python -m regnde julia`" in (runtime.missing_stochastic() or "")
 
 
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
@@ -407,11 +409,14 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
 def test_julia_has_the_methods() -> None:
     from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, SDIRK, STOCHASTIC
 
-    source = (ROOT / "julia" / "src" / "methods.jl").read_text()
-    extension = (ROOT / "julia" / "ext" / "RegNDESDIRKExt.jl").read_text()
-    for name in (*EXPLICIT, *FIXED, *IMPLICIT, *STOCHASTIC):
-        assert f":{name} =>" in source
-        assert (f"METHODS[:{name}] =" in extension) == (name in SDIRK)
+    folder = ROOT / "julia"
+    files = "src/methods.jl", "ext/RegNDEStochasticExt.jl", "ext/RegNDESDIRKExt.jl"
+    ours, stochastic, sdirk = ((folder / file).read_text() for file in files)
+    for name in (*EXPLICIT, *FIXED, *IMPLICIT):
+        assert (f":{name} =>" in ours) != (name in SDIRK)
+        assert (f"METHODS[:{name}] =" in sdirk) == (name in SDIRK)
+    for name in STOCHASTIC:
+        assert f":{name} =>" in stochastic or f":{name}_stratonovich =>" in stochastic or name == "heun"
 
 
 def test_juliapkg_names_our_package() -> None:
@@ -419,10 +424,11 @@ def test_juliapkg_names_our_package() -> None:
     project = tomllib.loads((ROOT / "julia" / "Project.toml").read_text())
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
-    for name, uuid in project["weakdeps"].items():
-        assert {**availability.CUDA, **availability.ADJOINTS, **availability.SDIRK}[name] == uuid
-    for name in spec.keys() - {"RegNDE"}:  # their workloads are not for our fields: ours compiles what is needed
-        assert spec[name]["uuid"] == project["deps"][name]
+    known = {**availability.CUDA, **availability.ADJOINTS, **availability.SDIRK, **availability.STOCHASTIC}
+    assert known == project["weakdeps"]
+    assert availability.STOCHASTIC.keys() < spec.keys()
+    for name in spec.keys() - {"RegNDE"}:
+        assert spec[name]["uuid"] == (project["deps"] | availability.STOCHASTIC)[name]
         assert spec[name]["version"] == project["compat"][name]
     for name, version in availability.VERSIONS.items():
         assert version in project["compat"][name].split(", ")

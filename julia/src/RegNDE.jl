@@ -9,7 +9,6 @@ module RegNDE
 using ADTypes: AutoFiniteDiff
 using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DiffEqBase, DEVerbosity
-using DiffEqNoiseProcess: DiffEqNoiseProcess
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, UniformScaling, UnitLowerTriangular,
@@ -25,13 +24,10 @@ using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
 using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
-using SciMLBase: AbstractNoiseProcess, AlgorithmInterpretation, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,
+using SciMLBase: AbstractNoiseProcess, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,
     SDEFunction, SDEProblem, check_error!, derivative_discontinuity!, init
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
-using StochasticDiffEqHighOrder: SOSRA, SOSRI, SOSRI2, SRIW1
-using StochasticDiffEqLowOrder: EM, EulerHeun, LambaEM, LambaEMConstantCache, LambaEulerHeun,
-    LambaEulerHeunConstantCache, RKMil
 using TOML: TOML
 
 export Dynamics, pullback, solve_recorded

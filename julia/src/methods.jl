@@ -87,37 +87,22 @@ const METHODS = Dict{Symbol, Method}(
     :heun3 => FixedStep(:heun3),
     :rk4 => FixedStep(:rk4),
     :rk38 => FixedStep(:rk38),
-    :sosri => StochasticRungeKutta(SOSRI(), NoiseTableau(:sosri)),
-    :sosri2 => StochasticRungeKutta(SOSRI2(), NoiseTableau(:sosri2)),
-    :sriw1 => StochasticRungeKutta(SRIW1(), NoiseTableau(:sriw1)),
-    :sosra => StochasticRungeKutta(SOSRA(), NoiseTableau(:sosra)),
-    :sosra_matrix => StochasticScheme(SOSRA(), :sosra_matrix),
-    :em => StochasticScheme(EM(false), :em), # false: the diffusion at the step's start
-    :eulerheun => StochasticScheme(EulerHeun(), :heun),
-    :midpoint_stratonovich => StochasticScheme(EulerHeun(), :midpoint, :own),
-    :diffusionheun => StochasticScheme(EulerHeun(), :diffusionheun, :own),
-    :rkmil => StochasticScheme(RKMil(interpretation = AlgorithmInterpretation.Ito), :rkmil),
-    :rkmil_stratonovich =>
-        StochasticScheme(RKMil(interpretation = AlgorithmInterpretation.Stratonovich), :rkmil_stratonovich),
-    # The in-place codes of Lamba's methods are other methods: another point of the diffusion, norms in the estimates.
-    :lambaem => StochasticScheme(LambaEM(), :lambaem, LambaEMConstantCache()),
-    :lambaeulerheun => StochasticScheme(LambaEulerHeun(), :lambaeulerheun, LambaEulerHeunConstantCache()),
-    :lambaeulerheun_matrix => StochasticScheme(LambaEulerHeun(), :lambaeulerheun_matrix, :own),
     :rosenbrock23 => Rosenbrock(finite(Rosenbrock23), :rosenbrock23),
     :rodas4 => Rosenbrock(finite(Rodas4), :rodas4),
     :rodas5p => Rosenbrock(finite(Rodas5P), :rodas5p),
     :autotsit5 => Rosenbrock(AutoTsit5(finite(Rosenbrock23)), :rosenbrock23, TSIT5),
 )
 
-"Methods of an extension, and the package that brings them: its own loading and compiling are long."
-const FURTHER = Dict(:trbdf2 => "OrdinaryDiffEqSDIRK", :kencarp4 => "OrdinaryDiffEqSDIRK")
-
-"The method of that (lower-case) name; an `ArgumentError` lists them all."
+"The method of that (lower-case) name; an `ArgumentError` lists them all, and what brings others."
 function method(name::Symbol)
     haskey(METHODS, name) && return METHODS[name]
-    haskey(FURTHER, name) && throw(ArgumentError("the method $name needs `using $(FURTHER[name])`"))
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
-    throw(ArgumentError("no method $name; there are $known"))
+    throw(
+        ArgumentError(
+            "no method $name; there are $known. `using OrdinaryDiffEqSDIRK` brings trbdf2 and kencarp4, `using " *
+                "DiffEqNoiseProcess, StochasticDiffEqHighOrder, StochasticDiffEqLowOrder` those of SDEs"
+        )
+    )
 end
 
 """

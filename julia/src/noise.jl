@@ -1,4 +1,4 @@
-# A Brownian path that someone else owns, as a noise process of DiffEqNoiseProcess.
+# A Brownian path that someone else owns, as a noise process of DiffEqNoiseProcess: its functions are in the extension.
 
 """
     PathNoise(source, t0, ends, prototype)
@@ -28,27 +28,3 @@ end
 
 Base.copy(noise::PathNoise) = noise  # one solve, one process
 Base.show(io::IO, noise::PathNoise) = print(io, "PathNoise at t = $(noise.curt)")
-
-function DiffEqNoiseProcess.calculate_step!(noise::PathNoise, dt, u, p)
-    s, t = noise.curt, noise.curt + dt
-    for t_end in noise.ends # where the integrator will land
-        abs(t - t_end) <= 100 * eps(max(abs(t), abs(t_end))) && (t = t_end)
-    end
-    noise.source(noise.dW, noise.dZ, s, t)
-    noise.next, noise.dt = t, dt
-    return nothing
-end
-
-DiffEqNoiseProcess.setup_next_step!(noise::PathNoise, u, p) =
-    DiffEqNoiseProcess.calculate_step!(noise, noise.dt, u, p)
-
-DiffEqNoiseProcess.reject_step!(noise::PathNoise, dtnew, u, p) =
-    DiffEqNoiseProcess.calculate_step!(noise, dtnew, u, p)
-
-function DiffEqNoiseProcess.accept_step!(noise::PathNoise, dt, u, p, setup_next = true)
-    noise.curt, noise.dt = noise.next, dt
-    setup_next && DiffEqNoiseProcess.calculate_step!(noise, dt, u, p)
-    return nothing
-end
-
-DiffEqNoiseProcess.save_noise!(::PathNoise) = nothing

@@ -12,10 +12,6 @@ using PrecompileTools: @compile_workload
         end
         y0, times, p = layer_data(T)
         layer = dynamics(layer_code(), y0, p)
-        for name in (:sosri, :sosri2, :sosra, :rkmil)
-            sol = solve_recorded((layer, layer), y0, times; method = name)
-            pullback(sol; ys = ones(T, 2, 2, 3))
-        end
         fields = (Field(layer, (2, 2), Vector{T}; pbar = map(zero, p)),)
         here = local_step(method(:tsit5), Settings(; rtol = 1.0e-3, atol = 1.0e-3), fields, vec(y0), 0.0, 1.0)
         reverse!(vec(y0), here, fields, 1.0, 1.0)

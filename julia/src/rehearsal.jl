@@ -77,29 +77,39 @@ function integers_of(parts...)
     return list
 end
 
+"A path without noise."
+function no_noise(_, _, w, z)
+    foreach(i -> (unsafe_store!(w, 0, i); unsafe_store!(z, 0, i)), 1:4)
+    return nothing
+end
+
 """
     rehearse(T, name; adjoint = "")
 
-Solves the layer in precision `T` by the method `name`, and computes the discrete gradient with all records, or
-SciMLSensitivity's `adjoint`.
+Solves the layer in precision `T` by the method `name`, as drift and diffusion for a stochastic one, and computes the
+discrete gradient with all records, or SciMLSensitivity's `adjoint`.
 """
 function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     y0, times, p = layer_data(T)
     results, ys, y0bar, pbar = zeros(13), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
-    ysbar, discrete, code = ones(T, size(ys)), adjoint == "", next_number()
-    CODES[code] = layer_code(; tangents = method(Symbol(name)) isa Rosenbrock)
+    ysbar, discrete, code, m = ones(T, size(ys)), adjoint == "", next_number(), method(Symbol(name))
+    CODES[code] = layer_code(; tangents = m isa Rosenbrock)
+    stochastic = m isa StochasticMethod
+    path = stochastic ? Int(@cfunction(no_noise, Cvoid, (Cdouble, Cdouble, Ptr{T}, Ptr{T}))) : 0
+    count = stochastic ? 2 : 1
+    fields, pbars = ntuple(_ -> (code, 0, p), count), ntuple(_ -> pbar, count)
     GC.@preserve y0 ys times results p y0bar ysbar pbar begin
-        grid = adapts(method(Symbol(name))) ? nothing : [0.3, 1.0]
+        grid = adapts(m) ? nothing : [0.3, 1.0]
         settings = (nothing, nothing, nothing, nothing, grid, nothing)  # tolerances, segments, controller; mass
-        integers = integers_of(y0, ys, times, results, nothing, settings..., 1, code, 0, p, 0, nothing)
+        integers = integers_of(y0, ys, times, results, nothing, settings..., count, Iterators.flatten(fields)..., 0, nothing)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,
-            discrete ? "stages" : "nothing", 0, BLAS.get_num_threads()
+            discrete ? "stages" : "nothing", path, BLAS.get_num_threads()
         )
         table = zeros(Int(results[2]), 5)
         bridge_records(number, Int(pointer(table)))
         bar = discrete ? ones(Int(results[2])) : nothing
-        integers = integers_of(y0bar, ysbar, bar, bar, nothing, nothing, nothing, nothing, pbar)
+        integers = integers_of(y0bar, ysbar, bar, bar, nothing, nothing, nothing, nothing, pbars...)
         bridge_backward(number, Int(pointer(integers)), length(integers), adjoint)
         bridge_free(number)
     end

@@ -1,4 +1,7 @@
+using DiffEqNoiseProcess: DiffEqNoiseProcess # with the two packages of StochasticDiffEq: the methods of SDEs
 using OrdinaryDiffEqSDIRK: OrdinaryDiffEqSDIRK # trbdf2 and kencarp4
+using StochasticDiffEqHighOrder: StochasticDiffEqHighOrder
+using StochasticDiffEqLowOrder: StochasticDiffEqLowOrder
 using Test: @testset
 
 include("fields.jl")

@@ -31,7 +31,7 @@ def has_derivative(x: Tensor) -> bool:
 def constant(values: ArrayLike) -> Tensor:
     """A tensor of numbers on the CPU, floats in double precision, that no transform of torch.func takes for its own."""
     with torch._C._DisableFuncTorch():
-        return torch.tensor(np.asarray(values), device="cpu")
+        return torch.from_numpy(np.array(values))
 
 
 def numbers(x: Tensor) -> NDArray[np.float64]:

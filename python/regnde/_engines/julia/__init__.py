@@ -32,9 +32,11 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """CUDA.jl, for a state on a CUDA device; what SDIRK methods, adjoints and a `JuliaField`'s gradient need."""
-        if request.y0.device.type == "cuda":
-            return runtime.missing_cuda()
+        """What a state on a CUDA device, SDEs, SDIRK methods, adjoints and a `JuliaField`'s gradient need."""
+        if request.y0.device.type == "cuda" and (why := runtime.missing_cuda()) is not None:
+            return why
+        if isinstance(request.equation, SDE):
+            return runtime.missing_stochastic()
         if request.solver.method in SDIRK and (why := runtime.missing_sdirk(request.solver.method)) is not None:
             return why
         if request.solver.gradient in ADJOINTS:
@@ -52,6 +54,8 @@ class JuliaEngine(Engine):
         """Solves and assembles the solution."""
         if request.y0.device.type == "cuda":
             runtime.load(*availability.CUDA)
+        if isinstance(request.equation, SDE):
+            runtime.load(*availability.STOCHASTIC)
         if request.solver.method in SDIRK:
             runtime.load(*availability.SDIRK)
         with torch.no_grad():

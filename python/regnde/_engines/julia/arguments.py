@@ -57,10 +57,16 @@ class ArgumentBuffer:
             return
         assert tensor.is_contiguous()
         self.alive.append(tensor)
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             self.add(DLPACK, self.dlpack(tensor))
             return
-        self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), tensor.dim(), *reversed(tensor.shape))
+        shape = tensor.shape
+        self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), len(shape), *shape[::-1])
+
+    def doubles(self, numbers: array[float]) -> None:
+        """Double precision numbers, as an array of one dimension."""
+        self.alive.append(numbers)
+        self.add(ELTYPES[torch.float64], numbers.buffer_info()[0], 1, len(numbers))
 
     def numbers(self, rows: Sequence[Sequence[float]]) -> None:
         """Rows of numbers, the columns of a matrix in Julia; None if there are none."""
@@ -88,12 +94,12 @@ class ArgumentBuffer:
         else:
             bounds = c.safety, c.min_factor, c.max_factor, c.first_max_factor
             constants = bounds if isinstance(c, I) else (c.beta1, c.beta2, c.error_floor, *bounds)
-        self.tensor(torch.tensor([math.nan if x is None else x for x in constants], dtype=torch.float64))
+        self.doubles(array("d", [math.nan if x is None else x for x in constants]))
         return type(controller).__name__
 
     def grid(self, ends: Sequence[float]) -> None:
         """Ends of the steps of a fixed-step method; none for others."""
-        self.tensor(torch.tensor(ends, dtype=torch.float64) if ends else None)
+        self.doubles(array("d", ends)) if ends else self.tensor(None)
 
     def mass(self, mass: Mass | None) -> None:
         """The mass matrix as Julia has it, one column after the other; none for the identity."""
@@ -101,8 +107,7 @@ class ArgumentBuffer:
 
     def conditions(self, codes: Sequence[Code], events: Sequence[Event], y0: Tensor) -> None:
         """The conditions of events as fields, and what is looked for."""
-        tensors = [x.detach().to(y0.device).contiguous() for code in codes for x in code.tensors]
-        self.fields(codes, tensors)
+        self.fields(codes, [x.detach().to(y0.device).contiguous() for code in codes for x in code.tensors])
         self.numbers([(event.direction, event.terminal) for event in events])
 
     def dlpack(self, tensor: Tensor) -> int:

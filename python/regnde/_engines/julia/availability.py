@@ -14,6 +14,7 @@ __all__ = [
     "ADJOINTS",
     "CUDA",
     "SDIRK",
+    "STOCHASTIC",
     "VERSIONS",
     "chosen",
     "folder",
@@ -22,6 +23,7 @@ __all__ = [
     "missing_adjoints",
     "missing_cuda",
     "missing_sdirk",
+    "missing_stochastic",
     "why_not",
 ]
 
@@ -38,6 +40,13 @@ ADJOINTS = {
 
 SDIRK = {"OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf"}
 """The Julia package of the methods trbdf2 and kencarp4: with what it needs, nearly half of all there was to compile."""
+
+STOCHASTIC = {
+    "DiffEqNoiseProcess": "77a26b50-5914-5dd7-bc55-306e6241c503",
+    "StochasticDiffEqHighOrder": "0520c28c-50fd-4d16-9c96-902fc80b3bab",
+    "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
+}
+"""The Julia packages of the methods for SDEs, which are installed with ours (juliapkg.json)."""
 
 VERSIONS = {
     "SciMLSensitivity": "7",
@@ -139,15 +148,26 @@ def missing_sdirk(loaded: Collection[str], *, method: str) -> str | None:
     return _missing(SDIRK, loaded, need, "--sdirk", instead)
 
 
+def missing_stochastic(loaded: Collection[str]) -> str | None:
+    """What to do before an SDE can be solved, or None if nothing is missing.
+
+    Args:
+        loaded: Julia packages that are there for certain.
+    """
+    return _missing(STOCHASTIC, loaded, "the equation is an SDE", "", "set Solver(engine='torch')")
+
+
 def _missing(packages: Iterable[str], loaded: Collection[str], need: str, option: str, instead: str) -> str | None:
-    dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
-    missing = [x for x in packages if x not in loaded and not re.search(rf"(?m)^{x}\s*=", dependencies)]
+    missing = [name for name in packages if name not in loaded]
+    if missing:
+        dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
+        missing = [name for name in missing if not re.search(rf"(?m)^{name}\s*=", dependencies)]
     if not missing:
         return None
     steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(missing)})`"
     if chosen() == (None, None):
         minutes = ", which takes a few minutes" if option in ("--adjoints", "--sdirk") else ""
-        steps = f"run `python -m regnde julia {option}` once, with a network{minutes}"
+        steps = f"run `{' '.join(('python -m regnde julia', option)).strip()}` once, with a network{minutes}"
     names = " and ".join(missing)
     packages_are = f"packages {names} are" if len(missing) > 1 else f"package {names} is"
     return f"{need}, and the Julia {packages_are} not installed: {steps}, or {instead}."

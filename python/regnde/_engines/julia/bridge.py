@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,7 @@ class SolveJob(Job):
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
-        results = torch.zeros(RESULTS, dtype=torch.float64)
+        results = array("d", bytes(8 * RESULTS))
         arguments, options = self.arguments(y0, ys, results, tensors)
         further = self.dense, self.keep
         threads = torch.get_num_threads()
@@ -79,10 +80,10 @@ class SolveJob(Job):
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
             number, self.table, self.crossings, pieces, self.reason = runtime.call(solve)
         self.handle = Handle(number)
-        status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6].tolist())
+        status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
-        self.dt_first, self.t, self.dt, self.first_error = results[6:10].tolist()
-        self.jacobians, self.factorisations = map(int, results[11:].tolist())
+        self.dt_first, self.t, self.dt, self.first_error = results[6:10]
+        self.jacobians, self.factorisations = map(int, results[11:])
         return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
 
     def save_local_start(self, step: int) -> float:
@@ -159,10 +160,10 @@ class LocalJob:
 
     def run(self, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """Error and stiffness of the step, 0-dim."""
-        results = torch.zeros(6, dtype=torch.float64)
+        results = array("d", bytes(8 * 6))
         arguments = ArgumentBuffer()
         arguments.tensor(y)
-        arguments.tensor(results)
+        arguments.doubles(results)
         tolerances = arguments.tolerances(*self.tolerances)
         arguments.segments((self.segment,))
         arguments.mass(self.mass)
@@ -176,7 +177,7 @@ class LocalJob:
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:
             self.handle = Handle(runtime.call(step))
-        self.end, self.size, error, stiffness, first, second = results.tolist()
+        self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
 

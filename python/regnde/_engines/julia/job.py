@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +79,7 @@ class Job:
     handle: Handle = field(init=False)
 
     def arguments(
-        self, y0: Tensor, ys: Tensor, results: Tensor, tensors: Sequence[Tensor]
+        self, y0: Tensor, ys: Tensor, results: Tensor | array[float], tensors: Sequence[Tensor]
     ) -> tuple[ArgumentBuffer, Options]:
         """The argument buffer, and the options that follow it in a call, up to whether estimates are recorded.
 
@@ -89,9 +90,11 @@ class Job:
             tensors: of the fields, one field's after the other's.
         """
         arguments, solver = ArgumentBuffer(), self.solver
-        times = torch.tensor(self.times, dtype=torch.float64)
-        for tensor in (y0, ys, times, results, self.first_slope):
-            arguments.tensor(tensor)
+        arguments.tensor(y0)
+        arguments.tensor(ys)
+        arguments.doubles(array("d", self.times))
+        arguments.doubles(results) if isinstance(results, array) else arguments.tensor(results)
+        arguments.tensor(self.first_slope)
         tolerances = arguments.tolerances(*self.tolerances)
         arguments.segments(self.segments)
         controller = arguments.controller(solver.controller)

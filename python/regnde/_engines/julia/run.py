@@ -36,6 +36,8 @@ from regnde._stops import Segment
 
 __all__ = ["Run", "needs_gradient", "start_of"]
 
+NO_STOPS = torch.empty(0)
+
 
 def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
     """Whether anything that the solution depends on needs a gradient."""
@@ -65,11 +67,13 @@ class Run:
             else conditions_of(request.events, request.y0[:1], samples=True)
         )
         self.path = self._noise()
-        self.random = self._random()
         self.drawn = math.nan
-        if self.local and self.local.sampling == "time":
-            t0, t1 = request.times[0], request.times[-1]
-            self.drawn = t0 + self.random.random() * (t1 - t0)
+        if self.local:
+            seed = self.local.seed
+            self.random = random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+            if self.local.sampling == "time":
+                t0, t1 = request.times[0], request.times[-1]
+                self.drawn = t0 + self.random.random() * (t1 - t0)
 
     def use(self, codes: tuple[Code, ...]) -> None:
         """Sets the fields' code."""
@@ -101,12 +105,6 @@ class Run:
         if method == "midpoint" or (method == "rkmil" and stratonovich):
             return f"{method}_stratonovich"
         return "eulerheun" if method == "heun" else method
-
-    def _random(self) -> random.Random:
-        if self.local is None:
-            return random.Random(0)
-        seed = self.local.seed
-        return random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
 
     def solution(self, *, check: bool = False) -> Solution:
         """Runs the solve and, if asked for, the local step.
@@ -145,7 +143,7 @@ class Run:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
         self._load()
         moving = [segment.start for segment in self.segments if segment.start is not None]
-        stops = torch.stack(moving) if moving else torch.empty(0)
+        stops = torch.stack(moving) if moving else NO_STOPS
         inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
         if job.first_slope is not None:

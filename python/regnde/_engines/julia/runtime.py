@@ -32,6 +32,7 @@ __all__ = [
     "missing_adjoints",
     "missing_cuda",
     "missing_sdirk",
+    "missing_stochastic",
     "prepared",
     "running",
     "start",
@@ -95,6 +96,11 @@ def missing_adjoints(gradient: str) -> str | None:
 def missing_sdirk(method: str) -> str | None:
     """What to do before trbdf2 or kencarp4 can be used, or None if nothing is missing."""
     return availability.missing_sdirk(_state.loaded, method=method)
+
+
+def missing_stochastic() -> str | None:
+    """What to do before an SDE can be solved, or None if nothing is missing."""
+    return availability.missing_stochastic(_state.loaded)
 
 
 def _started_elsewhere() -> bool:
