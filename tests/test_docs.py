@@ -24,7 +24,9 @@ def test_the_table_of_methods_is_generated() -> None:
 
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```(?:text|{ .text .columns })\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
-NOT_COMPARED = {"diagnose.md"}  # its last digits are rounding noise: tests/test_diagnose.py holds the report
+NOT_COMPARED = {
+    "diagnose.md"
+}  # the training of its ReLU field amplifies rounding: tests/test_diagnose.py holds the report
 
 
 def blocks() -> list[tuple[str, str, str]]:

@@ -103,7 +103,8 @@ def __getattr__(name: str) -> ModuleType:
     """Imports `regnde.plot` and `regnde.comparators` at their first use."""
     if name in ("comparators", "plot"):
         return importlib.import_module(f"regnde.{name}")
-    raise AttributeError(f"module 'regnde' has no attribute {name!r}")
+    hint = f": it is regnde.nn.{name}" if name in nn.__all__ else ""
+    raise AttributeError(f"module 'regnde' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from torch import nn
 
 from regnde._equation import SDE, Equation, JuliaField
 
-__all__ = ["ORDER", "check_field_arguments", "check_order", "is_span"]
+__all__ = ["ORDER", "check_arguments", "check_field_arguments", "check_order", "check_time_first", "is_span"]
 
 STATES = frozenset(("y", "x", "z", "u", "h", "q", "y0", "x_t", "state"))
 TIMES = frozenset(("t", "time"))
@@ -29,36 +30,46 @@ def check_field_arguments(equation: Equation, *, samples: bool) -> None:
         return
     parts = {"drift": equation.drift, "diffusion": equation.diffusion} if isinstance(equation, SDE) else {"f": equation}
     for name, field in parts.items():
-        if isinstance(field, type):
-            raise TypeError(f"{name} is the class {field.__name__}: give an object of it, {field.__name__}(...).")
-        taken = _arguments(field)
-        if taken is not None:
-            _check_arguments(name, field, taken, 3 if samples else 2)
+        check_arguments(name, field, most=3 if samples else 2)
 
 
-def _check_arguments(name: str, field: Any, taken: _Arguments, most: int) -> None:
-    """Refuses a field that takes these arguments; it may need at most so many."""
+def check_arguments(name: str, field: Any, *, by: str = "solve", most: int = 2) -> None:
+    """Refuses a function that can not be called with a time and a state; it may need at most so many arguments.
+
+    `name` and `by` are for messages: what the function is called, and what calls it.
+    """
+    if isinstance(field, type):
+        raise TypeError(f"{name} is the class {field.__name__}: give an object of it, {field.__name__}(...).")
+    taken = _arguments(field)
+    if taken is None:
+        return
+    check_time_first(name, field, by=by)
     names, required, rest = taken
     given = f"{name} takes ({', '.join(names)})"
     if len(names) < 2 and not rest:
         module = "a module with forward(self, t, y), or to solve " if isinstance(field, nn.Module) else ""
         raise TypeError(
-            f"{given}, but solve calls it with the time and the state, {name}(t, y): give {module}lambda t, y: "
+            f"{given}, but {by} calls it with the time and the state, {name}(t, y): give {module}lambda t, y: "
             f"{name}({'y' if names else ''})."
         )
-    first, second = (*names, "", "")[:2]
-    if first in STATES and second in TIMES:
-        raise ValueError(
-            f"{given}, but solve calls it with the time first, {name}(t, y): define it "
-            f"as {name}({second}, {first}), or give lambda t, y: {name}(y, t)."
-        )
-    if first in STATES and second == "ts":
+    if names[:1] and names[0] in STATES and names[1:2] == ("ts",):
         raise TypeError(f"{given}: it is a layer, which solves by itself. Call it, {name}(y0), or give {name}.field.")
     if required > most:
         others = ", ".join(names[2:required])
         raise TypeError(
-            f"{given}, but solve calls it with the time and the state, {name}(t, y): give lambda t, y: "
+            f"{given}, but {by} calls it with the time and the state, {name}(t, y): give lambda t, y: "
             f"{name}(t, y, {others})."
+        )
+
+
+def check_time_first(name: str, field: Any, *, by: str) -> None:
+    """Refuses a function whose arguments are called (y, t)."""
+    taken = _arguments(field)
+    first, second = (*(taken.names if taken else ()), "", "")[:2]
+    if first in STATES and second in TIMES:
+        raise ValueError(
+            f"{name} takes ({', '.join(taken.names if taken else ())}), but {by} calls it with the time first, "
+            f"{name}(t, y): define it as {name}({second}, {first}), or give lambda t, y: {name}(y, t)."
         )
 
 
@@ -72,6 +83,13 @@ class _Arguments(NamedTuple):
 
 def _arguments(field: Any) -> _Arguments | None:
     """What a function, a method or a module takes; None if it is not written in Python."""
+    if isinstance(field, functools.partial):
+        inner = _arguments(field.func)
+        if inner is None:
+            return None
+        left = [(name, i < inner.required) for i, name in enumerate(inner.names)][len(field.args) :]
+        left = [(name, needed) for name, needed in left if name not in field.keywords]
+        return _Arguments(tuple(name for name, _ in left), sum(needed for _, needed in left), inner.rest)
     method = field.forward if isinstance(field, nn.Module) else field
     function = getattr(method, "__func__", method)
     if not hasattr(function, "__code__"):  # an object that is called

@@ -7,7 +7,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -86,10 +86,11 @@ class Balance:
     def __init__(
         self, fraction: float = 0.1, *, every: int = 10, smoothing: float = 0.8, distributed: bool = False
     ) -> None:
-        if not (fraction > 0 and every >= 1 and 0 <= smoothing < 1):
+        numbers = isinstance(fraction, Real) and isinstance(every, Integral) and isinstance(smoothing, Real)
+        if not (numbers and 0 < fraction < math.inf and every >= 1 and 0 <= smoothing < 1):
             raise ValueError(
-                f"Balance(fraction={fraction}, every={every}, smoothing={smoothing}): fraction must be above zero, "
-                "every at least 1, smoothing in [0, 1)."
+                f"Balance(fraction={fraction!r}, every={every!r}, smoothing={smoothing!r}): fraction must be a number "
+                "above zero, every a whole number of at least 1, smoothing in [0, 1)."
             )
         self.fraction, self.every, self.smoothing, self.distributed = fraction, every, smoothing, distributed
         self.value = 0.0
@@ -115,7 +116,10 @@ class Balance:
         """
         if not (isinstance(task, Tensor) and isinstance(penalty, Tensor)):
             raise TypeError("update takes the two losses as tensors with their graphs, as they are before .item().")
-        parameters = list(parameters)
+        for name, loss in (("task", task), ("penalty", penalty)):
+            if loss.numel() != 1:
+                raise ValueError(f"update: {name} has the shape {tuple(loss.shape)}: reduce it to one number.")
+        parameters = _listed(parameters)
         level = abs(float(penalty.detach()))
         count = self._seen
         early = count < self.every and count & (count - 1) == 0  # 0, 1, 2, 4, ...: gradients change fastest there
@@ -175,6 +179,7 @@ class Balance:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from such a state."""
+        check_state("Balance", state, ("task", "peak", "seen", "means"))
         self._task, self._peak, self._seen = state["task"], state["peak"], state["seen"]
         self._level = state.get("level", math.inf)  # states of version 0.1.0 have none
         self._means = dict(state["means"])
@@ -208,7 +213,8 @@ class LossBudget:
 
     Attributes:
         allowed: as given; may be set.
-        share: the norm of the penalty's gradient over that of the task's, at most `largest`; 0 if it was given up.
+        share: the norm of the weighted penalty's gradient over that of the task's gradient, at most `largest`; 0 if it
+            was given up.
         loss: the smoothed task loss; NaN before the first iteration.
         within: whether `loss` is at most what is allowed.
         met: whether it ever was. If not, train longer or allow more. The smoothed loss is about ten iterations behind
@@ -261,7 +267,7 @@ class LossBudget:
 
     @property
     def share(self) -> float:
-        """Of the task's gradient that the penalty's has now."""
+        """The norm of the weighted penalty's gradient over that of the task's gradient, in this iteration."""
         return self._share if self._share > self._least else 0.0
 
     @property
@@ -353,9 +359,34 @@ class LossBudget:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from such a state."""
+        check_state("LossBudget", state, ("share", "losses", "lowest", "met", "balance"))
         self._share, self._losses, self._lowest = state["share"], list(state["losses"]), state["lowest"]
         self.met = state["met"]
         self._balance.load_state_dict(state["balance"])
+
+
+def check_state(name: str, state: dict[str, Any], keys: Sequence[str]) -> None:
+    """Refuses what is no `state_dict()` of an object of this name."""
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(
+            f"{name}.load_state_dict: the state has no {', '.join(map(repr, missing))}: give what the state_dict() of "
+            f"a {name} returned, got the keys {', '.join(map(repr, state))}."
+        )
+
+
+def _listed(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The parameters as a list."""
+    found = list(parameters) if isinstance(parameters, Iterable) else []
+    other = (
+        parameters
+        if not isinstance(parameters, Iterable)
+        else next((p for p in found if not isinstance(p, Tensor)), None)
+    )
+    if other is not None:
+        raise TypeError(
+            f"update: parameters must be tensors, such as list(model.parameters()), got a {type(other).__name__}."
+        )
+    return found
 
 
 def smoothed(values: Sequence[float], rate: float = FAST) -> float:
@@ -393,7 +424,12 @@ def _slopes(loss: Tensor, parameters: Sequence[Tensor], scale: float) -> list[Te
     if not (loss.requires_grad and trained):
         return [None] * len(parameters)
     while True:
-        slopes = torch.autograd.grad(loss * scale, trained, retain_graph=True, allow_unused=True)
+        try:
+            slopes = torch.autograd.grad(loss * scale, trained, retain_graph=True, allow_unused=True)
+        except RuntimeError as problem:
+            if "second time" in str(problem):
+                problem.add_note("regnde: call update before loss.backward(), which frees the graph.")
+            raise
         if scale == 1 or math.isfinite(_norm(slope for slope in slopes if slope is not None)):
             found = iter(slope if slope is None or scale == 1 else slope / scale for slope in slopes)
             return [next(found) if p.requires_grad else None for p in parameters]

@@ -151,6 +151,11 @@ def cheapen(
         >>> run.best.nfe <= run.before.nfe and run.best.loss <= run.allowed
         True
     """
+    if budget > 1:
+        raise ValueError(
+            f"cheapen(budget={budget}): give a share of the loss, {budget / 100:g} for {budget:g} %; for a loss that "
+            "is more than doubled give allowed=."
+        )
     if not budget >= 0 or every < 1 or patience < 1 or iterations < 1:
         raise ValueError(
             f"cheapen(budget={budget}, every={every}, patience={patience}, iterations={iterations}): the budget must "

@@ -101,7 +101,8 @@ def diagnose(
         )
     solver = Solver() if solver is None else solver
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, got {solver!r}.")
+        hint = f": write Solver(method={solver!r})" if isinstance(solver, str) else ""
+        raise TypeError(f"solver must be a Solver, got {solver!r}{hint}.")
     if isinstance(solver.rtol, Tolerance) or isinstance(solver.atol, Tolerance):
         raise ValueError("diagnose varies one tolerance for the whole state: give rtol and atol as numbers.")
     structure = Structure(y0, samples=solver.batch == "per-sample")
@@ -119,6 +120,8 @@ def diagnose(
         if not value >= 0:
             raise ValueError(f"{name}={value!r}: give a number of at least 0.")
     adaptive = [name for name, tableau in TABLEAUX.items() if tableau.adaptive]
+    if isinstance(methods, str):
+        raise TypeError(f"methods={methods!r}: give a list of names, [{methods!r}].")
     for name in methods or ():
         if name not in adaptive:
             raise ValueError(f"methods: {name!r} is not one of the adaptive methods {', '.join(adaptive)}.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regnde._arguments import check_time_first
 from regnde._dropin_adaptive import adaptive_until_event
 from regnde._dropin_grid import grid_until_event
 from regnde._dropin_problem import Problem
@@ -30,6 +31,7 @@ def until_event(
     """
     if not callable(event_fn):
         raise TypeError(f"odeint: event_fn must be callable as event_fn(t, y), got {type(event_fn).__name__}.")
+    check_time_first("event_fn", event_fn, by="odeint")
     if problem.kind == "scipy":
         raise ValueError("odeint: scipy_solver finds no events: choose another method, such as 'dopri5'.")
     if problem.t.shape != (2,) or problem.t[0] == problem.t[1]:

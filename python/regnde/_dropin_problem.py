@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regnde._arguments import check_time_first
 from regnde._dropin_callbacks import callbacks_of
 from regnde._dropin_methods import Kind, kind_of
 from regnde._engines.base import StepCallbacks
@@ -95,6 +96,7 @@ def problem_of(
         raise TypeError(f"odeint: func must be callable as func(t, y), got {type(func).__name__}.")
     if not isinstance(y0, Tensor) and not (isinstance(y0, tuple) and y0):
         raise TypeError(f"odeint: y0 must be a tensor or a tuple of tensors, got {type(y0).__name__}.")
+    check_time_first("func", func, by="odeint")
     times = torch.as_tensor(t)
     if times.ndim != 1 or len(times) == 0:
         given = f"the single time {times.item():g}" if times.ndim == 0 else f"shape {tuple(times.shape)}"

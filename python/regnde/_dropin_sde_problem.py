@@ -53,6 +53,8 @@ def equation_of(sde: Any, names: Names, columns: int | None, *, with_prior: bool
     """
     if unknown := set(names) - set(ROLES):
         raise ValueError(f"sdeint: names for {', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}.")
+    if isinstance(sde, SDE):
+        raise TypeError("sdeint: a regnde.SDE is solved by regnde.solve(sde, y0, ts); sdeint takes torchsde's objects.")
     for attribute, known in (
         ("sde_type", ("ito", "stratonovich")),
         ("noise_type", ("diagonal", "scalar", "additive", "general")),

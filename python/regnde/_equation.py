@@ -147,6 +147,10 @@ class JuliaField:
     source: str
     parameters: Sequence[Tensor] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str) or not self.source.strip():
+            raise TypeError(f"JuliaField(source={self.source!r}): give Julia source as text, such as '(t, y) -> -y'.")
+
 
 Equation = Field | SDE | JuliaField
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from regnde._arguments import check_arguments
+
 __all__ = ["Event", "checked_events"]
 
 Condition = Callable[..., Tensor]  # of a time and a state, and of the samples if it takes them
@@ -53,6 +55,7 @@ class Event:
     def __post_init__(self) -> None:
         if not callable(self.condition):
             raise TypeError(f"Event(condition={self.condition!r}): give a function of t and y.")
+        check_arguments("condition", self.condition, most=3)
         if isinstance(self.direction, bool) or self.direction not in (-1, 0, 1):
             raise ValueError(f"Event(direction={self.direction!r}): choose 1 (rising), -1 (falling) or 0 (both).")
 

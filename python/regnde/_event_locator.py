@@ -76,7 +76,7 @@ class EventLocator:
     def value(self, which: int, t: Tensor, y: Tensor) -> Tensor:
         """The condition at (t, y), with the time in the dtype that the field gets."""
         value = self.events[which].condition(t.to(y.device, y.dtype.to_real()), y)
-        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex() or value.dtype == torch.bool:
             shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"the condition of event {which} must return a real 0-dim tensor, got {shown}.")
         return value.reshape(())

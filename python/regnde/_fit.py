@@ -122,6 +122,11 @@ def fit(
         raise TypeError(
             f"fit: penalty is the class {penalty.__name__}: give an object of it, such as {penalty.__name__}('mean')."
         )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"fit: optimizer must be a torch optimiser, such as torch.optim.Adam(model.parameters()), got "
+            f"{type(optimizer).__name__}."
+        )
     _check_weight(weight)
     closure = _needs_closure(optimizer)
     if closure and scaler is not None:
@@ -158,6 +163,8 @@ def _check_weight(weight: object) -> None:
         raise TypeError(
             f"fit: weight must be a number, a function of the iteration, a LossBudget or a Balance, got {weight!r}."
         )
+    if isinstance(weight, float | int) and weight < 0:
+        raise ValueError(f"fit(weight={weight}): below zero a weight makes the penalty larger: give 0 or more.")
     distributed = torch.distributed
     if getattr(weight, "distributed", True) or not (distributed.is_available() and distributed.is_initialized()):
         return

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from regnde._arguments import check_arguments
 from regnde._engines.torch.field import CountedField
 from regnde._engines.torch.grid import evaluations, walk
 from regnde._equation import Field
@@ -66,6 +67,7 @@ class FixedGrid(nn.Module):
         stops: Sequence[float] | Tensor = (),
     ) -> None:
         super().__init__()
+        check_arguments("field", field, by="FixedGrid")
         times, steps = checked_times(ts)[1], tuple(map(float, ends))
         gaps = [b - a for a, b in itertools.pairwise(steps)]
         if not gaps or not (min(gaps) > 0 or max(gaps) < 0) or (steps[0], steps[-1]) != (times[0], times[-1]):

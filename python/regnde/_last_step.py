@@ -59,9 +59,9 @@ class LastStep:
     @size.setter
     def size(self, size: float | None) -> None:
         if size is not None:
-            size = float(size)
-            if not (math.isfinite(size) and size > 0):
+            if isinstance(size, str) or not (math.isfinite(size) and size > 0):
                 raise ValueError(f"LastStep(size={size!r}): give a finite number above zero, or None.")
+            size = float(size)
         self._size = size
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,6 +70,11 @@ class LastStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores such a state."""
+        if "size" not in state:
+            raise ValueError(
+                "LastStep.load_state_dict: the state has no 'size': give what the state_dict() of a LastStep returned, "
+                f"got the keys {', '.join(map(repr, state))}."
+            )
         self.size = state["size"]
 
 

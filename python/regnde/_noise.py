@@ -37,6 +37,7 @@ import copy
 import math
 import threading
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +112,10 @@ class BrownianPath:
         dtype: torch.dtype = torch.float64,
     ) -> None:
         self.t0, self.t1 = float(t0), float(t1)
+        if not isinstance(shape, Sequence) or not all(isinstance(n, Integral) for n in shape):
+            raise TypeError(f"BrownianPath(shape={shape!r}): give the shape as a tuple, such as (3,) or y0.shape.")
+        if not isinstance(seed, Integral | None):
+            raise TypeError(f"BrownianPath(seed={seed!r}): give a whole number, or None.")
         self.shape = torch.Size(shape)
         self.device, self.dtype = torch.device(device), dtype
         self.seed = drawn_seed() if seed is None else int(seed)
@@ -147,6 +152,10 @@ class BrownianPath:
 
     def __call__(self, t: float) -> Tensor:
         """W(t), of the path's shape; W(t0) = 0."""
+        if getattr(t, "ndim", 0):
+            raise ValueError(
+                f"a Brownian path is called with one time, got shape {tuple(np.shape(t))}: call it for each."
+            )
         # The path outlives the modes and the transforms of its caller.
         with self._lock, torch._C._DisableFuncTorch(), torch.inference_mode(False), torch.no_grad():
             return self._shaped(self._point(float(t))[:1].clone())[0]

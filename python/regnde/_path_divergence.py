@@ -66,7 +66,13 @@ def _with_rate(sde: SDE, prior: Callable[[Tensor, Tensor], Tensor], t: Tensor, y
     """Drift and diffusion of all channels."""
     state = y[:, :-1]
     f, g = sde.drift(t, state), sde.diffusion(t, state)
-    gap = f - prior(t, state)
+    expected = prior(t, state)
+    if expected.shape != state.shape:
+        raise ValueError(
+            f"the prior's drift returned shape {tuple(expected.shape)} for a state of shape {tuple(state.shape)}; the "
+            "shapes must be equal (nothing is broadcast)."
+        )
+    gap = f - expected
     if sde.noise == "diagonal":
         u = gap / torch.where(g.detach().abs() > SMALL, g, SMALL * torch.sign(g))
     elif sde.noise == "scalar":  # the pseudo-inverse of one column

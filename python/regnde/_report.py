@@ -74,7 +74,7 @@ class Diagnosis:
         metric_slack: relative change of the metric up to which a run counts as good.
         advice: what to do, in order.
         starts: the best run of each method, with a first step that is given.
-        fixed: solves of fixed step size; measured only where a solve is at the floor.
+        fixed: solves of fixed step size; measured only where a solve makes two steps.
         trainable: whether parameters of the field were found.
         kinks: activations that have kinks, and how often an evaluation calls each.
         without_kinks: evaluations with smooth ones in their place, at the given tolerance and the same weights.

@@ -164,8 +164,10 @@ def _solve(
     mass, f = (f.mass, f.field) if isinstance(f, ODE) else (None, f)
     sde = isinstance(f, SDE)
     if not (callable(f) or isinstance(f, (SDE, JuliaField))):
+        other = " An object of torchsde's kind is for regnde.sdeint." if hasattr(f, "sde_type") else ""
         raise TypeError(
-            f"f must be callable as f(t, y), an ODE, an SDE(drift, diffusion) or a JuliaField, got {type(f).__name__}."
+            "f must be callable as f(t, y), an ODE, an SDE(drift, diffusion) or a JuliaField, got "
+            f"{type(f).__name__}.{other}"
         )
     if record not in ("none", "all") and not isinstance(record, Local):
         raise ValueError(f"record={record!r}: choose 'none', 'all' or a Local(...).")

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -309,6 +310,8 @@ class Local:
             raise ValueError(f"Local(sampling={self.sampling!r}): choose 'time' or 'step'.")
         if self.step_size not in ("solver", "initial"):
             raise ValueError(f"Local(step_size={self.step_size!r}): choose 'solver' or 'initial'.")
+        if not isinstance(self.seed, Integral | None):
+            raise TypeError(f"Local(seed={self.seed!r}): give a whole number, or None.")
 
 
 Record = Literal["none", "all"] | Local

@@ -40,7 +40,9 @@ def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> Times:
         raise ValueError(
             f"{name} must be a sequence of times such as [0.0, 1.0], got the single time {times.item():g}."
         )
-    if times.ndim != 1 or times.numel() == 0:
+    if times.numel() == 0:
+        raise ValueError(f"{name} must be a sequence of one or more times such as [0.0, 1.0], got none.")
+    if times.ndim != 1:
         raise ValueError(
             f"{name} must be a sequence of one or more times, got shape {tuple(times.shape)}. "
             "Times of their own for each sample are not offered: solve on the union of the times."

@@ -16,6 +16,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from regnde._arguments import check_arguments
 from regnde._divergence import log_density_slope, signs, slope_and_rows
 from regnde._solution import Solution
 from regnde._solve import solve
@@ -163,6 +165,12 @@ def solve_with_integral(
         >>> abs(float(energy) - (1 - torch.e**-2) / 4) < 1e-6
         True
     """
+    if isinstance(integrand, type) or not callable(integrand):
+        raise TypeError(f"integrand={integrand!r}: give an object such as RNODE() or TayNODE().")
+    if not isinstance(nodes, Integral) or nodes < 1:
+        raise ValueError(f"nodes={nodes!r}: give a whole number above zero.")
+    if inner is not None:
+        check_arguments("inner", inner, by="solve_with_integral")
     x, w = np.polynomial.legendre.leggauss(nodes)
     solver = Solver() if solver is None else solver
     structure = Structure(y0, samples=solver.batch == "per-sample")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from regnde._arguments import check_arguments
 from regnde._divergence import log_density_slope, signs
 from regnde._solution import Solution
 from regnde._solve import solve
@@ -100,6 +102,7 @@ class CNF(nn.Module):
                 f"sample the shape {tuple(self.event)}: give a distribution of that event shape and no batch shape, "
                 f"such as torch.distributions.Independent(base, {len(self.event)})."
             )
+        check_arguments("field", field, by="CNF")
         self.field = field
         self.ts = kept_times(ts)
         self.solver = Solver() if solver is None else solver
@@ -154,6 +157,8 @@ class CNF(nn.Module):
             n: how many.
             generator: to draw from, by default torch's own; only for the standard normal base.
         """
+        if not isinstance(n, Integral) or n < 0:
+            raise ValueError(f"CNF.sample({n!r}): give the number of samples.")
         if self.base is None:
             like = next((p for p in self.parameters() if p.is_floating_point()), self.like)
             device = like.device if generator is None else generator.device

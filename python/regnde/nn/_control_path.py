@@ -214,6 +214,8 @@ def _checked_knots(values: Tensor, knots: Sequence[float] | Tensor | None) -> tu
         raise ValueError(
             f"a control path needs values of shape (..., T, channels), T >= 2, got shape {tuple(values.shape)}."
         )
+    if not torch.compiler.is_compiling() and bool(values.isinf().any()):
+        raise ValueError("a control path needs finite values, and some are infinite: a missing one is NaN.")
     if knots is None:
         return tuple(map(float, range(values.shape[-2])))
     if isinstance(knots, Tensor) and knots.requires_grad:

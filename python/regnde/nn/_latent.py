@@ -13,6 +13,7 @@ from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde._times import checked_times
+from regnde.nn._series import check_series
 
 __all__ = ["BackwardGRU", "LatentODE", "Reconstruction"]
 
@@ -73,6 +74,7 @@ class BackwardGRU(nn.Module):
             mask: 1 where observed, else 0, same shape.
             ts: times, shape (times,), of any dtype: only the gaps between them are rounded to that of the values.
         """
+        check_series(values, mask, ts)
         batch, times, _ = values.shape
         gaps = torch.cat((ts[1:] - ts[:-1], ts.new_zeros(1))).to(values)
         shown = torch.where(mask.bool(), values, torch.zeros_like(values))  # a hidden nan stays hidden
@@ -168,6 +170,7 @@ class LatentODE(nn.Module):
                 gradient.
         """
         times, floats = checked_times(ts)
+        check_series(values, mask, times)
         read = times.to(values.device) if isinstance(self.encoder, BackwardGRU) else times.to(values)
         mean, log_variance = (_single(x) for x in self.encoder(values, mask, read))
         start = mean + (log_variance / 2).exp() * torch.randn_like(mean) if sample else mean

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from regnde._arguments import check_arguments
 from regnde._equation import SDE, Calculus
 from regnde._noise import BrownianPath
 from regnde._path_divergence import with_path_divergence
@@ -20,6 +21,7 @@ from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
 from regnde._times import checked_times
+from regnde.nn._series import check_series
 
 __all__ = ["ContextGRU", "LatentSDE", "PathReconstruction"]
 
@@ -61,6 +63,7 @@ class ContextGRU(nn.Module):
         Returns:
             Mean, log variance, and the context at every time, shape (times, batch, context).
         """
+        check_series(values, mask, ts)
         batch, times, _ = values.shape
         gaps = torch.cat((ts[1:] - ts[:-1], ts.new_zeros(1))).to(values)
         shown = torch.where(mask.bool(), values, torch.zeros_like(values))  # a hidden nan stays hidden
@@ -144,6 +147,9 @@ class LatentSDE(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
+        check_arguments("posterior", posterior, by="LatentSDE", most=3)
+        check_arguments("prior", prior, by="LatentSDE")
+        check_arguments("diffusion", diffusion, by="LatentSDE")
         self.posterior, self.prior, self.diffusion = posterior, prior, diffusion
         self.prior_mean, self.prior_log_variance = (nn.Parameter(torch.zeros(latent)) for _ in range(2))
         self.solver = Solver() if solver is None else solver
@@ -168,6 +174,7 @@ class LatentSDE(nn.Module):
             noise: the Brownian path, of shape (batch, latent + 1); by default a new one.
         """
         times, floats = checked_times(ts)
+        check_series(values, mask, times)
         mean, log_variance, context = self.encoder(values, mask, times.to(values))
         start = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         clock = torch.tensor(floats, dtype=start.real.dtype).tolist()  # as the drift is given them

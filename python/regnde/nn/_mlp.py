@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,8 +41,19 @@ class MLP(nn.Module):
         time: bool = True,
     ) -> None:
         super().__init__()
+        try:
+            sizes = [operator.index(width) for width in sizes]
+        except TypeError:
+            raise TypeError(
+                f"MLP(sizes={sizes!r}): give a list of widths, whole numbers, such as [2, 16, 2]."
+            ) from None
         if len(sizes) < 2:
             raise ValueError(f"MLP(sizes={list(sizes)}): give at least the input's and the output's width.")
+        for name, function in (("activation", activation), ("output", output)):
+            if isinstance(function, type) or not (callable(function) or (function is None and name == "output")):
+                raise TypeError(
+                    f"MLP({name}={function!r}): give a function such as torch.tanh, or an object nn.Tanh()."
+                )
         self.weights = nn.ParameterList(torch.empty(b, a) for a, b in itertools.pairwise(sizes))
         self.biases = nn.ParameterList(torch.empty(b) for b in sizes[1:])
         self.slopes = nn.ParameterList(torch.empty(b) for b in sizes[1:]) if time else None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from regnde._arguments import check_arguments
 from regnde._solution import Solution
 from regnde._solve import solve
 from regnde._solver import Record, Solver
@@ -59,6 +60,7 @@ class NeuralCDE(nn.Module):
         output: Output = "solution",
     ) -> None:
         super().__init__()
+        check_arguments("field", field, by="NeuralCDE", most=3)
         self.field = field
         self.initial = initial
         self.solver = Solver() if solver is None else solver

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ def kept_times(ts: Times) -> Any:
     """The times as a layer keeps them: tensors that require a gradient as they are, anything else as floats."""
     if isinstance(ts, Tensor):
         return ts if ts.requires_grad or isinstance(ts, nn.Parameter) else tuple(ts.tolist())
+    if not isinstance(ts, Iterable) or isinstance(ts, str):
+        raise TypeError(f"ts must be a sequence of times such as [0.0, 1.0], got {ts!r}.")
     entries = tuple(t if isinstance(t, nn.Parameter) or _moving(t) else float(t) for t in ts)
     parameters = sum(isinstance(t, nn.Parameter) for t in entries)
     if parameters and parameters < sum(isinstance(t, Tensor) for t in entries):

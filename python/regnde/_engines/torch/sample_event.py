@@ -91,7 +91,7 @@ class SampleEvents:
         """The condition of b samples, shape (b,)."""
         condition = self.events[which].condition
         value = condition(t, y, samples) if self.with_samples[which] else condition(t, y)
-        if not isinstance(value, Tensor) or value.numel() != len(y) or value.is_complex():
+        if not isinstance(value, Tensor) or value.numel() != len(y) or value.is_complex() or value.dtype == torch.bool:
             shown = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(
                 f"the condition of event {which} must return real values of shape ({len(y)},), one for each sample, "
