@@ -11,7 +11,7 @@ from torch import Tensor
 
 import regnde
 from problems import exp_decay
-from regnde import SDE, Local, Solver
+from regnde import SDE, BrownianPath, Local, Solver
 from tolerances import ROUNDING
 
 BATCHES = ("joint", "per-sample")
@@ -127,7 +127,8 @@ def test_a_rejected_first_step_may_grow_as_a_first_one(batch: str) -> None:
 
 def test_growth_of_an_sde_that_rests() -> None:
     still = SDE(lambda t, y: 0 * y, lambda t, y: 0 * y)
-    sol = regnde.solve(still, f64([1.0]), [0.0, 100.0], Solver(method="sriw1", engine="torch", dt0=1e-3), record="all")
+    solver, path = Solver(method="sriw1", engine="torch", dt0=1e-3), BrownianPath(0.0, 100.0, (1,), seed=0)
+    sol = regnde.solve(still, f64([1.0]), [0.0, 100.0], solver, record="all", noise=path)  # whose ends are not rounded
     ratios = (sol.steps.dt[1:] / sol.steps.dt[:-1]).tolist()
     assert ratios[0] == pytest.approx(1e4, rel=ROUNDING)
     assert all(ratio <= 10.0 for ratio in ratios[1:])
@@ -158,7 +159,8 @@ def test_a_trial_of_an_sde_that_is_not_finite_is_followed_by_a_fifth_of_it() -> 
         return y * math.nan if calls == 2 else -y  # a first stage fails at once
 
     sde, solver = SDE(drift, lambda t, y: 0.1 + 0 * y), Solver(engine="torch", **rough(dt0=0.4))
-    sol = regnde.solve(sde, f64([1.0]), [0.0, 0.8], solver, record="all")
+    path = BrownianPath(0.0, 0.8, (1,), seed=0)  # along a path that is given no step's end is rounded
+    sol = regnde.solve(sde, f64([1.0]), [0.0, 0.8], solver, record="all", noise=path)
     assert float(sol.steps.dt[0]) == pytest.approx(0.08, rel=ROUNDING)
 
 
