@@ -243,6 +243,13 @@ class Fitted:
     seconds: float
 
 
+@torch.no_grad()
+def measured(model: nn.Module, task: Task, solver: Solver, seconds: float) -> Fitted:
+    """A model that took so many seconds to train, and what a solve of it costs."""
+    solution = task.solve(model, solver)
+    return Fitted(model, solver, task.loss(solution).item(), solution.stats, seconds)
+
+
 def fitted(
     start: nn.Module,
     task: Task,
@@ -266,10 +273,7 @@ def fitted(
     run = regnde.fit(compute, [record] * iterations, optimizer, penalty=penalty, weight=weight, scheduler=schedule)
     for _ in run:
         pass
-    seconds = time.process_time() - began
-    with torch.no_grad():
-        solution = task.solve(model, solver)
-        return Fitted(model, solver, task.loss(solution).item(), solution.stats, seconds)
+    return measured(model, task, solver, time.process_time() - began)
 
 
 CURES = {
@@ -486,9 +490,7 @@ def cheaper(found: Fitted, task: Task, solver: Solver, loss: float, iterations: 
     run = regnde.cheapen(compute, [solver], optimizer, allowed=SLACK * loss, iterations=iterations, every=10)
     for _ in run:
         pass
-    with torch.no_grad():
-        solution = task.solve(model, solver)
-        return Fitted(model, solver, task.loss(solution).item(), solution.stats, time.process_time() - began)
+    return measured(model, task, solver, time.process_time() - began)
 
 
 def loosened(
@@ -511,9 +513,7 @@ def loosened(
         print(f"| {seed} | {tolerances[0]:.0e} | {first.loss:.1e}, {first.stats.nfe} | | |", flush=True)
         for tolerance in tolerances[1:]:
             solver = task.solver(method, tolerance)
-            with torch.no_grad():
-                solution = task.solve(first.model, solver)
-                plain = Fitted(first.model, solver, task.loss(solution).item(), solution.stats, 0.0)
+            plain = measured(first.model, task, solver, first.seconds)
             cheap = cheaper(first, task, solver, first.loss, 2 * iterations, rate / 3)
             with torch.no_grad():
                 right = task.loss(task.solve(cheap.model, exact)).item()

@@ -376,16 +376,12 @@ def check_state(name: str, state: dict[str, Any], keys: Sequence[str]) -> None:
 
 def _listed(parameters: Iterable[Tensor]) -> list[Tensor]:
     """The parameters as a list."""
-    found = list(parameters) if isinstance(parameters, Iterable) else []
-    other = (
-        parameters
-        if not isinstance(parameters, Iterable)
-        else next((p for p in found if not isinstance(p, Tensor)), None)
-    )
-    if other is not None:
-        raise TypeError(
-            f"update: parameters must be tensors, such as list(model.parameters()), got a {type(other).__name__}."
-        )
+    found = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    for other in found:
+        if not isinstance(other, Tensor):
+            raise TypeError(
+                f"update: parameters must be tensors, such as list(model.parameters()), got a {type(other).__name__}."
+            )
     return found
 
 

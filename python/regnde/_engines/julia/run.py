@@ -27,7 +27,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._mass import Mass
-from regnde._noise import BrownianPath, drawn_path
+from regnde._noise import BrownianPath, drawn_path, drawn_seed
 from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
@@ -70,7 +70,7 @@ class Run:
         self.drawn = math.nan
         if self.local:
             seed = self.local.seed
-            self.random = random.Random(int(torch.randint(2**62, ()).item()) if seed is None else seed)
+            self.random = random.Random(drawn_seed() if seed is None else seed)
             if self.local.sampling == "time":
                 t0, t1 = request.times[0], request.times[-1]
                 self.drawn = t0 + self.random.random() * (t1 - t0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regnde._noise import drawn_seed
 from regnde._solver import Local
 from regnde._stops import Segment
 
@@ -39,7 +40,7 @@ class Draw:
     """
 
     def __init__(self, local: Local, t0: float, t1: float | None) -> None:
-        seed = local.seed if local.seed is not None else int(torch.randint(2**62, ()).item())
+        seed = local.seed if local.seed is not None else drawn_seed()
         self.random = random.Random(seed)
         self.local, self.t0, self.steps = local, t0, 0
         self.known = t1 is not None
