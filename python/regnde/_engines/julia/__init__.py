@@ -60,6 +60,8 @@ class JuliaEngine(Engine):
             runtime.load(*availability.SDIRK)
         with torch.no_grad():
             codes, known = _codes(request)
+        if any(code.transforms for code in codes):
+            runtime.load("FFTW")
         solver = request.solver
         if solver.method in SDIRK and solver.gradient not in ADJOINTS and needs_gradient(request, codes):
             raise ValueError(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory, path_address, synchronize
 from regnde._engines.julia.code import Code
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of, records_like
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
@@ -60,7 +60,7 @@ class SolveJob(Job):
     factorisations: int = 0
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
+        """States at the save times, error and stiffness records in its real dtype, pieces (S, pieces, *y0.shape)."""
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         results = array("d", bytes(8 * RESULTS))
         arguments, options = self.arguments(y0, ys, results, tensors)
@@ -84,7 +84,7 @@ class SolveJob(Job):
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10]
         self.jacobians, self.factorisations = map(int, results[11:])
-        return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
+        return ys, *records_like(self.table, y0), pieces
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
@@ -108,10 +108,10 @@ class SolveJob(Job):
             ysbar = torch.zeros_like(ys) if ysbar is None else ysbar
         arguments = ArgumentBuffer()
         arguments.tensor(y0bar)
-        arguments.tensor(None if ysbar is None else ysbar.contiguous())
+        arguments.tensor(None if ysbar is None else in_memory(ysbar))
         for bar in (errorbar, stiffnessbar):
             arguments.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
-        arguments.tensor(None if piecesbar is None or not self.pieces else piecesbar.contiguous())
+        arguments.tensor(None if piecesbar is None or not self.pieces else in_memory(piecesbar))
         arguments.tensor(tbar)
         arguments.tensor(ys)
         arguments.tensor(stopsbar)
@@ -179,7 +179,7 @@ class LocalJob:
             self.handle = Handle(runtime.call(step))
         self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
-        return y.new_tensor(error), y.new_tensor(stiffness)
+        return y.real.new_tensor(error), y.real.new_tensor(stiffness)
 
     def reverse(
         self, inputs: Sequence[Tensor], _: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None

@@ -32,6 +32,11 @@ class Code:
     needs_gradient: tuple[bool, ...]
     columns: int = 0
 
+    @property
+    def transforms(self) -> bool:
+        """Whether it is an exported field with Fourier transforms, which are FFTW's."""
+        return bool(self.name) and "transform!(" in self.source
+
     def number(self) -> int:
         """Julia's number of the compiled source; compiles it the first time."""
         key = (self.name, self.source)

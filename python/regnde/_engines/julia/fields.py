@@ -92,8 +92,8 @@ def code_of(
 def check_unchanged(field: Field, t0: float, y0: Tensor, value: Tensor) -> None:
     """Raises `FieldChanged` unless the field gives `value`, Julia's, at the start."""
     with torch.no_grad():
-        eager = field(torch.tensor(t0, dtype=y0.dtype, device=y0.device), y0.detach())
-        near = eager.shape == value.shape and _near(eager, value, AGREEMENT[y0.dtype])
+        eager = field(torch.tensor(t0, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
+        near = eager.shape == value.shape and _near(eager, value, AGREEMENT[y0.dtype.to_real()])
     if not near:
         raise FieldChanged
 
@@ -101,7 +101,7 @@ def check_unchanged(field: Field, t0: float, y0: Tensor, value: Tensor) -> None:
 def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
     """Whether they agree; infinities and NaN agree with themselves."""
     allowed = b.abs().mul_(tolerance).add_(tolerance)
-    return bool(((a - b).abs_() < allowed).all()) or torch.allclose(a, b, tolerance, tolerance, equal_nan=True)
+    return bool(((a - b).abs() < allowed).all()) or torch.allclose(a, b, tolerance, tolerance, equal_nan=True)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -15,6 +15,7 @@ from regnde._additive import check_additive, moved_by_noise
 from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
+from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
@@ -78,7 +79,7 @@ class Run:
     def use(self, codes: tuple[Code, ...]) -> None:
         """Sets the fields' code."""
         self.codes, self.graph = codes, needs_gradient(self.request, codes)
-        self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
+        self.tensors = tuple(in_memory(x.to(self.request.y0.device)) for code in codes for x in code.tensors)
 
     def _noise(self) -> BrownianPath | None:
         request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
@@ -144,7 +145,7 @@ class Run:
         self._load()
         moving = [segment.start for segment in self.segments if segment.start is not None]
         stops = torch.stack(moving) if moving else NO_STOPS
-        inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
+        inputs = (in_memory(request.y0), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
@@ -203,7 +204,7 @@ class Run:
             first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
         )
         self._load()
-        results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
+        results = run(job, in_memory(request.y0), *self.tensors, graph=self.graph)
         if job.first_slope is not None:
             self._check(job.first_slope)
         solved = SampleSolve(request, job, weights, results)
@@ -340,7 +341,7 @@ class Run:
             freeze=local.freeze_first_stage,
             mass=self.mass,
         )
-        start = (y.detach() if local.detach_state else y).contiguous()
+        start = in_memory(y.detach() if local.detach_state else y)
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
