@@ -87,10 +87,6 @@ const METHODS = Dict{Symbol, Method}(
     :heun3 => FixedStep(:heun3),
     :rk4 => FixedStep(:rk4),
     :rk38 => FixedStep(:rk38),
-    :rosenbrock23 => Rosenbrock(finite(Rosenbrock23), :rosenbrock23),
-    :rodas4 => Rosenbrock(finite(Rodas4), :rodas4),
-    :rodas5p => Rosenbrock(finite(Rodas5P), :rodas5p),
-    :autotsit5 => Rosenbrock(AutoTsit5(finite(Rosenbrock23)), :rosenbrock23, TSIT5),
 )
 
 "The method of that (lower-case) name; an `ArgumentError` lists them all, and what brings others."
@@ -99,8 +95,9 @@ function method(name::Symbol)
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
     throw(
         ArgumentError(
-            "no method $name; there are $known. `using OrdinaryDiffEqSDIRK` brings trbdf2 and kencarp4, `using " *
-                "DiffEqNoiseProcess, StochasticDiffEqHighOrder, StochasticDiffEqLowOrder` those of SDEs"
+            "no method $name; there are $known. `using OrdinaryDiffEqRosenbrock` brings rosenbrock23, rodas4, rodas5p and " *
+                "autotsit5, `using OrdinaryDiffEqSDIRK` trbdf2 and kencarp4, `using DiffEqNoiseProcess, " *
+                "StochasticDiffEqHighOrder, StochasticDiffEqLowOrder` those of SDEs"
         )
     )
 end

@@ -6,8 +6,6 @@ using PrecompileTools: @compile_workload
 @compile_workload begin
     entries()
     foreach(((name, (_, types)),) -> precompile(getfield(@__MODULE__, name), types), ENTRIES)
-    rehearse(Float64, "rosenbrock23")
-    rehearse(Float64, "rodas5p")
     for T in (Float64, Float32)
         for name in ("tsit5", "bs3", "dp5", "heun", "vern7", "rk4")
             rehearse(T, name)

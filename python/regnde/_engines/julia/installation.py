@@ -11,35 +11,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 from regnde._engines.julia import availability, runtime
+from regnde._engines.julia.availability import Group
 from regnde._errors import EngineUnavailable
 
 __all__ = ["install"]
 
 
-def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> float:
+def install(groups: Sequence[Group] = ()) -> float:
     """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
 
     Args:
-        cuda: also the packages that tensors on CUDA devices need.
-        adjoints: also the packages that continuous adjoints and gradients of a `JuliaField` need.
-        sdirk: also the package of the methods trbdf2 and kencarp4.
+        groups: what to install beside our own package.
 
     Raises:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    further = {
-        **(availability.CUDA if cuda else {}),
-        **(availability.ADJOINTS if adjoints else {}),
-        **(availability.SDIRK if sdirk else {}),
-    }
-    missing = (
-        (cuda and runtime.missing_cuda() is not None)
-        or (adjoints and runtime.missing_adjoints("interpolating") is not None)
-        or (sdirk and runtime.missing_sdirk("trbdf2") is not None)
-    )
+    further = {name: uuid for group in groups for name, uuid in group.packages.items()}
+    versions = {name: version for group in groups for name, version in group.versions.items()}
+    missing = bool(runtime.missing(*further))
     if availability.chosen() == (None, None) and not runtime.running() and (missing or not runtime.prepared()):
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
@@ -49,7 +42,7 @@ def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) 
             raise EngineUnavailable(f"Julia could not be installed: {why}")
         try:
             for name, uuid in further.items():
-                juliapkg.add(name, uuid, **({"version": v} if (v := availability.VERSIONS.get(name)) else {}))
+                juliapkg.add(name, uuid, **({"version": versions[name]} if name in versions else {}))
             juliapkg.resolve()
             availability.forget()
         except KeyboardInterrupt:
