@@ -9,6 +9,12 @@ struct RungeKutta{A} <: Method
 end
 
 """
+Such a method whose type does not tell which one it is: all that is ours is compiled once for all of them, and
+OrdinaryDiffEq's code for each.
+"""
+const Explicit = RungeKutta{Any}
+
+"""
 A Runge-Kutta method of fixed step size. No integrator of OrdinaryDiffEq makes its steps: it would form their ends by
 adding sizes up, and evaluate the field at each for an interpolant.
 """
@@ -68,14 +74,14 @@ end
 finite(algorithm) = algorithm(autodiff = AutoFiniteDiff())
 
 const METHODS = Dict{Symbol, Method}(
-    :tsit5 => RungeKutta(Tsit5(), TSIT5),
-    :dp5 => RungeKutta(DP5(), Tableau(:dp5)),
-    :bs3 => RungeKutta(BS3(), Tableau(:bs3)),
-    :heun => RungeKutta(Heun(), Tableau(:heun)),
-    :vern6 => RungeKutta(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
-    :vern7 => RungeKutta(Vern7(), Tableau(:vern7)),
-    :vern8 => RungeKutta(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
-    :vern9 => RungeKutta(
+    :tsit5 => Explicit(Tsit5(), TSIT5),
+    :dp5 => Explicit(DP5(), Tableau(:dp5)),
+    :bs3 => Explicit(BS3(), Tableau(:bs3)),
+    :heun => Explicit(Heun(), Tableau(:heun)),
+    :vern6 => Explicit(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
+    :vern7 => Explicit(Vern7(), Tableau(:vern7)),
+    :vern8 => Explicit(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
+    :vern9 => Explicit(
         Vern9(), verner(
             16, 10, false, Vern9Tableau(Float64, Float64), Vern9ExtraStages(Float64, Float64),
             Vern9InterpolationCoefficients(Float64)
