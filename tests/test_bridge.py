@@ -315,7 +315,7 @@ def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setattr(installation, "_is_first", lambda: False)
-    fresh.setattr(deps, "add", lambda name, uuid, **more: added.update({name: (uuid, *more.values())}))
+    fresh.setattr(deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"])}))
     fresh.setattr(deps, "resolve", lambda: None)
     fresh.setattr(runtime, "start", lambda: None)
     fresh.setattr(runtime, "load", lambda *names: loaded.extend(names))
@@ -504,8 +504,10 @@ def test_juliapkg_names_our_package() -> None:
     assert known == project["weakdeps"]
     assert not spec.keys() & known.keys(), "these come with options"
     for name in spec.keys() - {"RegNDE"}:
-        assert spec[name]["uuid"] == project["deps"][name]
-        assert spec[name]["version"] == project["compat"][name]
+        assert spec[name]["preferences"] == {"precompile_workload": False}, "what it is named for"
+        if name in project["deps"]:
+            assert spec[name]["uuid"] == project["deps"][name]
+            assert spec[name]["version"] == project["compat"][name]
     for group in availability.GROUPS:
         for name, version in group.versions.items():
             assert version in project["compat"][name].split(", ")

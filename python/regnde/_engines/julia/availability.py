@@ -38,6 +38,7 @@ class Group:
         takes: how long their installation takes.
         packages: their uuids by name.
         versions: which ones, by name; others come as the packages of Julia's project need them.
+        rehearsed: whether the solves that these packages compile for themselves while they are installed are compiled.
     """
 
     option: str
@@ -45,6 +46,7 @@ class Group:
     takes: str
     packages: Mapping[str, str]
     versions: Mapping[str, str]
+    rehearsed: bool = True
 
 
 STIFF = Group(
@@ -56,6 +58,7 @@ STIFF = Group(
         "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
     },
     {"OrdinaryDiffEqRosenbrock": "2", "OrdinaryDiffEqSDIRK": "2"},
+    rehearsed=False,  # they are none of ours
 )
 SDE = Group(
     "sde",

@@ -30,8 +30,7 @@ def install(groups: Sequence[Group] = ()) -> float:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    further = {name: uuid for group in groups for name, uuid in group.packages.items()}
-    versions = {name: version for group in groups for name, version in group.versions.items()}
+    further = [name for group in groups for name in group.packages]
     missing = bool(runtime.missing(*further))
     if availability.chosen() == (None, None) and not runtime.running() and (missing or not runtime.prepared()):
         if importlib.util.find_spec("juliapkg") is None:
@@ -41,8 +40,10 @@ def install(groups: Sequence[Group] = ()) -> float:
         if _is_first() and (why := _full_disk() or _out_of_reach()) is not None:
             raise EngineUnavailable(f"Julia could not be installed: {why}")
         try:
-            for name, uuid in further.items():
-                juliapkg.add(name, uuid, **({"version": versions[name]} if name in versions else {}))
+            for group in groups:
+                for name, uuid in group.packages.items():
+                    quiet = None if group.rehearsed else {"precompile_workload": False}
+                    juliapkg.add(name, uuid, version=group.versions.get(name), preferences=quiet)
             juliapkg.resolve()
             availability.forget()
         except KeyboardInterrupt:
