@@ -105,7 +105,7 @@ def products() -> tuple[Field, Tensor]:
     def field(t: Tensor, y: Tensor) -> Tensor:
         z = torch.complex(y, y.cos())
         layer = F.linear(z, w, bias) + z @ w.mH + z.conj() @ w + (z @ w.mT.conj()).conj()
-        each = torch.einsum("bi,ij,bj->b", z, w, z.conj())[:, None]
+        each = torch.einsum("bi,bi->b", z @ w, z.conj())[:, None]
         batched = torch.bmm(z[:, :, None], z[:, None].conj()) @ w
         return (layer + each).real * t + batched.sum(1).imag + torch.vdot(bias, z[0]).real + (w @ z[0]).abs()
 

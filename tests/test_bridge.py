@@ -440,7 +440,9 @@ EVENT = regnde.Event(lambda t, y: y[0, 0])
     ("what", "message"),
     [
         (dict(method="dopri8"), "no ODE method"),
-        (dict(y0=torch.ones(2, dtype=torch.complex64)), "complex64"),
+        (dict(y0=torch.ones(2, dtype=torch.float16)), "float16"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64), method="rodas5p"), "complex Jacobian"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64), gradient="gauss"), "real states"),
         (dict(y0=torch.ones(2, device="meta")), "CPU"),
         (dict(y0=torch.ones(0, 2)), "one or more entries"),
         (dict(record="all", gradient="gauss"), "zero without a word"),
