@@ -49,7 +49,7 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
     "Float64": np.float64,
     "Float32": np.float32,
     "ComplexF64": lambda a, b=0.0: a + 1j * b,
-    "ComplexF32": lambda a, b=np.float32(0): (a + 1j * b).astype(np.complex64),
+    "ComplexF32": lambda a, b=0: (a + 1j * b).astype(np.complex64),
     "angle": np.angle,
     "complex": lambda a, b: a + 1j * b,
     **{name: getattr(np, name) for name in ("conj", "cos", "exp", "imag", "log", "real", "sin", "sqrt", "tan", "tanh")},

@@ -131,7 +131,6 @@ def test_what_complex_states_do_not_have_on_julia_is_refused(julia: None) -> Non
     y0, sde = start(), regnde.SDE(lambda t, z: -z, lambda t, z: z)
     for options, equation, message in (
         ({"method": "rodas5p"}, lambda t, z: -z, r"view_as_real"),
-        ({"gradient": "gauss"}, lambda t, z: -z, "real states"),
         ({"method": "sriw1"}, sde, "SDEs of complex states"),
     ):
         with pytest.raises((ValueError, regnde.EngineUnavailable), match=message) as caught:

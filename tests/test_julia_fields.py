@@ -45,7 +45,9 @@ def test_a_step_and_its_gradient_equal_torchs(zoo: Zoo) -> None:
         sol = regnde.solve(called, y0, [0.0, 0.01], solver, record="all")
         assert (sol.engine, sol.stats.accepted) == (engine, 1)
         weights = torch.linspace(1, 2, sol.y1.numel(), dtype=y.real.dtype).reshape(y.shape)
-        value = (sol.y1 * (weights * (1 - 2j) if y.is_complex() else weights)).real.sum() + 1e9 * sol.steps.error.square().sum()
+        value = (
+            sol.y1 * (weights * (1 - 2j) if y.is_complex() else weights)
+        ).real.sum() + 1e9 * sol.steps.error.square().sum()
         results.append((sol.y1, torch.autograd.grad(value, (y0, *wanted), allow_unused=True)))
     (theirs, others), (ours, grads) = results
     torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)

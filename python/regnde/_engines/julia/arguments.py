@@ -62,7 +62,8 @@ class ArgumentBuffer:
             self.add(ELTYPES[torch.float64], -1, 0)
             return
         assert tensor.is_contiguous()
-        assert not (tensor.is_conj() or tensor.is_neg())
+        assert not tensor.is_conj()
+        assert not tensor.is_neg()
         self.alive.append(tensor)
         if not tensor.is_cpu:
             self.add(DLPACK, self.dlpack(tensor))

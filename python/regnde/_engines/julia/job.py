@@ -22,7 +22,17 @@ from regnde._mass import Mass
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "Weights", "call_for", "interpolant_of", "pieces_of", "records_like"]
+__all__ = [
+    "RESULTS",
+    "STATUSES",
+    "Job",
+    "Tolerances",
+    "Weights",
+    "call_for",
+    "interpolant_of",
+    "pieces_of",
+    "records_like",
+]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
 Weights = tuple[NDArray[np.float64], ...]

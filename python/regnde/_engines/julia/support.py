@@ -84,8 +84,8 @@ def _unsupported_complex(request: Request) -> str | None:
         return "SDEs of complex states run on the torch engine: set Solver(engine='torch')."
     if solver.method in IMPLICIT:
         return (
-            f"{solver.method!r} of a complex state, whose slope may have no complex Jacobian, runs on the torch engine: "
-            "set Solver(engine='torch'), or give torch.view_as_real(y0)."
+            f"{solver.method!r} of a complex state, whose slope may have no complex Jacobian, runs on the torch "
+            "engine: set Solver(engine='torch'), or give torch.view_as_real(y0)."
         )
     if solver.gradient in ADJOINTS:
         return f"gradient={solver.gradient!r} is for real states: use 'discrete' or 'checkpoint'."

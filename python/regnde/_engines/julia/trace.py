@@ -265,7 +265,7 @@ def _make_explicit(graph: fx.Graph) -> None:
             node.args = (factored,)
 
 
-def _part(pairs: fx.Node, dim: int, index: int) -> tuple[Any, tuple[fx.Node]] | None:
+def _part(pairs: fx.Node, dim: int, index: int) -> tuple[Any, tuple[Any]] | None:
     """The real or imaginary part that a selected entry of the last dimension is, as an operator and its argument."""
     if pairs.target is not aten.view_as_real.default or dim not in (-1, pairs.meta["val"].dim() - 1):
         return None

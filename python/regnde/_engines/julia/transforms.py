@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import sympy
-import torch
 
-from regnde._engines.julia.lower import Pending, Program, Result, Value
+from regnde._engines.julia.lower import Pending, Result, Value
 from regnde._engines.julia.operators import ENTRYWISE, Writer
 from regnde._engines.julia.source import factor, infix, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
@@ -70,7 +69,9 @@ def _real_to_complex(out: Result, x: Value, dim: Sequence[int], normalization: i
 
 def _complex_to_real(out: Result, x: Value, dim: Sequence[int], normalization: int, last_dim_size: Any) -> Value:
     size = out.program.size(last_dim_size)
-    return _normalised(out, _transformed(out, x, "c2r", dim, size), _counts(Value(out.shape, out.dtype), dim), normalization)
+    return _normalised(
+        out, _transformed(out, x, "c2r", dim, size), _counts(Value(out.shape, out.dtype), dim), normalization
+    )
 
 
 def _counts(x: Value, dim: Sequence[int]) -> list[Any]:

@@ -25,7 +25,16 @@ from regnde._errors import UnsupportedField
 __all__ = ["deduplicate", "residuals", "translated"]
 
 _WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING, **PICKING, **LINEAR_ALGEBRA, **COMPLEX, **TRANSFORMS}
-_NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy", "resolve_conj", "resolve_neg")
+_NO_OPERATION = (
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "resolve_conj",
+    "resolve_neg",
+)
 _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 """Operators that ask their first argument for nothing but its size."""
 
