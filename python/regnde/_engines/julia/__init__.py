@@ -58,8 +58,7 @@ class JuliaEngine(Engine):
             runtime.load(*availability.STOCHASTIC)
         if request.solver.method in SDIRK:
             runtime.load(*availability.SDIRK)
-        with torch.no_grad():
-            codes, known = _codes(request)
+        codes, known = _codes(request)
         solver = request.solver
         if solver.method in SDIRK and solver.gradient not in ADJOINTS and needs_gradient(request, codes):
             raise ValueError(
@@ -81,9 +80,7 @@ class JuliaEngine(Engine):
         try:
             return solution(check=known)
         except FieldChanged:
-            with torch.no_grad():
-                codes, _ = _codes(request, again=True)
-            this.use(codes)
+            this.use(_codes(request, again=True)[0])
             return solution()
 
 

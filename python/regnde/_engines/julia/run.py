@@ -18,7 +18,7 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
-from regnde._engines.julia.fields import check_unchanged, one_sample
+from regnde._engines.julia.fields import first_slope, one_sample
 from regnde._engines.julia.job import Weights, interpolant_of
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
 from regnde._engines.julia.node import run
@@ -137,7 +137,7 @@ class Run:
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
             drawn=row,
-            first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
+            first_slope=self._first_slope() if check else None,
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
@@ -146,8 +146,6 @@ class Run:
         stops = torch.stack(moving) if moving else NO_STOPS
         inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
-        if job.first_slope is not None:
-            self._check(job.first_slope)
         hits, stop = self._hits(job, pieces, weights)
         calls, steps = job.calls, None
         if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
@@ -200,12 +198,10 @@ class Run:
             events=request.events,
             conditions=self.conditions,
             pieces=0 if weights is None else 1 + max(map(len, weights)),
-            first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
+            first_slope=self._first_slope() if check else None,
         )
         self._load()
         results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
-        if job.first_slope is not None:
-            self._check(job.first_slope)
         solved = SampleSolve(request, job, weights, results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
@@ -259,14 +255,13 @@ class Run:
             hits += found
         return hits, stop
 
-    def _check(self, value: Tensor) -> None:
+    def _first_slope(self) -> Tensor:
+        """The value of the field, or of the drift, at the start of the solve, or of the first sample's."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        t0, part = start_of(self.request), equation.drift if isinstance(equation, SDE) else equation
-        if self.samples:
-            check_unchanged(one_sample(part), t0, y0[:1], value)
-        else:
-            check_unchanged(part, t0, y0, value)
+        field = equation.drift if isinstance(equation, SDE) else equation
+        field, y0 = (one_sample(field), y0[:1]) if self.samples else (field, y0)
+        return first_slope(field, start_of(self.request), y0)
 
     def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""

@@ -17,7 +17,7 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
-from regnde._engines.julia.fields import SAMPLE
+from regnde._engines.julia.fields import SAMPLE, FieldChanged
 from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
@@ -43,7 +43,11 @@ class SampleJob(Job):
     reasons: dict[int, str] = field(init=False)
 
     def run(self, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...)."""
+        """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...).
+
+        Raises:
+            FieldChanged: if the code and the field disagree at the start of the first sample.
+        """
         ys = y0.new_empty((len(self.times), *y0.shape))
         results = torch.zeros((len(y0), RESULTS), dtype=torch.float64)
         arguments, options = self.arguments(y0, ys, results, tensors)
@@ -52,6 +56,8 @@ class SampleJob(Job):
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, dict[int, str]]:
             number = int(julia.bridge_samples(*arguments.location, *options, self.keep, threads))
+            if not number:
+                raise FieldChanged
             table = torch.zeros((5, int(results[:, 1].max()), len(y0)), dtype=torch.float64)
             julia.bridge_sample_records(number, table.data_ptr(), table.shape[1])
             crossings = self.crossings_of(julia, number, int(results[:, 10].sum()))
