@@ -76,10 +76,12 @@ def evaluate(library: str, text: str) -> str:
     return bytes(julia.jl_string_ptr(value)).decode()
 
 
-def park(library: str) -> None:
+def park(address: int) -> None:
     """Says that this thread, which has started Julia, is outside Julia unless it is in one of the functions.
 
     Otherwise a garbage collection that another thread begins would wait for it, for ever.
+
+    Args:
+        address: of Julia's `jl_gc_safe_enter`.
     """
-    address = int(evaluate(library, "string(UInt(cglobal(:jl_gc_safe_enter)))"))
     ctypes.PYFUNCTYPE(ctypes.c_int8)(address)()

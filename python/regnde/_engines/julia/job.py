@@ -23,7 +23,18 @@ from regnde._mass import Mass
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "Weights", "call_for", "interpolant_of", "pieces_of", "waits"]
+__all__ = [
+    "RESULTS",
+    "STATUSES",
+    "Job",
+    "Tolerances",
+    "Weights",
+    "call_for",
+    "interpolant_of",
+    "pieces_of",
+    "told",
+    "waits",
+]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
 Weights = tuple[NDArray[np.float64], ...]
@@ -130,6 +141,11 @@ def interpolant_of(
     """The interpolant of the step of size h from (t, y); k may have more slopes than the step's method has."""
     own = weights[int(implicit)] if len(weights) > 1 else weights[0]
     return Interpolant(t, h, y, k[: len(own)], own)
+
+
+def told(stiffness: Tensor, size: float | None, mass: Mass | None) -> Tensor | None:
+    """The record of the stiffness; None of a method without a stability size, and with algebraic equations."""
+    return None if size is None or (mass is not None and mass.singular) else stiffness
 
 
 def waits(codes: Sequence[Code], method: str, y: Tensor) -> bool:

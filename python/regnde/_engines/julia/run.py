@@ -19,7 +19,7 @@ from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
 from regnde._engines.julia.fields import first_slope, one_sample
-from regnde._engines.julia.job import Weights, interpolant_of
+from regnde._engines.julia.job import Weights, interpolant_of, told
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
 from regnde._engines.julia.node import run
 from regnde._engines.julia.samples import SampleJob, SampleSolve
@@ -300,7 +300,7 @@ class Run:
             t=t.to(device),
             dt=dt.to(device),
             error=error if adaptive(self.request) else None,
-            stiffness=None if size is None or (self.mass and self.mass.singular) else stiffness,
+            stiffness=told(stiffness, size, self.mass),
             method=method,
             stability_size=size,
             implicit=implicit,

@@ -180,18 +180,22 @@ end
 """
 
 
+SAFE_ENTER = "string(UInt(cglobal(:jl_gc_safe_enter)))"
+
+
 def _begin() -> Entries:
     """On the worker thread: Julia, and RegNDE in a Julia module of our own."""
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
-    table = evaluate(juliacall.CONFIG["libpath"], LOAD)
+    library = juliacall.CONFIG["libpath"]
+    table = evaluate(library, LOAD)
     if table.startswith("ERROR: "):
         raise JuliaFailure(table.removeprefix("ERROR: "))
     entries = Entries(table)
     entries.bridge_set_flags(_state.flags.address)
-    park(juliacall.CONFIG["libpath"])
+    park(int(evaluate(library, SAFE_ENTER)))
     return entries
 
 

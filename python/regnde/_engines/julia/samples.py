@@ -18,7 +18,7 @@ from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE, FieldChanged
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of, told
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -161,7 +161,7 @@ class SampleSolve:
         return solution
 
     def _steps(self, stability_size: float | None, *, implicit: bool) -> Steps:
-        table, mass = self.job.table, self.job.mass
+        table = self.job.table
         mask = torch.arange(table.shape[1])[:, None] < torch.from_numpy(self.accepted)
         error, stiffness = self.error, self.stiffness
         if not len(mask):  # no step: an empty record that is part of the graph
@@ -171,7 +171,7 @@ class SampleSolve:
             t=table[0],
             dt=table[1],
             error=error,
-            stiffness=None if stability_size is None or (mass and mass.singular) else stiffness,
+            stiffness=told(stiffness, stability_size, self.job.mass),
             method=self.request.solver.method,
             stability_size=stability_size,
             implicit=table[4] == 1 if implicit else None,
