@@ -40,6 +40,7 @@ class SolveJob(Job):
         first_error: estimate of the first accepted step; NaN without one.
         jacobians: of an implicit method, each with its derivative by the time.
         factorisations: of an implicit method.
+        waits: whether its steps may wait for Julia's tasks or output.
     """
 
     dense: bool = False
@@ -59,6 +60,7 @@ class SolveJob(Job):
     first_error: float = math.nan
     jacobians: int = 0
     factorisations: int = 0
+    waits: bool = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape).
@@ -70,6 +72,7 @@ class SolveJob(Job):
         results = array("d", bytes(8 * RESULTS))
         arguments, options = self.arguments(y0, ys, results, tensors)
         further = self.dense, self.keep
+        self.waits = waits(self.codes, self.method, y0)
         threads = torch.get_num_threads()
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
@@ -85,7 +88,7 @@ class SolveJob(Job):
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
-            found = runtime.call(solve, waits=waits(self.codes, self.method, y0))
+            found = runtime.call(solve, waits=self.waits)
         number, self.table, self.crossings, pieces, self.reason = found
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
@@ -96,7 +99,7 @@ class SolveJob(Job):
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
-        return runtime.call(lambda julia: float(julia.bridge_local_start(self.handle.number, step)))
+        return runtime.call(lambda julia: float(julia.bridge_local_start(self.handle.number, step)), waits=self.waits)
 
     def reverse(
         self,
@@ -125,8 +128,8 @@ class SolveJob(Job):
         arguments.tensor(stopsbar)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
-        alone = not self.adjoint and not waits(self.codes, self.method, y0)
-        call_for("bridge_backward", self.handle.number, *arguments.location, self.adjoint, waits=not alone)
+        place = self.handle.number, *arguments.location
+        call_for("bridge_backward", *place, self.adjoint, waits=self.waits or self.adjoint != "")
         if tbar is not None and self.drawn is not None:
             tbar = torch.cat([tbar[: self.drawn], tbar[self.drawn + 1 :]])
         of_times = (None if bar is None else bar.to(like) for bar, like in ((tbar, ts), (stopsbar, stops)))

@@ -252,9 +252,9 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     entries = _state.entries
     assert entries is not None
     with _state.turn:
-        _state.inside = threading.get_ident()
-        _state.flags.reset(serve=serve)
         try:
+            _state.inside = threading.get_ident()
+            _state.flags.reset(serve=serve)
             while _state.discarded:
                 entries.bridge_free(_state.discarded.popleft())
             return function(entries)
