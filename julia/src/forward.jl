@@ -136,14 +136,20 @@ function forward!(rec::Recording, fields...; noise = nothing, conditions = nothi
     watch!(steps, conditions, rec)
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
-    integrator = init(problem, rec.method.algorithm; options(rec, fields)...)
-    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
+    step_through!(rec, init(problem, rec.method.algorithm; options(rec, fields)...), steps, fields)
+    release!(steps)
+    return rec
+end
+
+"The part of [`forward!`](@ref) that is compiled for each type of integrator."
+function step_through!(rec::Recording, integrator, steps, fields)
+    span = rec.times[end] - rec.times[1]
+    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span)), span)
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
     run!(rec, integrator, steps, fields)
     rec.jacobians, rec.factorisations = counts(steps, integrator)
-    release!(steps)
-    return rec
+    return nothing
 end
 
 "The diffusion that is a matrix, for states like `y`; `nothing` for one that is entrywise."
