@@ -50,6 +50,10 @@ class Group:
     without_workload: Mapping[str, str] = field(default_factory=dict)
 
 
+LINEAR = {
+    "LinearSolve": "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae",
+    "SparseColumnPivotedQR": "a57abbd0-fea5-4d57-96be-5e525945e8e4",
+}
 STIFF = Group(
     "stiff",
     "methods for stiff ODEs: rosenbrock23, rodas4, rodas5p, autotsit5, trbdf2, kencarp4",
@@ -63,14 +67,13 @@ STIFF = Group(
         "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
         "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
         "LineSearch": "87fe0de2-c867-4266-b59a-2f0a94fc965b",
-        "LinearSolve": "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae",
         "NonlinearSolve": "8913a72c-1f9b-4ce2-8d82-65094dcecaec",
         "NonlinearSolveFirstOrder": "5959db7a-ea39-4486-b5fe-2dd0bf03d60d",
         "NonlinearSolveQuasiNewton": "9a2c21bd-3a47-402d-9113-8faf9a0ee114",
         "NonlinearSolveSpectralMethods": "26075421-4e9a-44e1-8bd1-420ed7ad02b2",
         "SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7",
-        "SparseColumnPivotedQR": "a57abbd0-fea5-4d57-96be-5e525945e8e4",
         "SparseMatrixColorings": "0a514795-09f3-496d-8182-132a7b665d35",
+        **LINEAR,
     },
 )
 SDE = Group(
@@ -83,6 +86,7 @@ SDE = Group(
         "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
     },
     {"DiffEqNoiseProcess": "5", "StochasticDiffEqHighOrder": "2", "StochasticDiffEqLowOrder": "2"},
+    without_workload={"SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7"},
 )
 ADJOINTS = Group(
     "adjoints",
@@ -95,6 +99,7 @@ ADJOINTS = Group(
         "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
     },
     {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"},
+    without_workload=LINEAR,
 )
 CUDA = Group(
     "cuda",
