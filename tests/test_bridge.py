@@ -316,13 +316,18 @@ def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setattr(installation, "_is_first", lambda: False)
-    fresh.setattr(deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"])}))
+    fresh.setattr(
+        deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"], more["preferences"])})
+    )
     fresh.setattr(deps, "resolve", lambda: None)
     fresh.setattr(runtime, "start", lambda: None)
     fresh.setattr(runtime, "load", lambda *names: loaded.extend(names))
     installation.install([availability.STIFF])
     stiff = availability.STIFF
-    assert added == {name: (uuid, stiff.versions[name]) for name, uuid in stiff.packages.items()}
+    assert added == {
+        name: (uuid, stiff.versions.get(name), {"precompile_workload": False})
+        for name, uuid in {**stiff.packages, **stiff.without_workload}.items()
+    }
     assert loaded == list(stiff.packages)
 
 
