@@ -14,6 +14,7 @@ from pathlib import Path
 __all__ = [
     "ADJOINTS",
     "CUDA",
+    "FFT",
     "GROUPS",
     "SDE",
     "STIFF",
@@ -101,6 +102,13 @@ ADJOINTS = Group(
     {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"},
     without_workload=LINEAR,
 )
+FFT = Group(
+    "fft",
+    "fields with Fourier transforms",
+    "about a minute",
+    {"FFTW": "7a1cc6ca-52ef-59f5-83cd-3a7055c09341"},
+    {"FFTW": "1"},
+)
 CUDA = Group(
     "cuda",
     "tensors on CUDA devices",
@@ -108,7 +116,7 @@ CUDA = Group(
     {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"},
     {},
 )
-GROUPS = (STIFF, SDE, ADJOINTS, CUDA)
+GROUPS = (STIFF, SDE, FFT, ADJOINTS, CUDA)
 """What is installed where it is asked for. All else comes with our own package (juliapkg.json)."""
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
