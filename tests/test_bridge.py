@@ -434,6 +434,69 @@ def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
     assert runtime.call(lambda julia: 1, waits=False) == 1
 
 
+@pytest.fixture(params=[KeyboardInterrupt, TimeoutError])
+def alarm(request: pytest.FixtureRequest) -> Iterator[type[BaseException]]:
+    """What the handler of SIGALRM raises, on the main thread."""
+
+    def handler(*_: object) -> None:
+        raise request.param
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield request.param
+    signal.signal(signal.SIGALRM, before)
+
+
+def asked_to_stop(seconds: float) -> bool:
+    """Whether Julia is asked to stop within this time."""
+    flag = ctypes.c_int64.from_address(runtime._state.flags.address)
+    until = time.monotonic() + seconds
+    while not flag.value and time.monotonic() < until:
+        time.sleep(0.001)
+    return bool(flag.value)
+
+
+def interrupt_main() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGALRM)
+
+
+def test_a_call_has_ended_when_a_signals_handler_raises(alarm: type[BaseException], fresh: pytest.MonkeyPatch) -> None:
+    """On the other thread Julia is asked to stop, and waited for: what it works on is given back afterwards."""
+    begun(fresh)
+    asked: list[bool] = []
+
+    def long(julia: object) -> None:
+        interrupt_main()
+        asked.append(asked_to_stop(100))
+
+    with pytest.raises(alarm):
+        runtime.call(long)
+    assert asked == [True]
+    assert runtime.call(lambda julia: 1) == 1
+
+
+def test_a_signals_handler_stops_no_call_of_another_thread(
+    alarm: type[BaseException], fresh: pytest.MonkeyPatch
+) -> None:
+    begun(fresh)
+    inside, asked = threading.Event(), list[bool]()
+
+    def long(julia: object) -> None:
+        inside.set()
+        time.sleep(0.1)  # the main thread waits for its turn
+        interrupt_main()
+        asked.append(asked_to_stop(0.2))
+
+    other = threading.Thread(target=runtime.call, args=(long,))
+    other.start()
+    assert inside.wait(100)
+    with pytest.raises(alarm):
+        runtime.call(lambda julia: asked.append(True))
+    other.join()
+    assert runtime.call(lambda julia: asked) == [False]
+
+
 def test_what_a_signals_handler_raises_is_raised_after_the_call(fresh: pytest.MonkeyPatch) -> None:
     """Julia keeps the exception where `Flags` says; here the test does."""
     begun(fresh)
