@@ -25,7 +25,8 @@ using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,
-    SDEFunction, SDEProblem, check_error!, derivative_discontinuity!, init
+    SDEFunction, SDEProblem, auto_dt_reset!, check_error!, derivative_discontinuity!, init,
+    reeval_internals_due_to_modification!, reinit!
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
 using TOML: TOML
@@ -60,6 +61,7 @@ include("out_of_place.jl")
 include("events.jl")
 include("forward.jl")
 include("recorders.jl")
+include("restart.jl")
 include("grid.jl")
 include("pullback.jl")
 include("local.jl")

@@ -34,6 +34,7 @@ function bridge_samples(
         own = own_parameters([parameters; looked_for.parameters], index)
         fields = fields_of(codes, own[eachindex(codes)], like; shared = false)
         conditions = conditions_of(looked_for, own[(length(codes) + 1):end], like; shared = false)
+        kept = Ref{Any}(nothing)
         function solve(rec, sample)
             point_at!(own, index, sample)
             fields[1].calls[] = 0
@@ -41,7 +42,7 @@ function bridge_samples(
                 confine!(fields[1], rec.segments[1])
                 fields[1].value(vec(first_slope), rec.y0, time_within(fields[1], rec.times[1]), nothing)
             end
-            forward!(rec, fields...; conditions)
+            forward!(rec, kept, fields[1]; conditions)
             copyto!(view(out, :, sample, :), rec.ys)
             results[:, sample] .= results_of(rec, fields)
             return nothing

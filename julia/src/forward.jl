@@ -128,21 +128,52 @@ Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusi
 [`Conditions`](@ref) whose zeros are looked for, with explicit and Rosenbrock methods.
 """
 function forward!(rec::Recording, fields...; noise = nothing, conditions = nothing)
+    begin!(rec, fields) || return rec
+    solver = Solver(rec, fields, noise)
+    solve!(rec, solver, fields, conditions)
+    release!(solver.recorder)
+    return rec
+end
+
+"Saves the states at the start; whether there are steps to make."
+function begin!(rec::Recording, fields)
     save_start!(rec)
-    span = (rec.times[1], rec.times[end])
-    span[1] == span[2] && return rec
+    rec.times[1] == rec.times[end] && return false
     foreach(field -> confine!(field, rec.segments[1]), fields)
-    steps = recorder(rec.method, rec.settings, rec.y0, fields...)
-    watch!(steps, conditions, rec)
+    return true
+end
+
+"""
+    Solver(recording, fields, noise = nothing)
+
+The recorder of a solve's steps and the integrator that makes them, ready for the first step.
+[`restart!`](@ref) makes them ready for another solve; for that it has the `flags` of the integrator and of its `control`.
+"""
+struct Solver{R, I, F, C}
+    recorder::R
+    integrator::I
+    flags::F
+    control::C
+end
+
+function Solver(rec::Recording, fields, noise = nothing)
+    steps, span = recorder(rec.method, rec.settings, rec.y0, fields...), (rec.times[1], rec.times[end])
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
     integrator = init(problem, rec.method.algorithm; options(rec, fields)...)
-    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span[2] - span[1])), span[2] - span[1])
+    return Solver(steps, integrator, plain_values(integrator), plain_values(integrator.controller_cache))
+end
+
+"Makes the steps of a solver that is ready for the first one."
+function solve!(rec::Recording, solver::Solver, fields, conditions)
+    (; recorder, integrator) = solver
+    watch!(recorder, conditions, rec)
+    distance = rec.times[end] - rec.times[1]
+    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(distance)), distance)
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
-    run!(rec, integrator, steps, fields)
-    rec.jacobians, rec.factorisations = counts(steps, integrator)
-    release!(steps)
+    run!(rec, integrator, recorder, fields)
+    rec.jacobians, rec.factorisations = counts(recorder, integrator)
     return rec
 end
 
@@ -162,19 +193,24 @@ function tolerances(settings::Settings, y)
 end
 
 function options(rec::Recording, fields)
-    (; dt_max, controller) = rec.settings
-    distance = rec.segments[1].t_end - rec.times[1]
+    controller, longest = rec.settings.controller, longest_first(rec)
     # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
     common = (;
         tolerances(rec.settings, rec.y0)..., save_start = false, save_end = false, calck = rec.method isa Implicit,
         maxiters = typemax(Int), tstops = ends(rec),
-        dtmax = min(dt_max, abs(distance)), # of the first step; `forward!` sets that of the others
+        dtmax = abs(longest), # of the first step; `solve!` sets that of the others
     )
     dt0 = first_size(rec, fields)
-    sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, dt_max, abs(distance)), distance))
+    sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(longest)), longest))
     # a start that does not satisfy algebraic equations is refused, not changed
     checked = has_mass(rec.method) ? (; sized..., initializealg = NoInit()) : sized
     return controller === nothing ? checked : (; checked..., controller = controller(rec.method.algorithm))
+end
+
+"The longest first step, in the direction of the solve: it ends at a stop."
+function longest_first(rec::Recording)
+    distance = rec.segments[1].t_end - rec.times[1]
+    return copysign(min(rec.settings.dt_max, abs(distance)), distance)
 end
 
 has_mass(::Method) = false
@@ -237,6 +273,8 @@ function run!(rec::Recording, integrator, recorder, fields)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
             rec.status === :success || return rec
+            # `PIDController` accepts larger ones, which implicit methods would take for a rejection: they would keep J
+            error_of(integrator) > 1 && set_EEst!(integrator, 1)
             handle_tstop!(integrator)
             if t1 == rec.segments[current].t_end && current < length(rec.segments)
                 current += 1

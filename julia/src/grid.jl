@@ -2,9 +2,7 @@
 
 "Solves along `settings.grid`, the ends of the steps."
 function forward!(rec::Recording{<:AbstractVector, <:FixedStep}, field::Field; noise = nothing, conditions = nothing)
-    save_start!(rec)
-    rec.times[1] == rec.times[end] && return rec
-    confine!(field, rec.segments[1])
+    begin!(rec, (field,)) || return rec
     steps = recorder(rec.method, rec.settings, rec.y0, field)
     watch!(steps, conditions, rec)
     rec.dt_first = rec.settings.grid[1] - rec.times[1]

@@ -133,15 +133,27 @@ end
 
 "Called at a stop: the field may have jumped, and nothing that an FSAL method carries over is right."
 function start_anew!(recorder::StageRecorder, integrator)
-    (; step, tableau, rhs) = recorder
-    tableau.fsal || return nothing
-    recorder.on_tape && renew!(step, tableau, rhs.field; carry = false)
-    recorder.on_tape = false
-    rhs.slot[] = 1  # the integrator evaluates the first stage before `before_attempt!` is called
+    recorder.tableau.fsal || return nothing
+    expect_first_stage!(recorder, recorder.on_tape)
+    return announce_jump!(integrator)
+end
+start_anew!(::Union{IntegratorRecorder, RosenbrockRecorder}, integrator) = announce_jump!(integrator)
+start_anew!(::StochasticRecorder, _) = nothing
+
+"As the integrator does behind a callback: the slope is then evaluated once more, and nothing is known of the Jacobian."
+function announce_jump!(integrator)
+    reeval_internals_due_to_modification!(integrator, false)
     return derivative_discontinuity!(integrator, true)
 end
-start_anew!(::Union{IntegratorRecorder, RosenbrockRecorder}, integrator) = derivative_discontinuity!(integrator, true)
-start_anew!(::StochasticRecorder, _) = nothing
+
+"Makes the recorder ready for a first stage, which the integrator evaluates before `before_attempt!` is called."
+function expect_first_stage!(recorder::StageRecorder, on_tape)
+    (; step, tableau, rhs) = recorder
+    on_tape && renew!(step, tableau, rhs.field; carry = false)
+    recorder.on_tape = false
+    rhs.slot[] = 1
+    return recorder
+end
 
 "Releases the memory that the tape has not taken."
 release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
