@@ -11,7 +11,7 @@ using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DiffEqBase, DEVerbosity
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, UniformScaling, UnitLowerTriangular,
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, Transpose, UniformScaling, UnitLowerTriangular,
     UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu, lu!, mul!, opnorm, rank,
     rmul!
 using NaNMath: NaNMath
@@ -38,6 +38,7 @@ include("kernels.jl")
 include("rows.jl")
 include("activations.jl")
 include("indexing.jl")
+include("products.jl")
 include("linear_algebra.jl")
 include("buffer_pool.jl")
 include("convolution.jl")
@@ -47,6 +48,7 @@ include("tableaux.jl")
 include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
+include("retired_steps.jl")
 include("reverse.jl")
 include("mass.jl")
 include("rosenbrock_step.jl")

@@ -69,7 +69,7 @@ an implicit method made it. `ys`: the saved states as columns. `status`: `:succe
 `:underflow` or `:steps`, with `reason`, or `:event`. `first_error`: estimate of the first accepted step, whether or
 not the others are recorded; NaN without one. `crossings`: the steps with events. `pieces`: of these steps, or of all,
 the `piece_steps`, what the interpolant is made of: state at the start and all slopes, or both ends' states of a
-stochastic method. `tape`: what the reverse sweep needs. `jacobians` and `factorisations` count those of implicit methods.
+stochastic method. `tape`: what the reverse sweep needs, and which [`Retired`](@ref) steps it is of. `jacobians` and `factorisations` count those of implicit methods.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
@@ -88,6 +88,7 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     const pieces::Vector{V}
     const piece_steps::Vector{Int}
     const tape::Vector{K}
+    retired::Union{Nothing, Retired{V}}
     saved::Int
     rejected::Int
     jacobians::Int
@@ -104,7 +105,7 @@ function Recording(method, settings, times, y0, ys)
     segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
         method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], 0, 0, 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
+        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], nothing, 0, 0, 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -168,6 +169,7 @@ end
 function solve!(rec::Recording, solver::Solver, fields, conditions)
     (; recorder, integrator) = solver
     watch!(recorder, conditions, rec)
+    rec.retired = kind_of(recorder)
     distance = rec.times[end] - rec.times[1]
     integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(distance)), distance)
     bound!(integrator, rec.settings.dt_min)

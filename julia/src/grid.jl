@@ -5,6 +5,7 @@ function forward!(rec::Recording{<:AbstractVector, <:FixedStep}, field::Field; n
     begin!(rec, (field,)) || return rec
     steps = recorder(rec.method, rec.settings, rec.y0, field)
     watch!(steps, conditions, rec)
+    rec.retired = kind_of(steps)
     rec.dt_first = rec.settings.grid[1] - rec.times[1]
     walk!(rec, steps, field)
     release!(steps)
@@ -48,8 +49,7 @@ end
 function advance!(recorder::StageRecorder, known)
     (; step, tableau, rhs) = recorder
     y1, last = step.y1, total(tableau)
-    recorder.on_tape && renew!(step, tableau, rhs.field)
-    recorder.on_tape = false
+    leave_tape!(recorder)
     copyto!(step.arguments[1], y1)
     if known
         (; k, residuals) = step

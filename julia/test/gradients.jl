@@ -121,11 +121,11 @@ end
 end
 
 @testset "the Jacobian is that of each step's start, though PID accepts errors above 1: $method" for method in
-        (:rosenbrock23, :rodas4, :rodas5p, :autotsit5)
+        (:rosenbrock23, :rodas4, :rodas5p)
     rng = Xoshiro(1)
     p, u0 = Net.parameters(rng, 2, 4), randn(rng, 2, 2)
-    controller = Base.Fix1(RegNDE.controller, ("PID", [1.0, 0.0, 0.0, 0.5]))
-    sol = solve_recorded(Net.with_tangents(p), u0, SAVE_AT; method, rtol = 1.0e-4, atol = 1.0e-4, controller, dt0 = 0.2)
+    controller = Base.Fix1(RegNDE.controller, ("PID", [1.0, 0.0, 0.0, 0.3]))
+    sol = solve_recorded(Net.with_tangents(p), u0, SAVE_AT; method, rtol = 1.0e-7, atol = 1.0e-7, controller, dt0 = 0.4)
     @test any(>(1), sol.error[1:(end - 1)])
     again = replay(sol.recording, Net.with_tangents(p), size(u0), vec(u0))
     @test again.ys ≈ reshape(sol.ys, 4, :) rtol = 1.0e-11
