@@ -108,12 +108,13 @@ def test_cuda_packages_are_asked_for(fresh: pytest.MonkeyPatch, tmp_path: Path) 
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
     project = tmp_path / "Project.toml"
     project.write_text('[deps]\nCUDA = "052768ef"\n\n[compat]\nDLPack = "0.3"\n')
-    assert 'Pkg.add(["DLPack"])' in (runtime.missing_cuda() or "")
+    assert runtime.missing(*availability.CUDA.packages) == ["DLPack"]
+    assert 'Pkg.add(["DLPack"])' in availability.what_to_do(availability.CUDA, ["DLPack"], "", "")
     project.write_text('[deps]\nCUDA = "052768ef"\nDLPack = "53c2dc0f"\n')
-    assert runtime.missing_cuda() is None
+    assert runtime.missing(*availability.CUDA.packages) == []
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
     pytest.importorskip("juliapkg")
-    assert "python -m regnde julia --cuda" in (runtime.missing_cuda() or "")
+    assert "python -m regnde julia --cuda" in availability.what_to_do(availability.CUDA, ["DLPack"], "", "")
 
 
 def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch) -> None:
@@ -121,8 +122,8 @@ def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch
     asked = request()
     asked = replace(asked, y0=SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32))  # type: ignore[arg-type]
     fresh.setattr(runtime, "why_not", lambda: None)
-    fresh.setattr(runtime, "missing_cuda", lambda: "install CUDA")
-    with pytest.raises(regnde.EngineUnavailable, match="install CUDA"):
+    fresh.setattr(runtime, "missing", lambda *names: list(names))
+    with pytest.raises(regnde.EngineUnavailable, match="CUDA device, and the Julia packages CUDA and DLPack"):
         choose(asked)
     fresh.setenv("REGNDE_ENGINE", "auto")
     fresh.setattr(engines()["torch"].__class__, "why_unsupported", lambda self, request: None)
@@ -172,7 +173,7 @@ def failing(fresh: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def reason() -> str:
     with pytest.raises(regnde.EngineUnavailable) as caught:
-        installation.install(adjoints=True)
+        installation.install([availability.ADJOINTS])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -223,31 +224,105 @@ def test_an_interrupted_installation_says_that_it_goes_on(failing: pytest.Monkey
     assert "run the same command again" in reason()
 
 
-def test_adjoints_without_their_packages_say_what_to_install(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def without_options(fresh: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The Project.toml of a Julia that has our package and nothing that comes with an option."""
     pytest.importorskip("juliapkg")
     fresh.setattr(runtime, "why_not", lambda: None)
     fresh.setenv("PYTHON_JULIACALL_EXE", "julia")
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
     project = tmp_path / "Project.toml"
     project.write_text('[deps]\nRegNDE = "c76cb92b"\n')
-    for asked, name in (
-        (request(gradient="gauss"), "SciMLSensitivity"),
-        (request(method="trbdf2"), "OrdinaryDiffEqSDIRK"),
-        (request(regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])), "Zygote"),
-        (request(regnde.SDE(lambda t, y: -y, lambda t, y: y), method="sosri"), "StochasticDiffEqHighOrder"),
-    ):
+    return project
+
+
+def with_option() -> list[tuple[Request, str, availability.Group]]:
+    """Requests that need further packages, one of them, and the group that it is of."""
+    by_hand = regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])
+    sde = regnde.SDE(lambda t, y: -y, lambda t, y: y)
+    stiff, names = availability.STIFF, ("rosenbrock23", "rodas4", "rodas5p", "autotsit5")
+    return [
+        *((request(method=name), "OrdinaryDiffEqRosenbrock", stiff) for name in names),
+        (request(method="trbdf2"), "OrdinaryDiffEqSDIRK", stiff),
+        (request(sde, method="sosri"), "StochasticDiffEqHighOrder", availability.SDE),
+        (request(gradient="gauss"), "SciMLSensitivity", availability.ADJOINTS),
+        (request(by_hand), "Zygote", availability.ADJOINTS),
+    ]
+
+
+def test_packages_that_are_missing_are_named(fresh: pytest.MonkeyPatch, without_options: Path) -> None:
+    """In a project of the user's own by `Pkg.add`; else by our command, with the time that it takes."""
+    for asked, name, _ in with_option():
         with pytest.raises(regnde.EngineUnavailable, match=name) as caught:
             choose(asked)
         assert "Pkg.add([" in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert choose(request(regnde.JuliaField("(t, y) -> -y", []))).name == "julia"
-    project.write_text("[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in availability.ADJOINTS.items()))
-    assert choose(request(gradient="gauss")).name == "julia"
     fresh.delenv("PYTHON_JULIACALL_EXE")
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
-    assert "python -m regnde julia --adjoints" in (runtime.missing_adjoints("gauss") or "")
-    assert "python -m regnde julia --sdirk" in (runtime.missing_sdirk("trbdf2") or "")
-    assert "python -m regnde julia`" in (runtime.missing_stochastic() or "")
+    for asked, _, group in with_option():
+        with pytest.raises(regnde.EngineUnavailable) as caught:
+            choose(asked)
+        assert f"python -m regnde julia --{group.option}` once, with a network, which takes {group.takes}" in str(
+            caught.value
+        )
+        assert "\n" not in str(caught.value)
+
+
+def test_packages_that_are_there_are_used(without_options: Path) -> None:
+    """Explicit methods need none of them, a `JuliaField` only for its gradient."""
+    for method in ("tsit5", "vern9"):
+        assert choose(request(method=method)).name == "julia"
+    assert choose(request(method="rk4", dt0=0.1)).name == "julia"
+    assert choose(request(regnde.JuliaField("(t, y) -> -y", []))).name == "julia"
+    for asked, _, group in with_option():
+        without_options.write_text(
+            "[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in group.packages.items())
+        )
+        assert choose(asked).name == "julia"
+
+
+def test_auto_runs_on_torch_where_packages_are_missing(fresh: pytest.MonkeyPatch, without_options: Path) -> None:
+    """Unless torch has no such method: then it says what to install."""
+    fresh.setenv("REGNDE_ENGINE", "auto")
+    for asked, name, group in with_option():
+        asked = replace(asked, solver=replace(asked.solver, engine="auto"))
+        if name in ("OrdinaryDiffEqRosenbrock", "StochasticDiffEqHighOrder"):
+            assert choose(asked).name == "torch"
+        else:
+            with pytest.raises(regnde.EngineUnavailable, match=name):
+                choose(asked)
+        without_options.write_text(
+            "[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in group.packages.items())
+        )
+        assert choose(asked).name == "julia"
+        without_options.write_text("[deps]\n")
+
+
+def test_the_command_line_has_an_option_for_each_group(fresh: pytest.MonkeyPatch) -> None:
+    from regnde import __main__, _doctor
+
+    installed: list[tuple[str, ...]] = []
+    fresh.setattr(_doctor, "install_julia", lambda groups: installed.append(tuple(g.option for g in groups)) or [])
+    for option in ("", "--stiff", "--sde", "--adjoints", "--cuda", "--all"):
+        assert __main__.main(["julia", *option.split()]) == 0
+    assert installed == [(), ("stiff",), ("sde",), ("adjoints",), ("cuda",), ("stiff", "sde", "adjoints")]
+
+
+def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
+    """With the versions that our package takes; afterwards it is loaded."""
+    deps = pytest.importorskip("juliapkg")
+    added: dict[str, object] = {}
+    loaded: list[str] = []
+    fresh.setattr(runtime, "prepared", lambda: False)
+    fresh.setattr(installation, "_is_first", lambda: False)
+    fresh.setattr(deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"])}))
+    fresh.setattr(deps, "resolve", lambda: None)
+    fresh.setattr(runtime, "start", lambda: None)
+    fresh.setattr(runtime, "load", lambda *names: loaded.extend(names))
+    installation.install([availability.STIFF])
+    stiff = availability.STIFF
+    assert added == {name: (uuid, stiff.versions[name]) for name, uuid in stiff.packages.items()}
+    assert loaded == list(stiff.packages)
 
 
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
@@ -407,13 +482,14 @@ def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
 
 
 def test_julia_has_the_methods() -> None:
-    from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, SDIRK, STOCHASTIC
+    from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC
 
     folder = ROOT / "julia"
-    files = "src/methods.jl", "ext/RegNDEStochasticExt.jl", "ext/RegNDESDIRKExt.jl"
-    ours, stochastic, sdirk = ((folder / file).read_text() for file in files)
+    files = "src/methods.jl", "ext/RegNDERosenbrockExt.jl", "ext/RegNDEStochasticExt.jl", "ext/RegNDESDIRKExt.jl"
+    ours, rosenbrock, stochastic, sdirk = ((folder / file).read_text() for file in files)
     for name in (*EXPLICIT, *FIXED, *IMPLICIT):
-        assert (f":{name} =>" in ours) != (name in SDIRK)
+        assert (f":{name} =>" in ours) == (name not in IMPLICIT)
+        assert (f":{name} =>" in rosenbrock) == (name in ROSENBROCK)
         assert (f"METHODS[:{name}] =" in sdirk) == (name in SDIRK)
     for name in STOCHASTIC:
         assert f":{name} =>" in stochastic or f":{name}_stratonovich =>" in stochastic or name == "heun"
@@ -424,14 +500,17 @@ def test_juliapkg_names_our_package() -> None:
     project = tomllib.loads((ROOT / "julia" / "Project.toml").read_text())
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
-    known = {**availability.CUDA, **availability.ADJOINTS, **availability.SDIRK, **availability.STOCHASTIC}
+    known = {name: uuid for group in availability.GROUPS for name, uuid in group.packages.items()}
     assert known == project["weakdeps"]
-    assert availability.STOCHASTIC.keys() < spec.keys()
+    assert not spec.keys() & known.keys(), "these come with options"
     for name in spec.keys() - {"RegNDE"}:
-        assert spec[name]["uuid"] == (project["deps"] | availability.STOCHASTIC)[name]
-        assert spec[name]["version"] == project["compat"][name]
-    for name, version in availability.VERSIONS.items():
-        assert version in project["compat"][name].split(", ")
+        assert spec[name]["preferences"] == {"precompile_workload": False}, "what it is named for"
+        if name in project["deps"]:
+            assert spec[name]["uuid"] == project["deps"][name]
+            assert spec[name]["version"] == project["compat"][name]
+    for group in availability.GROUPS:
+        for name, version in group.versions.items():
+            assert version in project["compat"][name].split(", ")
     for name, triggers in project["extensions"].items():
         assert (ROOT / "julia" / "ext" / f"{name}.jl").is_file()
         assert set([triggers] if isinstance(triggers, str) else triggers) <= set(project["weakdeps"])

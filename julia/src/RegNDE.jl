@@ -20,8 +20,7 @@ using OrdinaryDiffEqCore: CompositeCache, OrdinaryDiffEqCore, IController, PICon
     handle_tstop!, loopheader!, modify_dt_for_tstops!, ode_addsteps!, ode_interpolant!, perform_step!, set_EEst!,
     sync_controllers!
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Heun
-using OrdinaryDiffEqRosenbrock: Rodas4, Rodas5P, Rosenbrock23
-using OrdinaryDiffEqTsit5: AutoTsit5, Tsit5
+using OrdinaryDiffEqTsit5: Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,

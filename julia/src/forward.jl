@@ -148,24 +148,20 @@ end
     Solver(recording, fields, noise = nothing)
 
 The recorder of a solve's steps and the integrator that makes them, ready for the first step.
-[`restart!`](@ref) makes them ready for another solve; for that it has the `flags` of the integrator and of its `control`.
 """
-struct Solver{R, I, F, C}
+struct Solver{R, I}
     recorder::R
     integrator::I
-    flags::F
-    control::C
 end
 
 function Solver(rec::Recording, fields, noise = nothing)
     steps, span = recorder(rec.method, rec.settings, rec.y0, fields...), (rec.times[1], rec.times[end])
     problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
         SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
-    integrator = init(problem, rec.method.algorithm; options(rec, fields)...)
-    return Solver(steps, integrator, plain_values(integrator), plain_values(integrator.controller_cache))
+    return Solver(steps, init(problem, rec.method.algorithm; options(rec, fields)...))
 end
 
-"Makes the steps of a solver that is ready for the first one."
+"Makes the steps: the part of [`forward!`](@ref) that is compiled for each type of integrator."
 function solve!(rec::Recording, solver::Solver, fields, conditions)
     (; recorder, integrator) = solver
     watch!(recorder, conditions, rec)

@@ -9,6 +9,12 @@ struct RungeKutta{A} <: Method
 end
 
 """
+Such a method whose type does not tell which one it is: all that is ours is compiled once for all of them, and
+OrdinaryDiffEq's code for each.
+"""
+const Explicit = RungeKutta{Any}
+
+"""
 A Runge-Kutta method of fixed step size. No integrator of OrdinaryDiffEq makes its steps: it would form their ends by
 adding sizes up, and evaluate the field at each for an interpolant.
 """
@@ -68,14 +74,14 @@ end
 finite(algorithm) = algorithm(autodiff = AutoFiniteDiff())
 
 const METHODS = Dict{Symbol, Method}(
-    :tsit5 => RungeKutta(Tsit5(), TSIT5),
-    :dp5 => RungeKutta(DP5(), Tableau(:dp5)),
-    :bs3 => RungeKutta(BS3(), Tableau(:bs3)),
-    :heun => RungeKutta(Heun(), Tableau(:heun)),
-    :vern6 => RungeKutta(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
-    :vern7 => RungeKutta(Vern7(), Tableau(:vern7)),
-    :vern8 => RungeKutta(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
-    :vern9 => RungeKutta(
+    :tsit5 => Explicit(Tsit5(), TSIT5),
+    :dp5 => Explicit(DP5(), Tableau(:dp5)),
+    :bs3 => Explicit(BS3(), Tableau(:bs3)),
+    :heun => Explicit(Heun(), Tableau(:heun)),
+    :vern6 => Explicit(Vern6(), verner(Vern6Tableau(Float64, Float64), 9, 3, true)),
+    :vern7 => Explicit(Vern7(), Tableau(:vern7)),
+    :vern8 => Explicit(Vern8(), verner(Vern8Tableau(Float64, Float64), 13, 8, false)),
+    :vern9 => Explicit(
         Vern9(), verner(
             16, 10, false, Vern9Tableau(Float64, Float64), Vern9ExtraStages(Float64, Float64),
             Vern9InterpolationCoefficients(Float64)
@@ -87,10 +93,6 @@ const METHODS = Dict{Symbol, Method}(
     :heun3 => FixedStep(:heun3),
     :rk4 => FixedStep(:rk4),
     :rk38 => FixedStep(:rk38),
-    :rosenbrock23 => Rosenbrock(finite(Rosenbrock23), :rosenbrock23),
-    :rodas4 => Rosenbrock(finite(Rodas4), :rodas4),
-    :rodas5p => Rosenbrock(finite(Rodas5P), :rodas5p),
-    :autotsit5 => Rosenbrock(AutoTsit5(finite(Rosenbrock23)), :rosenbrock23, TSIT5),
 )
 
 "The method of that (lower-case) name; an `ArgumentError` lists them all, and what brings others."
@@ -99,8 +101,9 @@ function method(name::Symbol)
     known = join(sort!(String.(collect(keys(METHODS)))), ", ")
     throw(
         ArgumentError(
-            "no method $name; there are $known. `using OrdinaryDiffEqSDIRK` brings trbdf2 and kencarp4, `using " *
-                "DiffEqNoiseProcess, StochasticDiffEqHighOrder, StochasticDiffEqLowOrder` those of SDEs"
+            "no method $name; there are $known. `using OrdinaryDiffEqRosenbrock` brings rosenbrock23, rodas4, rodas5p and " *
+                "autotsit5, `using OrdinaryDiffEqSDIRK` trbdf2 and kencarp4, `using DiffEqNoiseProcess, " *
+                "StochasticDiffEqHighOrder, StochasticDiffEqLowOrder` those of SDEs"
         )
     )
 end

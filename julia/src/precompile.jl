@@ -1,17 +1,14 @@
 # What a first solve from Python needs, compiled with the package: fields are behind function pointers,
-# so that one field's solve compiles the solver for all of them.
+# so that one field's solve compiles the solver for all of them. Another method compiles OrdinaryDiffEq's code for it at
+# its first use, in one to five seconds.
 
 using PrecompileTools: @compile_workload
 
 @compile_workload begin
     entries()
     foreach(((name, (_, types)),) -> precompile(getfield(@__MODULE__, name), types), ENTRIES)
-    rehearse(Float64, "rosenbrock23")
-    rehearse(Float64, "rodas5p")
     for T in (Float64, Float32)
-        for name in ("tsit5", "bs3", "dp5", "heun", "vern7", "rk4")
-            rehearse(T, name)
-        end
+        rehearse(T, "tsit5")
         y0, times, p = layer_data(T)
         layer = dynamics(layer_code(), y0, p)
         fields = (Field(layer, (2, 2), Vector{T}; pbar = map(zero, p)),)

@@ -1,4 +1,5 @@
 using DiffEqNoiseProcess: DiffEqNoiseProcess # with the two packages of StochasticDiffEq: the methods of SDEs
+using OrdinaryDiffEqRosenbrock: OrdinaryDiffEqRosenbrock # rosenbrock23, rodas4, rodas5p and autotsit5
 using OrdinaryDiffEqSDIRK: OrdinaryDiffEqSDIRK # trbdf2 and kencarp4
 using StochasticDiffEqHighOrder: StochasticDiffEqHighOrder
 using StochasticDiffEqLowOrder: StochasticDiffEqLowOrder

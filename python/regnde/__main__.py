@@ -10,6 +10,7 @@ from pathlib import Path
 
 from regnde import __version__, _demo, _demo_report, _doctor
 from regnde._engines import engines
+from regnde._engines.julia.availability import CUDA, GROUPS
 from regnde._errors import EngineUnavailable
 
 INTERRUPTED = 130  # exit code after Ctrl-C
@@ -24,15 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands")
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
     julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
-    julia.add_argument("--cuda", action="store_true", help="also the packages that tensors on CUDA devices need")
-    julia.add_argument(
-        "--adjoints",
-        action="store_true",
-        help="also SciMLSensitivity's adjoints and gradients of a JuliaField: takes about three times as long",
-    )
-    julia.add_argument(
-        "--sdirk", action="store_true", help="also the methods trbdf2 and kencarp4: takes about twice as long"
-    )
+    for group in GROUPS:
+        julia.add_argument(f"--{group.option}", action="store_true", help=f"also {group.content} ({group.takes})")
+    julia.add_argument("--all", action="store_true", help="all of these but --cuda")
     demo = commands.add_parser("demo", help="make a classifier of 5,000 MNIST images cheap to solve, and compare")
     demo.add_argument(
         "--methods",
@@ -62,8 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if solved else 1
     if options.command == "julia":
         try:
-            wanted = _doctor.install_julia(cuda=options.cuda, adjoints=options.adjoints, sdirk=options.sdirk)
-            print("\n".join(wanted))
+            wanted = [g for g in GROUPS if getattr(options, g.option) or (options.all and g is not CUDA)]
+            print("\n".join(_doctor.install_julia(wanted)))
         except EngineUnavailable as problem:
             print(f"regnde: {problem}", file=sys.stderr)
             return 1

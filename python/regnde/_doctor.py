@@ -7,13 +7,16 @@ import os
 import platform
 import time
 import warnings
+from collections.abc import Sequence
 
 import torch
 
 from regnde import __version__
 from regnde._engines import engines
 from regnde._engines.julia import installation
+from regnde._engines.julia.availability import GROUPS, Group
 from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
+from regnde._engines.julia.runtime import missing
 from regnde._errors import EngineUnavailable
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
 from regnde._sde_method import SDE_METHODS
@@ -42,6 +45,11 @@ def report() -> tuple[list[str], bool]:
         else:
             finding = f"not available: {why}"
         lines.append(f"  {name:<11}{finding}")
+    if engines()["julia"].unavailable() is None:
+        lines += ["", "Julia packages"]
+        for group in GROUPS:
+            command = f"not installed: python -m regnde julia --{group.option} ({group.takes})"
+            lines.append(f"  {group.option:<11}{group.content}: {command if missing(*group.packages) else 'installed'}")
     depot = os.environ.get("JULIA_DEPOT_PATH", "")
     if depot and os.pathsep not in depot:
         lines.append(
@@ -51,18 +59,16 @@ def report() -> tuple[list[str], bool]:
     return lines, solved
 
 
-def install_julia(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> list[str]:
+def install_julia(groups: Sequence[Group] = ()) -> list[str]:
     """Installs and starts the Julia engine, and times its first and second solve.
 
     Args:
-        cuda: also install what tensors on CUDA devices need.
-        adjoints: also install what continuous adjoints and gradients of a `JuliaField` need.
-        sdirk: also install the package of the methods trbdf2 and kencarp4.
+        groups: what to install beside what explicit methods and their discrete gradient need.
 
     Raises:
         EngineUnavailable: with the reason and the next step, if that does not work.
     """
-    seconds = installation.install(cuda=cuda, adjoints=adjoints, sdirk=sdirk)
+    seconds = installation.install(groups)
     lines = [f"Julia is ready: installed, precompiled and started in {seconds:.1f} s"]
     for turn in ("first", "second"):
         works, finding = _try("julia")

@@ -11,6 +11,7 @@ from regnde._engines.julia import availability, runtime
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
 from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
+from regnde._engines.julia.needs import JULIA_FIELD_GRADIENT, needs
 from regnde._engines.julia.run import Run, needs_gradient, start_of
 from regnde._engines.julia.support import why_unsupported
 from regnde._equation import SDE, JuliaField, takes_samples
@@ -32,18 +33,14 @@ class JuliaEngine(Engine):
         return runtime.why_not()
 
     def missing_packages(self, request: Request) -> str | None:
-        """What a state on a CUDA device, SDEs, SDIRK methods, adjoints and a `JuliaField`'s gradient need."""
-        if request.y0.device.type == "cuda" and (why := runtime.missing_cuda()) is not None:
-            return why
-        if isinstance(request.equation, SDE):
-            return runtime.missing_stochastic()
-        if request.solver.method in SDIRK and (why := runtime.missing_sdirk(request.solver.method)) is not None:
-            return why
-        if request.solver.gradient in ADJOINTS:
-            return runtime.missing_adjoints(request.solver.gradient)
-        refused = request.solver.method in ROSENBROCK  # with a gradient: `solve` says so, whatever is installed
-        if isinstance(request.equation, JuliaField) and not refused and needs_gradient(request, _codes(request)[0]):
-            return runtime.missing_adjoints("")
+        """What a state on a CUDA device, SDEs, implicit methods, adjoints and a `JuliaField`'s gradient need."""
+        wanted, solver = list(needs(request)), request.solver
+        refused = solver.method in (*ROSENBROCK, *SDIRK)  # with a gradient: `solve` says so, whatever is installed
+        if isinstance(request.equation, JuliaField) and not refused and solver.gradient not in ADJOINTS:
+            wanted += [JULIA_FIELD_GRADIENT] if needs_gradient(request, _codes(request)[0]) else []
+        for need in wanted:
+            if names := runtime.missing(*need.packages):
+                return availability.what_to_do(need.group, names, need.reason, need.instead)
         return None
 
     def why_unsupported(self, request: Request) -> str | None:
@@ -52,12 +49,9 @@ class JuliaEngine(Engine):
 
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
-        if request.y0.device.type == "cuda":
-            runtime.load(*availability.CUDA)
-        if isinstance(request.equation, SDE):
-            runtime.load(*availability.STOCHASTIC)
-        if request.solver.method in SDIRK:
-            runtime.load(*availability.SDIRK)
+        for need in needs(request):
+            if need.group is not availability.ADJOINTS:  # these are loaded on the way back
+                runtime.load(*need.packages)
         with torch.no_grad():
             codes, known = _codes(request)
         solver = request.solver

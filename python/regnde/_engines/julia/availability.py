@@ -6,55 +6,92 @@ import importlib.util
 import os
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 __all__ = [
     "ADJOINTS",
     "CUDA",
-    "SDIRK",
-    "STOCHASTIC",
-    "VERSIONS",
+    "GROUPS",
+    "SDE",
+    "STIFF",
+    "Group",
     "chosen",
     "folder",
     "forget",
     "julia_list",
-    "missing_adjoints",
-    "missing_cuda",
-    "missing_sdirk",
-    "missing_stochastic",
+    "missing",
+    "what_to_do",
     "why_not",
 ]
 
-CUDA = {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"}
-"""The Julia packages that tensors on CUDA devices need, by name."""
 
-ADJOINTS = {
-    "SciMLSensitivity": "1ed8b502-d754-442c-8d5d-10ac956f44a1",
-    "ChainRulesCore": "d360d2e6-b24c-11e9-a2a3-2a2ae2dbcce4",
-    "Tracker": "9f7883ad-71c0-57eb-9f7f-b5c9e6d3789c",
-    "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
-}
-"""The Julia packages that continuous adjoints need; gradients of a `JuliaField` need the last one."""
+@dataclass(frozen=True)
+class Group:
+    """Julia packages that come with an option of `python -m regnde julia`.
 
-SDIRK = {"OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf"}
-"""The Julia package of the methods trbdf2 and kencarp4: with what it needs, nearly half of all there was to compile."""
+    Attributes:
+        option: the option, without its dashes.
+        content: what the packages are for.
+        takes: how long their installation takes.
+        packages: their uuids by name.
+        versions: which ones, by name; others come as the packages of Julia's project need them.
+        rehearsed: whether the solves that these packages compile for themselves while they are installed are compiled.
+    """
 
-STOCHASTIC = {
-    "DiffEqNoiseProcess": "77a26b50-5914-5dd7-bc55-306e6241c503",
-    "StochasticDiffEqHighOrder": "0520c28c-50fd-4d16-9c96-902fc80b3bab",
-    "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
-}
-"""The Julia packages of the methods for SDEs, which are installed with ours (juliapkg.json)."""
+    option: str
+    content: str
+    takes: str
+    packages: Mapping[str, str]
+    versions: Mapping[str, str]
+    rehearsed: bool = True
 
-VERSIONS = {
-    "SciMLSensitivity": "7",
-    "ChainRulesCore": "1",
-    "Tracker": "0.2",
-    "Zygote": "0.7",
-    "OrdinaryDiffEqSDIRK": "2",
-}
+
+STIFF = Group(
+    "stiff",
+    "methods for stiff ODEs: rosenbrock23, rodas4, rodas5p, autotsit5, trbdf2, kencarp4",
+    "a few minutes",
+    {
+        "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
+        "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
+    },
+    {"OrdinaryDiffEqRosenbrock": "2", "OrdinaryDiffEqSDIRK": "2"},
+    rehearsed=False,  # they are none of ours
+)
+SDE = Group(
+    "sde",
+    "methods for SDEs",
+    "a few minutes",
+    {
+        "DiffEqNoiseProcess": "77a26b50-5914-5dd7-bc55-306e6241c503",
+        "StochasticDiffEqHighOrder": "0520c28c-50fd-4d16-9c96-902fc80b3bab",
+        "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
+    },
+    {"DiffEqNoiseProcess": "5", "StochasticDiffEqHighOrder": "2", "StochasticDiffEqLowOrder": "2"},
+)
+ADJOINTS = Group(
+    "adjoints",
+    "SciMLSensitivity's adjoints and gradients of a JuliaField",
+    "about ten minutes",
+    {
+        "SciMLSensitivity": "1ed8b502-d754-442c-8d5d-10ac956f44a1",
+        "ChainRulesCore": "d360d2e6-b24c-11e9-a2a3-2a2ae2dbcce4",
+        "Tracker": "9f7883ad-71c0-57eb-9f7f-b5c9e6d3789c",
+        "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
+    },
+    {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"},
+)
+CUDA = Group(
+    "cuda",
+    "tensors on CUDA devices",
+    "several minutes",
+    {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"},
+    {},
+)
+GROUPS = (STIFF, SDE, ADJOINTS, CUDA)
+"""What is installed where it is asked for. All else comes with our own package (juliapkg.json)."""
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
@@ -114,62 +151,34 @@ def folder() -> Path:
     return Path(__file__).resolve().parents[2] / "julia"
 
 
-def missing_cuda(loaded: Collection[str]) -> str | None:
-    """What to do before tensors on a CUDA device can be solved, or None if nothing is missing.
+def missing(packages: Iterable[str], loaded: Collection[str]) -> list[str]:
+    """Those of the packages that are not in Julia's project.
 
     Args:
+        packages: their names.
         loaded: Julia packages that are there for certain.
     """
-    return _missing(CUDA, loaded, "the state lies on a CUDA device", "--cuda", "set Solver(engine='torch')")
+    names = [name for name in packages if name not in loaded]
+    if not names:
+        return []
+    dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
+    return [name for name in names if not re.search(rf"(?m)^{name}\s*=", dependencies)]
 
 
-def missing_adjoints(loaded: Collection[str], *, gradient: str) -> str | None:
-    """What to do before a continuous adjoint, or the gradient of a `JuliaField`, can be computed.
+def what_to_do(group: Group, names: Sequence[str], need: str, instead: str) -> str:
+    """How packages of a group that are missing are installed, in one line.
 
     Args:
-        loaded: Julia packages that are there for certain.
-        gradient: the adjoint's name, or "" for a `JuliaField` with its discrete gradient.
+        group: whose option installs them.
+        names: those that are missing.
+        need: why they are needed.
+        instead: what can be done without them.
     """
-    if gradient:
-        need, instead = f"gradient={gradient!r} is SciMLSensitivity's", "use gradient='discrete'"
-        return _missing(ADJOINTS, loaded, need, "--adjoints", instead)
-    instead = "use torch.no_grad() for values alone"
-    return _missing(("Zygote",), loaded, "Zygote differentiates a JuliaField", "--adjoints", instead)
-
-
-def missing_sdirk(loaded: Collection[str], *, method: str) -> str | None:
-    """What to do before trbdf2 or kencarp4 can be used, or None if nothing is missing.
-
-    Args:
-        loaded: Julia packages that are there for certain.
-        method: the method's name.
-    """
-    need, instead = f"method={method!r} is OrdinaryDiffEqSDIRK's", "use 'rodas5p' or 'rosenbrock23'"
-    return _missing(SDIRK, loaded, need, "--sdirk", instead)
-
-
-def missing_stochastic(loaded: Collection[str]) -> str | None:
-    """What to do before an SDE can be solved, or None if nothing is missing.
-
-    Args:
-        loaded: Julia packages that are there for certain.
-    """
-    return _missing(STOCHASTIC, loaded, "the equation is an SDE", "", "set Solver(engine='torch')")
-
-
-def _missing(packages: Iterable[str], loaded: Collection[str], need: str, option: str, instead: str) -> str | None:
-    missing = [name for name in packages if name not in loaded]
-    if missing:
-        dependencies = _text(_project(), "Project.toml").partition("[deps]")[2].partition("\n[")[0]
-        missing = [name for name in missing if not re.search(rf"(?m)^{name}\s*=", dependencies)]
-    if not missing:
-        return None
-    steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(missing)})`"
+    steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(names)})`"
     if chosen() == (None, None):
-        minutes = ", which takes a few minutes" if option in ("--adjoints", "--sdirk") else ""
-        steps = f"run `{' '.join(('python -m regnde julia', option)).strip()}` once, with a network{minutes}"
-    names = " and ".join(missing)
-    packages_are = f"packages {names} are" if len(missing) > 1 else f"package {names} is"
+        steps = f"run `python -m regnde julia --{group.option}` once, with a network, which takes {group.takes}"
+    which = " and ".join(names)
+    packages_are = f"packages {which} are" if len(names) > 1 else f"package {which} is"
     return f"{need}, and the Julia {packages_are} not installed: {steps}, or {instead}."
 
 

@@ -11,35 +11,27 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 from regnde._engines.julia import availability, runtime
+from regnde._engines.julia.availability import Group
 from regnde._errors import EngineUnavailable
 
 __all__ = ["install"]
 
 
-def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) -> float:
+def install(groups: Sequence[Group] = ()) -> float:
     """Installs Julia and the packages, unless they are there, and starts; returns the seconds it took.
 
     Args:
-        cuda: also the packages that tensors on CUDA devices need.
-        adjoints: also the packages that continuous adjoints and gradients of a `JuliaField` need.
-        sdirk: also the package of the methods trbdf2 and kencarp4.
+        groups: what to install beside our own package.
 
     Raises:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    further = {
-        **(availability.CUDA if cuda else {}),
-        **(availability.ADJOINTS if adjoints else {}),
-        **(availability.SDIRK if sdirk else {}),
-    }
-    missing = (
-        (cuda and runtime.missing_cuda() is not None)
-        or (adjoints and runtime.missing_adjoints("interpolating") is not None)
-        or (sdirk and runtime.missing_sdirk("trbdf2") is not None)
-    )
+    further = [name for group in groups for name in group.packages]
+    missing = bool(runtime.missing(*further))
     if availability.chosen() == (None, None) and not runtime.running() and (missing or not runtime.prepared()):
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
@@ -48,8 +40,10 @@ def install(*, cuda: bool = False, adjoints: bool = False, sdirk: bool = False) 
         if _is_first() and (why := _full_disk() or _out_of_reach()) is not None:
             raise EngineUnavailable(f"Julia could not be installed: {why}")
         try:
-            for name, uuid in further.items():
-                juliapkg.add(name, uuid, **({"version": v} if (v := availability.VERSIONS.get(name)) else {}))
+            for group in groups:
+                for name, uuid in group.packages.items():
+                    quiet = None if group.rehearsed else {"precompile_workload": False}
+                    juliapkg.add(name, uuid, version=group.versions.get(name), preferences=quiet)
             juliapkg.resolve()
             availability.forget()
         except KeyboardInterrupt:

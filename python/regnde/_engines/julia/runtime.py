@@ -29,10 +29,7 @@ __all__ = [
     "call",
     "discard",
     "load",
-    "missing_adjoints",
-    "missing_cuda",
-    "missing_sdirk",
-    "missing_stochastic",
+    "missing",
     "prepared",
     "running",
     "start",
@@ -83,24 +80,9 @@ def why_not() -> str | None:
     return availability.why_not()
 
 
-def missing_cuda() -> str | None:
-    """What to do before tensors on a CUDA device can be solved, or None if nothing is missing."""
-    return availability.missing_cuda(_state.loaded)
-
-
-def missing_adjoints(gradient: str) -> str | None:
-    """What to do before an adjoint, or the gradient of a `JuliaField` (""), can be computed; None if nothing."""
-    return availability.missing_adjoints(_state.loaded, gradient=gradient)
-
-
-def missing_sdirk(method: str) -> str | None:
-    """What to do before trbdf2 or kencarp4 can be used, or None if nothing is missing."""
-    return availability.missing_sdirk(_state.loaded, method=method)
-
-
-def missing_stochastic() -> str | None:
-    """What to do before an SDE can be solved, or None if nothing is missing."""
-    return availability.missing_stochastic(_state.loaded)
+def missing(*packages: str) -> list[str]:
+    """Those of the Julia packages that are not installed."""
+    return availability.missing(packages, _state.loaded)
 
 
 def _started_elsewhere() -> bool:
