@@ -47,7 +47,7 @@ end
 
 "Makes the step's end the start of the next one; the slope there may be `known` as the interpolant's last stage."
 function advance!(recorder::StageRecorder, known)
-    (; step, tableau, rhs) = recorder
+    (; step, tableau) = recorder
     y1, last = step.y1, total(tableau)
     leave_tape!(recorder)
     copyto!(step.arguments[1], y1)
