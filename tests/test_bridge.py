@@ -383,6 +383,69 @@ def test_case_22_forks_are_refused(fresh: pytest.MonkeyPatch) -> None:
         runtime.call(lambda julia: None)
 
 
+def begun(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(availability, "why_not", lambda: None)
+    fresh.setattr(runtime, "_begin", lambda: Entries(""))
+    runtime.start()
+
+
+def test_only_the_main_thread_calls_julia_itself(fresh: pytest.MonkeyPatch) -> None:
+    """And only where the call waits for nothing; all other calls are made on one thread."""
+    begun(fresh)
+    threads: dict[bool, int] = {}
+
+    def elsewhere() -> None:
+        threads.update(
+            {waits: runtime.call(lambda julia: threading.get_ident(), waits=waits) for waits in (False, True)}
+        )
+
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    other.join()
+    assert threads[False] == threads[True] not in (threading.get_ident(), other.ident)
+    assert runtime.call(lambda julia: threading.get_ident()) == threads[True]
+    assert runtime.call(lambda julia: threading.get_ident(), waits=False) == threading.get_ident()
+
+
+def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
+    """That of the main thread waits for that of another one; one inside another, of a signal's handler, is refused."""
+    begun(fresh)
+    inside, order = threading.Event(), list[str]()
+
+    def long(julia: object) -> None:
+        inside.set()
+        time.sleep(0.2)
+        order.append("other")
+
+    other = threading.Thread(target=runtime.call, args=(long,))
+    other.start()
+    assert inside.wait(100)
+    runtime.call(lambda julia: order.append("main"), waits=False)
+    other.join()
+    assert order == ["other", "main"]
+    with pytest.raises(RuntimeError, match="handler"):
+        runtime.call(lambda julia: runtime.call(lambda julia: None), waits=False)
+    assert runtime.call(lambda julia: 1, waits=False) == 1
+
+
+def test_what_a_signals_handler_raises_is_raised_after_the_call(fresh: pytest.MonkeyPatch) -> None:
+    """Julia keeps the exception where `Flags` says; here the test does."""
+    begun(fresh)
+    problem = TimeoutError("too long")
+
+    def interrupted(julia: object) -> None:
+        flags = runtime._state.flags
+        for thing in (TimeoutError, problem):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+        (ctypes.c_int64 * 9).from_address(flags.address)[6:8] = [id(TimeoutError), id(problem)]
+        raise runtime.JuliaFailure("InterruptException")
+
+    with pytest.raises(TimeoutError) as caught:
+        runtime.call(interrupted, waits=False)
+    assert caught.value is problem
+    assert runtime.call(lambda julia: 1, waits=False) == 1
+
+
 def test_entries_are_called_with_numbers_and_text() -> None:
     """What Julia's `entries` tells of its functions, here of C functions that Python makes."""
     texts = [ctypes.create_string_buffer(text.encode()) for text in ("no method", "twice")]

@@ -502,6 +502,40 @@ def test_case_24_two_processes_at_once() -> None:
     assert [out.returncode for out in results] == [0, 0], [out.stderr for out in results]
 
 
+def test_handlers_of_signals_run_during_a_solve() -> None:
+    """What one raises stops the solve and is raised; one that solves itself is told that it can not."""
+    code = f"""
+import signal
+import regnde, torch
+{SOLVE}
+f = lambda t, y: torch.stack([y[1], -1e6 * y[0]])
+y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+calls = []
+def handler(*_):
+    calls.append(None)
+    if len(calls) == 1:
+        try:
+            {SOLVE}
+        except RuntimeError as problem:
+            print(problem)
+    else:
+        raise TimeoutError
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+try:
+    regnde.solve(f, y0, [0.0, 1e4], regnde.Solver(engine='julia', rtol=1e-10, atol=1e-10, max_steps=10**9))
+except TimeoutError:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print('stopped')
+{SOLVE}
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert [line.startswith(("0.3678", "Julia is at work", "stopped")) for line in out.stdout.splitlines()] == [
+        True
+    ] * 4
+
+
 def test_case_23_ctrl_c_ends_a_long_solve() -> None:
     """A solve that would take hours ends at its next step, as a KeyboardInterrupt, and the engine goes on."""
     code = f"""

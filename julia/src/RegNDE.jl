@@ -7,6 +7,7 @@ gradient of the discrete solution. The Julia half of the Python package `regnde`
 module RegNDE
 
 using ADTypes: AutoFiniteDiff
+using Base: CoreLogging
 using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DiffEqBase, DEVerbosity
 using FastBroadcast: @.., FastBroadcast

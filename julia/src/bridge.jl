@@ -98,9 +98,9 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
     bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, dense, keep,
         path, threads) -> number
 
-Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null
-or where to write the first slope, null or tolerances of each entry (which replace `rtol`, `atol`), null or the
-(3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
+Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null or the field's
+value at the start (where ours is another one nothing is solved, and the number is 0), null or tolerances of each
+entry (which replace `rtol`, `atol`), null or the (3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
 the ends of the steps of a method of fixed step size, null or the mass matrix, then the number of fields and for each its code, columns (of a
 diffusion that is a matrix, else 0) and parameters,
 and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
@@ -125,14 +125,21 @@ function bridge_solve(
     recording = Recording(with_mass(method(Symbol(method_name)), mass), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing :
         PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
-    if first_slope !== nothing
-        confine!(fields[1], recording.segments[1])
-        fields[1].value(vec(first_slope), y0, time_within(fields[1], times[1]), nothing)
-    end
+    first_slope === nothing || agrees(first_slope, fields[1], recording) || return 0
     forward!(recording, fields...; noise, conditions)
     results .= results_of(recording, fields)
     synchronize(state)
     return save!(recording, codes, parameters, columns, size(state))
+end
+
+"Whether the field has that value at the start, to rounding; infinities and NaN agree with themselves."
+function agrees(value, field, rec::Recording)
+    slope = similar(rec.y0)
+    confine!(field, rec.segments[1])
+    field.value(slope, rec.y0, time_within(field, rec.times[1]), nothing)
+    tolerance = eltype(slope) === Float32 ? 1.0f-3 : 1.0e-9
+    near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (1 + abs(b))
+    return mapreduce(near, &, slope, vec(value); init = true)
 end
 
 "The numbers that [`bridge_solve`](@ref) describes."
@@ -216,8 +223,8 @@ bridge_load(name::String) = (Base.eval(Module(:Loading), :(import $(Symbol(name)
 "The number of solves that are saved."
 bridge_saved() = length(SAVED_SOLVES)
 
-"Tells where Python has the flag that asks a solve to stop."
-bridge_set_stop_flag(address::Int) = (STOP_FLAG[] = Ptr{Int32}(address); nothing)
+"Tells where Python has the integers that [`check_stop_flag`](@ref) looks at."
+bridge_set_flags(address::Int) = (FLAGS[] = Ptr{Int}(address); nothing)
 
 "Why solve `number`, or that sample of it, stopped early."
 bridge_reason(number::Int, sample::Int) = each_recording(SAVED_SOLVES[number].recording)[sample].reason

@@ -29,6 +29,11 @@ function bridge_samples(
         each = (; rtol = of_sample(common.rtol, sample, n), atol = of_sample(common.atol, sample, n))
         Recording(m, Settings(; common..., each...), ts, states[:, sample], zeros(eltype(state), n, length(ts)))
     end
+    if first_slope !== nothing
+        own = own_parameters(parameters, index[eachindex(codes)])
+        point_at!(own, index, 1)
+        agrees(first_slope, fields_of(codes, own, like; shared = false)[1], recordings[1]) || return 0
+    end
     set_threads(recordings, threads)
     solve_samples!(recordings) do
         own = own_parameters([parameters; looked_for.parameters], index)
@@ -38,10 +43,6 @@ function bridge_samples(
         function solve(rec, sample)
             point_at!(own, index, sample)
             fields[1].calls[] = 0
-            if sample == 1 && first_slope !== nothing
-                confine!(fields[1], rec.segments[1])
-                fields[1].value(vec(first_slope), rec.y0, time_within(fields[1], rec.times[1]), nothing)
-            end
             forward!(rec, kept, fields[1]; conditions)
             copyto!(view(out, :, sample, :), rec.ys)
             results[:, sample] .= results_of(rec, fields)

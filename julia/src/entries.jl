@@ -25,7 +25,7 @@ const ENTRIES = (
     ),
     :bridge_sample_records => (Nothing, (Int, Int, Int)),
     :bridge_samples_backward => (Nothing, (Int, Int, Int)),
-    :bridge_set_stop_flag => (Nothing, (Int,)),
+    :bridge_set_flags => (Nothing, (Int,)),
     :bridge_saved => (Int, ()),
 )
 
@@ -46,10 +46,16 @@ function answer!(out, text::String)
     return nothing
 end
 
+"""
+Takes messages without waiting for their output: Julia writes it on the thread where it was started, which may be
+outside Julia for long.
+"""
+const LOGGER = CoreLogging.SimpleLogger(Core.stderr)
+
 "Calls `f` and writes its result, or the text of an error; whether there was none."
 function answered!(out, f, arguments...)
     try
-        answer!(out, invokelatest(f, arguments...))
+        answer!(out, CoreLogging.with_logger(() -> invokelatest(f, arguments...), LOGGER))
         return true
     catch exception
         text = explained(exception, catch_backtrace())

@@ -91,6 +91,8 @@ discrete gradient with all records, or SciMLSensitivity's `adjoint`.
 """
 function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     y0, times, p = layer_data(T)
+    slope = zero(y0)
+    layer!(slope, times[1], y0, p, nothing)
     results, ys, y0bar, pbar = zeros(13), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
     ysbar, discrete, code, m = ones(T, size(ys)), adjoint == "", next_number(), method(Symbol(name))
     CODES[code] = layer_code(; tangents = m isa Rosenbrock)
@@ -98,10 +100,10 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     path = stochastic ? Int(@cfunction(no_noise, Cvoid, (Cdouble, Cdouble, Ptr{T}, Ptr{T}))) : 0
     count = stochastic ? 2 : 1
     fields, pbars = ntuple(_ -> (code, 0, p), count), ntuple(_ -> pbar, count)
-    GC.@preserve y0 ys times results p y0bar ysbar pbar begin
+    GC.@preserve y0 ys times results slope p y0bar ysbar pbar begin
         grid = adapts(m) ? nothing : [0.3, 1.0]
         settings = (nothing, nothing, nothing, nothing, grid, nothing)  # tolerances, segments, controller; mass
-        integers = integers_of(y0, ys, times, results, nothing, settings..., count, Iterators.flatten(fields)..., 0, nothing)
+        integers = integers_of(y0, ys, times, results, slope, settings..., count, Iterators.flatten(fields)..., 0, nothing)
         number = bridge_solve(
             Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,
             discrete ? "stages" : "nothing", path, BLAS.get_num_threads()

@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regnde._state_dict import check_state
+
 __all__ = ["Balance", "LossBudget", "MeasuredWeight"]
 
 MEMORY = 0.98  # of the penalty's largest norm, a measurement
@@ -363,15 +365,6 @@ class LossBudget:
         self._share, self._losses, self._lowest = state["share"], list(state["losses"]), state["lowest"]
         self.met = state["met"]
         self._balance.load_state_dict(state["balance"])
-
-
-def check_state(name: str, state: dict[str, Any], keys: Sequence[str]) -> None:
-    """Refuses what is no `state_dict()` of an object of this name."""
-    if missing := [key for key in keys if key not in state]:
-        raise ValueError(
-            f"{name}.load_state_dict: the state has no {', '.join(map(repr, missing))}: give what the state_dict() of "
-            f"a {name} returned, got the keys {', '.join(map(repr, state))}."
-        )
 
 
 def _listed(parameters: Iterable[Tensor]) -> list[Tensor]:

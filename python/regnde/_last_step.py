@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from regnde._state_dict import check_state
+
 __all__ = ["FirstStep", "LastStep"]
 
 FIRST_ERROR = 0.1  # of the first step that is aimed at: batches differ, and a rejected step costs more than a short one
@@ -70,11 +72,7 @@ class LastStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores such a state."""
-        if "size" not in state:
-            raise ValueError(
-                "LastStep.load_state_dict: the state has no 'size': give what the state_dict() of a LastStep returned, "
-                f"got the keys {', '.join(map(repr, state))}."
-            )
+        check_state("LastStep", state, ("size",))
         self.size = state["size"]
 
 

@@ -52,8 +52,7 @@ class JuliaEngine(Engine):
         for need in needs(request):
             if need.group is not availability.ADJOINTS:  # these are loaded on the way back
                 runtime.load(*need.packages)
-        with torch.no_grad():
-            codes, known = _codes(request)
+        codes, known = _codes(request)
         solver = request.solver
         if solver.method in SDIRK and solver.gradient not in ADJOINTS and needs_gradient(request, codes):
             raise ValueError(
@@ -75,9 +74,7 @@ class JuliaEngine(Engine):
         try:
             return solution(check=known)
         except FieldChanged:
-            with torch.no_grad():
-                codes, _ = _codes(request, again=True)
-            this.use(codes)
+            this.use(_codes(request, again=True)[0])
             return solution()
 
 

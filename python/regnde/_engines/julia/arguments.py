@@ -44,11 +44,11 @@ class ArgumentBuffer:
     """64-bit integers in the order in which Julia reads them; keeps alive what they point to."""
 
     def __init__(self) -> None:
-        self.integers = array("q")
+        self.integers: list[int] = []
         self.alive: list[object] = []
 
     def add(self, *numbers: int) -> None:
-        self.integers.extend(numbers)
+        self.integers += numbers
 
     def tensor(self, tensor: Tensor | None) -> None:
         """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
@@ -142,8 +142,10 @@ class ArgumentBuffer:
 
     @property
     def location(self) -> tuple[int, int]:
-        """Address and number of the integers."""
-        return self.integers.buffer_info()
+        """Address and number of the integers, as they are now."""
+        integers = array("q", self.integers)
+        self.alive.append(integers)
+        return integers.buffer_info()
 
 
 class Handle:

@@ -14,7 +14,8 @@ from torch import Tensor
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
 from regnde._engines.julia.code import Code
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of
+from regnde._engines.julia.fields import FieldChanged
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of, waits
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
@@ -39,6 +40,7 @@ class SolveJob(Job):
         first_error: estimate of the first accepted step; NaN without one.
         jacobians: of an implicit method, each with its derivative by the time.
         factorisations: of an implicit method.
+        waits: whether its steps may wait for Julia's tasks or output.
     """
 
     dense: bool = False
@@ -58,17 +60,25 @@ class SolveJob(Job):
     first_error: float = math.nan
     jacobians: int = 0
     factorisations: int = 0
+    waits: bool = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape)."""
+        """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape).
+
+        Raises:
+            FieldChanged: if the code and the field disagree at the start.
+        """
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         results = array("d", bytes(8 * RESULTS))
         arguments, options = self.arguments(y0, ys, results, tensors)
         further = self.dense, self.keep
+        self.waits = waits(self.codes, self.method, y0)
         threads = torch.get_num_threads()
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
             number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
+            if not number:
+                raise FieldChanged
             table = torch.empty((5, int(results[1])), dtype=torch.float64)
             julia.bridge_records(number, table.data_ptr())
             crossings = self.crossings_of(julia, number, int(results[10]))
@@ -78,7 +88,8 @@ class SolveJob(Job):
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
-            number, self.table, self.crossings, pieces, self.reason = runtime.call(solve)
+            found = runtime.call(solve, waits=self.waits)
+        number, self.table, self.crossings, pieces, self.reason = found
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
@@ -88,7 +99,7 @@ class SolveJob(Job):
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
-        return runtime.call(lambda julia: float(julia.bridge_local_start(self.handle.number, step)))
+        return runtime.call(lambda julia: float(julia.bridge_local_start(self.handle.number, step)), waits=self.waits)
 
     def reverse(
         self,
@@ -117,7 +128,8 @@ class SolveJob(Job):
         arguments.tensor(stopsbar)
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(y0bar)
-        call_for("bridge_backward", self.handle.number, *arguments.location, self.adjoint)
+        place = self.handle.number, *arguments.location
+        call_for("bridge_backward", *place, self.adjoint, waits=self.waits or self.adjoint != "")
         if tbar is not None and self.drawn is not None:
             tbar = torch.cat([tbar[: self.drawn], tbar[self.drawn + 1 :]])
         of_times = (None if bar is None else bar.to(like) for bar, like in ((tbar, ts), (stopsbar, stops)))
@@ -176,7 +188,7 @@ class LocalJob:
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:
-            self.handle = Handle(runtime.call(step))
+            self.handle = Handle(runtime.call(step, waits=waits(self.codes, self.method, y)))
         self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
         return y.new_tensor(error), y.new_tensor(stiffness)
@@ -191,5 +203,6 @@ class LocalJob:
         gradients = arguments.gradients(self.codes, tensors)
         synchronize(ybar)
         bars = (0.0 if bar is None else float(bar) for bar in (errorbar, stiffnessbar))
-        call_for("bridge_local_backward", self.handle.number, *arguments.location, *bars, self.freeze)
+        place = self.handle.number, *arguments.location
+        call_for("bridge_local_backward", *place, *bars, self.freeze, waits=waits(self.codes, self.method, y))
         return ybar, *gradients

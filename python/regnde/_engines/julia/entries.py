@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Entries", "JuliaFailure", "evaluate"]
+__all__ = ["Entries", "JuliaFailure", "evaluate", "park"]
 
 LOADING = frozenset({"bridge_load"})
 """The functions that keep Python's global lock."""
@@ -74,3 +74,14 @@ def evaluate(library: str, text: str) -> str:
     if not value:
         raise JuliaFailure("Julia could not evaluate its own start")
     return bytes(julia.jl_string_ptr(value)).decode()
+
+
+def park(address: int) -> None:
+    """Says that this thread, which has started Julia, is outside Julia unless it is in one of the functions.
+
+    Otherwise a garbage collection that another thread begins would wait for it, for ever.
+
+    Args:
+        address: of Julia's `jl_gc_safe_enter`.
+    """
+    ctypes.PYFUNCTYPE(ctypes.c_int8)(address)()

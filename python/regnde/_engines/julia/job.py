@@ -17,12 +17,24 @@ from regnde._dense import Interpolant
 from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
+from regnde._engines.julia.methods import IMPLICIT, SIZES
 from regnde._event import Event
 from regnde._mass import Mass
 from regnde._solver import ResolvedSolver
 from regnde._stops import Segment
 
-__all__ = ["RESULTS", "STATUSES", "Job", "Tolerances", "Weights", "call_for", "interpolant_of", "pieces_of"]
+__all__ = [
+    "RESULTS",
+    "STATUSES",
+    "Job",
+    "Tolerances",
+    "Weights",
+    "call_for",
+    "interpolant_of",
+    "pieces_of",
+    "told",
+    "waits",
+]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
 Weights = tuple[NDArray[np.float64], ...]
@@ -53,7 +65,7 @@ class Job:
         conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
-        first_slope: where to write the field's value at the start, or None.
+        first_slope: the field's value at the start, with which Julia compares its own; None to compare nothing.
         table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
@@ -131,6 +143,22 @@ def interpolant_of(
     return Interpolant(t, h, y, k[: len(own)], own)
 
 
-def call_for(name: str, *arguments: object) -> None:
-    """Calls a function of RegNDE for what it writes."""
-    runtime.call(lambda julia: getattr(julia, name)(*arguments) and None)
+def told(stiffness: Tensor, size: float | None, mass: Mass | None) -> Tensor | None:
+    """The record of the stiffness; None of a method without a stability size, and with algebraic equations."""
+    return None if size is None or (mass is not None and mass.singular) else stiffness
+
+
+def waits(codes: Sequence[Code], method: str, y: Tensor) -> bool:
+    """Whether steps may wait for tasks of Julia's or for its output: all but those of explicit methods and our code.
+
+    Args:
+        codes: the fields.
+        method: its name in Julia.
+        y: a state.
+    """
+    return not (method in SIZES and method not in IMPLICIT and len(codes) == 1 and codes[0].name and y.is_cpu)
+
+
+def call_for(name: str, *arguments: object, waits: bool = True) -> None:
+    """Calls a function of RegNDE for what it writes; `waits` as for `runtime.call`."""
+    runtime.call(lambda julia: getattr(julia, name)(*arguments) and None, waits=waits)

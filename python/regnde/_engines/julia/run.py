@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,11 +14,12 @@ from regnde._additive import check_additive, moved_by_noise
 from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
-from regnde._engines.julia.bridge import LocalJob, SolveJob
+from regnde._engines.julia.bridge import SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
-from regnde._engines.julia.fields import check_unchanged, one_sample
-from regnde._engines.julia.job import Weights, interpolant_of
+from regnde._engines.julia.fields import first_slope, one_sample
+from regnde._engines.julia.job import Weights, interpolant_of, told
+from regnde._engines.julia.local_record import LocalRecord
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
 from regnde._engines.julia.node import run
 from regnde._engines.julia.samples import SampleJob, SampleSolve
@@ -27,12 +27,11 @@ from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._mass import Mass
-from regnde._noise import BrownianPath, drawn_path, drawn_seed
+from regnde._noise import BrownianPath, drawn_path
 from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
-from regnde._stops import Segment
 
 __all__ = ["Run", "needs_gradient", "start_of"]
 
@@ -58,7 +57,6 @@ class Run:
     def __init__(self, request: Request, codes: tuple[Code, ...]) -> None:
         self.request = request
         self.use(codes)
-        self.local = request.record if isinstance(request.record, Local) else None
         self.segments, self.samples = request.segments(), request.solver.batch == "per-sample"
         self.mass = None if request.mass is None else Mass.of(request.mass)
         self.conditions = (
@@ -67,13 +65,7 @@ class Run:
             else conditions_of(request.events, request.y0[:1], samples=True)
         )
         self.path = self._noise()
-        self.drawn = math.nan
-        if self.local:
-            seed = self.local.seed
-            self.random = random.Random(drawn_seed() if seed is None else seed)
-            if self.local.sampling == "time":
-                t0, t1 = request.times[0], request.times[-1]
-                self.drawn = t0 + self.random.random() * (t1 - t0)
+        self.local = LocalRecord(request, request.record) if isinstance(request.record, Local) else None
 
     def use(self, codes: tuple[Code, ...]) -> None:
         """Sets the fields' code."""
@@ -113,9 +105,9 @@ class Run:
             FieldChanged: with `check`, if the code and the field disagree at the start.
         """
         request = self.request
-        times, row = self._times()
+        local, times = self.local, request.times if self.local is None else self.local.times
         solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
-        by_step = self.local is not None and self.local.sampling == "step"
+        by_step = local is not None and local.by_step
         weights = self._interpolant() if request.dense or request.events else None
         job = SolveJob(
             codes=self.codes,
@@ -136,8 +128,8 @@ class Run:
             local_start=by_step,
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
-            drawn=row,
-            first_slope=torch.empty_like(request.y0, memory_format=torch.contiguous_format) if check else None,
+            drawn=None if local is None else local.row,
+            first_slope=self._first_slope() if check else None,
         )
         if adjoint:
             runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
@@ -146,14 +138,12 @@ class Run:
         stops = torch.stack(moving) if moving else NO_STOPS
         inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
-        if job.first_slope is not None:
-            self._check(job.first_slope)
         hits, stop = self._hits(job, pieces, weights)
         calls, steps = job.calls, None
         if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
             calls = calls[0], calls[1] + self._check_additive(request.equation, job, full)
-        if self.local is not None:
-            steps, more = self._local_record(job, full, row)
+        if local is not None:
+            steps, more = self._local_steps(local, job, full)
             calls = calls[0] + more[0], calls[1] + more[1]
         elif request.record == "all":
             implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
@@ -169,7 +159,8 @@ class Run:
                 job.t if stop is None else stop.at,
                 request.y0,
             )
-        ys = self._rows(full, row, job.saved)
+        reached = full if job.saved == len(full) else full[: job.saved]
+        ys = reached if local is None else local.saved(full, job.saved)
         ts = request.ts[: len(ys)]
         if stop is not None:
             sign = math.copysign(1.0, times[-1] - times[0])
@@ -200,12 +191,10 @@ class Run:
             events=request.events,
             conditions=self.conditions,
             pieces=0 if weights is None else 1 + max(map(len, weights)),
-            first_slope=torch.empty_like(request.y0[:1], memory_format=torch.contiguous_format) if check else None,
+            first_slope=self._first_slope() if check else None,
         )
         self._load()
         results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
-        if job.first_slope is not None:
-            self._check(job.first_slope)
         solved = SampleSolve(request, job, weights, results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
@@ -237,7 +226,9 @@ class Run:
             return (np.ones((1, 1)),)  # a straight line
         method = self.request.solver.method
         methods = ("tsit5", "rosenbrock23") if method == AUTOTSIT5 else (method,)
-        texts = runtime.call(lambda julia: [str(julia.bridge_interpolant(name)).split() for name in methods])
+        texts = runtime.call(
+            lambda julia: [str(julia.bridge_interpolant(name)).split() for name in methods], waits=False
+        )
         return tuple(np.array(weights, np.float64).reshape(int(rows), -1) for rows, *weights in texts)
 
     def _within(self, job: SolveJob, pieces: Tensor, weights: Weights, step: int, row: int) -> Interpolant:
@@ -259,14 +250,13 @@ class Run:
             hits += found
         return hits, stop
 
-    def _check(self, value: Tensor) -> None:
+    def _first_slope(self) -> Tensor:
+        """The value of the field, or of the drift, at the start of the solve, or of the first sample's."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        t0, part = start_of(self.request), equation.drift if isinstance(equation, SDE) else equation
-        if self.samples:
-            check_unchanged(one_sample(part), t0, y0[:1], value)
-        else:
-            check_unchanged(part, t0, y0, value)
+        field = equation.drift if isinstance(equation, SDE) else equation
+        field, y0 = (one_sample(field), y0[:1]) if self.samples else (field, y0)
+        return first_slope(field, start_of(self.request), y0)
 
     def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
@@ -282,21 +272,6 @@ class Run:
                 check_additive(request.solver.method, y, here, sde.diffusion(time, y))
         return len(states) + (not adaptive(self.request) or request.solver.dt0 is not None)
 
-    def _times(self) -> tuple[tuple[float, ...], int | None]:
-        """The save times with the drawn one among them, and its row."""
-        times = self.request.times
-        if math.isnan(self.drawn) or times[0] == times[-1]:
-            return times, None
-        rising = times[-1] > times[0]
-        row = sum(t <= self.drawn if rising else t >= self.drawn for t in times)
-        return (*times[:row], self.drawn, *times[row:]), row
-
-    def _rows(self, full: Tensor, row: int | None, saved: int) -> Tensor:
-        """The states at the save times that were reached."""
-        if row is None:
-            return full[:saved] if full.shape[0] != saved else full
-        return torch.cat([full[:row], full[row + 1 : max(saved, row)]])[:saved]
-
     def _steps(self, t: Tensor, dt: Tensor, error: Tensor, stiffness: Tensor, implicit: Tensor | None = None) -> Steps:
         method, device = self.request.solver.method, self.request.y0.device
         sizes = STOCHASTIC if isinstance(self.request.equation, SDE) else SIZES
@@ -305,64 +280,21 @@ class Run:
             t=t.to(device),
             dt=dt.to(device),
             error=error if adaptive(self.request) else None,
-            stiffness=None if size is None or (self.mass and self.mass.singular) else stiffness,
+            stiffness=told(stiffness, size, self.mass),
             method=method,
             stability_size=size,
             implicit=implicit,
         )
 
-    # --- the local record ------------------------------------------------------------------------
-
-    def _local_record(self, job: SolveJob, full: Tensor, row: int | None) -> tuple[Steps, tuple[int, int]]:
-        """The step at the drawn place, and the evaluations that it took."""
-        request, local = self.request, self.local
-        assert local is not None
-        ends, sizes = job.table[0], job.table[1]
+    def _local_steps(self, local: LocalRecord, job: SolveJob, full: Tensor) -> tuple[Steps, tuple[int, int]]:
+        """The step of a local record, and the evaluations that it took."""
         if job.status != "success" or not job.accepted:
             empty = full.reshape(-1)[:0].abs()  # no step: an empty record that is part of the graph
-            return self._steps(ends[:0], sizes[:0], empty, empty), (0, 0)
-        if row is None:
-            step = self._reservoir(job.accepted)
-            t, y = job.save_local_start(step), full[-1]
-        else:
-            inside = (ends > self.drawn) if request.times[-1] > request.times[0] else (ends < self.drawn)
-            step = 1 + int(inside.to(torch.uint8).argmax())
-            t, y = self.drawn, full[row]
-        here = LocalJob(
-            codes=self.codes,
-            t=t,
-            segment=self._segment(float(ends[step - 1])),
-            h=math.nan if local.step_size == "initial" else float(sizes[step - 1]),
-            method=self._local_method(step, job),
-            solver=request.solver,
-            tolerances=(request.rtol, request.atol),
-            path=None if self.path is None else self.path.independent(),
-            freeze=local.freeze_first_stage,
-            mass=self.mass,
-        )
-        start = (y.detach() if local.detach_state else y).contiguous()
+            return self._steps(job.table[0, :0], job.table[1, :0], empty, empty), (0, 0)
+        here, start = local.job(job, full)
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
         return self._steps(clock[:1], clock[1:], error.reshape(1), stiffness.reshape(1)), here.calls
-
-    def _local_method(self, step: int, job: SolveJob) -> str:
-        """The method that made that step."""
-        if self.request.solver.method != AUTOTSIT5:
-            return self._method
-        return "rosenbrock23" if bool(job.table[4, step - 1]) else "tsit5"
-
-    def _segment(self, end: float) -> Segment:
-        """The segment in which a step that ends there lies."""
-        sign = math.copysign(1.0, self.request.times[-1] - self.request.times[0])
-        return next(segment for segment in self.segments if sign * end <= sign * segment.end)
-
-    def _reservoir(self, accepted: int) -> int:
-        """One of the steps 1 to `accepted`, each equally likely: the torch engine's draw."""
-        chosen = 1
-        for step in range(1, accepted + 1):
-            if self.random.random() * step < 1.0:
-                chosen = step
-        return chosen
 
     # --- the outcome -----------------------------------------------------------------------------
 

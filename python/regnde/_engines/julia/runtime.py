@@ -1,15 +1,18 @@
-"""Julia in this process: how it starts, and the one thread that may talk to it.
+"""Julia in this process: how it starts, and the two threads that may call it, one at a time.
 
-A Julia garbage collection that begins on another Python thread than the one that started Julia
-deadlocks the process. So one worker thread starts it and makes every call; callers wait for that
-thread. What leaves it are plain Python values and plain Python exceptions.
+A worker thread starts Julia and makes the calls; callers wait for that thread. Julia's tasks and its output need it:
+they run where Julia was started. A call that waits for neither is made on Python's main thread itself, if it comes
+from there: to hand it over costs more than a small solve. Other threads are not given to Julia, which never forgets
+one. What leaves this file are plain Python values and plain Python exceptions.
+
+A garbage collection of Julia's waits for every thread that it knows, until that thread is inside Julia or is said to
+be outside. Of the main thread Julia's compiled functions say so. Of the worker thread `parked` says so once.
 
 This file imports no torch, and juliacall in one function only.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -21,7 +24,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from regnde._engines.julia import availability
-from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate
+from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
+from regnde._engines.julia.signals import Flags
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -46,7 +50,11 @@ DEFAULTS = {
 
 
 class _State:
-    """The worker thread, RegNDE's functions, and the process that they belong to."""
+    """The worker thread, RegNDE's functions, and the process that they belong to.
+
+    Attributes:
+        turn: held by the thread that is inside Julia, whose number is `inside`.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -57,7 +65,9 @@ class _State:
         self.pid = 0
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
-        self.stop_flag = ctypes.c_int32(0)  # Julia reads it at every step
+        self.flags = Flags()
+        self.turn = threading.Lock()
+        self.inside = 0
 
 
 _state = _State()
@@ -152,17 +162,22 @@ end
 """
 
 
+SAFE_ENTER = "string(UInt(cglobal(:jl_gc_safe_enter)))"
+
+
 def _begin() -> Entries:
     """On the worker thread: Julia, and RegNDE in a Julia module of our own."""
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
-    table = evaluate(juliacall.CONFIG["libpath"], LOAD)
+    library = juliacall.CONFIG["libpath"]
+    table = evaluate(library, LOAD)
     if table.startswith("ERROR: "):
         raise JuliaFailure(table.removeprefix("ERROR: "))
     entries = Entries(table)
-    entries.bridge_set_stop_flag(ctypes.addressof(_state.stop_flag))
+    entries.bridge_set_flags(_state.flags.address)
+    park(int(evaluate(library, SAFE_ENTER)))
     return entries
 
 
@@ -183,33 +198,51 @@ def load(*packages: str) -> None:
     _state.loaded.update(missing)
 
 
-def call(function: Callable[[Entries], T]) -> T:
-    """Calls `function(RegNDE)` on the worker thread. What it takes and returns are numbers and text.
+def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
+    """Calls `function(RegNDE)`. What it takes and returns are numbers and text.
+
+    Args:
+        function: what to call.
+        waits: whether it may wait for tasks or the output of Julia, and so needs the worker thread.
 
     Raises:
         JuliaFailure: if Julia throws.
-        KeyboardInterrupt: once Julia has stopped, at its next step.
+        KeyboardInterrupt: once Julia has stopped, at its next step, and so for what handlers of other signals raise.
+        RuntimeError: inside another call, in the handler of a signal.
     """
     start()
-    executor, entries = _state.executor, _state.entries
+    here = threading.get_ident()
+    if _state.inside == here:
+        raise RuntimeError("Julia is at work on this thread: a signal's handler can not call it.")
+    if not waits and here == threading.main_thread().ident:
+        return _run(function, serve=True)
+    executor = _state.executor
     assert executor is not None
-    assert entries is not None
-
-    def run() -> T:
-        _state.stop_flag.value = 0
-        while _state.discarded:
-            entries.bridge_free(_state.discarded.popleft())
-        return function(entries)
-
-    future: Future[T] = executor.submit(run)
+    future: Future[T] = executor.submit(_run, function)
     try:
         return future.result()
     except KeyboardInterrupt:
-        _state.stop_flag.value = 1
+        _state.flags.stop()
         wait([future])
         raise
     finally:
         del future  # it holds the exception, whose traceback holds this frame
+
+
+def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
+    """Calls it on this thread, when Julia is free; `serve` lets Julia run handlers of signals meanwhile."""
+    entries = _state.entries
+    assert entries is not None
+    with _state.turn:
+        try:
+            _state.inside = threading.get_ident()
+            _state.flags.reset(serve=serve)
+            while _state.discarded:
+                entries.bridge_free(_state.discarded.popleft())
+            return function(entries)
+        finally:
+            _state.inside = 0
+            _state.flags.reraise()
 
 
 def discard(number: int) -> None:

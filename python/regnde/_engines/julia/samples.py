@@ -17,8 +17,8 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
-from regnde._engines.julia.fields import SAMPLE
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of
+from regnde._engines.julia.fields import SAMPLE, FieldChanged
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of, told
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -43,7 +43,11 @@ class SampleJob(Job):
     reasons: dict[int, str] = field(init=False)
 
     def run(self, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...)."""
+        """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...).
+
+        Raises:
+            FieldChanged: if the code and the field disagree at the start of the first sample.
+        """
         ys = y0.new_empty((len(self.times), *y0.shape))
         results = torch.zeros((len(y0), RESULTS), dtype=torch.float64)
         arguments, options = self.arguments(y0, ys, results, tensors)
@@ -52,6 +56,8 @@ class SampleJob(Job):
 
         def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, dict[int, str]]:
             number = int(julia.bridge_samples(*arguments.location, *options, self.keep, threads))
+            if not number:
+                raise FieldChanged
             table = torch.zeros((5, int(results[:, 1].max()), len(y0)), dtype=torch.float64)
             julia.bridge_sample_records(number, table.data_ptr(), table.shape[1])
             crossings = self.crossings_of(julia, number, int(results[:, 10].sum()))
@@ -155,7 +161,7 @@ class SampleSolve:
         return solution
 
     def _steps(self, stability_size: float | None, *, implicit: bool) -> Steps:
-        table, mass = self.job.table, self.job.mass
+        table = self.job.table
         mask = torch.arange(table.shape[1])[:, None] < torch.from_numpy(self.accepted)
         error, stiffness = self.error, self.stiffness
         if not len(mask):  # no step: an empty record that is part of the graph
@@ -165,7 +171,7 @@ class SampleSolve:
             t=table[0],
             dt=table[1],
             error=error,
-            stiffness=None if stability_size is None or (mass and mass.singular) else stiffness,
+            stiffness=told(stiffness, stability_size, self.job.mass),
             method=self.request.solver.method,
             stability_size=stability_size,
             implicit=table[4] == 1 if implicit else None,

@@ -1,0 +1,46 @@
+"""What Julia looks at between two steps: whether it is asked to stop, and whether a signal has come."""
+
+from __future__ import annotations
+
+import ctypes
+
+__all__ = ["Flags"]
+
+# A handler in Python runs on the main thread, between two of its instructions, and there are none while Julia is at
+# work on that thread. So Julia lets Python run it: it takes Python's lock, runs it, keeps what it raises, and gives
+# the lock back.
+FUNCTIONS = ("PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Fetch", "PyGILState_Release")
+STOP, SERVE, FIRST_FUNCTION, RAISED, SIZE = 0, 1, 2, 6, 9
+
+_restore = ctypes.pythonapi.PyErr_Restore
+_restore.argtypes, _restore.restype = [ctypes.c_void_p] * 3, None
+
+
+class Flags:
+    """Integers in memory that Julia reads at every step.
+
+    Attributes:
+        address: of the integers.
+    """
+
+    def __init__(self) -> None:
+        self._integers = (ctypes.c_int64 * SIZE)()
+        self.address = ctypes.addressof(self._integers)
+        for place, name in enumerate(FUNCTIONS, FIRST_FUNCTION):
+            function = getattr(ctypes.pythonapi, name)
+            self._integers[place] = ctypes.cast(function, ctypes.c_void_p).value or 0
+
+    def reset(self, *, serve: bool) -> None:
+        """For the next call, which goes on until it is stopped; `serve` lets it run handlers of signals."""
+        self._integers[STOP], self._integers[SERVE] = 0, serve
+
+    def stop(self) -> None:
+        """Asks Julia to stop at its next step."""
+        self._integers[STOP] = 1
+
+    def reraise(self) -> None:
+        """Raises what the handler of a signal has raised during the call, if one has."""
+        raised = self._integers[RAISED:]
+        self._integers[RAISED:] = [0, 0, 0]
+        if raised[0]:
+            _restore(*raised)
