@@ -76,12 +76,18 @@ def _times(a: Any, b: Any) -> Any:
     return a * b
 
 
+def _raised(a: Any, b: Any) -> Any:
+    if np.iscomplexobj(a) or np.iscomplexobj(b):
+        return np.power(a, b)
+    return np.float_power(a, b) if np.asarray(a).dtype == np.float64 else a ** np.float32(b)
+
+
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "+": np.add,
     "-": np.subtract,
     "*": _times,
     "/": np.true_divide,
-    "^": lambda a, b: np.float_power(a, b) if np.asarray(a).dtype == np.float64 else a ** np.float32(b),
+    "^": _raised,
     "&": np.logical_and,
     "|": np.logical_or,
     "==": np.equal,

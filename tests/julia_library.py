@@ -48,6 +48,11 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
     "trunc": np.trunc,
     "Float64": np.float64,
     "Float32": np.float32,
+    "ComplexF64": lambda a, b=0.0: a + 1j * b,
+    "ComplexF32": lambda a, b=0: (a + 1j * b).astype(np.complex64),
+    "angle": np.angle,
+    "complex": lambda a, b: a + 1j * b,
+    **{name: getattr(np, name) for name in ("conj", "cos", "exp", "imag", "log", "real", "sin", "sqrt", "tan", "tanh")},
     **{f"NaNMath.{name}": getattr(np, name) for name in ("sqrt", "log", "log1p", "log2", "log10", "sin", "cos", "tan")},
     "NaNMath.asin": np.arcsin,
     "NaNMath.acos": np.arccos,
@@ -58,6 +63,7 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
 
 REDUCTIONS = {"sum": np.sum, "largest": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}
 TYPES = {"Bool": np.bool_, "Int64": np.int64, "Int32": np.int32, "Float32": np.float32, "Float64": np.float64}
+TYPES |= {"ComplexF32": np.complex64, "ComplexF64": np.complex128}
 
 
 def reduced(name: str, first: np.ndarray, second: np.ndarray, *, init: bool = True) -> np.ndarray:
@@ -76,7 +82,7 @@ def _similar(y: np.ndarray, *sizes: Any) -> np.ndarray:
         kind, sizes = sizes[0], sizes[1:]
     shape = sizes[0] if sizes and isinstance(sizes[0], tuple) else sizes or y.shape
     made = np.empty(shape, dtype=kind, order="F")
-    made[...] = np.nan if np.issubdtype(kind, np.floating) else 1  # reading what nobody wrote is seen
+    made[...] = np.nan if np.issubdtype(kind, np.inexact) else 1  # reading what nobody wrote is seen
     return made
 
 
@@ -167,7 +173,7 @@ def _gathered(x: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
 
 
 def _solved(a: np.ndarray, b: np.ndarray, left: bool, adjoint: bool) -> np.ndarray:
-    matrix = _torch(a).mT if adjoint else _torch(a)
+    matrix = _torch(a).mH if adjoint else _torch(a)
     return torch.linalg.solve(matrix, _torch(b), left=left).numpy().T
 
 
@@ -180,11 +186,33 @@ def _linalg(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:
     return _written(lambda a, *options: function(_torch(a), *options).numpy().T)
 
 
+def _plan(kind: str) -> Callable[..., dict[str, Any]]:
+    """What a transform of arrays like `x` is, without a factor."""
+
+    def make(x: np.ndarray, *options: Any) -> dict[str, Any]:
+        *first, dims = options
+        return {"kind": kind, "sizes": x.shape, "type": x.dtype, "options": first, "dims": dims}
+
+    return make
+
+
+def _transformed(x: np.ndarray, plan: dict[str, Any]) -> np.ndarray:
+    assert (x.shape, x.dtype) == (plan["sizes"], plan["type"])
+    dims, data = [_torch_dim(x, d) for d in reversed(plan["dims"])], _torch(x)
+    if plan["kind"] == "c2c":
+        return torch.ops.aten._fft_c2c(data, dims, 0, plan["options"][0]).numpy().T
+    if plan["kind"] == "r2c":
+        return torch.ops.aten._fft_r2c(data, dims, 0, True).numpy().T
+    return torch.ops.aten._fft_c2r(data, dims, 0, plan["options"][0]).numpy().T
+
+
 def _batched_mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("abn,bcn->acn", a, b)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
+    **{f"{kind}_plan": _plan(kind) for kind in ("c2c", "r2c", "c2r")},
+    "transform!": _written(_transformed),
     "PermutedDimsArray": lambda x, order: x.transpose([d - 1 for d in order]),
     "batched_mul!": _written(_batched_mul),
     "batched_transpose": lambda x: x.swapaxes(0, 1),

@@ -303,9 +303,10 @@ def test_the_command_line_has_an_option_for_each_group(fresh: pytest.MonkeyPatch
 
     installed: list[tuple[str, ...]] = []
     fresh.setattr(_doctor, "install_julia", lambda groups: installed.append(tuple(g.option for g in groups)) or [])
-    for option in ("", "--stiff", "--sde", "--adjoints", "--cuda", "--all"):
+    every = ("stiff", "sde", "fft", "adjoints")
+    for option in ("", "--stiff", "--sde", "--fft", "--adjoints", "--cuda", "--all"):
         assert __main__.main(["julia", *option.split()]) == 0
-    assert installed == [(), ("stiff",), ("sde",), ("adjoints",), ("cuda",), ("stiff", "sde", "adjoints")]
+    assert installed == [(), ("stiff",), ("sde",), ("fft",), ("adjoints",), ("cuda",), every]
 
 
 def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
@@ -315,13 +316,18 @@ def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     fresh.setattr(runtime, "prepared", lambda: False)
     fresh.setattr(installation, "_is_first", lambda: False)
-    fresh.setattr(deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"])}))
+    fresh.setattr(
+        deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"], more["preferences"])})
+    )
     fresh.setattr(deps, "resolve", lambda: None)
     fresh.setattr(runtime, "start", lambda: None)
     fresh.setattr(runtime, "load", lambda *names: loaded.extend(names))
     installation.install([availability.STIFF])
     stiff = availability.STIFF
-    assert added == {name: (uuid, stiff.versions[name]) for name, uuid in stiff.packages.items()}
+    assert added == {
+        name: (uuid, stiff.versions.get(name), {"precompile_workload": False})
+        for name, uuid in {**stiff.packages, **stiff.without_workload}.items()
+    }
     assert loaded == list(stiff.packages)
 
 
@@ -503,7 +509,9 @@ EVENT = regnde.Event(lambda t, y: y[0, 0])
     ("what", "message"),
     [
         (dict(method="dopri8"), "no ODE method"),
-        (dict(y0=torch.ones(2, dtype=torch.complex64)), "complex64"),
+        (dict(y0=torch.ones(2, dtype=torch.float16)), "float16"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64), method="rodas5p"), "complex Jacobian"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64), gradient="gauss"), "real states"),
         (dict(y0=torch.ones(2, device="meta")), "CPU"),
         (dict(y0=torch.ones(0, 2)), "one or more entries"),
         (dict(record="all", gradient="gauss"), "zero without a word"),

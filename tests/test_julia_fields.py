@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import regnde
+from complex_fields import COMPLEX_FIELDS, COMPLEX_STATES
 from fields import ZOO, Zoo
 from frozen import relative
 from operator_fields import OPERATORS
@@ -31,7 +32,7 @@ def parameters_of(field: object) -> list[Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning", "ignore:Sparse CSR tensor support")
-@pytest.mark.parametrize("zoo", ZOO + OPERATORS, ids=str)
+@pytest.mark.parametrize("zoo", ZOO + OPERATORS + COMPLEX_FIELDS + COMPLEX_STATES, ids=str)
 def test_a_step_and_its_gradient_equal_torchs(zoo: Zoo) -> None:
     """A loose tolerance and a first step over the whole span: both engines make it, and that alone."""
     field, y = zoo.make()
@@ -43,8 +44,10 @@ def test_a_step_and_its_gradient_equal_torchs(zoo: Zoo) -> None:
         solver = Solver(dt0=0.01, rtol=1e3, atol=1e3, engine=engine)  # type: ignore[arg-type]
         sol = regnde.solve(called, y0, [0.0, 0.01], solver, record="all")
         assert (sol.engine, sol.stats.accepted) == (engine, 1)
-        weights = torch.linspace(1, 2, sol.y1.numel(), dtype=y.dtype).reshape(y.shape)
-        value = (sol.y1 * weights).sum() + 1e9 * sol.steps.error.square().sum()
+        weights = torch.linspace(1, 2, sol.y1.numel(), dtype=y.real.dtype).reshape(y.shape)
+        value = (
+            sol.y1 * (weights * (1 - 2j) if y.is_complex() else weights)
+        ).real.sum() + 1e9 * sol.steps.error.square().sum()
         results.append((sol.y1, torch.autograd.grad(value, (y0, *wanted), allow_unused=True)))
     (theirs, others), (ours, grads) = results
     torch.testing.assert_close(ours, theirs, rtol=STEP, atol=STEP)

@@ -194,8 +194,6 @@ def test_any_shape(shape: tuple[int, ...], method: str, grad: bool) -> None:
 
 
 def test_complex_state(engine: str) -> None:
-    if engine == "julia":
-        pytest.skip("complex states are the torch engine's")
     for dtype in (torch.complex64, torch.complex128):
         kinds = set()
 
@@ -204,7 +202,7 @@ def test_complex_state(engine: str) -> None:
             return -1j * y
 
         y0 = torch.ones(2, dtype=dtype, requires_grad=True)
-        sol = regnde.solve(field, y0, [0.0, 0.5, 1.0], record="all")
+        sol = regnde.solve(field, y0, [0.0, 0.5, 1.0], Solver(engine=engine), record="all")
         assert sol.y1.dtype == dtype
         assert kinds == {y0.real.dtype}
         torch.testing.assert_close(

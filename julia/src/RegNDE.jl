@@ -12,7 +12,7 @@ using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DiffEqBase, DEVerbosity
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Symmetric, Transpose, UniformScaling, UnitLowerTriangular,
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Transpose, UniformScaling, UnitLowerTriangular,
     UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu, lu!, mul!, opnorm, rank,
     rmul!
 using NaNMath: NaNMath
@@ -40,6 +40,7 @@ include("activations.jl")
 include("indexing.jl")
 include("products.jl")
 include("linear_algebra.jl")
+include("transforms.jl")
 include("buffer_pool.jl")
 include("convolution.jl")
 include("noise_matrix.jl")

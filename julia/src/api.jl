@@ -42,7 +42,7 @@ function solve_recorded(
     )
     parts = dynamics isa Dynamics ? (dynamics,) : Tuple(dynamics)
     default = length(parts) == 1 ? 1.0e-6 : 1.0e-2
-    between = isempty(stops) ? Segment[] : segments(eltype(u0), first(ts), last(ts), stops)
+    between = isempty(stops) ? Segment[] : segments(realtype(u0), first(ts), last(ts), stops)
     m = with_mass(RegNDE.method(method), mass === nothing ? I : Mass(mass))
     settings = Settings(;
         rtol = something(rtol, default), atol = something(atol, default), dt0, dt_min, dt_max, controller, max_steps,

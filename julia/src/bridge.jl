@@ -2,7 +2,7 @@
 # Julia the solves that it saves for their reverse, by number. Nothing here calls Python, except a
 # Brownian path's C function.
 
-const ELTYPES = (Float32, Float64, Int64, Int32, Bool, UInt8)
+const ELTYPES = (Float32, Float64, Int64, Int32, Bool, UInt8, ComplexF32, ComplexF64)
 
 const CODES = Dict{Int, Code}()
 const SAVED_SOLVES = Dict{Int, Any}()
@@ -82,7 +82,7 @@ function fields_of(
         codes, parameters, state, pbars = fill(nothing, length(codes)); shared = true, columns = zeros(Int, length(codes))
     )
     V = typeof(vec(state))
-    return Field{V, eltype(V)}[
+    return Field{V, realtype(V)}[
         field_of(codes[i], parameters[i], state, pbars[i], shared, columns[i]) for i in eachindex(codes)
     ]
 end
@@ -137,7 +137,7 @@ function agrees(value, field, rec::Recording)
     slope = similar(rec.y0)
     confine!(field, rec.segments[1])
     field.value(slope, rec.y0, time_within(field, rec.times[1]), nothing)
-    tolerance = eltype(slope) === Float32 ? 1.0f-3 : 1.0e-9
+    tolerance = realtype(slope) === Float32 ? 1.0f-3 : 1.0e-9
     near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (1 + abs(b))
     return mapreduce(near, &, slope, vec(value); init = true)
 end

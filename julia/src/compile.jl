@@ -28,6 +28,10 @@ const FIELD_NAMES = (
     :gather! => gather!,
     :scatter_add! => scatter_add!,
     :scatter! => scatter!,
+    :c2c_plan => c2c_plan,
+    :r2c_plan => r2c_plan,
+    :c2r_plan => c2r_plan,
+    :transform! => transform!,
     :linear_solve! => linear_solve!,
     :triangular_solve! => triangular_solve!,
     :inverse! => inverse!,
@@ -146,7 +150,7 @@ function arrays_of(code::Code, y)
 end
 
 function plain_dynamics(code::Code, y, p)
-    t = zero(eltype(y))
+    t = zero(realtype(y))
     applicable(code.f, t, y, p...) && return Dynamics(code.f, p)
     applicable(code.f, y, t, y, p...) && return Dynamics(InPlace(code.f), p)
     parameters = length(p) == 1 ? "1 parameter" : "$(length(p)) parameters"

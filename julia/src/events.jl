@@ -38,7 +38,7 @@ end
 function values!(values, conditions::Conditions, t, y, scratch)
     for (i, field) in enumerate(conditions.fields)
         field.value(scratch, y, time_within(field, t), nothing)
-        values[i] = first(Array(view(scratch, 1:1)))
+        values[i] = real(first(Array(view(scratch, 1:1))))
     end
     return values
 end
@@ -54,7 +54,7 @@ function crossing(inside, watch::Watch, n, t, t1, y1)
     start, before = t, copy(values)
     values!(values, conditions, t1, y1, scratch)
     if t == watch.t0 || any(iszero, before)
-        start = behind(t, t1, eltype(y1))
+        start = behind(t, t1, realtype(y1))
         values!(before, conditions, start, inside(start), scratch)
     end
     found = any(passes(conditions.directions[i], before[i], values[i]) for i in eachindex(values))

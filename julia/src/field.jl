@@ -114,8 +114,8 @@ end
     Field(dynamics, shape, V; columns = 0)
 
 `dynamics` over flat vectors of type `V` that stand for arrays of size `shape`, behind function
-pointers: the solver is then compiled once for all fields, not once for each. Also counts the calls, and
-keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
+pointers: the solver is then compiled once for all fields, not once for each. The states may be complex. Also counts
+the calls, and keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
 Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, arrays of these `sizes`, or
 `nothing`. `tangents` is
@@ -147,7 +147,7 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
         residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
         return nothing
     end
-    T = eltype(V)
+    T = realtype(V)
     rows = isempty(shape) ? 1 : shape[1]
     tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
     sizes = with_residuals === nothing ? nothing : with_residuals.sizes
@@ -164,7 +164,7 @@ function tangents_of(functions::WithTangents, ::Type{V}, shaped, pbar, p, cache)
         functions.vjp(shaped(ybar), pbar, shaped(ct), tdot, shaped(ydot), t, shaped(y), p, cache)
         return nothing
     end
-    return Tangents{V, eltype(V)}(jvp, vjp)
+    return Tangents{V, realtype(V)}(jvp, vjp)
 end
 
 "Bounds the field's times by those of a segment, or a local step."

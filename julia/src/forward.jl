@@ -183,7 +183,7 @@ end
 
 "What every integrator is made with."
 function tolerances(settings::Settings, y)
-    T = real(eltype(y))
+    T = realtype(y)
     return (;
         reltol = converted(T, settings.rtol), abstol = converted(T, settings.atol), save_everystep = false, dense = false,
         verbose = SILENT,
@@ -318,7 +318,7 @@ end
 
 "What is wrong with a step that would have to be below some size, with what the last attempt showed."
 function too_small(integrator, size)
-    E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(eltype(integrator.u)))
+    E, y = error_of(integrator), maximum(abs, integrator.u; init = zero(realtype(integrator.u)))
     return "the error control asks for a step below $size (error ratio $E, |y| up to $y)"
 end
 

@@ -3,7 +3,7 @@
 
 "Adds `h * sum(weights[j] * terms[j])` over the first `count` terms to `out`, skipping zero weights."
 function accumulate!(out::AbstractVector{T}, weights, terms, h, count = length(weights)) where {T}
-    factor(j) = T(h * weights[j])
+    factor(j) = real(T)(h * weights[j])
     i = next_term(weights, 1, count)
     while i <= count
         # four terms in one pass over memory instead of four passes
@@ -36,9 +36,13 @@ add!(out, a, x, b, y, c, z, d, w) = @.. out = muladd(d, w, muladd(c, z, muladd(b
 "`x - y` entry by entry, as something to reduce: it has no memory."
 difference(x, y) = instantiate(broadcasted(-, x, y))
 
+"The type of the real numbers in an array, which may be complex."
+realtype(x) = real(eltype(x))
+
 "In double precision at least."
 wide(x) = x
 wide(x::Float32) = Float64(x)
+wide(x::ComplexF32) = ComplexF64(x)
 
 "A tolerance in the state's precision: a number, or an array like the state."
 converted(::Type{T}, tolerance::Number) where {T} = T(tolerance)

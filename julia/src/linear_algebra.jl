@@ -11,12 +11,12 @@ function _each!(f, target, a)
     return target
 end
 
-"A X = B (`left`) or X A = B; with `adjoint` of the transposed matrix."
+"A X = B (`left`) or X A = B; with `adjoint` of the adjoint matrix."
 function linear_solve!(x, a, b, left, adjoint)
     to, matrices, right = _slices(x), _slices(a), _slices(b)
     for k in axes(matrices, 3)
         transposed = matrices[:, :, k]
-        matrix = lu!(adjoint ? Matrix(transpose(transposed)) : transposed)
+        matrix = lu!(adjoint ? Matrix(transposed') : transposed)
         to[:, :, k] = left ? right[:, :, k] / matrix : matrix \ right[:, :, k]
     end
     return x
@@ -39,21 +39,21 @@ end
 inverse!(target, a) = _each!(inv, target, a)
 matrix_exp!(target, a) = _each!(exp, target, a)
 
-"A = L Lᵀ, or A = Uᵀ U with `upper`; torch reads the triangle that it writes."
+"A = L Lᴴ, or A = Uᴴ U with `upper`; torch reads the triangle that it writes."
 cholesky_factor!(target, a, upper) = _each!(target, a) do transposed
     upper ? Matrix(cholesky!(Hermitian(transposed, :L)).L) : Matrix(cholesky!(Hermitian(transposed, :U)).U)
 end
 
-_symmetric(transposed, lower) = Symmetric(transposed, lower ? :U : :L)
+_hermitian(transposed, lower) = Hermitian(transposed, lower ? :U : :L)
 
 "Eigenvectors are the columns of torch's matrix."
 symmetric_vectors!(target, a, lower) =
-    _each!(transposed -> transpose(eigen!(_symmetric(transposed, lower)).vectors), target, a)
+    _each!(transposed -> eigen!(_hermitian(transposed, lower)).vectors', target, a)
 
 function symmetric_values!(target, a, lower)
     to, from = reshape(target, size(target, 1), :), _slices(a)
     for k in axes(from, 3)
-        to[:, k] = eigvals!(_symmetric(from[:, :, k], lower))
+        to[:, k] = eigvals!(_hermitian(from[:, :, k], lower))
     end
     return target
 end

@@ -127,7 +127,7 @@ function reverse_stop!(stopsbar, rev::Reverse, rec::Recording, field, step, n)
     here = segment_at(rec, rec.t[n - 1])
     confine!(field, rec.segments[here])
     evaluate!(rev.x, field, rec.t[n - 1], step.arguments[1])
-    stopsbar[here] += dot(rev.lam, rev.x) - dot(rev.lam, first_slope(step))
+    stopsbar[here] += real(dot(rev.lam, rev.x) - dot(rev.lam, first_slope(step)))
     return nothing
 end
 
@@ -261,8 +261,8 @@ function reverse_times!(tbar, rec::Recording, field::Field, ys, ysbar, y0bar)
         confine!(field, rec.segments[segment_at(rec, times[i])])
         copyto!(y, view(ys, :, i))
         evaluate!(slope, field, times[i], y)
-        tbar[i] += dot(view(ysbar, :, i), slope)
-        i == 1 && (tbar[1] -= dot(y0bar, slope))
+        tbar[i] += real(dot(view(ysbar, :, i), slope))
+        i == 1 && (tbar[1] -= real(dot(y0bar, slope)))
     end
     return tbar
 end

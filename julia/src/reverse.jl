@@ -54,7 +54,7 @@ function reverse_step!(
     start_reverse!(rev, m)
     isempty(pieces) || add_pieces!(rev, pieces, m, 1)
     (; kbar, gbar, ybar, k_live, g_live) = rev
-    T, h = eltype(ybar), step.h
+    T, h = realtype(ybar), step.h
     Ebar == 0 || error_pullback!(rev, step, tableau, rtol, atol, Ebar)
     Sbar == 0 || quotient_pullback!(rev, step.k, step.arguments, n, Sbar)
     for (weights, v) in outputs
@@ -91,7 +91,7 @@ end
 "Adds the cotangents of the state at the start and of the first `m` slopes, `factor` times `k`."
 function add_pieces!(rev::Reverse, pieces, m, factor)
     (; kbar, ybar, x, k_live) = rev
-    T = eltype(x)
+    T = realtype(x)
     for i in 0:m
         copyto!(x, view(pieces, :, i + 1))
         i == 0 ? add!(ybar, one(T), x) : add!(touch!(kbar, k_live, i), T(factor), x)
@@ -103,7 +103,7 @@ end
 function reverse_first_stage!(rev::Reverse, field, step::Step)
     rev.carry_live[] || return rev
     vjp!(rev.x, field, rev.carry, step.t, step.arguments[1], step.residuals[1])
-    add!(rev.lam, one(eltype(rev.lam)), rev.x)
+    add!(rev.lam, one(realtype(rev.lam)), rev.x)
     rev.carry_live[] = false
     return rev
 end
@@ -126,7 +126,7 @@ end
 "Adds `h * weights[j] * v` to the cotangent of each slope."
 function spread!(rev::Reverse, weights, h, v, count)
     for j in 1:count
-        weights[j] == 0 || add!(touch!(rev.kbar, rev.k_live, j), eltype(v)(h * weights[j]), v)
+        weights[j] == 0 || add!(touch!(rev.kbar, rev.k_live, j), realtype(v)(h * weights[j]), v)
     end
     return rev
 end
@@ -155,11 +155,11 @@ Reverse of [`divided!`](@ref), `ratio = error / tolerance(larger(y, y1), rtol, a
 are equal.
 """
 function ratio_pullback!(errorbar, ybar, y1bar, ratio, y, y1, rtol, atol, scale)
-    T = eltype(ratio)
+    T = realtype(ratio)
     rt, at, s = converted(T, rtol), converted(T, atol), T(scale)
     @.. errorbar = s * ratio / tolerance(larger(y, y1), rt, at)
-    @.. y1bar -= (abs(y1) >= abs(y)) * (rt * sign(y1) * errorbar * ratio)
-    @.. ybar -= (abs(y1) < abs(y)) * (rt * sign(y) * errorbar * ratio)
+    @.. y1bar -= (abs(y1) >= abs(y)) * (rt * sign(y1) * real(conj(errorbar) * ratio))
+    @.. ybar -= (abs(y1) < abs(y)) * (rt * sign(y) * real(conj(errorbar) * ratio))
     return errorbar
 end
 
@@ -175,7 +175,7 @@ end
 
 "Adds `scale * (x[n] - x[n - 1]) / norm` to the cotangent of `x[n]`, and subtracts it from that of `x[n - 1]`."
 function norm_pullback!(rev::Reverse, bars, live, x, n, norm, scale)
-    T = eltype(rev.x)
+    T = realtype(rev.x)
     out, last, previous, size, factor = rev.x, x[n], x[n - 1], T(norm), T(scale)
     @.. out = factor * ((last - previous) / size)
     add!(touch!(bars, live, n), one(T), out)

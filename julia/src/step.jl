@@ -73,7 +73,7 @@ end
 
 "Divides an error by its tolerance, entrywise."
 function divided!(error, y, y1, rtol, atol)
-    rt, at = converted(eltype(error), rtol), converted(eltype(error), atol)
+    rt, at = converted(realtype(error), rtol), converted(realtype(error), atol)
     @.. error = error / tolerance(larger(y, y1), rt, at)
     return error
 end

@@ -24,9 +24,10 @@ from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
 
-__all__ = ["ArgumentBuffer", "Handle", "path_address", "synchronize"]
+__all__ = ["ArgumentBuffer", "Handle", "in_memory", "path_address", "synchronize"]
 
-ELTYPES = {torch.float32: 1, torch.float64: 2, torch.int64: 3, torch.int32: 4, torch.bool: 5, torch.uint8: 6}
+_DTYPES = ("float32", "float64", "int64", "int32", "bool", "uint8", "complex64", "complex128")
+ELTYPES = {getattr(torch, name): place for place, name in enumerate(_DTYPES, 1)}
 DLPACK = 0
 """In place of an element type: a DLPack structure follows."""
 
@@ -40,6 +41,11 @@ def synchronize(tensor: Tensor) -> None:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous, with the numbers that it stands for in its memory: torch may conjugate on reading."""
+    return tensor.resolve_conj().resolve_neg().contiguous()
+
+
 class ArgumentBuffer:
     """64-bit integers in the order in which Julia reads them; keeps alive what they point to."""
 
@@ -51,11 +57,13 @@ class ArgumentBuffer:
         self.integers += numbers
 
     def tensor(self, tensor: Tensor | None) -> None:
-        """A contiguous tensor as element type, address, dimensions reversed; None has the address -1."""
+        """A tensor that is `in_memory` as element type, address, dimensions reversed; None has the address -1."""
         if tensor is None:
             self.add(ELTYPES[torch.float64], -1, 0)
             return
         assert tensor.is_contiguous()
+        assert not tensor.is_conj()
+        assert not tensor.is_neg()
         self.alive.append(tensor)
         if not tensor.is_cpu:
             self.add(DLPACK, self.dlpack(tensor))
@@ -75,7 +83,7 @@ class ArgumentBuffer:
     def tolerances(self, rtol: float | Tensor, atol: float | Tensor) -> tuple[float, float]:
         """Those of each entry, if there are any; returns numbers, NaN in the place of those."""
         for value in (rtol, atol):
-            self.tensor(value.contiguous() if isinstance(value, Tensor) else None)
+            self.tensor(in_memory(value) if isinstance(value, Tensor) else None)
         return math.nan if isinstance(rtol, Tensor) else rtol, math.nan if isinstance(atol, Tensor) else atol
 
     def segments(self, segments: Sequence[Segment]) -> None:
@@ -107,7 +115,7 @@ class ArgumentBuffer:
 
     def conditions(self, codes: Sequence[Code], events: Sequence[Event], y0: Tensor) -> None:
         """The conditions of events as fields, and what is looked for."""
-        self.fields(codes, [x.detach().to(y0.device).contiguous() for code in codes for x in code.tensors])
+        self.fields(codes, [in_memory(x.detach().to(y0.device)) for code in codes for x in code.tensors])
         self.numbers([(event.direction, event.terminal) for event in events])
 
     def dlpack(self, tensor: Tensor) -> int:

@@ -30,7 +30,7 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
     buffers = Buffers()
 
     def body(targets: Targets, **options: Mapping[fx.Node, str]) -> list[str]:
-        program = translated(traced, targets, **options)
+        program = translated(traced, targets, buffers.plans, **options)
         overwritten = [target for target, _, sign in targets if sign == "="] + list(options.get("stored", {}).values())
         return _lines(program, buffers.place(program.statements, overwritten))
 
@@ -60,7 +60,7 @@ def source_of(traced: Traced, name: str, y: Tensor, seen: Captured) -> str:
         f"# y: {julia_type(y.dtype)} array of size ({', '.join(map(str, shape))}); p: {count} arrays.",
     ]
     for head, statements in functions.items():
-        opening = _opening(head, buffers.sizes, unpacked)
+        opening = _opening(head, [*buffers.sizes, *buffers.plans.values()], unpacked)
         opening += [f"B = size(y, {y.dim()})"] if traced.batch is not None else []
         lines += ["", f"function {name}{head}"]
         lines += [f"    {line}" for line in (*opening, *statements, "return nothing")]
@@ -91,6 +91,7 @@ def _arrays(traced: Traced, buffers: Buffers, saved: Sequence[fx.Node], dtype: t
     for name, (shape, kind) in buffers.sizes.items():
         element = "" if kind == dtype else f"{julia_type(kind)}, "
         made.append(f"        {name} = similar(y, {element}{program.dims(shape) or '()'}),")
+    made += [f"        {name} = {text}," for text, name in buffers.plans.items()]
     shapes = [program.dims([number_of(size) for size in node.meta["val"].shape]) for node in saved]
     sizes = "".join(f"({shape},), " for shape in shapes).strip()
     return [
@@ -110,9 +111,11 @@ class Buffers:
 
     Attributes:
         sizes: of each buffer, in torch's order, with its element type.
+        plans: of transforms, their names by the text that makes them.
     """
 
     sizes: dict[str, Size] = field(default_factory=dict)
+    plans: dict[str, str] = field(default_factory=dict)
 
     def place(self, statements: Sequence[Statement], outputs: Collection[str]) -> dict[str, str]:
         """An array's name for each value of a program, so that no value is overwritten before its last use.

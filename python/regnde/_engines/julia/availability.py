@@ -7,13 +7,14 @@ import os
 import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 __all__ = [
     "ADJOINTS",
     "CUDA",
+    "FFT",
     "GROUPS",
     "SDE",
     "STIFF",
@@ -38,7 +39,8 @@ class Group:
         takes: how long their installation takes.
         packages: their uuids by name.
         versions: which ones, by name; others come as the packages of Julia's project need them.
-        rehearsed: whether the solves that these packages compile for themselves while they are installed are compiled.
+        without_workload: uuids by name of packages among them, or of what they need, whose own precompile workload is
+            not run: it would compile what no solve of ours uses.
     """
 
     option: str
@@ -46,9 +48,13 @@ class Group:
     takes: str
     packages: Mapping[str, str]
     versions: Mapping[str, str]
-    rehearsed: bool = True
+    without_workload: Mapping[str, str] = field(default_factory=dict)
 
 
+LINEAR = {
+    "LinearSolve": "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae",
+    "SparseColumnPivotedQR": "a57abbd0-fea5-4d57-96be-5e525945e8e4",
+}
 STIFF = Group(
     "stiff",
     "methods for stiff ODEs: rosenbrock23, rodas4, rodas5p, autotsit5, trbdf2, kencarp4",
@@ -58,7 +64,18 @@ STIFF = Group(
         "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
     },
     {"OrdinaryDiffEqRosenbrock": "2", "OrdinaryDiffEqSDIRK": "2"},
-    rehearsed=False,  # they are none of ours
+    without_workload={
+        "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
+        "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
+        "LineSearch": "87fe0de2-c867-4266-b59a-2f0a94fc965b",
+        "NonlinearSolve": "8913a72c-1f9b-4ce2-8d82-65094dcecaec",
+        "NonlinearSolveFirstOrder": "5959db7a-ea39-4486-b5fe-2dd0bf03d60d",
+        "NonlinearSolveQuasiNewton": "9a2c21bd-3a47-402d-9113-8faf9a0ee114",
+        "NonlinearSolveSpectralMethods": "26075421-4e9a-44e1-8bd1-420ed7ad02b2",
+        "SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7",
+        "SparseMatrixColorings": "0a514795-09f3-496d-8182-132a7b665d35",
+        **LINEAR,
+    },
 )
 SDE = Group(
     "sde",
@@ -70,6 +87,7 @@ SDE = Group(
         "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
     },
     {"DiffEqNoiseProcess": "5", "StochasticDiffEqHighOrder": "2", "StochasticDiffEqLowOrder": "2"},
+    without_workload={"SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7"},
 )
 ADJOINTS = Group(
     "adjoints",
@@ -82,6 +100,14 @@ ADJOINTS = Group(
         "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
     },
     {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"},
+    without_workload=LINEAR,
+)
+FFT = Group(
+    "fft",
+    "fields with Fourier transforms",
+    "about a minute",
+    {"FFTW": "7a1cc6ca-52ef-59f5-83cd-3a7055c09341"},
+    {"FFTW": "1"},
 )
 CUDA = Group(
     "cuda",
@@ -90,7 +116,7 @@ CUDA = Group(
     {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"},
     {},
 )
-GROUPS = (STIFF, SDE, ADJOINTS, CUDA)
+GROUPS = (STIFF, SDE, FFT, ADJOINTS, CUDA)
 """What is installed where it is asked for. All else comes with our own package (juliapkg.json)."""
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"

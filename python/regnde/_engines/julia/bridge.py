@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle, path_address, synchronize
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory, path_address, synchronize
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of, waits
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of, records_like, waits
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
@@ -63,7 +63,7 @@ class SolveJob(Job):
     waits: bool = field(init=False)
 
     def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times, error and stiffness records in the state's dtype, pieces (S, pieces, *y0.shape).
+        """States at the save times, error and stiffness records in its real dtype, pieces (S, pieces, *y0.shape).
 
         Raises:
             FieldChanged: if the code and the field disagree at the start.
@@ -95,7 +95,7 @@ class SolveJob(Job):
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10]
         self.jacobians, self.factorisations = map(int, results[11:])
-        return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
+        return ys, *records_like(self.table, y0), pieces
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
@@ -119,10 +119,10 @@ class SolveJob(Job):
             ysbar = torch.zeros_like(ys) if ysbar is None else ysbar
         arguments = ArgumentBuffer()
         arguments.tensor(y0bar)
-        arguments.tensor(None if ysbar is None else ysbar.contiguous())
+        arguments.tensor(None if ysbar is None else in_memory(ysbar))
         for bar in (errorbar, stiffnessbar):
             arguments.tensor(None if bar is None else bar.to("cpu", torch.float64).contiguous())
-        arguments.tensor(None if piecesbar is None or not self.pieces else piecesbar.contiguous())
+        arguments.tensor(None if piecesbar is None or not self.pieces else in_memory(piecesbar))
         arguments.tensor(tbar)
         arguments.tensor(ys)
         arguments.tensor(stopsbar)
@@ -191,7 +191,7 @@ class LocalJob:
             self.handle = Handle(runtime.call(step, waits=waits(self.codes, self.method, y)))
         self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
-        return y.new_tensor(error), y.new_tensor(stiffness)
+        return y.real.new_tensor(error), y.real.new_tensor(stiffness)
 
     def reverse(
         self, inputs: Sequence[Tensor], _: Tensor | None, errorbar: Tensor | None, stiffnessbar: Tensor | None

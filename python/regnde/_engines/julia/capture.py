@@ -44,6 +44,7 @@ class Captured:
         tensors: every tensor it used that is neither `t` nor `y` nor made by itself, in order of first use.
         connected: for each tensor, whether it is in the value's autograd graph.
         leaves: leaves of the value's autograd graph beside the state.
+        complex: whether one of the tensors that it used or made is complex.
         key: what happened, hashable.
     """
 
@@ -51,6 +52,7 @@ class Captured:
     tensors: tuple[Tensor, ...]
     connected: tuple[bool, ...]
     leaves: tuple[Tensor, ...]
+    complex: bool
     key: Hashable
 
 
@@ -79,7 +81,8 @@ def capture(field: Field, t: Tensor, y: Tensor) -> Captured:
     known = {id(x) for x in leaves}
     connected = tuple(id(x) in known or (x.grad_fn is not None and x.grad_fn in nodes) for x in reader.tensors)
     key = (shape, tuple(reader.calls), tuple(node.name() for node in nodes))
-    return Captured(value.detach(), tuple(reader.tensors), connected, tuple(x for x in leaves if x is not leaf), key)
+    beside = tuple(x for x in leaves if x is not leaf)
+    return Captured(value.detach(), tuple(reader.tensors), connected, beside, reader.complex, key)
 
 
 def call_field(field: Field, t: Tensor, y: Tensor) -> Tensor:
@@ -171,6 +174,7 @@ class _Reader(TorchFunctionMode):
         super().__init__()
         self.tensors: list[Tensor] = []
         self.calls: list[Hashable] = []
+        self.complex = y.is_complex()
         self.protected = {_storage(t), _storage(y)}
         self._numbers: dict[int, Hashable] = {id(t): "t", id(y): "y"}
         self._alive: list[Tensor] = [t, y]  # a freed tensor's id would be given to another one
@@ -190,6 +194,7 @@ class _Reader(TorchFunctionMode):
             if isinstance(made, Tensor) and id(made) not in self._numbers:
                 self._numbers[id(made)] = len(self._alive)
                 self._alive.append(made)
+                self.complex |= made.is_complex()
         return result
 
     def _mark(self, leaf: object) -> Hashable:
@@ -207,6 +212,7 @@ class _Reader(TorchFunctionMode):
     def _add(self, tensor: Tensor) -> None:
         self._numbers[id(tensor)] = f"captured {len(self.tensors)}"
         self._alive.append(tensor)
+        self.complex |= tensor.is_complex()
         dense = tensor.layout is torch.strided and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         if dense and not self._made(tensor):
             self.tensors.append(tensor)

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regnde._engines.julia import runtime
+from regnde._engines.julia.availability import what_to_do
+from regnde._engines.julia.needs import TRANSFORMS
+from regnde._errors import UnsupportedField
 
 __all__ = ["Code"]
 
@@ -33,14 +36,26 @@ class Code:
     columns: int = 0
 
     def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time."""
+        """Julia's number of the compiled source; compiles it the first time.
+
+        Raises:
+            UnsupportedField: it has Fourier transforms, and FFTW is not installed.
+        """
         key = (self.name, self.source)
         if key not in _compiled:
+            if self.name and "transform!(" in self.source:
+                _load_transforms()
             _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
             if len(_compiled) > MAX_COMPILED:
                 runtime.discard(_compiled.popitem(last=False)[1])
         _compiled.move_to_end(key)
         return _compiled[key]
+
+
+def _load_transforms() -> None:
+    if names := runtime.missing(*TRANSFORMS.packages):
+        raise UnsupportedField(what_to_do(TRANSFORMS.group, names, TRANSFORMS.reason, TRANSFORMS.instead))
+    runtime.load(*TRANSFORMS.packages)
 
 
 _compiled: OrderedDict[tuple[str, str], int] = OrderedDict()

@@ -40,6 +40,7 @@ from regnde._errors import UnsupportedField
 __all__ = ["export"]
 
 MAX_SOURCES = 64
+STATES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 _sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
 """Sources, and the constants that they read beside the captured tensors, by what the field did."""
@@ -67,9 +68,11 @@ def export(
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ValueError(f"name must be an identifier, got {name!r}.")
-    if y0.dtype not in (torch.float32, torch.float64):
-        raise UnsupportedField(f"the Julia engine takes states of float32 and float64, not {y0.dtype}.")
-    t = torch.zeros((), dtype=y0.dtype, device=y0.device)
+    if y0.dtype not in STATES:
+        raise UnsupportedField(
+            f"the Julia engine takes states of float32, float64, complex64 and complex128, not {y0.dtype}."
+        )
+    t = torch.zeros((), dtype=y0.dtype.to_real(), device=y0.device)
     seen = capture(field, t, y0)
     what, shape = ("diffusion", seen.value.shape[:-1]) if matrix else ("field", seen.value.shape)
     if shape != y0.shape or seen.value.dtype != y0.dtype or (matrix and not seen.value.shape[-1]):

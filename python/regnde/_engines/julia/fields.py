@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
+from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.code import Code
 from regnde._equation import takes_samples
 
@@ -96,10 +97,10 @@ def first_slope(field: Field, t0: float, y0: Tensor) -> Tensor:
     Raises:
         FieldChanged: if it does not have the state's shape.
     """
-    slope = field(torch.scalar_tensor(t0, dtype=y0.dtype, device=y0.device), y0.detach())
+    slope = field(torch.scalar_tensor(t0, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
     if slope.shape != y0.shape:
         raise FieldChanged
-    return slope.to(y0).contiguous()
+    return in_memory(slope.to(y0))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -41,8 +41,8 @@ def install(groups: Sequence[Group] = ()) -> float:
             raise EngineUnavailable(f"Julia could not be installed: {why}")
         try:
             for group in groups:
-                for name, uuid in group.packages.items():
-                    quiet = None if group.rehearsed else {"precompile_workload": False}
+                for name, uuid in {**group.packages, **group.without_workload}.items():
+                    quiet = {"precompile_workload": False} if name in group.without_workload else None
                     juliapkg.add(name, uuid, version=group.versions.get(name), preferences=quiet)
             juliapkg.resolve()
             availability.forget()

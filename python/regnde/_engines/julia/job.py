@@ -32,6 +32,7 @@ __all__ = [
     "call_for",
     "interpolant_of",
     "pieces_of",
+    "records_like",
     "told",
     "waits",
 ]
@@ -133,6 +134,12 @@ def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
         place.tensor(pieces)
         julia.bridge_pieces(number, *place.location)
     return pieces
+
+
+def records_like(table: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+    """The error and stiffness records in a job's table, on the state's device and in its real dtype."""
+    error, stiffness = table[2:4].to(y0.device, y0.dtype.to_real())
+    return error, stiffness
 
 
 def interpolant_of(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regnde._engines.base import Request
+from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._noise import drawn_seed
 from regnde._rosenbrock_tableau import AUTOTSIT5
@@ -80,7 +81,7 @@ class LocalRecord:
             freeze=self.record.freeze_first_stage,
             mass=solved.mass,
         )
-        return job, (y.detach() if self.record.detach_state else y).contiguous()
+        return job, in_memory(y.detach() if self.record.detach_state else y)
 
     def _reservoir(self, accepted: int) -> int:
         """One of the steps 1 to `accepted`, each equally likely: the torch engine's draw."""

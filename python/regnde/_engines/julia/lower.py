@@ -95,10 +95,12 @@ class Program:
 
     Args:
         batch: symbol of the batch size.
+        plans: what to make once beside the buffers, as Julia text, and their names; new ones are added.
     """
 
-    def __init__(self, batch: sympy.Symbol | None) -> None:
+    def __init__(self, batch: sympy.Symbol | None, plans: dict[str, str] | None = None) -> None:
         self.batch = batch
+        self.plans = {} if plans is None else plans
         self.statements: list[Statement] = []
         self._count = 0
         self._views: dict[tuple[str, str], str] = {}
@@ -119,6 +121,10 @@ class Program:
     def size(self, size: Size) -> str:
         """One size as Julia text."""
         return size_text(size, self.batch)
+
+    def plan(self, text: str) -> str:
+        """The name of what `text` makes from the state `y` and the batch size `B`."""
+        return self.plans.setdefault(text, f"plan{len(self.plans) + 1}")
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -301,7 +307,7 @@ class Result:
         types = [x.dtype for x in operands if isinstance(x, Value)]
         number_type = self.dtype
         if self.dtype == torch.bool:
-            number_type = next((d for d in types if d.is_floating_point), self.dtype)
+            number_type = next((d for d in types if d.is_floating_point or d.is_complex), self.dtype)
         read = [self.program.read(x, self.shape, number_type) for x in operands]
         while sum(e.terms for e, _ in read) > LONG:
             longest = max(range(len(read)), key=lambda i: read[i][0].terms)

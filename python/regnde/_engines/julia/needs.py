@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from regnde._engines.base import Request
-from regnde._engines.julia.availability import ADJOINTS, CUDA, STIFF, Group
+from regnde._engines.julia.availability import ADJOINTS, CUDA, FFT, STIFF, Group
 from regnde._engines.julia.availability import SDE as STOCHASTIC
 from regnde._engines.julia.methods import ADJOINTS as CONTINUOUS
 from regnde._engines.julia.methods import ROSENBROCK, SDIRK
 from regnde._equation import SDE
 
-__all__ = ["JULIA_FIELD_GRADIENT", "Need", "needs"]
+__all__ = ["JULIA_FIELD_GRADIENT", "TRANSFORMS", "Need", "needs"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ JULIA_FIELD_GRADIENT = Need(
     ADJOINTS, ("Zygote",), "Zygote differentiates a JuliaField", "use torch.no_grad() for values alone"
 )
 
+TRANSFORMS = Need(FFT, tuple(FFT.packages), "the field has Fourier transforms", "set Solver(engine='torch')")
+
 
 def needs(request: Request) -> Iterator[Need]:
-    """What the request needs before it is solved; the gradient of a `JuliaField` needs `JULIA_FIELD_GRADIENT`."""
+    """What the request needs before it is solved; what a field needs beside this is known once it is exported."""
     method, gradient, use_torch = request.solver.method, request.solver.gradient, "set Solver(engine='torch')"
     if request.y0.device.type == "cuda":
         yield Need(CUDA, tuple(CUDA.packages), "the state lies on a CUDA device", use_torch)

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import sympy
 
 from regnde._engines.julia.lower import Result, Value
-from regnde._engines.julia.source import Expr, call, infix, literal, prefix
+from regnde._engines.julia.source import Expr, call, infix, julia_type, literal, prefix
 
 __all__ = ["ENTRYWISE", "Writer"]
 
@@ -31,6 +31,15 @@ _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": 
 
 def _writer(build: Callable[..., Expr]) -> Writer:
     return lambda out, *operands: out.entrywise(build, *operands)
+
+
+def _complex(*operands: Any) -> bool:
+    return any(isinstance(x, complex) or (isinstance(x, Value) and x.dtype.is_complex) for x in operands)
+
+
+def _function(name: str, *operands: Any) -> str:
+    """The name in Julia: NaNMath's functions are those of real numbers, Base's of complex ones have no exceptions."""
+    return name.removeprefix("NaNMath.") if _complex(*operands) else name
 
 
 def _is(operand: Any, number: float) -> bool:
@@ -118,7 +127,10 @@ def _divide(out: Result, a: Any, b: Any, rounding_mode: str | None = None) -> Va
 
 
 def _power(out: Result, a: Any, b: Any) -> Value:
-    if isinstance(b, Value) or not isinstance(a, Value):
+    b = b.real if isinstance(b, complex) and not b.imag else b
+    if isinstance(b, Value | complex) or not isinstance(a, Value):
+        if _complex(a, b):
+            return out.entrywise(lambda x, y: infix("^", x, y, cost=40), *_floats(out, a, b))
         return out.entrywise(lambda x, y: call("NaNMath.pow", x, y, cost=20), *_floats(out, a, b))
     if b == 0:
         return out.constant(1.0)
@@ -127,9 +139,11 @@ def _power(out: Result, a: Any, b: Any) -> Value:
     if float(b).is_integer() and abs(b) <= 64:
         return out.entrywise(lambda x: _raised(x, int(b), cost=abs(int(b))), a)
     if b in (0.5, -0.5):
-        root = out.entrywise(lambda x: call("NaNMath.sqrt", x), a)
+        root = out.entrywise(lambda x: call(_function("NaNMath.sqrt", a), x), a)
         return root if b > 0 else out.entrywise(lambda x: call("inv", x, cost=4), root)
     exponent = literal(b, out.dtype, exact=True)
+    if _complex(a):
+        return out.entrywise(lambda x: infix("^", x, exponent, cost=40), a)
     return out.entrywise(lambda x: call("NaNMath.pow", x, exponent, cost=20), a)
 
 
@@ -144,7 +158,20 @@ def _where(out: Result, condition: Value, a: Any, b: Any) -> Value:
         return out.entrywise(lambda c, x: infix("*", c, x), condition, a)
     if _is(a, 0):
         return out.entrywise(lambda c, x: infix("*", prefix("!", c), x), condition, b)
-    return out.entrywise(lambda c, x, y: call("ifelse", c, x, y, cost=1), condition, *_floats(out, a, b))
+    return out.entrywise(lambda c, x, y: call("ifelse", c, x, y, cost=1), condition, *_alike(out, a, b))
+
+
+def _alike(out: Result, *operands: Any) -> list[Value]:
+    """The operands as numbers of one type."""
+    values = _floats(out, *operands)
+    if not out.dtype.is_complex:
+        return values
+    kind = julia_type(out.dtype)
+    of_one = [x.dtype == out.dtype and (x.leaves or x.array or x.pending) for x in values]
+    return [
+        x if same else out.of(x.shape).entrywise(lambda a: call(kind, a, cost=1), x)
+        for x, same in zip(values, of_one, strict=True)
+    ]
 
 
 def _clamp(out: Result, x: Value, low: Any = None, high: Any = None) -> Value:
@@ -155,7 +182,16 @@ def _clamp(out: Result, x: Value, low: Any = None, high: Any = None) -> Value:
 
 
 def _called(name: str, cost: int = 10) -> Writer:
-    return _writer(lambda *operands: call(name, *operands, cost=cost))
+    def write(out: Result, *operands: Any) -> Value:
+        function = _function(name, *operands)
+        return out.entrywise(lambda *parts: call(function, *parts, cost=cost), *operands)
+
+    return write
+
+
+def _rsqrt(out: Result, x: Value) -> Value:
+    root = _function("NaNMath.sqrt", x)
+    return out.entrywise(lambda a: call("inv", call(root, a), cost=4), x)
 
 
 def _infix(operator: str) -> Writer:
@@ -172,7 +208,7 @@ ENTRYWISE: dict[str, Writer] = {
     "div": _divide,
     "neg": _writer(lambda a: prefix("-", a)),
     "reciprocal": _called("inv", cost=4),
-    "rsqrt": _writer(lambda a: call("inv", call("NaNMath.sqrt", a), cost=4)),
+    "rsqrt": _rsqrt,
     "pow": _power,
     "relu": _writer(lambda a: call("max", a, Expr("0"), cost=1)),
     "maximum": _called("max", cost=1),

@@ -14,6 +14,7 @@ from regnde._additive import check_additive, moved_by_noise
 from regnde._dense import DenseOutput, Interpolant
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
+from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.bridge import SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
@@ -70,7 +71,7 @@ class Run:
     def use(self, codes: tuple[Code, ...]) -> None:
         """Sets the fields' code."""
         self.codes, self.graph = codes, needs_gradient(self.request, codes)
-        self.tensors = tuple(x.to(self.request.y0.device).contiguous() for code in codes for x in code.tensors)
+        self.tensors = tuple(in_memory(x.to(self.request.y0.device)) for code in codes for x in code.tensors)
 
     def _noise(self) -> BrownianPath | None:
         request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
@@ -136,7 +137,7 @@ class Run:
         self._load()
         moving = [segment.start for segment in self.segments if segment.start is not None]
         stops = torch.stack(moving) if moving else NO_STOPS
-        inputs = (request.y0.contiguous(), request.ts, stops, *self.tensors)
+        inputs = (in_memory(request.y0), request.ts, stops, *self.tensors)
         full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
         hits, stop = self._hits(job, pieces, weights)
         calls, steps = job.calls, None
@@ -194,7 +195,7 @@ class Run:
             first_slope=self._first_slope() if check else None,
         )
         self._load()
-        results = run(job, request.y0.contiguous(), *self.tensors, graph=self.graph)
+        results = run(job, in_memory(request.y0), *self.tensors, graph=self.graph)
         solved = SampleSolve(request, job, weights, results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 

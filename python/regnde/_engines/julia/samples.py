@@ -14,11 +14,21 @@ from torch import Tensor
 
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle
+from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE, FieldChanged
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Weights, call_for, interpolant_of, pieces_of, told
+from regnde._engines.julia.job import (
+    RESULTS,
+    STATUSES,
+    Job,
+    Weights,
+    call_for,
+    interpolant_of,
+    pieces_of,
+    records_like,
+    told,
+)
 from regnde._event_locator import Hit, events_of
 from regnde._last_step import FirstStep
 from regnde._solution import Events, SampleStats, Solution, Stats, Status, Steps
@@ -43,7 +53,7 @@ class SampleJob(Job):
     reasons: dict[int, str] = field(init=False)
 
     def run(self, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """States at the save times (T, B, ...), records (S, B) in the state's dtype, pieces (steps, pieces, ...).
+        """States at the save times (T, B, ...), records (S, B) in its real dtype, pieces (steps, pieces, ...).
 
         Raises:
             FieldChanged: if the code and the field disagree at the start of the first sample.
@@ -67,7 +77,7 @@ class SampleJob(Job):
 
         number, self.table, self.crossings, pieces, self.reasons = runtime.call(solve)
         self.handle, self.results = Handle(number), results.numpy()
-        return ys, self.table[2].to(y0), self.table[3].to(y0), pieces
+        return ys, *records_like(self.table, y0), pieces
 
     def reverse(self, inputs: Sequence[Tensor], first: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
         """Cotangents of the inputs of `run`."""
@@ -75,10 +85,10 @@ class SampleJob(Job):
         ysbar, errorbar, stiffnessbar, piecesbar = bars
         y0bar, arguments = torch.zeros_like(y0), ArgumentBuffer()
         arguments.tensor(y0bar)
-        arguments.tensor(None if ysbar is None else ysbar.contiguous())
+        arguments.tensor(None if ysbar is None else in_memory(ysbar))
         for bar in (errorbar, stiffnessbar):
             arguments.tensor(None if bar is None else bar.to(torch.float64).contiguous())
-        arguments.tensor(None if piecesbar is None or not piecesbar.numel() else piecesbar.contiguous())
+        arguments.tensor(None if piecesbar is None or not piecesbar.numel() else in_memory(piecesbar))
         gradients = arguments.gradients(self.codes, tensors)
         call_for("bridge_samples_backward", self.handle.number, *arguments.location)
         return y0bar, *gradients

@@ -29,6 +29,8 @@ NAME = re.compile(r"%\d+")
 _TYPES = {
     torch.float64: "Float64",
     torch.float32: "Float32",
+    torch.complex128: "ComplexF64",
+    torch.complex64: "ComplexF32",
     torch.bool: "Bool",
     torch.int64: "Int64",
     torch.int32: "Int32",
@@ -116,14 +118,18 @@ def literal(value: complex | float | bool, dtype: torch.dtype, exact: bool = Fal
 
     Args:
         value: the number.
-        dtype: of the result that it goes into.
+        dtype: of the result that it goes into; a complex number without an imaginary part is written as a real one.
         exact: write integers as floating-point numbers too, where they alone decide the result's type.
     """
     if isinstance(value, bool):
         return Expr("true" if value else "false")
-    single = dtype == torch.float32
     if isinstance(value, complex):
-        raise TypeError(value)
+        if value.imag:
+            parts = (literal(x, dtype.to_real(), exact=True).bare for x in (value.real, value.imag))
+            return Expr(f"{julia_type(dtype)}({', '.join(parts)})")
+        value = value.real
+    dtype = dtype.to_real() if dtype.is_complex else dtype
+    single = dtype == torch.float32
     if not math.isfinite(value):
         text = ("NaN" if math.isnan(value) else "-Inf" if value < 0 else "Inf") + ("32" if single else "")
     elif float(value).is_integer() and abs(value) < 2**31 and not (exact and dtype.is_floating_point):

@@ -23,6 +23,9 @@ def _cast(out: Result, x: Value, **_: Any) -> Value:
     if out.dtype == torch.bool:
         truth: Value = ENTRYWISE["ne"](out, x, 0)
         return truth
+    if x.dtype.is_complex and not out.dtype.is_complex:
+        x = replace(out, dtype=x.dtype.to_real()).entrywise(lambda a: call("real", a, cost=0), x)
+        return _cast(out, x)
     if x.dtype == torch.bool:
         one, zero = literal(1.0, out.dtype, exact=True), literal(0.0, out.dtype, exact=True)
         return out.entrywise(lambda c: call("ifelse", c, one, zero, cost=1), x)

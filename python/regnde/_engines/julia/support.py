@@ -16,7 +16,10 @@ from regnde._sde_method import misfit
 from regnde._solver import Local
 from regnde._transforms import has_derivative
 
-__all__ = ["why_unsupported"]
+__all__ = ["STATES", "why_unsupported"]
+
+STATES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+"""Dtypes of states."""
 
 
 def why_unsupported(request: Request) -> str | None:
@@ -46,8 +49,13 @@ def why_unsupported(request: Request) -> str | None:
         return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
     if isinstance(request.equation, SDE) and (why := _unsupported_noise(request.equation, request)) is not None:
         return why
-    if y0.dtype not in (torch.float32, torch.float64):
-        return f"the Julia engine solves float32 and float64 states, not {y0.dtype}: set Solver(engine='torch')."
+    if y0.dtype not in STATES:
+        return (
+            "the Julia engine solves float32, float64, complex64 and complex128 states, not "
+            f"{y0.dtype}: set Solver(engine='torch')."
+        )
+    if y0.is_complex() and (why := _unsupported_complex(request)) is not None:
+        return why
     if y0.numel() == 0:
         return "the Julia engine solves states of one or more entries: set Solver(engine='torch')."
     if y0.device.type not in ("cpu", "cuda"):
@@ -67,6 +75,23 @@ def why_unsupported(request: Request) -> str | None:
         or _unsupported_control(request)
         or _unsupported_gradient(request)
     )
+
+
+def _unsupported_complex(request: Request) -> str | None:
+    """What runs for real states alone."""
+    solver = request.solver
+    if isinstance(request.equation, SDE):
+        return "SDEs of complex states run on the torch engine: set Solver(engine='torch')."
+    if solver.method in IMPLICIT:
+        return (
+            f"{solver.method!r} of a complex state, whose slope may have no complex Jacobian, runs on the torch "
+            "engine: set Solver(engine='torch'), or give torch.view_as_real(y0)."
+        )
+    if solver.gradient in ADJOINTS:
+        return f"gradient={solver.gradient!r} is for real states: use 'discrete' or 'checkpoint'."
+    if request.y0.device.type != "cpu":
+        return "complex states on CUDA devices run on the torch engine: set Solver(engine='torch')."
+    return None
 
 
 def _unsupported_mass(request: Request, mass: Tensor) -> str | None:

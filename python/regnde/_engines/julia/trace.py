@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -149,7 +150,9 @@ def _trace(
         used.update(substitute.used)
         return tuple(None if x is None else x.detach() for x in found)
 
-    with fakes, _explained():
+    # torch's own shapes of complex results ask for plain integers, Python's keep the batch size a symbol
+    symbolic = enable_python_dispatcher() if seen.complex else nullcontext()
+    with fakes, _explained(), symbolic:
         module = _make_fx(joint, inputs)
         if any(_changes(node) for node in module.graph.nodes):
             module = _make_fx(torch.func.functionalize(_with_origins(module)), inputs)
@@ -241,9 +244,12 @@ def _make_explicit(graph: fx.Graph) -> None:
     """Puts into the graph what operators do unseen.
 
     For a determinant torch factors the transpose of a contiguous matrix, and the derivative reads those factors: the
-    transpose becomes the operator's argument. Zero tangents become zeros.
+    transpose becomes the operator's argument. Zero tangents become zeros. Torch sees complex numbers as pairs to take
+    a part of them: the part becomes an operator.
     """
     for node in graph.nodes:
+        if node.target is aten.select.int and (part := _part(*node.args)) is not None:
+            node.target, node.args = part
         if node.target is aten._efficientzerotensor.default:  # of torch.func.jvp, on no device
             node.target, node.args = aten.full.default, (node.args[0], 0.0)
             node.kwargs = {"dtype": node.meta["val"].dtype}
@@ -257,6 +263,13 @@ def _make_explicit(graph: fx.Graph) -> None:
                 factored = graph.call_function(aten.permute.default, (matrix, order))
             factored.meta["val"] = value.mT
             node.args = (factored,)
+
+
+def _part(pairs: fx.Node, dim: int, index: int) -> tuple[Any, tuple[Any]] | None:
+    """The real or imaginary part that a selected entry of the last dimension is, as an operator and its argument."""
+    if pairs.target is not aten.view_as_real.default or dim not in (-1, pairs.meta["val"].dim() - 1):
+        return None
+    return (aten.real.default, aten.imag.default)[index], (pairs.args[0],)
 
 
 def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
@@ -373,7 +386,7 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
             return False
     if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
         return False
-    tolerance = 1e-3 if value.dtype == torch.float32 else 1e-9
+    tolerance = 1e-3 if value.dtype.to_real() == torch.float32 else 1e-9
     if products:
         _check_product(ct * products[1], ydot * (0 if products[0] is None else products[0]), tolerance)
     return torch.allclose(value, seen.value, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from regnde._engines.julia.complex_numbers import COMPLEX
 from regnde._engines.julia.linear_algebra import LINEAR_ALGEBRA
 from regnde._engines.julia.lower import Program, Result, Value, array_value, number_of
 from regnde._engines.julia.operators import ENTRYWISE
@@ -18,25 +19,36 @@ from regnde._engines.julia.products import COMBINING
 from regnde._engines.julia.source import Expr, Statement, julia_type
 from regnde._engines.julia.structure import STRUCTURAL
 from regnde._engines.julia.trace import Traced
+from regnde._engines.julia.transforms import TRANSFORMS
 from regnde._errors import UnsupportedField
 
 __all__ = ["deduplicate", "residuals", "translated"]
 
-_WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING, **PICKING, **LINEAR_ALGEBRA}
-_NO_OPERATION = ("alias", "clone", "contiguous", "detach", "lift_fresh", "lift_fresh_copy")
+_WRITERS = {**ENTRYWISE, **STRUCTURAL, **COMBINING, **PICKING, **LINEAR_ALGEBRA, **COMPLEX, **TRANSFORMS}
+_NO_OPERATION = (
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "resolve_conj",
+    "resolve_neg",
+)
 _SIZE_OF_FIRST = ("copy", "full_like", "new_empty_strided")
 """Operators that ask their first argument for nothing but its size."""
 
 _TYPING = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that the traced result already answers."""
 
-_EXPENSIVE = ("mm", "mv", "bmm", "convolution")
+_EXPENSIVE = ("mm", "mv", "bmm", "convolution", "_fft_c2c", "_fft_r2c", "_fft_c2r")
 """Operators whose results the reverse had rather read than compute again."""
 
 
 def translated(
     traced: Traced,
     outputs: Sequence[tuple[str, fx.Node, str]],
+    plans: dict[str, str],
     *,
     given: Mapping[fx.Node, str] = MappingProxyType({}),
     stored: Mapping[fx.Node, str] = MappingProxyType({}),
@@ -46,10 +58,11 @@ def translated(
     Args:
         traced: the field.
         outputs: what to compute.
+        plans: those of all functions, as a `Program` has them.
         given: nodes that need not be computed: arrays of those names hold them.
         stored: nodes to write to arrays of those names on the way.
     """
-    program = Program(traced.batch)
+    program = Program(traced.batch, plans)
     needed = _needed([node for _, node, _ in outputs], given)
     uses = Counter(node for _, node, _ in outputs)
     for node in needed:
@@ -177,7 +190,7 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
 
 
 def _result(program: Program, tensor: Tensor) -> Result:
-    julia_type(tensor.dtype)  # KeyError for complex and half precision
+    julia_type(tensor.dtype)  # KeyError for half precision
     return Result(program, _shape(tensor), tensor.dtype)
 
 
