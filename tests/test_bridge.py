@@ -512,6 +512,7 @@ EVENT = regnde.Event(lambda t, y: y[0, 0])
         (dict(y0=torch.ones(2, dtype=torch.float16)), "float16"),
         (dict(y0=torch.ones(2, dtype=torch.complex64), method="rodas5p"), "complex Jacobian"),
         (dict(y0=torch.ones(2, dtype=torch.complex64), gradient="gauss"), "real states"),
+        (dict(y0=torch.ones(2, dtype=torch.complex64), f=regnde.JuliaField("(t, y) -> y", [])), "JuliaField"),
         (dict(y0=torch.ones(2, device="meta")), "CPU"),
         (dict(y0=torch.ones(0, 2)), "one or more entries"),
         (dict(record="all", gradient="gauss"), "zero without a word"),

@@ -58,7 +58,7 @@ LINEAR = {
 STIFF = Group(
     "stiff",
     "methods for stiff ODEs: rosenbrock23, rodas4, rodas5p, autotsit5, trbdf2, kencarp4",
-    "a few minutes",
+    "about two minutes",
     {
         "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
         "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
@@ -80,7 +80,7 @@ STIFF = Group(
 SDE = Group(
     "sde",
     "methods for SDEs",
-    "a few minutes",
+    "about two minutes",
     {
         "DiffEqNoiseProcess": "77a26b50-5914-5dd7-bc55-306e6241c503",
         "StochasticDiffEqHighOrder": "0520c28c-50fd-4d16-9c96-902fc80b3bab",

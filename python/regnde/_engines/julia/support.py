@@ -10,7 +10,7 @@ from torch import Tensor
 from regnde._controller import I
 from regnde._engines.base import Request, StepRules, unsupported_everywhere
 from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
-from regnde._equation import SDE
+from regnde._equation import SDE, JuliaField
 from regnde._mass import Mass
 from regnde._sde_method import misfit
 from regnde._solver import Local
@@ -54,6 +54,9 @@ def why_unsupported(request: Request) -> str | None:
             "the Julia engine solves float32, float64, complex64 and complex128 states, not "
             f"{y0.dtype}: set Solver(engine='torch')."
         )
+    field = request.equation
+    if isinstance(field, JuliaField) and (y0.is_complex() or any(x.is_complex() for x in field.parameters)):
+        return "a JuliaField takes real states and parameters: write the field in torch."
     if y0.is_complex() and (why := _unsupported_complex(request)) is not None:
         return why
     if y0.numel() == 0:
