@@ -143,7 +143,7 @@ def test_numbers_are_rounded_once() -> None:
     }
     assert replace(RALSTON, **arrays).c == RALSTON.c
     tenths = (0.1,) * 10  # their sum in floats, one after another, is below 1
-    assert sum(tenths) != 1.0
+    assert np.cumsum(tenths)[-1] != 1.0  # Python 3.12 adds with more digits
     assert Tableau("tenths", 1, a=[[0.0] * i for i in range(10)] + [tenths], b=[1] + [0] * 10).c[-1] == 1.0
 
 

@@ -12,7 +12,7 @@ using Base.Broadcast: broadcasted, instantiate
 using DiffEqBase: DiffEqBase, DEVerbosity
 using FastBroadcast: @.., FastBroadcast
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, UniformScaling, UnitLowerTriangular,
+using LinearAlgebra: LinearAlgebra, BLAS, Hermitian, I, LowerTriangular, Transpose, UniformScaling, UnitLowerTriangular,
     UnitUpperTriangular, UpperTriangular, cholesky!, det, dot, eigen!, eigvals!, ldiv!, logabsdet, lu, lu!, mul!, opnorm, rank,
     rmul!
 using NaNMath: NaNMath
@@ -25,7 +25,8 @@ using OrdinaryDiffEqTsit5: Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern6Tableau, Vern7, Vern8, Vern8Tableau, Vern9, Vern9ExtraStages,
     Vern9InterpolationCoefficients, Vern9Tableau
 using SciMLBase: AbstractNoiseProcess, FullSpecialize, NoInit, ODEFunction, ODEProblem, ReturnCode,
-    SDEFunction, SDEProblem, check_error!, derivative_discontinuity!, init
+    SDEFunction, SDEProblem, auto_dt_reset!, check_error!, derivative_discontinuity!, init,
+    reeval_internals_due_to_modification!, reinit!
 using SciMLLogging: SciMLLogging
 using SpecialFunctions: SpecialFunctions
 using TOML: TOML
@@ -37,6 +38,7 @@ include("kernels.jl")
 include("rows.jl")
 include("activations.jl")
 include("indexing.jl")
+include("products.jl")
 include("linear_algebra.jl")
 include("transforms.jl")
 include("buffer_pool.jl")
@@ -47,6 +49,7 @@ include("tableaux.jl")
 include("verner.jl")
 include("sde_tableaux.jl")
 include("step.jl")
+include("retired_steps.jl")
 include("reverse.jl")
 include("mass.jl")
 include("rosenbrock_step.jl")
@@ -61,6 +64,7 @@ include("out_of_place.jl")
 include("events.jl")
 include("forward.jl")
 include("recorders.jl")
+include("restart.jl")
 include("grid.jl")
 include("pullback.jl")
 include("local.jl")

@@ -39,10 +39,11 @@ function bridge_samples(
         own = own_parameters([parameters; looked_for.parameters], index)
         fields = fields_of(codes, own[eachindex(codes)], like; shared = false)
         conditions = conditions_of(looked_for, own[(length(codes) + 1):end], like; shared = false)
+        kept = Ref{Any}(nothing)
         function solve(rec, sample)
             point_at!(own, index, sample)
             fields[1].calls[] = 0
-            forward!(rec, fields...; conditions)
+            forward!(rec, kept, fields[1]; conditions)
             copyto!(view(out, :, sample, :), rec.ys)
             results[:, sample] .= results_of(rec, fields)
             return nothing

@@ -33,11 +33,18 @@ function release!(x::Array{T}) where {T}
     (!isbitstype(T) || bytes < LARGE) && return nothing
     @lock POOL_LOCK begin
         if POOL_BYTES[] + bytes > POOL_LIMIT
-            empty!(POOL)  # sizes that are asked for no more would stay for ever
-            POOL_BYTES[] = 0
+            empty_pool!()
         end
         push!(get!(Vector{Any}, POOL, (T, length(x))), vec(x))
         POOL_BYTES[] += bytes
     end
+    return nothing
+end
+
+"Forgets all of it, under the lock: what is asked for no more would stay for ever."
+function empty_pool!()
+    empty!(POOL)
+    foreach(kind -> empty!(kind.steps), values(RETIRED))
+    POOL_BYTES[] = 0
     return nothing
 end

@@ -117,7 +117,8 @@ end
 pointers: the solver is then compiled once for all fields, not once for each. The states may be complex. Also counts
 the calls, and keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
-Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, or `nothing`. `tangents` is
+Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, arrays of these `sizes`, or
+`nothing`. `tangents` is
 `nothing` where the dynamics have no [`WithTangents`](@ref).
 """
 struct Field{V, T}
@@ -129,6 +130,7 @@ struct Field{V, T}
     within::Base.RefValue{Tuple{T, T}}
     columns::Int
     rows::Int
+    sizes::Any
 end
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
@@ -148,8 +150,9 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
     T = realtype(V)
     rows = isempty(shape) ? 1 : shape[1]
     tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
+    sizes = with_residuals === nothing ? nothing : with_residuals.sizes
     return Field{V, T}(
-        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows
+        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes
     )
 end
 

@@ -69,7 +69,7 @@ an implicit method made it. `ys`: the saved states as columns. `status`: `:succe
 `:underflow` or `:steps`, with `reason`, or `:event`. `first_error`: estimate of the first accepted step, whether or
 not the others are recorded; NaN without one. `crossings`: the steps with events. `pieces`: of these steps, or of all,
 the `piece_steps`, what the interpolant is made of: state at the start and all slopes, or both ends' states of a
-stochastic method. `tape`: what the reverse sweep needs. `jacobians` and `factorisations` count those of implicit methods.
+stochastic method. `tape`: what the reverse sweep needs, and which [`Retired`](@ref) steps it is of. `jacobians` and `factorisations` count those of implicit methods.
 """
 mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, K, S <: Settings}
     const method::M
@@ -88,6 +88,7 @@ mutable struct Recording{V <: AbstractVector, M <: Method, O <: AbstractMatrix, 
     const pieces::Vector{V}
     const piece_steps::Vector{Int}
     const tape::Vector{K}
+    retired::Union{Nothing, Retired{V}}
     saved::Int
     rejected::Int
     jacobians::Int
@@ -104,7 +105,7 @@ function Recording(method, settings, times, y0, ys)
     segments = isempty(settings.segments) ? [Segment(times[end], -Inf, Inf)] : settings.segments
     return Recording(
         method, settings, segments, times, y0, ys, Float64[], Float64[], Float64[], Float64[], Bool[], Output[],
-        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], 0, 0, 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
+        Crossing[], typeof(y0)[], Int[], tape_entry(method, typeof(y0))[], nothing, 0, 0, 0, 0, 0.0, times[1], 0.0, NaN, :success, ""
     )
 end
 
@@ -128,28 +129,50 @@ Solves from `recording.y0`; `field` is one [`Field`](@ref), or drift and diffusi
 [`Conditions`](@ref) whose zeros are looked for, with explicit and Rosenbrock methods.
 """
 function forward!(rec::Recording, fields...; noise = nothing, conditions = nothing)
-    save_start!(rec)
-    span = (rec.times[1], rec.times[end])
-    span[1] == span[2] && return rec
-    foreach(field -> confine!(field, rec.segments[1]), fields)
-    steps = recorder(rec.method, rec.settings, rec.y0, fields...)
-    watch!(steps, conditions, rec)
-    problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
-        SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
-    step_through!(rec, init(problem, rec.method.algorithm; options(rec, fields)...), steps, fields)
-    release!(steps)
+    begin!(rec, fields) || return rec
+    solver = Solver(rec, fields, noise)
+    solve!(rec, solver, fields, conditions)
+    release!(solver.recorder)
     return rec
 end
 
-"The part of [`forward!`](@ref) that is compiled for each type of integrator."
-function step_through!(rec::Recording, integrator, steps, fields)
-    span = rec.times[end] - rec.times[1]
-    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(span)), span)
+"Saves the states at the start; whether there are steps to make."
+function begin!(rec::Recording, fields)
+    save_start!(rec)
+    rec.times[1] == rec.times[end] && return false
+    foreach(field -> confine!(field, rec.segments[1]), fields)
+    return true
+end
+
+"""
+    Solver(recording, fields, noise = nothing)
+
+The recorder of a solve's steps and the integrator that makes them, ready for the first step.
+"""
+struct Solver{R, I}
+    recorder::R
+    integrator::I
+end
+
+function Solver(rec::Recording, fields, noise = nothing)
+    steps, span = recorder(rec.method, rec.settings, rec.y0, fields...), (rec.times[1], rec.times[end])
+    problem = length(fields) == 1 ? ODEProblem(functions(steps), rec.y0, span) :
+        SDEProblem(functions(steps), rec.y0, span; noise, noise_rate_prototype = noise_prototype(fields[2], rec.y0))
+    return Solver(steps, init(problem, rec.method.algorithm; options(rec, fields)...))
+end
+
+"Makes the steps: the part of [`forward!`](@ref) that is compiled for each type of integrator."
+function solve!(rec::Recording, solver::Solver, fields, conditions)
+    (; recorder, integrator) = solver
+    watch!(recorder, conditions, rec)
+    rec.retired = kind_of(recorder)
+    distance = rec.times[end] - rec.times[1]
+    integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(distance)), distance)
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
-    run!(rec, integrator, steps, fields)
-    rec.jacobians, rec.factorisations = counts(steps, integrator)
-    return nothing
+    run!(rec, integrator, recorder, fields)
+    rec.jacobians, rec.factorisations = counts(recorder, integrator)
+    return rec
 end
 
 "The diffusion that is a matrix, for states like `y`; `nothing` for one that is entrywise."
@@ -168,19 +191,24 @@ function tolerances(settings::Settings, y)
 end
 
 function options(rec::Recording, fields)
-    (; dt_max, controller) = rec.settings
-    distance = rec.segments[1].t_end - rec.times[1]
+    controller, longest = rec.settings.controller, longest_first(rec)
     # interpolants of implicit methods are asked of the integrator, those of explicit ones are ours
     common = (;
         tolerances(rec.settings, rec.y0)..., save_start = false, save_end = false, calck = rec.method isa Implicit,
         maxiters = typemax(Int), tstops = ends(rec),
-        dtmax = min(dt_max, abs(distance)), # of the first step; `forward!` sets that of the others
+        dtmax = abs(longest), # of the first step; `solve!` sets that of the others
     )
     dt0 = first_size(rec, fields)
-    sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, dt_max, abs(distance)), distance))
+    sized = isnan(dt0) ? common : (; common..., dt = copysign(min(dt0, abs(longest)), longest))
     # a start that does not satisfy algebraic equations is refused, not changed
     checked = has_mass(rec.method) ? (; sized..., initializealg = NoInit()) : sized
     return controller === nothing ? checked : (; checked..., controller = controller(rec.method.algorithm))
+end
+
+"The longest first step, in the direction of the solve: it ends at a stop."
+function longest_first(rec::Recording)
+    distance = rec.segments[1].t_end - rec.times[1]
+    return copysign(min(rec.settings.dt_max, abs(distance)), distance)
 end
 
 has_mass(::Method) = false
@@ -243,6 +271,8 @@ function run!(rec::Recording, integrator, recorder, fields)
             accepted(rec) == 0 && adapts(rec.method) && (rec.first_error = error_of(integrator))
             record_step!(rec, recorder, integrator, t, h, t1)
             rec.status === :success || return rec
+            # `PIDController` accepts larger ones, which implicit methods would take for a rejection: they would keep J
+            error_of(integrator) > 1 && set_EEst!(integrator, 1)
             handle_tstop!(integrator)
             if t1 == rec.segments[current].t_end && current < length(rec.segments)
                 current += 1

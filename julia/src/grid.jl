@@ -2,11 +2,10 @@
 
 "Solves along `settings.grid`, the ends of the steps."
 function forward!(rec::Recording{<:AbstractVector, <:FixedStep}, field::Field; noise = nothing, conditions = nothing)
-    save_start!(rec)
-    rec.times[1] == rec.times[end] && return rec
-    confine!(field, rec.segments[1])
+    begin!(rec, (field,)) || return rec
     steps = recorder(rec.method, rec.settings, rec.y0, field)
     watch!(steps, conditions, rec)
+    rec.retired = kind_of(steps)
     rec.dt_first = rec.settings.grid[1] - rec.times[1]
     walk!(rec, steps, field)
     release!(steps)
@@ -48,10 +47,9 @@ end
 
 "Makes the step's end the start of the next one; the slope there may be `known` as the interpolant's last stage."
 function advance!(recorder::StageRecorder, known)
-    (; step, tableau, rhs) = recorder
+    (; step, tableau) = recorder
     y1, last = step.y1, total(tableau)
-    recorder.on_tape && renew!(step, tableau, rhs.field)
-    recorder.on_tape = false
+    leave_tape!(recorder)
     copyto!(step.arguments[1], y1)
     if known
         (; k, residuals) = step

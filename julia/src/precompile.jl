@@ -15,4 +15,5 @@ using PrecompileTools: @compile_workload
         here = local_step(method(:tsit5), Settings(; rtol = 1.0e-3, atol = 1.0e-3), fields, vec(y0), 0.0, 1.0)
         reverse!(vec(y0), here, fields, 1.0, 1.0)
     end
+    empty_pool!()
 end

@@ -2,12 +2,15 @@
 
 """
 The stages that an explicit method evaluates, noted on the way; `on_tape`: the tape has their arrays; `watch`: the
-[`Watch`](@ref) over the steps, or `nothing`.
+[`Watch`](@ref) over the steps, or `nothing`. `retired`: what steps for the tape are taken from, or `nothing`; `spare` is
+one whose arrays `step` has taken.
 """
 mutable struct StageRecorder{V, T}
     const step::Step{V}
     const tableau::Tableau
     const rhs::RightHandSide{V, T}
+    const retired::Union{Nothing, Retired{V}}
+    spare::Union{Nothing, Step{V}}
     on_tape::Bool
     watch::Union{Nothing, Watch{V, T}}
 end
@@ -53,10 +56,13 @@ function keep_residuals!(step::Step, tableau::Tableau, field)
 end
 
 function recorder(m::RungeKutta, settings, y0, field::Field)
-    step = Step(m.tableau, y0)
-    settings.keep === :stages && keep_residuals!(step, m.tableau, field)
+    taped = settings.keep === :stages
+    step = taped ? empty_step(m.tableau, y0) : Step(m.tableau, y0)
     rhs = RightHandSide(field, step.k, step.arguments, step.residuals, m.tableau.stages)
-    return StageRecorder(step, m.tableau, rhs, false, nothing)
+    kind = taped ? retired(m.tableau, y0, field) : nothing
+    new = StageRecorder(step, m.tableau, rhs, kind, nothing, taped, nothing)
+    leave_tape!(new; carry = false)
+    return new
 end
 
 function recorder(m::StochasticRungeKutta, settings, y0, drift::Field, diffusion::Field)
@@ -100,8 +106,7 @@ functions(recorder::StochasticRecorder) = SDEFunction{true, FullSpecialize}(reco
 
 "Called before an attempt: notes which stage's slope is evaluated first."
 function before_attempt!(recorder::StageRecorder)
-    recorder.on_tape && renew!(recorder.step, recorder.tableau, recorder.rhs.field)
-    recorder.on_tape = false
+    leave_tape!(recorder)
     recorder.rhs.slot[] = recorder.tableau.fsal ? 2 : 1
     return nothing
 end
@@ -133,15 +138,26 @@ end
 
 "Called at a stop: the field may have jumped, and nothing that an FSAL method carries over is right."
 function start_anew!(recorder::StageRecorder, integrator)
-    (; step, tableau, rhs) = recorder
-    tableau.fsal || return nothing
-    recorder.on_tape && renew!(step, tableau, rhs.field; carry = false)
-    recorder.on_tape = false
-    rhs.slot[] = 1  # the integrator evaluates the first stage before `before_attempt!` is called
+    recorder.tableau.fsal || return nothing
+    expect_first_stage!(recorder, recorder.on_tape)
+    return announce_jump!(integrator)
+end
+start_anew!(::Union{IntegratorRecorder, RosenbrockRecorder}, integrator) = announce_jump!(integrator)
+start_anew!(::StochasticRecorder, _) = nothing
+
+"As the integrator does behind a callback: the slope is then evaluated once more, and nothing is known of the Jacobian."
+function announce_jump!(integrator)
+    reeval_internals_due_to_modification!(integrator, false)
     return derivative_discontinuity!(integrator, true)
 end
-start_anew!(::Union{IntegratorRecorder, RosenbrockRecorder}, integrator) = derivative_discontinuity!(integrator, true)
-start_anew!(::StochasticRecorder, _) = nothing
+
+"Makes the recorder ready for a first stage, which the integrator evaluates before `before_attempt!` is called."
+function expect_first_stage!(recorder::StageRecorder, on_tape)
+    recorder.on_tape = on_tape
+    leave_tape!(recorder; carry = false)
+    recorder.rhs.slot[] = 1
+    return recorder
+end
 
 "Releases the memory that the tape has not taken."
 release!(recorder::StageRecorder) = recorder.on_tape || release!(recorder.step, 2)
@@ -165,7 +181,7 @@ function add_step!(rec::Recording, recorder::StageRecorder)
     (; t, h, t1) = step
     push_step!(rec, h, t1)
     tableau.pair && rec.settings.record && push!(rec.stiffness, stiffness_estimate(step, tableau))
-    recorder.on_tape = keep!(rec, step, tableau)
+    recorder.on_tape = keep!(rec, recorder)
     ready = Ref(false)
     # the slope at the end of a step of fixed size may be the next one's first, and go on the tape
     again = !adapts(rec.method) && rec.settings.keep === :stages
@@ -191,9 +207,10 @@ function look_inside!(inside, pieces, rec::Recording, watch, t, h, t1, y1)
 end
 
 "Keeps the step itself, or a copy of the state at its start; tells whether the tape has taken the stages."
-function keep!(rec::Recording{V}, step::Step, tableau) where {V}
+function keep!(rec::Recording{V}, recorder::StageRecorder) where {V}
+    (; step) = recorder
     if rec.settings.keep === :stages
-        push!(rec.tape, snapshot(step, tableau))
+        push!(rec.tape, snapshot!(recorder))
         return true
     elseif rec.settings.keep === :states
         y = copyto!(acquire!(V, length(rec.y0)), step.arguments[1])
@@ -202,23 +219,53 @@ function keep!(rec::Recording{V}, step::Step, tableau) where {V}
     return false
 end
 
-"The step as it is now; [`renew!`](@ref) then gives the next one other arrays."
-function snapshot(step::Step, tableau::Tableau)
+"The step as it is now; [`leave_tape!`](@ref) then gives the next one other arrays."
+function snapshot!(recorder::StageRecorder)
+    (; step, tableau, spare) = recorder
     (; t, h, t1, k, arguments, residuals, y1, scratch) = step
     stages = 1:tableau.stages
-    return Step(t, h, t1, k[stages], arguments[stages], residuals[stages], y1, scratch)
+    spare === nothing && return Step(t, h, t1, k[stages], arguments[stages], residuals[stages], y1, scratch)
+    recorder.spare = nothing
+    spare.t, spare.h, spare.t1, spare.y1 = t, h, t1, y1
+    return share!(spare, step, 1, tableau.stages)
+end
+
+"Puts the arrays of stages `first` to `last` of one step into another."
+function share!(to::Step, from::Step, first, last)
+    copyto!(to.k, first, from.k, first, last - first + 1)
+    copyto!(to.arguments, first, from.arguments, first, last - first + 1)
+    copyto!(to.residuals, first, from.residuals, first, last - first + 1)
+    return to
 end
 
 "Arrays for the step after one that the tape has taken; with `carry` the first stage is that one's last."
-function renew!(step::Step{V}, tableau::Tableau, field; carry = tableau.fsal) where {V}
-    (; k, arguments, residuals), n, len = step, tableau.stages, length(step.scratch)
-    carry && ((k[1], arguments[1], residuals[1]) = (k[n], arguments[n], residuals[n]))
-    for i in (carry ? 2 : 1):n
-        k[i], arguments[i], residuals[i] = acquire!(V, len), acquire!(V, len), RegNDE.residuals(field)
+function leave_tape!(recorder::StageRecorder; carry = recorder.tableau.fsal)
+    recorder.on_tape || return nothing
+    recorder.on_tape = false
+    (; step, tableau, rhs) = recorder
+    (; k, arguments, residuals), n, first = step, tableau.stages, tableau.fsal ? 2 : 1
+    old = take!(recorder.retired)
+    if carry
+        k[1], arguments[1], residuals[1] = k[n], arguments[n], residuals[n]
+    elseif tableau.fsal  # the old step's first stage may be another one's last
+        new_stage!(step, 1, rhs.field)
     end
-    step.y1 = tableau.fsal ? arguments[n] : acquire!(V, len)
-    return step
+    old === nothing ? foreach(i -> new_stage!(step, i, rhs.field), first:n) : share!(step, old, first, n)
+    step.y1 = tableau.fsal ? arguments[n] : old === nothing ? new_array(step) : old.y1
+    recorder.spare = old
+    return nothing
 end
+
+new_array(step::Step{V}) where {V} = acquire!(V, length(step.scratch))
+
+function new_stage!(step::Step, i, field)
+    step.k[i], step.arguments[i], step.residuals[i] = new_array(step), new_array(step), residuals(field)
+    return nothing
+end
+
+"What the tape's steps go back to."
+kind_of(recorder::StageRecorder) = recorder.retired
+kind_of(_) = nothing
 
 "An array that begins with the state at the start of a step."
 start_of(entry::Step) = entry.arguments[1]
@@ -238,6 +285,7 @@ end
 
 "Releases the tape's memory; the recording has no reverse any more."
 function release!(rec::Recording)
+    rec.retired === nothing || return retire!(rec.retired, rec.tape)
     for (i, entry) in enumerate(rec.tape)
         if entry isa Step
             # an FSAL method's first stage is the last one of the step before
