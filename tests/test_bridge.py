@@ -434,6 +434,35 @@ def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
     assert runtime.call(lambda julia: 1, waits=False) == 1
 
 
+def test_an_interrupt_leaves_the_call_of_another_thread_alone(fresh: pytest.MonkeyPatch) -> None:
+    """A call that waits behind it is given up, and never made."""
+    begun(fresh)
+    inside, go_on, made = threading.Event(), threading.Event(), list[str]()
+    stop = (ctypes.c_int64 * 1).from_address(runtime._state.flags.address)
+
+    def long(julia: object) -> None:
+        inside.set()
+        assert go_on.wait(100)
+        made.append(f"other, asked to stop: {stop[0]}")
+
+    other = threading.Thread(target=runtime.call, args=(long,))
+    other.start()
+    assert inside.wait(100)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.call(lambda julia: made.append("main"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    go_on.set()
+    other.join()
+    runtime.call(lambda julia: None)
+    assert made == ["other, asked to stop: 0"]
+
+
 def test_what_a_signals_handler_raises_is_raised_after_the_call(fresh: pytest.MonkeyPatch) -> None:
     """Julia keeps the exception where `Flags` says; here the test does."""
     begun(fresh)

@@ -222,8 +222,9 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
     try:
         return future.result()
     except KeyboardInterrupt:
-        _state.flags.stop()
-        wait([future])
+        if not future.cancel():  # one that has not begun waits for another thread's, which goes on
+            _state.flags.stop()
+            wait([future])
         raise
     finally:
         del future  # it holds the exception, whose traceback holds this frame
