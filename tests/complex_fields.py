@@ -142,6 +142,17 @@ def schroedinger(t: Tensor, psi: Tensor) -> Tensor:
     return -1j * (kinetic + (0.5 * place**2 + psi.abs() ** 2) * psi)
 
 
+def norms(t: Tensor, z: Tensor) -> Tensor:
+    """Norms of complex numbers, which are real: the squares of their moduli are added, not their own."""
+    return 1j * z * z.norm() + z / (1 + sum(torch.linalg.vector_norm(z, p, -1, keepdim=True) for p in (0, 1, 2, 3)))
+
+
+def spread(t: Tensor, z: Tensor) -> Tensor:
+    """The variance of complex numbers, which is real. torch has no derivative of it, so they come from the time."""
+    turned = torch.exp(1j * t * torch.arange(3, dtype=z.real.dtype))
+    return z * turned.std() + z.conj() * turned.var()
+
+
 def oscillator(t: Tensor, z: Tensor) -> Tensor:
     return (-0.1 + 2j) * z
 
@@ -212,6 +223,8 @@ COMPLEX_STATES = (
     Zoo("schroedinger, odd", lambda: (schroedinger, state(7, dtype=COMPLEX)), batched=False),
     Zoo("oscillator", lambda: (oscillator, state(3, dtype=COMPLEX)), batched=False),
     Zoo("complex number", lambda: (oscillator, state(dtype=COMPLEX)), batched=False),
+    Zoo("norms", lambda: (norms, state(3, 4, dtype=COMPLEX))),
+    Zoo("spread", lambda: (spread, state(3, 2, dtype=COMPLEX))),
     Zoo("spins", spins),
     Zoo("density", density),
     Zoo("real network", real_network),

@@ -476,25 +476,33 @@ def test_a_call_has_ended_when_a_signals_handler_raises(alarm: type[BaseExceptio
     assert runtime.call(lambda julia: 1) == 1
 
 
-def test_a_signals_handler_stops_no_call_of_another_thread(
-    alarm: type[BaseException], fresh: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_the_call_of_another_thread_alone(fresh: pytest.MonkeyPatch) -> None:
+    """A call that waits behind it is given up, and never made."""
     begun(fresh)
-    inside, asked = threading.Event(), list[bool]()
+    inside, go_on, made = threading.Event(), threading.Event(), list[str]()
+    stop = (ctypes.c_int64 * 1).from_address(runtime._state.flags.address)
 
     def long(julia: object) -> None:
         inside.set()
-        time.sleep(0.1)  # the main thread waits for its turn
-        interrupt_main()
-        asked.append(asked_to_stop(0.2))
+        assert go_on.wait(100)
+        made.append(f"other, asked to stop: {stop[0]}")
 
     other = threading.Thread(target=runtime.call, args=(long,))
     other.start()
     assert inside.wait(100)
-    with pytest.raises(alarm):
-        runtime.call(lambda julia: asked.append(True))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.call(lambda julia: made.append("main"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    go_on.set()
     other.join()
-    assert runtime.call(lambda julia: asked) == [False]
+    runtime.call(lambda julia: None)
+    assert made == ["other, asked to stop: 0"]
 
 
 def test_what_a_signals_handler_raises_is_raised_after_the_call(fresh: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def _var_mean(
     dims = [d % x.dim() for d in dim] if dim else list(range(x.dim()))
     mean = x.mean(dims, keepdim=True)
     count = math.prod(x.shape[d] for d in dims)
-    var = ((x - mean) ** 2).sum(dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
+    apart = (x - mean).abs() if x.is_complex() else x - mean
+    var = (apart**2).sum(dims, keepdim=keepdim) / (count - (1 if correction is None else correction))
     return var, mean if keepdim else x.mean(dims)
 
 
@@ -55,6 +56,8 @@ def _vector_norm(
     x: Tensor, ord: float = 2, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
 ) -> Tensor:
     dims = list(range(x.dim())) if dim is None else list(dim)
+    if x.is_complex():
+        x = x.abs()
     if ord == 1:
         return x.abs().sum(dims, keepdim=keepdim)
     if ord == 2:

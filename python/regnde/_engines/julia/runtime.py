@@ -220,8 +220,8 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
     future: Future[T] = executor.submit(_run, function)
     try:
         return future.result()
-    except BaseException:
-        # of Ctrl-C or another signal's handler, if the call has not ended: it must not go on with what is given back
+    except BaseException:  # of the call, or of a signal's handler before the call has ended
+        # a call that has not begun waits for another thread's, which goes on
         if not future.done() and not future.cancel():
             _state.flags.stop()
             wait([future])
