@@ -169,6 +169,19 @@ def spins() -> tuple[Field, Tensor]:
     return field, state(3, 4, dtype=COMPLEX)
 
 
+def matrices() -> tuple[Field, Tensor]:
+    """Determinants, inverses, solutions and factors of complex matrices."""
+    a = (state(3, 3, dtype=COMPLEX) + 2 * torch.eye(3)).detach().requires_grad_()
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        sign, size = torch.linalg.slogdet(a + 1j * a.mT)
+        lower = torch.linalg.cholesky(a @ a.mH + torch.eye(3))
+        solved = torch.linalg.solve(a, z.mT).mT + torch.linalg.solve_triangular(lower, z.mT, upper=False).mT
+        return z * torch.linalg.det(a) + z * sign * size + z @ torch.linalg.inv(a) + solved
+
+    return field, state(2, 3, dtype=COMPLEX)
+
+
 def density() -> tuple[Field, Tensor]:
     """Lindblad's equation of two levels: -i [H, rho] + L rho L* - {L* L, rho} / 2."""
     h, jump = state(2, 2, dtype=COMPLEX).requires_grad_(), torch.tensor([[0, 1], [0, 0]], dtype=COMPLEX)
@@ -226,6 +239,7 @@ COMPLEX_STATES = (
     Zoo("norms", lambda: (norms, state(3, 4, dtype=COMPLEX))),
     Zoo("spread", lambda: (spread, state(3, 2, dtype=COMPLEX))),
     Zoo("spins", spins),
+    Zoo("matrices", matrices),
     Zoo("density", density),
     Zoo("real network", real_network),
     Zoo("complex network", complex_network),

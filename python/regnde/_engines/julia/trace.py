@@ -243,9 +243,9 @@ def _explained() -> Iterator[None]:
 def _make_explicit(graph: fx.Graph) -> None:
     """Puts into the graph what operators do unseen.
 
-    For a determinant torch factors the transpose of a contiguous matrix, and the derivative reads those factors: the
-    transpose becomes the operator's argument. Zero tangents become zeros. Torch sees complex numbers as pairs to take
-    a part of them: the part becomes an operator.
+    For a determinant torch factors the transpose of a contiguous real matrix, and the derivative reads those factors:
+    the transpose becomes the operator's argument. Zero tangents become zeros. Torch sees complex numbers as pairs to
+    take a part of them: the part becomes an operator.
     """
     for node in graph.nodes:
         if node.target is aten.select.int and (part := _part(*node.args)) is not None:
@@ -257,7 +257,7 @@ def _make_explicit(graph: fx.Graph) -> None:
             continue
         matrix = node.args[0]
         value = matrix.meta["val"]
-        if value.is_contiguous():
+        if value.is_contiguous() and not value.is_complex():
             order = [*range(value.dim() - 2), value.dim() - 1, value.dim() - 2]
             with graph.inserting_before(node):
                 factored = graph.call_function(aten.permute.default, (matrix, order))
