@@ -23,6 +23,7 @@ from regnde import UnsupportedField
 from regnde._engines.julia.capture import plain_attention
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.export import export
+from regnde._engines.julia.fields import code_of
 
 Field = Callable[[Tensor, Tensor], Tensor]
 ROOT = Path(__file__).parent.parent
@@ -499,3 +500,19 @@ def test_errors_of_the_field_itself_come_through() -> None:
         export(lambda t, y: y, state(3, 2).half(), name="f")
     with pytest.raises(ValueError, match="identifier"):
         export(lambda t, y: y, state(3, 2), name="f(x)")
+
+
+def test_case_22c_a_solve_inside_of_a_field_is_refused() -> None:
+    """It waited for its own thread."""
+    y = torch.ones(2)
+
+    def inner(t: Tensor, y: Tensor) -> Tensor:
+        return -y
+
+    def outer(t: Tensor, y: Tensor) -> Tensor:
+        code_of(inner, y, "f")
+        return -y
+
+    with pytest.raises(UnsupportedField, match="inside of a field"):
+        code_of(outer, y, "f")
+    assert code_of(inner, y, "f")[0].source

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.code import Code
 from regnde._equation import takes_samples
+from regnde._errors import UnsupportedField
 
 __all__ = ["SAMPLE", "FieldChanged", "code_of", "first_slope", "one_sample"]
 
@@ -32,7 +33,29 @@ class FieldChanged(Exception):
     """A field's code is not what the field computes now."""
 
 
-_tracing = threading.Lock()  # torch's tracer patches modules while it is at work, for all threads
+class _Tracing:
+    """Lets one thread at a time export a field: torch's tracer patches modules while it is at work, for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._busy = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._busy:
+            self._lock.release()
+            raise UnsupportedField(
+                "a solve inside of a field, or in a signal's handler while a field is exported, runs on the torch "
+                "engine: set Solver(engine='torch') there."
+            )
+        self._busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self._busy = False
+        self._lock.release()
+
+
+_tracing = _Tracing()
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
