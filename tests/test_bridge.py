@@ -434,6 +434,48 @@ def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
     assert runtime.call(lambda julia: 1, waits=False) == 1
 
 
+@pytest.fixture(params=[KeyboardInterrupt, TimeoutError])
+def alarm(request: pytest.FixtureRequest) -> Iterator[type[BaseException]]:
+    """What the handler of SIGALRM raises, on the main thread."""
+
+    def handler(*_: object) -> None:
+        raise request.param
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield request.param
+    signal.signal(signal.SIGALRM, before)
+
+
+def asked_to_stop(seconds: float) -> bool:
+    """Whether Julia is asked to stop within this time."""
+    flag = ctypes.c_int64.from_address(runtime._state.flags.address)
+    until = time.monotonic() + seconds
+    while not flag.value and time.monotonic() < until:
+        time.sleep(0.001)
+    return bool(flag.value)
+
+
+def interrupt_main() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGALRM)
+
+
+def test_a_call_has_ended_when_a_signals_handler_raises(alarm: type[BaseException], fresh: pytest.MonkeyPatch) -> None:
+    """On the other thread Julia is asked to stop, and waited for: what it works on is given back afterwards."""
+    begun(fresh)
+    asked: list[bool] = []
+
+    def long(julia: object) -> None:
+        interrupt_main()
+        asked.append(asked_to_stop(100))
+
+    with pytest.raises(alarm):
+        runtime.call(long)
+    assert asked == [True]
+    assert runtime.call(lambda julia: 1) == 1
+
+
 def test_an_interrupt_leaves_the_call_of_another_thread_alone(fresh: pytest.MonkeyPatch) -> None:
     """A call that waits behind it is given up, and never made."""
     begun(fresh)

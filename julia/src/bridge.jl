@@ -98,14 +98,21 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
     bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, dense, keep,
         path, threads) -> number
 
-Solves with so many threads of BLAS. The arguments at `address`: state, outputs, times, results, null or the field's
-value at the start (where ours is another one nothing is solved, and the number is 0), null or tolerances of each
-entry (which replace `rtol`, `atol`), null or the (3, S) columns of the [`Segment`](@ref)s, null or the constants of a [`controller`](@ref RegNDE.controller), null or
-the ends of the steps of a method of fixed step size, null or the mass matrix, then the number of fields and for each its code, columns (of a
-diffusion that is a matrix, else 0) and parameters,
-and likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
-Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first,
-t_last, dt_last, first_error, steps with events, Jacobians, factorisations. `path` is the address of a Brownian path's `void (double s, double t, T *w, T *z)`, or 0.
+Solves with so many threads of BLAS. The arguments at `address`:
+
+- state, outputs, times, results,
+- null or the field's value at the start (where ours is another one nothing is solved, and the number is 0),
+- null or tolerances of each entry (which replace `rtol`, `atol`),
+- null or the (3, S) columns of the [`Segment`](@ref)s,
+- null or the constants of a [`controller`](@ref RegNDE.controller),
+- null or the ends of the steps of a method of fixed step size,
+- null or the mass matrix,
+- the number of fields, and for each its code, columns (of a diffusion that is a matrix, else 0) and parameters,
+- likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
+
+Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first, t_last, dt_last,
+first_error, steps with events, Jacobians, factorisations. `path` is the address of a Brownian path's
+`void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
         address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,

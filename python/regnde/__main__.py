@@ -25,6 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", title="commands")
     commands.add_parser("doctor", help="what works here, and where not, why and what to do")
     julia = commands.add_parser("julia", help="install and precompile the Julia engine, and time its first solve")
+    julia.description = (
+        "Installs what explicit methods for ODEs and their discrete gradient need, which takes a few minutes, and "
+        "times the first solve. Options install more, now or later; the times in brackets are theirs alone."
+    )
     for group in GROUPS:
         julia.add_argument(f"--{group.option}", action="store_true", help=f"also {group.content} ({group.takes})")
     julia.add_argument("--all", action="store_true", help="all of these but --cuda")

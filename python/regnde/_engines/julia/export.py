@@ -34,13 +34,13 @@ from torch import Tensor
 from regnde._engines.julia.assemble import source_of
 from regnde._engines.julia.capture import Captured, Field, capture
 from regnde._engines.julia.code import Code
+from regnde._engines.julia.support import STATES
 from regnde._engines.julia.trace import Traced, trace
 from regnde._errors import UnsupportedField
 
 __all__ = ["export"]
 
 MAX_SOURCES = 64
-STATES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 _sources: OrderedDict[Hashable, tuple[str, tuple[Tensor, ...]]] = OrderedDict()
 """Sources, and the constants that they read beside the captured tensors, by what the field did."""

@@ -33,13 +33,14 @@ def _writer(build: Callable[..., Expr]) -> Writer:
     return lambda out, *operands: out.entrywise(build, *operands)
 
 
-def _complex(*operands: Any) -> bool:
+def _is_complex(*operands: Any) -> bool:
+    """Whether one of them is."""
     return any(isinstance(x, complex) or (isinstance(x, Value) and x.dtype.is_complex) for x in operands)
 
 
 def _function(name: str, *operands: Any) -> str:
     """The name in Julia: NaNMath's functions are those of real numbers, Base's of complex ones have no exceptions."""
-    return name.removeprefix("NaNMath.") if _complex(*operands) else name
+    return name.removeprefix("NaNMath.") if _is_complex(*operands) else name
 
 
 def _is(operand: Any, number: float) -> bool:
@@ -129,7 +130,7 @@ def _divide(out: Result, a: Any, b: Any, rounding_mode: str | None = None) -> Va
 def _power(out: Result, a: Any, b: Any) -> Value:
     b = b.real if isinstance(b, complex) and not b.imag else b
     if isinstance(b, Value | complex) or not isinstance(a, Value):
-        if _complex(a, b):
+        if _is_complex(a, b):
             return out.entrywise(lambda x, y: infix("^", x, y, cost=40), *_floats(out, a, b))
         return out.entrywise(lambda x, y: call("NaNMath.pow", x, y, cost=20), *_floats(out, a, b))
     if b == 0:
@@ -142,7 +143,7 @@ def _power(out: Result, a: Any, b: Any) -> Value:
         root = out.entrywise(lambda x: call(_function("NaNMath.sqrt", a), x), a)
         return root if b > 0 else out.entrywise(lambda x: call("inv", x, cost=4), root)
     exponent = literal(b, out.dtype, exact=True)
-    if _complex(a):
+    if _is_complex(a):
         return out.entrywise(lambda x: infix("^", x, exponent, cost=40), a)
     return out.entrywise(lambda x: call("NaNMath.pow", x, exponent, cost=20), a)
 

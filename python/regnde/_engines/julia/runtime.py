@@ -6,7 +6,7 @@ from there: to hand it over costs more than a small solve. Other threads are not
 one. What leaves this file are plain Python values and plain Python exceptions.
 
 A garbage collection of Julia's waits for every thread that it knows, until that thread is inside Julia or is said to
-be outside. Of the main thread Julia's compiled functions say so. Of the worker thread `parked` says so once.
+be outside. Of the main thread Julia's compiled functions say so. Of the worker thread `park` says so once.
 
 This file imports no torch, and juliacall in one function only.
 """
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 DEFAULTS = {
     "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",  # without it Julia's own signals at safepoints are segfaults
-    "PYTHON_JULIACALL_THREADS": "1",  # one thread makes all calls; BLAS has its own
+    "PYTHON_JULIACALL_THREADS": "1",  # of Julia's own, for samples; BLAS has others
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
 }
 
@@ -184,18 +184,17 @@ def _begin() -> Entries:
 def load(*packages: str) -> None:
     """Loads further Julia packages, which bring our extensions with them."""
     start()
-    missing = [name for name in packages if name not in _state.loaded]
-    if not missing:
+    names = [name for name in packages if name not in _state.loaded]
+    if not names:
         return
-
     try:
-        call(lambda julia: [julia.bridge_load(name) for name in missing] and None)
+        call(lambda julia: [julia.bridge_load(name) for name in names] and None)
     except JuliaFailure as problem:
         raise EngineUnavailable(
-            f"the Julia package {' or '.join(missing)} does not load. In Julia's project run "
-            f"`using Pkg; Pkg.add({availability.julia_list(missing)})`. Julia says: {problem}"
+            f"the Julia package {' or '.join(names)} does not load. In Julia's project run "
+            f"`using Pkg; Pkg.add({availability.julia_list(names)})`. Julia says: {problem}"
         ) from None
-    _state.loaded.update(missing)
+    _state.loaded.update(names)
 
 
 def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
@@ -221,8 +220,9 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
     future: Future[T] = executor.submit(_run, function)
     try:
         return future.result()
-    except KeyboardInterrupt:
-        if not future.cancel():  # one that has not begun waits for another thread's, which goes on
+    except BaseException:  # of the call, or of a signal's handler before the call has ended
+        # a call that has not begun waits for another thread's, which goes on
+        if not future.done() and not future.cancel():
             _state.flags.stop()
             wait([future])
         raise

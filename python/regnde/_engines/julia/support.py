@@ -19,7 +19,7 @@ from regnde._transforms import has_derivative
 __all__ = ["STATES", "why_unsupported"]
 
 STATES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-"""Dtypes of states."""
+"""Dtypes that a state may have."""
 
 
 def why_unsupported(request: Request) -> str | None:
