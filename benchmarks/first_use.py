@@ -55,7 +55,7 @@ def main() -> None:
         print(f"| {name} | {now[0] - last[0]:.2f} | {now[1] - last[1]:.2f} |", flush=True)
         last = now
 
-    import regnde  # noqa: F401
+    import regnde  # noqa: F401  # to time it
 
     row("import regnde")
     from regnde._engines.julia import runtime

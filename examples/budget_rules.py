@@ -176,7 +176,7 @@ class Spiral(Task):
     """Trajectories of the cubic spiral: the dynamics are the answer."""
 
     tolerance, learning_rate, batch = 1e-5, 5e-3, 16
-    span = tuple(torch.linspace(0, 1.5, 10).tolist())  # type: ignore[assignment]
+    span = tuple(torch.linspace(0, 1.5, 10).tolist())  # type: ignore[assignment]  # ten times
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

@@ -66,7 +66,7 @@ class _State:
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
         self.flags = Flags()
-        self.turn = threading.Lock()
+        self.turn = threading.RLock()  # a signal's handler may solve just before `inside` is set, or just behind it
         self.inside = 0
 
 
