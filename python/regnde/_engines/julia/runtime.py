@@ -47,7 +47,7 @@ DEFAULTS = {
     "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",  # without it Julia's own signals at safepoints are segfaults
     "PYTHON_JULIACALL_THREADS": "1",  # of Julia's own, for samples; BLAS has others
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
-    "PYTHON_JULIACALL_AUTOLOAD_IPYTHON_EXTENSION": "no",  # it calls Julia on the thread of the cells, and waits for ever
+    "PYTHON_JULIACALL_AUTOLOAD_IPYTHON_EXTENSION": "no",  # it would wait for ever
 }
 
 
