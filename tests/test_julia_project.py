@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -53,8 +54,13 @@ def files(where: Path) -> dict[str, str]:
     return {
         str(path.relative_to(where).as_posix()): path.read_text()
         for path in where.rglob("*")
-        if path.is_file() and path.suffix != ".lock"
+        if path.is_file() and path.suffix not in (".lock", ".compiled")
     }
+
+
+def compiled(where: Path) -> None:
+    """Our package is compiled as it is."""
+    (where / "pyjuliapkg" / "regnde.compiled").write_text(project._sources())
 
 
 def breaks_off(where: Path, problem: BaseException) -> Callable[..., bool]:
@@ -129,6 +135,7 @@ def test_the_next_process_undoes_the_change_of_one_that_was_killed(
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], timeout=300, check=False)
     assert killed.returncode == 9
     assert files(folder) != BEFORE
+    compiled(folder)
     monkeypatch.setattr(juliapkg, "resolve", lambda *, dry_run: files(folder) == BEFORE)
     project.settle()
     assert files(folder) == BEFORE
@@ -166,6 +173,29 @@ def test_what_other_packages_ask_for_is_announced(
         runtime.start()
     assert "\n" not in str(caught.value)
     assert runtime.why_not() is None, "the next solve tries again"
+
+
+def test_our_package_is_compiled_before_the_start_where_it_has_changed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As after an upgrade by pip: in a process of its own, which Ctrl-C ends."""
+    source = tmp_path / "julia" / "src" / "RegNDE.jl"
+    for part in ("src", "ext"):
+        (tmp_path / "julia" / part).mkdir(parents=True)
+    source.write_text("module RegNDE end")
+    ran: list[list[str]] = []
+    monkeypatch.setattr(project, "folder", lambda: tmp_path / "julia")
+    monkeypatch.setattr(project.subprocess, "run", lambda words, **options: ran.append(words))
+    monkeypatch.setitem(juliapkg.deps.STATE, "executable", "julia")
+    monkeypatch.setattr(juliapkg, "resolve", lambda **options: True)
+    compiled(folder)
+    project.settle()
+    assert not ran
+    os.utime(source, ns=(1, 1))
+    for _ in range(2):
+        project.settle()
+    assert [words[-1] for words in ran] == ["import Pkg; Pkg.precompile()"]
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_two_changes_follow_each_other(

@@ -33,18 +33,19 @@ def install(groups: Sequence[Group] = ()) -> float:
                 f"{availability.pkg_add(missing)}"
             )
     elif not runtime.running() and (missing or not runtime.prepared()):
-        _install([package for group in groups for package in (*group.packages, *group.behind)])
-    runtime.start()
+        if importlib.util.find_spec("juliapkg") is None:
+            raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
+        if (why := beforehand()) is not None:
+            raise EngineUnavailable(f"Julia could not be installed: {why}")
+        with project.alone():  # until Julia is up: another installation would change the project meanwhile
+            _change([package for group in groups for package in (*group.packages, *group.behind)])
+            runtime.start()
     runtime.load(*further)
     return time.perf_counter() - began
 
 
-def _install(packages: Sequence[Package]) -> None:
+def _change(packages: Sequence[Package]) -> None:
     """Installs Julia, our own package, and these."""
-    if importlib.util.find_spec("juliapkg") is None:
-        raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
-    if (why := beforehand()) is not None:
-        raise EngineUnavailable(f"Julia could not be installed: {why}")
     try:
         project.change(packages)
     except KeyboardInterrupt:

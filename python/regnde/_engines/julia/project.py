@@ -7,18 +7,21 @@ the next process if this one was killed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from regnde._engines.julia.availability import folder
 from regnde._engines.julia.obstacles import reason
 from regnde._engines.julia.packages import Package
 from regnde._errors import EngineUnavailable
 
-__all__ = ["change", "settle"]
+__all__ = ["alone", "change", "settle"]
 
 PATIENCE = 3.0  # seconds in which a process that only looks is done
 
@@ -29,10 +32,10 @@ def _say(line: str) -> None:
 
 
 def settle() -> None:
-    """Makes the project what juliapkg will ask for when juliacall is imported.
+    """Does what would else be done, without a word, while juliacall is imported and our package is loaded.
 
     A change that was broken off is undone. Where other packages of this environment, or another version of Julia, ask
-    for a change, that is announced and made.
+    for a change, or our package is not the one that was compiled, that is announced and done.
 
     Raises:
         EngineUnavailable: with the reason, if the change fails.
@@ -40,16 +43,20 @@ def settle() -> None:
     """
     import juliapkg
 
-    with _alone():
-        if juliapkg.resolve(dry_run=True):
+    with alone():
+        resolved = juliapkg.resolve(dry_run=True)
+        if resolved and _compiled().is_file() and _compiled().read_text() == _sources():
             return
         _say(
-            "the Julia packages of this environment are not those that its Python packages ask for: bringing them up "
-            "to date, which takes some minutes. Ctrl-C stops it, and the next start goes on; Solver(engine='torch') "
-            "needs no Julia."
+            "Julia packages of this environment are new or have changed: they are compiled, which takes some minutes, "
+            "once. Ctrl-C stops it, and the next start goes on; Solver(engine='torch') needs no Julia."
         )
-        with _whole():
-            juliapkg.resolve()
+        if resolved:
+            _compile()
+        else:
+            with _whole():
+                juliapkg.resolve()
+        _compiled().write_text(_sources())
 
 
 def change(packages: Iterable[Package]) -> None:
@@ -61,21 +68,22 @@ def change(packages: Iterable[Package]) -> None:
     """
     import juliapkg
 
-    with _alone(), _whole():
+    with alone(), _whole(), _versions_kept():
         for package in packages:
             quiet = None if package.workload else {"precompile_workload": False}
             juliapkg.add(package.name, package.uuid, version=package.version, preferences=quiet)
         juliapkg.resolve()
+        _compiled().write_text(_sources())
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process at a time looks at the project and changes it; what a killed one left is undone."""
+def alone() -> Iterator[None]:
+    """One thread of one process at a time is inside; what a killed process left is undone."""
     from filelock import FileLock, Timeout
 
     try:
         _beside().mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_beside() / "regnde.lock")
+        lock = FileLock(_beside() / "regnde.lock", is_singleton=True)  # a thread may enter again
         try:
             lock.acquire(timeout=PATIENCE)
         except Timeout:
@@ -106,6 +114,22 @@ def _whole() -> Iterator[None]:
     _drop()
 
 
+@contextmanager
+def _versions_kept() -> Iterator[None]:
+    """Lets juliapkg add to what is installed, where it would remove the manifest and choose every version anew.
+
+    Else packages that are compiled would be compiled again, and a process that starts meanwhile would find none.
+    """
+    from juliapkg.state import STATE
+
+    shared = STATE["project_is_shared"]
+    STATE["project_is_shared"] = shared or (_folder() / "Manifest.toml").exists()
+    try:
+        yield
+    finally:
+        STATE["project_is_shared"] = shared
+
+
 def _folder() -> Path:
     """Julia's project."""
     from juliapkg.state import STATE
@@ -118,6 +142,29 @@ def _beside() -> Path:
     from juliapkg.state import STATE
 
     return Path(STATE["prefix"])
+
+
+def _compiled() -> Path:
+    """The file that says of which sources our package was compiled."""
+    return _beside() / "regnde.compiled"
+
+
+def _sources() -> str:
+    """What Julia tells a changed source by: the time of its last change."""
+    seen = hashlib.sha256()
+    for part in ("src", "ext"):
+        for file in sorted((folder() / part).iterdir()):
+            seen.update(f"{file.name} {file.stat().st_mtime_ns}\n".encode())
+    return seen.hexdigest()
+
+
+def _compile() -> None:
+    """Compiles what is not; if that fails, the start says why."""
+    from juliapkg.state import STATE
+
+    words = [STATE["executable"], f"--project={_folder()}", "--startup-file=no", "-e", "import Pkg; Pkg.precompile()"]
+    environment = {"JULIA_PYTHONCALL_EXE": sys.executable, **os.environ}
+    subprocess.run(words, env=environment, check=False)
 
 
 def _kept() -> Path:

@@ -155,8 +155,7 @@ def _take_back_ctrl_c() -> None:
 
 LOAD = """
 let notice = Timer(5) do timer
-        println(stderr, "regnde: Julia compiles packages that are new or have changed before it starts, which takes ",
-            "minutes, once. Ctrl-C stops it, and the next start goes on.")
+        println(stderr, "regnde: Julia compiles packages that are new or have changed. This takes minutes, once.")
     end
     try
         space = Module(:regnde)
