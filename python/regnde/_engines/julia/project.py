@@ -23,7 +23,7 @@ from regnde._errors import EngineUnavailable
 
 __all__ = ["alone", "change", "settle"]
 
-PATIENCE = 3.0  # seconds in which a process that only looks is done
+PATIENCE = 10.0  # seconds in which processes that only look are done
 
 
 def _say(line: str) -> None:
@@ -92,7 +92,10 @@ def alone() -> Iterator[None]:
     except OSError as problem:
         raise EngineUnavailable(f"Julia's project can not be changed: {problem}") from None
     try:
-        _put_back()
+        try:
+            _put_back()
+        except OSError as problem:
+            raise EngineUnavailable(f"Julia's project can not be put back: {problem}") from None
         yield
     finally:
         lock.release()
