@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, installation, obstacles, packages, runtime
+from regnde._engines.julia.arguments import Handle
 from regnde._engines.julia.entries import Entries
 
 ROOT = Path(__file__).parent.parent
@@ -427,6 +429,30 @@ def test_a_call_when_python_ends_says_what_to_wait_for(fresh: pytest.MonkeyPatch
     runtime._state.executor.shutdown()
     with pytest.raises(regnde.EngineUnavailable, match=r"join\(\)"):
         runtime.call(lambda julia: None)
+
+
+def test_a_signals_handler_that_raises_is_not_lost_where_a_solve_ends(fresh: pytest.MonkeyPatch) -> None:
+    """Julia forgets what nothing refers to any more, and Python runs no code of ours there, which would hide Ctrl-C."""
+    begun(fresh)
+    freed: list[int] = []
+    runtime._state.entries = SimpleNamespace(bridge_free=freed.append)  # type: ignore[assignment]
+    kept, dropped = Handle(1), Handle(2)
+    cycle = [Handle(3)]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    lines: list[str] = []
+    sys.setprofile(lambda frame, event, _: lines.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        del dropped
+    finally:
+        sys.setprofile(None)
+    assert lines == []
+    del cycle
+    gc.collect()
+    for _ in range(2):
+        runtime.call(lambda julia: None)
+    assert freed == [2, 3]
+    assert kept.number == 1
+    assert len(runtime._state.owned) == 1
 
 
 def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:

@@ -161,9 +161,7 @@ class Handle:
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-    def __del__(self) -> None:
-        runtime.discard(self.number)
+        runtime.discard_with(self, number)
 
 
 @contextmanager
