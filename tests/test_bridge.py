@@ -658,6 +658,24 @@ def test_what_it_can_not_do_is_refused(what: dict, message: str) -> None:
     assert message in (engines()["julia"].why_unsupported(request(**what)) or "")
 
 
+def test_transforms_of_torch_are_left_to_the_torch_engine() -> None:
+    """Julia's solve is no operation that they know: what they say of it names nothing that a user has written."""
+    found: list[str | None] = []
+
+    def end(y: torch.Tensor) -> torch.Tensor:
+        found.append(engines()["julia"].why_unsupported(request(y0=y)))
+        return y.sum()
+
+    torch.func.grad(end)(torch.ones(2))
+    torch.func.vmap(end)(torch.ones(3, 2))
+    with torch.autograd.forward_ad.dual_level():
+        end(torch.ones(2))
+    assert all("torch.func" in (why or "") for why in found)
+    assert len(found) == 3
+    end(torch.ones(2))
+    assert found[-1] is None
+
+
 def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("REGNDE_ENGINE", "auto")
     fresh.setattr(runtime, "why_not", lambda: "not here")
