@@ -111,7 +111,7 @@ Solves with so many threads of BLAS. The arguments at `address`:
 - likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first, t_last, dt_last,
-first_error, steps with events, Jacobians, factorisations. `path` is the address of a Brownian path's
+first_error, steps with events, Jacobians, factorisations, size of the first accepted step. `path` is the address of a Brownian path's
 `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
@@ -154,6 +154,7 @@ function results_of(rec::Recording, fields)
     return (
         findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
         rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
+        isempty(rec.dt) ? NaN : rec.dt[1],
     )
 end
 

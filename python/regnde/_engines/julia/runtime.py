@@ -26,6 +26,7 @@ from typing import TypeVar
 from regnde._engines.julia import availability
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.signals import Flags
+from regnde._engines.julia.turn import Turn
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -53,7 +54,7 @@ class _State:
     """The worker thread, RegNDE's functions, and the process that they belong to.
 
     Attributes:
-        turn: held by the thread that is inside Julia, whose number is `inside`.
+        turn: of the thread that is inside Julia.
     """
 
     def __init__(self) -> None:
@@ -66,8 +67,7 @@ class _State:
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
         self.flags = Flags()
-        self.turn = threading.RLock()  # a signal's handler may solve just before `inside` is set, or just behind it
-        self.inside = 0
+        self.turn = Turn()
 
 
 _state = _State()
@@ -210,10 +210,9 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
         RuntimeError: inside another call, in the handler of a signal.
     """
     start()
-    here = threading.get_ident()
-    if _state.inside == here:
+    if _state.turn.is_mine:
         raise RuntimeError("Julia is at work on this thread: a signal's handler can not call it.")
-    if not waits and here == threading.main_thread().ident:
+    if not waits and threading.get_ident() == threading.main_thread().ident:
         return _run(function, serve=True)
     executor = _state.executor
     assert executor is not None
@@ -236,13 +235,11 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     assert entries is not None
     with _state.turn:
         try:
-            _state.inside = threading.get_ident()
             _state.flags.reset(serve=serve)
             while _state.discarded:
                 entries.bridge_free(_state.discarded.popleft())
             return function(entries)
         finally:
-            _state.inside = 0
             _state.flags.reraise()
 
 

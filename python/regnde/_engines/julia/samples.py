@@ -44,7 +44,7 @@ class SampleJob(Job):
     never set.
 
     Attributes:
-        results: float64 (B, 13): of each sample what Julia's `bridge_solve` tells of one solve.
+        results: float64 (B, RESULTS): of each sample what Julia's `bridge_solve` tells of one solve.
         table: float64 (5, S, B): that of each sample, 0 behind its last step.
         reasons: why samples failed, by their index.
     """

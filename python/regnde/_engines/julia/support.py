@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regnde._controller import I
-from regnde._engines.base import Request, StepRules, unsupported_everywhere
+from regnde._engines.base import OWN_RULES, Request, unsupported_everywhere
 from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
 from regnde._equation import SDE, JuliaField
 from regnde._mass import Mass
@@ -32,7 +32,7 @@ def why_unsupported(request: Request) -> str | None:
         return why
     if solver.grid_method is not None or (sde and request.grid is not None):
         return f"{solver.method!r} along given times runs on the torch engine: set Solver(engine='torch')."
-    if request.rules != StepRules():
+    if request.rules != OWN_RULES:
         return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
     if request.events and (why := _unsupported_events(request)) is not None:
         return why
