@@ -40,7 +40,7 @@ _capsule_address.restype, _capsule_address.argtypes = ctypes.c_void_p, [ctypes.p
 
 def synchronize(tensor: Tensor) -> None:
     """Waits for what torch has queued on the tensor's device: Julia has a queue of its own there."""
-    if tensor.device.type == "cuda":
+    if tensor.is_cuda:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
@@ -124,7 +124,7 @@ class ArgumentBuffer:
     def dlpack(self, tensor: Tensor) -> int:
         """The address of the tensor's DLPack structure, which is freed with this buffer."""
         # a stream of -1 means that there is nothing to wait for: `synchronize` has done it
-        capsule = tensor.detach().__dlpack__(stream=-1 if tensor.device.type == "cuda" else None)
+        capsule = tensor.detach().__dlpack__(stream=-1 if tensor.is_cuda else None)
         self.alive.append(capsule)
         return _capsule_address(capsule, b"dltensor") or 0
 

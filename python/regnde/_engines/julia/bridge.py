@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class SolveJob(Job):
     """The arguments of one solve, and what `run` finds beside the differentiable tensors.
 
     Attributes:
+        reads_steps: whether anything is read of the steps.
         dense: whether the interpolants of all steps are asked for, or those of the steps with events alone.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
@@ -41,10 +43,13 @@ class SolveJob(Job):
         first_size: its size; NaN without one.
         jacobians: of an implicit method, each with its derivative by the time.
         factorisations: of an implicit method.
-        ends, sizes, implicit: rows of the table; those of the records are results.
+        ends: of every accepted step, float64 (S,), and so are the following, if `reads_steps`.
+        sizes: of the steps, signed.
+        implicit: whether an implicit method made the step, 0 or 1.
         waits: whether its steps may wait for Julia's tasks or output.
     """
 
+    reads_steps: bool = True
     dense: bool = False
     path: BrownianPath | None = None
     local_start: bool = False
@@ -83,29 +88,29 @@ class SolveJob(Job):
         self.waits = may_wait(self.codes, self.method, y0)
         threads = torch.get_num_threads()
 
-        def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor | None, str]:
+        def solve(julia: Any) -> tuple[int, list[Tensor], Tensor, Tensor | None, str]:
             number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
             if not number:
                 raise FieldChanged
-            table = torch.empty((5, int(results[1])), dtype=torch.float64)
-            julia.bridge_records(number, table.data_ptr())
+            rows = [torch.from_numpy(row) for row in np.empty((5, int(results[1]) if self.reads_steps else 0))]
+            if self.reads_steps:
+                julia.bridge_records(number, rows[0].data_ptr())
             crossings, pieces = self.crossings_of(julia, number, int(results[10])), None
             if self.pieces:
-                steps = table.shape[1] if self.dense else len(crossings)
+                steps = len(rows[0]) if self.dense else len(crossings)
                 pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, table, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
+            return number, rows, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
-            found = runtime.call(solve, waits=self.waits)
-        number, self.table, self.crossings, pieces, self.reason = found
+            number, rows, self.crossings, pieces, self.reason = runtime.call(solve, waits=self.waits)
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10]
         self.jacobians, self.factorisations = map(int, results[11:13])
         self.first_size = results[13]
-        self.ends, self.sizes, error, stiffness, self.implicit = self.table.unbind()
+        self.ends, self.sizes, error, stiffness, self.implicit = rows
         if not self.record:
             return ys, None, None, pieces
         real = y0.dtype.to_real()

@@ -126,12 +126,11 @@ def _fingerprint(module: nn.Module) -> Hashable:
     for part in parts:
         for value in part.__dict__.values():
             kind = type(value)
-            if kind in PLAIN:
-                marks.append(value)
-            elif kind not in CONTAINERS:
+            if kind in CONTAINERS:
+                if value:  # most of a module's own dictionaries are empty
+                    marks.append((kind, *map(_mark, value.values() if kind in DICTIONARIES else value)))
+            else:
                 marks.append(_mark(value))
-            elif value:  # most of a module's own dictionaries are empty
-                marks.append((kind, *map(_mark, value.values() if kind in DICTIONARIES else value)))
         for child in part._modules.values():
             if child is not None and id(child) not in found:
                 found.add(id(child))
@@ -140,6 +139,6 @@ def _fingerprint(module: nn.Module) -> Hashable:
 
 
 def _mark(value: object) -> Hashable:
-    if isinstance(value, Tensor):
-        return id(value), value.requires_grad
-    return value if type(value) in PLAIN else id(value)
+    if type(value) in PLAIN:
+        return value
+    return (id(value), value.requires_grad) if isinstance(value, Tensor) else id(value)

@@ -69,7 +69,6 @@ class Job:
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
         first_slope: the field's value at the start, with which Julia compares its own; None to compare nothing.
-        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """
@@ -89,7 +88,6 @@ class Job:
     pieces: int = 0
     times_need_gradient: bool = False
     first_slope: Tensor | None = None
-    table: Tensor = field(init=False)
     crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
 

@@ -150,6 +150,7 @@ class Run:
             events=request.events,
             conditions=self.conditions,
             pieces=self.pieces,
+            reads_steps=request.record != "none" or self.pieces > 0,
             dense=request.dense,
             path=self.path,
             local_start=by_step,
