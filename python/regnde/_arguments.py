@@ -28,9 +28,12 @@ def check_field_arguments(equation: Equation, *, samples: bool) -> None:
     """
     if isinstance(equation, JuliaField):
         return
-    sde = isinstance(equation, SDE)
-    for name, field in (("drift", equation.drift), ("diffusion", equation.diffusion)) if sde else (("f", equation),):
-        check_arguments(name, field, most=3 if samples else 2)
+    most = 3 if samples else 2
+    if isinstance(equation, SDE):
+        check_arguments("drift", equation.drift, most=most)
+        check_arguments("diffusion", equation.diffusion, most=most)
+    else:
+        check_arguments("f", equation, most=most)
 
 
 def check_arguments(name: str, field: Any, *, by: str = "solve", most: int = 2) -> None:

@@ -132,7 +132,7 @@ class SolveJob(Job):
         """Cotangents of the inputs of `run`; `ys`, its first result, if the times need gradients."""
         y0, ts, stops, *tensors = inputs
         y0bar, tbar = torch.zeros_like(y0), None
-        stopsbar = torch.zeros(len(stops), dtype=torch.float64) if len(stops) else None
+        stopsbar = torch.zeros(len(stops), dtype=torch.float64) if stops.numel() else None
         if ys is not None:
             tbar = torch.zeros(len(self.times), dtype=torch.float64)
             ysbar = torch.zeros_like(ys) if ysbar is None else ysbar

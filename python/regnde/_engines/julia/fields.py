@@ -8,6 +8,7 @@ they refer to.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.code import Code
-from regnde._engines.julia.turn import Turn
+from regnde._engines.julia.turn import held_here
 from regnde._equation import takes_samples
 from regnde._errors import UnsupportedField
 
@@ -33,7 +34,7 @@ class FieldChanged(Exception):
     """A field's code is not what the field computes now."""
 
 
-_tracing = Turn()
+_tracing = threading.RLock()
 """Of the thread that exports a field: torch's tracer patches modules while it is at work, for all threads."""
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
@@ -81,7 +82,7 @@ def code_of(
         earlier, code = _known.get(field, {}).get(key, (None, None))
         if code is not None and earlier == fingerprint:
             return code, True
-    if _tracing.is_mine:
+    if held_here(_tracing):
         raise UnsupportedField(
             "a solve inside of a field, or in a signal's handler while a field is exported, runs on the torch "
             "engine: set Solver(engine='torch') there."

@@ -26,7 +26,7 @@ from typing import TypeVar
 from regnde._engines.julia import availability
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.signals import Flags
-from regnde._engines.julia.turn import Turn
+from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -54,7 +54,7 @@ class _State:
     """The worker thread, RegNDE's functions, and the process that they belong to.
 
     Attributes:
-        turn: of the thread that is inside Julia.
+        turn: held by the thread that is inside Julia.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _State:
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
         self.flags = Flags()
-        self.turn = Turn()
+        self.turn = threading.RLock()
 
 
 _state = _State()
@@ -210,7 +210,7 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
         RuntimeError: inside another call, in the handler of a signal.
     """
     start()
-    if _state.turn.is_mine:
+    if held_here(_state.turn):
         raise RuntimeError("Julia is at work on this thread: a signal's handler can not call it.")
     if not waits and threading.get_ident() == threading.main_thread().ident:
         return _run(function, serve=True)

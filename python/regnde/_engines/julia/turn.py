@@ -1,32 +1,12 @@
-"""A lock for one thread at a time that tells the thread which has it."""
+"""Locks of which a thread asks whether it has them already, as the handler of a signal must that came meanwhile."""
 
 from __future__ import annotations
 
 import threading
 
-__all__ = ["Turn"]
+__all__ = ["held_here"]
 
 
-class Turn:
-    """A lock that a thread may ask whether it has it already, as the handler of a signal must that came meanwhile.
-
-    A handler that comes just before the lock is told to be this thread's, or just behind it, may take it once more:
-    what the lock is for has not begun then, or has ended.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._owner = 0
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether this thread is between the two."""
-        return self._owner == threading.get_ident()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._owner = threading.get_ident()
-
-    def __exit__(self, *_: object) -> None:
-        self._owner = 0
-        self._lock.release()
+def held_here(lock: threading.RLock) -> bool:
+    """Whether this thread holds the lock."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined]  # `threading.Condition` asks a lock by this name, too
