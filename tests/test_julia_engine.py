@@ -388,6 +388,33 @@ def test_tapes_are_freed() -> None:
     assert kept() <= before + 1
 
 
+@pytest.mark.parametrize("record", ["none", "all", regnde.Local(seed=0)])
+def test_a_solve_is_freed_with_its_solution(record: regnde.Record) -> None:
+    """At once: a solve that only a garbage collection of Python's finds takes Julia's memory until then."""
+    from regnde._engines.julia import runtime
+
+    def kept() -> int:
+        return runtime.call(lambda julia: julia.bridge_saved())
+
+    p = SMALL_P.clone().requires_grad_()
+
+    def train() -> None:
+        sol = regnde.solve(small_net(p), SMALL_Y0, [0.0, 1.0], solver(), record=record)
+        penalty = 0.0 if sol.steps is None else regnde.ErrorPenalty()(sol)
+        (sol.y1.square().sum() + penalty).backward()
+
+    train()
+    gc.collect()
+    gc.disable()
+    try:
+        before = kept()
+        for _ in range(5):
+            train()
+        assert kept() <= before
+    finally:
+        gc.enable()
+
+
 def test_failures_are_ours() -> None:
     for f, kind in (
         (lambda t, y: y * float("nan"), regnde.NonFiniteDynamics),

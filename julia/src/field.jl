@@ -133,7 +133,10 @@ struct Field{V, T}
     sizes::Any
 end
 
-function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
+Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V} =
+    Field(dynamics, shape, V, pbar, columns)
+
+function Field(dynamics::Dynamics, shape::Dims, ::Type{V}, pbar, columns) where {V}
     (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
     shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
     shaped_value(x) = columns == 0 ? shaped(x) : reshape(x, columns, shape...)

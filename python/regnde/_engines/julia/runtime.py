@@ -28,6 +28,7 @@ from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.forks import guard
 from regnde._engines.julia.signals import Flags
+from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -64,7 +65,7 @@ class _State:
     """The worker thread, RegNDE's functions, and the process that they belong to.
 
     Attributes:
-        turn: held by the thread that is inside Julia, whose number is `inside`.
+        turn: held by the thread that is inside Julia.
     """
 
     def __init__(self) -> None:
@@ -78,8 +79,7 @@ class _State:
         self.discarded: deque[int | _Owned] = deque()
         self.owned: set[_Owned] = set()
         self.flags = Flags()
-        self.turn = threading.RLock()  # a signal's handler may solve just before `inside` is set, or just behind it
-        self.inside = 0
+        self.turn = threading.RLock()
 
 
 _state = _State()
@@ -231,10 +231,9 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
         RuntimeError: inside another call, in the handler of a signal.
     """
     start()
-    here = threading.get_ident()
-    if _state.inside == here:
+    if held_here(_state.turn):
         raise RuntimeError("Julia is at work on this thread: a signal's handler can not call it.")
-    if not waits and here == threading.main_thread().ident:
+    if not waits and threading.get_ident() == threading.main_thread().ident:
         return _run(function, serve=True)
     future = _submit(function)
     try:
@@ -267,14 +266,12 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     assert entries is not None
     with _state.turn:
         try:
-            _state.inside = threading.get_ident()
             _state.flags.reset(serve=serve)
             while _state.discarded:
                 _forget(entries, _state.discarded[0])
                 _state.discarded.popleft()
             return function(entries)
         finally:
-            _state.inside = 0
             _state.flags.reraise()
 
 
