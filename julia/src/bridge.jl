@@ -143,7 +143,7 @@ end
 function agrees(value, field, rec::Recording)
     slope = similar(rec.y0)
     confine!(field, rec.segments[1])
-    field.value(slope, rec.y0, time_within(field, rec.times[1]), nothing)
+    value!(slope, field, rec.times[1], rec.y0)
     tolerance = realtype(slope) === Float32 ? 1.0f-3 : 1.0e-9
     near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (1 + abs(b))
     return mapreduce(near, &, slope, vec(value); init = true)

@@ -104,6 +104,12 @@ acquire!(::Type, ::Nothing) = nothing
 "Residuals in the type that the compiler can work with."
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
+"""
+Holds the residuals of the evaluation at hand, or `nothing`. A function pointer that takes an abstract type itself
+dispatches at every call, which costs as much as a small product.
+"""
+const Given = Base.RefValue{Any}
+
 "A field's Jacobian-vector product and its reverse behind function pointers."
 struct Tangents{V, T}
     jvp::FunctionWrapper{Nothing, Tuple{V, V, V, T, T}}
@@ -117,13 +123,13 @@ end
 pointers: the solver is then compiled once for all fields, not once for each. The states may be complex. Also counts
 the calls, and keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
-Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, arrays of these `sizes`, or
-`nothing`. `tangents` is
+Value and vector-Jacobian product take as their last argument `given`, which holds what [`residuals`](@ref) gave, arrays
+of these `sizes`, or `nothing`. `tangents` is
 `nothing` where the dynamics have no [`WithTangents`](@ref).
 """
 struct Field{V, T}
-    value::FunctionWrapper{Nothing, Tuple{V, V, T, Any}}
-    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
+    value::FunctionWrapper{Nothing, Tuple{V, V, T, Given}}
+    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Given}}
     residuals::FunctionWrapper{Any, Tuple{}}
     tangents::Union{Nothing, Tangents{V, T}}
     calls::Base.RefValue{Int}
@@ -131,19 +137,20 @@ struct Field{V, T}
     columns::Int
     rows::Int
     sizes::Any
+    given::Given
 end
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
     (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
-    shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
-    shaped_value(x) = columns == 0 ? shaped(x) : reshape(x, columns, shape...)
-    function value(dy, y, t, residuals)
-        arguments = (shaped_value(dy), t, shaped(y), p, cache)
+    shaped = Shaper(shape, V)
+    shaped_value = columns == 0 ? shaped : Shaper((columns, shape...), V)
+    function value(dy, y, t, given)
+        arguments, residuals = (shaped_value(dy), t, shaped(y), p, cache), given[]
         residuals === nothing ? f(arguments...) : with_residuals.f(arguments..., typed(with_residuals, residuals))
         return nothing
     end
-    function product(ybar, ct, y, t, residuals)
-        arguments = (shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache)
+    function product(ybar, ct, y, t, given)
+        arguments, residuals = (shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache), given[]
         residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
         return nothing
     end
@@ -152,7 +159,8 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
     tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
     sizes = with_residuals === nothing ? nothing : with_residuals.sizes
     return Field{V, T}(
-        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes
+        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes,
+        Given(nothing)
     )
 end
 
@@ -185,7 +193,13 @@ noise_length(field::Field, n) = field.columns == 0 ? n : n ÷ field.rows * field
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
 function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
     field.calls[] += 1
-    field.value(dy, y, time_within(field, t), residuals)
+    return value!(dy, field, t, y, residuals)
+end
+
+"Writes the slope at (t, y) to `dy`."
+function value!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
+    field.given[] = residuals
+    field.value(dy, y, time_within(field, t), field.given)
     return dy
 end
 
@@ -196,7 +210,8 @@ Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter c
 are those of [`evaluate!`](@ref) at (t, y).
 """
 function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
-    field.vjp(ybar, ct, y, time_within(field, t), residuals)
+    field.given[] = residuals
+    field.vjp(ybar, ct, y, time_within(field, t), field.given)
     return ybar
 end
 

@@ -324,8 +324,7 @@ end
 
 "How many components of the slope at (t, y) are not finite."
 function count_bad(field, t, y)
-    slope = similar(y)
-    field.value(slope, y, time_within(field, t), nothing)
+    slope = value!(similar(y), field, t, y)
     return count(!isfinite, slope)
 end
 

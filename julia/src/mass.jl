@@ -35,7 +35,7 @@ end
 
 "The field M^-1 f, which shares the field's counter."
 function slopes(field::Field{V, T}, mass::Mass) where {V, T}
-    value(dy, y, t, residuals) = (field.value(dy, y, t, residuals); ldiv!(mass.factors, dy); nothing)
-    (; vjp, residuals, tangents, calls, within, columns, rows, sizes) = field
-    return Field{V, T}(value, vjp, residuals, tangents, calls, within, columns, rows, sizes)
+    value(dy, y, t, given) = (field.value(dy, y, t, given); ldiv!(mass.factors, dy); nothing)
+    (; vjp, residuals, tangents, calls, within, columns, rows, sizes, given) = field
+    return Field{V, T}(value, vjp, residuals, tangents, calls, within, columns, rows, sizes, given)
 end

@@ -206,10 +206,9 @@ end
 
 "Cotangents of the pieces of step `n`, as columns; none if the step has no pieces, or they no cotangents."
 function pieces_of(rec::Recording, cotangents, n)
-    place = cotangents.pieces === nothing ? (1:0) : searchsorted(rec.piece_steps, n)
-    isempty(place) && return ()
-    count = piece_count(rec.method)
-    return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(first(place) * count))
+    cotangents.pieces === nothing && return view(rec.ys, :, 1:0)
+    place, count = searchsorted(rec.piece_steps, n), piece_count(rec.method)
+    return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(last(place) * count))
 end
 
 "Index of the first of the outputs up to `last` that lie in step `n`."
