@@ -151,9 +151,11 @@ end
 
 "The numbers that [`bridge_solve`](@ref) describes."
 function results_of(rec::Recording, fields)
-    return (
-        findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
-        rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
+    return Float64.(
+        (
+            findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
+            rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
+        )
     )
 end
 
