@@ -16,6 +16,7 @@ import tomllib
 import urllib.error
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ import regnde
 from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
-from regnde._engines.julia import availability, installation, runtime
+from regnde._engines.julia import availability, installation, obstacles, packages, runtime
 from regnde._engines.julia.entries import Entries
 
 ROOT = Path(__file__).parent.parent
@@ -35,8 +36,16 @@ JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """No Julia has started, and none is named."""
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """No Julia has started, none is named, and juliapkg has installed nothing."""
+    with suppress(ImportError):
+        from juliapkg.state import STATE
+
+        beside = tmp_path / "julia_env" / "pyjuliapkg"
+        places = dict(project=beside.parent, prefix=beside, deps=beside / "juliapkg.json", meta=beside / "meta.json")
+        for name, place in places.items():
+            monkeypatch.setitem(STATE, name, str(place))
+    monkeypatch.setattr(runtime.project, "settle", lambda: None)
     monkeypatch.setattr(runtime, "_state", runtime._State())
     availability.forget()
     monkeypatch.delitem(sys.modules, "juliacall", raising=False)
@@ -108,13 +117,13 @@ def test_cuda_packages_are_asked_for(fresh: pytest.MonkeyPatch, tmp_path: Path) 
     fresh.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
     project = tmp_path / "Project.toml"
     project.write_text('[deps]\nCUDA = "052768ef"\n\n[compat]\nDLPack = "0.3"\n')
-    assert runtime.missing(*availability.CUDA.packages) == ["DLPack"]
-    assert 'Pkg.add(["DLPack"])' in availability.what_to_do(availability.CUDA, ["DLPack"], "", "")
+    assert runtime.missing(*packages.CUDA.names) == ["DLPack"]
+    assert 'Pkg.add(["DLPack"])' in availability.what_to_do(packages.CUDA, ["DLPack"], "", "")
     project.write_text('[deps]\nCUDA = "052768ef"\nDLPack = "53c2dc0f"\n')
-    assert runtime.missing(*availability.CUDA.packages) == []
+    assert runtime.missing(*packages.CUDA.names) == []
     fresh.delenv("PYTHON_JULIACALL_PROJECT")
     pytest.importorskip("juliapkg")
-    assert "python -m regnde julia --cuda" in availability.what_to_do(availability.CUDA, ["DLPack"], "", "")
+    assert "python -m regnde julia --cuda" in availability.what_to_do(packages.CUDA, ["DLPack"], "", "")
 
 
 def test_a_state_on_cuda_without_cuda_jl_goes_to_torch(fresh: pytest.MonkeyPatch) -> None:
@@ -173,13 +182,13 @@ def failing(fresh: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def reason() -> str:
     with pytest.raises(regnde.EngineUnavailable) as caught:
-        installation.install([availability.ADJOINTS])
+        installation.install([packages.ADJOINTS])
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_full_disk_is_named(failing: pytest.MonkeyPatch) -> None:
-    failing.setattr(installation.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
+    failing.setattr(obstacles.shutil, "disk_usage", lambda folder: SimpleNamespace(free=300 << 20))
     assert "300 MiB are free on the disk of" in reason()
     assert "JULIA_DEPOT_PATH" in reason()
 
@@ -201,7 +210,7 @@ def test_a_download_that_fails_names_the_julia_that_is_too_old(failing: pytest.M
     old.chmod(0o755)
     failing.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     failing.setattr("juliapkg.resolve", resolve)
-    failing.setattr(installation, "_out_of_reach", lambda: None)
+    failing.setattr(obstacles, "_out_of_reach", lambda: None)
     assert "can not be downloaded (name not known). The Julia on PATH" in reason()
 
 
@@ -236,17 +245,17 @@ def without_options(fresh: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return project
 
 
-def with_option() -> list[tuple[Request, str, availability.Group]]:
+def with_option() -> list[tuple[Request, str, packages.Group]]:
     """Requests that need further packages, one of them, and the group that it is of."""
     by_hand = regnde.JuliaField("(t, y, w) -> w * y", [torch.ones(1, requires_grad=True)])
     sde = regnde.SDE(lambda t, y: -y, lambda t, y: y)
-    stiff, names = availability.STIFF, ("rosenbrock23", "rodas4", "rodas5p", "autotsit5")
+    stiff, names = packages.STIFF, ("rosenbrock23", "rodas4", "rodas5p", "autotsit5")
     return [
         *((request(method=name), "OrdinaryDiffEqRosenbrock", stiff) for name in names),
         (request(method="trbdf2"), "OrdinaryDiffEqSDIRK", stiff),
-        (request(sde, method="sosri"), "StochasticDiffEqHighOrder", availability.SDE),
-        (request(gradient="gauss"), "SciMLSensitivity", availability.ADJOINTS),
-        (request(by_hand), "Zygote", availability.ADJOINTS),
+        (request(sde, method="sosri"), "StochasticDiffEqHighOrder", packages.SDE),
+        (request(gradient="gauss"), "SciMLSensitivity", packages.ADJOINTS),
+        (request(by_hand), "Zygote", packages.ADJOINTS),
     ]
 
 
@@ -276,7 +285,7 @@ def test_packages_that_are_there_are_used(without_options: Path) -> None:
     assert choose(request(regnde.JuliaField("(t, y) -> -y", []))).name == "julia"
     for asked, _, group in with_option():
         without_options.write_text(
-            "[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in group.packages.items())
+            "[deps]\n" + "".join(f'{package.name} = "{package.uuid}"\n' for package in group.packages)
         )
         assert choose(asked).name == "julia"
 
@@ -292,7 +301,7 @@ def test_auto_runs_on_torch_where_packages_are_missing(fresh: pytest.MonkeyPatch
             with pytest.raises(regnde.EngineUnavailable, match=name):
                 choose(asked)
         without_options.write_text(
-            "[deps]\n" + "".join(f'{name} = "{uuid}"\n' for name, uuid in group.packages.items())
+            "[deps]\n" + "".join(f'{package.name} = "{package.uuid}"\n' for package in group.packages)
         )
         assert choose(asked).name == "julia"
         without_options.write_text("[deps]\n")
@@ -315,20 +324,19 @@ def test_what_is_asked_for_is_installed(fresh: pytest.MonkeyPatch) -> None:
     added: dict[str, object] = {}
     loaded: list[str] = []
     fresh.setattr(runtime, "prepared", lambda: False)
-    fresh.setattr(installation, "_is_first", lambda: False)
+    fresh.setattr(obstacles, "_is_first", lambda: False)
     fresh.setattr(
         deps, "add", lambda name, uuid, **more: added.update({name: (uuid, more["version"], more["preferences"])})
     )
     fresh.setattr(deps, "resolve", lambda: None)
     fresh.setattr(runtime, "start", lambda: None)
     fresh.setattr(runtime, "load", lambda *names: loaded.extend(names))
-    installation.install([availability.STIFF])
-    stiff = availability.STIFF
+    installation.install([packages.STIFF])
     assert added == {
-        name: (uuid, stiff.versions.get(name), {"precompile_workload": False})
-        for name, uuid in {**stiff.packages, **stiff.without_workload}.items()
+        package.name: (package.uuid, package.version, {"precompile_workload": False})
+        for package in (*packages.STIFF.packages, *packages.STIFF.behind)
     }
-    assert loaded == list(stiff.packages)
+    assert loaded == list(packages.STIFF.names)
 
 
 def test_case_23_another_packages_julia_is_refused(fresh: pytest.MonkeyPatch) -> None:
@@ -644,7 +652,7 @@ def test_juliapkg_names_our_package() -> None:
     project = tomllib.loads((ROOT / "julia" / "Project.toml").read_text())
     assert spec["RegNDE"]["uuid"] == project["uuid"]
     assert (ROOT / "python" / "regnde" / spec["RegNDE"]["path"] / "Project.toml").is_file()
-    known = {name: uuid for group in availability.GROUPS for name, uuid in group.packages.items()}
+    known = {package.name: package.uuid for group in packages.GROUPS for package in group.packages}
     assert known == project["weakdeps"]
     assert not spec.keys() & known.keys(), "these come with options"
     for name in spec.keys() - {"RegNDE"}:
@@ -652,9 +660,9 @@ def test_juliapkg_names_our_package() -> None:
         if name in project["deps"]:
             assert spec[name]["uuid"] == project["deps"][name]
             assert spec[name]["version"] == project["compat"][name]
-    for group in availability.GROUPS:
-        for name, version in group.versions.items():
-            assert version in project["compat"][name].split(", ")
+    for group in packages.GROUPS:
+        for package in group.packages:
+            assert package.version is None or package.version in project["compat"][package.name].split(", ")
     for name, triggers in project["extensions"].items():
         assert (ROOT / "julia" / "ext" / f"{name}.jl").is_file()
         assert set([triggers] if isinstance(triggers, str) else triggers) <= set(project["weakdeps"])

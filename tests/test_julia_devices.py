@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import regnde
 from regnde import SDE, BrownianPath, Local, Solver
-from regnde._engines.julia import availability, runtime
+from regnde._engines.julia import packages, runtime
 from regnde._engines.julia.arguments import DLPACK, ArgumentBuffer
 from regnde._errors import EngineUnavailable
 from tolerances import ROUNDING
@@ -96,7 +96,7 @@ def test_dlpack_sizes_are_reversed(shape: tuple[int, ...], monkeypatch: pytest.M
 def cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
-    if names := runtime.missing(*availability.CUDA.packages):
+    if names := runtime.missing(*packages.CUDA.names):
         pytest.skip(f"Julia has no {' and '.join(names)}: python -m regnde julia --cuda")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from regnde import __version__, _demo, _demo_report, _doctor
 from regnde._engines import engines
-from regnde._engines.julia.availability import CUDA, GROUPS
+from regnde._engines.julia.packages import CUDA, GROUPS
 from regnde._errors import EngineUnavailable
 
 INTERRUPTED = 130  # exit code after Ctrl-C

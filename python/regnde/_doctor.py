@@ -13,9 +13,9 @@ import torch
 
 from regnde import __version__
 from regnde._engines import engines
-from regnde._engines.julia import installation
-from regnde._engines.julia.availability import GROUPS, Group
+from regnde._engines.julia import availability, installation
 from regnde._engines.julia.methods import EXPLICIT, FIXED, IMPLICIT, STOCHASTIC
+from regnde._engines.julia.packages import GROUPS, Group
 from regnde._engines.julia.runtime import missing
 from regnde._errors import EngineUnavailable
 from regnde._rosenbrock_tableau import AUTOTSIT5, ROSENBROCK_TABLEAUX
@@ -48,8 +48,9 @@ def report() -> tuple[list[str], bool]:
     if engines()["julia"].unavailable() is None:
         lines += ["", "Julia packages"]
         for group in GROUPS:
-            command = f"not installed: python -m regnde julia --{group.option} ({group.takes})"
-            lines.append(f"  {group.option:<11}{group.content}: {command if missing(*group.packages) else 'installed'}")
+            names = missing(*group.names)
+            finding = f"not installed ({group.takes}): {availability.command(group, names)}" if names else "installed"
+            lines.append(f"  {group.option:<11}{group.content}: {finding}")
     depot = os.environ.get("JULIA_DEPOT_PATH", "")
     if depot and os.pathsep not in depot:
         lines.append(

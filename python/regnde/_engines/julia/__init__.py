@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regnde._derivative_check import check_field
 from regnde._engines.base import Engine, Request
-from regnde._engines.julia import availability, runtime
+from regnde._engines.julia import availability, packages, runtime
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
 from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
@@ -50,7 +50,7 @@ class JuliaEngine(Engine):
     def solve(self, request: Request) -> Solution:
         """Solves and assembles the solution."""
         for need in needs(request):
-            if need.group is not availability.ADJOINTS:  # these are loaded on the way back
+            if need.group is not packages.ADJOINTS:  # these are loaded on the way back
                 runtime.load(*need.packages)
         codes, known = _codes(request)
         solver = request.solver

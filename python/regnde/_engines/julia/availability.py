@@ -5,119 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
+import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = [
-    "ADJOINTS",
-    "CUDA",
-    "FFT",
-    "GROUPS",
-    "SDE",
-    "STIFF",
-    "Group",
-    "chosen",
-    "folder",
-    "forget",
-    "julia_list",
-    "missing",
-    "what_to_do",
-    "why_not",
-]
+from regnde._engines.julia.packages import Group
 
-
-@dataclass(frozen=True)
-class Group:
-    """Julia packages that come with an option of `python -m regnde julia`.
-
-    Attributes:
-        option: the option, without its dashes.
-        content: what the packages are for.
-        takes: how long their installation takes.
-        packages: their uuids by name.
-        versions: which ones, by name; others come as the packages of Julia's project need them.
-        without_workload: uuids by name of packages among them, or of what they need, whose own precompile workload is
-            not run: it would compile what no solve of ours uses.
-    """
-
-    option: str
-    content: str
-    takes: str
-    packages: Mapping[str, str]
-    versions: Mapping[str, str]
-    without_workload: Mapping[str, str] = field(default_factory=dict)
-
-
-LINEAR = {
-    "LinearSolve": "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae",
-    "SparseColumnPivotedQR": "a57abbd0-fea5-4d57-96be-5e525945e8e4",
-}
-STIFF = Group(
-    "stiff",
-    "methods for stiff ODEs: rosenbrock23, rodas4, rodas5p, autotsit5, trbdf2, kencarp4",
-    "about two minutes",
-    {
-        "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
-        "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
-    },
-    {"OrdinaryDiffEqRosenbrock": "2", "OrdinaryDiffEqSDIRK": "2"},
-    without_workload={
-        "OrdinaryDiffEqRosenbrock": "43230ef6-c299-4910-a778-202eb28ce4ce",
-        "OrdinaryDiffEqSDIRK": "2d112036-d095-4a1e-ab9a-08536f3ecdbf",
-        "LineSearch": "87fe0de2-c867-4266-b59a-2f0a94fc965b",
-        "NonlinearSolve": "8913a72c-1f9b-4ce2-8d82-65094dcecaec",
-        "NonlinearSolveFirstOrder": "5959db7a-ea39-4486-b5fe-2dd0bf03d60d",
-        "NonlinearSolveQuasiNewton": "9a2c21bd-3a47-402d-9113-8faf9a0ee114",
-        "NonlinearSolveSpectralMethods": "26075421-4e9a-44e1-8bd1-420ed7ad02b2",
-        "SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7",
-        "SparseMatrixColorings": "0a514795-09f3-496d-8182-132a7b665d35",
-        **LINEAR,
-    },
-)
-SDE = Group(
-    "sde",
-    "methods for SDEs",
-    "about two minutes",
-    {
-        "DiffEqNoiseProcess": "77a26b50-5914-5dd7-bc55-306e6241c503",
-        "StochasticDiffEqHighOrder": "0520c28c-50fd-4d16-9c96-902fc80b3bab",
-        "StochasticDiffEqLowOrder": "d15fe365-ce7f-450a-828a-7985bd5b681b",
-    },
-    {"DiffEqNoiseProcess": "5", "StochasticDiffEqHighOrder": "2", "StochasticDiffEqLowOrder": "2"},
-    without_workload={"SimpleNonlinearSolve": "727e6d20-b764-4bd8-a329-72de5adea6c7"},
-)
-ADJOINTS = Group(
-    "adjoints",
-    "SciMLSensitivity's adjoints and gradients of a JuliaField",
-    "about ten minutes",
-    {
-        "SciMLSensitivity": "1ed8b502-d754-442c-8d5d-10ac956f44a1",
-        "ChainRulesCore": "d360d2e6-b24c-11e9-a2a3-2a2ae2dbcce4",
-        "Tracker": "9f7883ad-71c0-57eb-9f7f-b5c9e6d3789c",
-        "Zygote": "e88e6eb3-aa80-5325-afca-941959d7151f",
-    },
-    {"SciMLSensitivity": "7", "ChainRulesCore": "1", "Tracker": "0.2", "Zygote": "0.7"},
-    without_workload=LINEAR,
-)
-FFT = Group(
-    "fft",
-    "fields with Fourier transforms",
-    "about a minute",
-    {"FFTW": "7a1cc6ca-52ef-59f5-83cd-3a7055c09341"},
-    {"FFTW": "1"},
-)
-CUDA = Group(
-    "cuda",
-    "tensors on CUDA devices",
-    "several minutes",
-    {"CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba", "DLPack": "53c2dc0f-f7d5-43fd-8906-6c0220547083"},
-    {},
-)
-GROUPS = (STIFF, SDE, FFT, ADJOINTS, CUDA)
-"""What is installed where it is asked for. All else comes with our own package (juliapkg.json)."""
+__all__ = ["chosen", "command", "folder", "forget", "missing", "pkg_add", "what_to_do", "why_not"]
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
@@ -154,10 +51,9 @@ def _why_not_chosen(executable: str | None, project: str | None) -> str | None:
     if not (os.path.isfile(executable) and os.access(executable, os.X_OK)):
         return f"PYTHON_JULIACALL_EXE={executable} is no executable file."
     if not _has_package(project):
-        return (
-            f"PYTHON_JULIACALL_PROJECT={project} holds no package RegNDE: in that project run "
-            f"`using Pkg; Pkg.develop(path={str(folder())!r})`."
-        )
+        path = _julia_text(str(folder()))
+        add = f'using Pkg; Pkg.develop(path={path}); Pkg.add("PythonCall")'
+        return f"PYTHON_JULIACALL_PROJECT={project} holds no package RegNDE: run {_in_own_project(add)}"
     return None
 
 
@@ -200,12 +96,32 @@ def what_to_do(group: Group, names: Sequence[str], need: str, instead: str) -> s
         need: why they are needed.
         instead: what can be done without them.
     """
-    steps = f"in Julia's project run `using Pkg; Pkg.add({julia_list(names)})`"
-    if chosen() == (None, None):
-        steps = f"run `python -m regnde julia --{group.option}` once, with a network, which takes {group.takes}"
+    once = f" once, with a network, which takes {group.takes}" if chosen() == (None, None) else ""
     which = " and ".join(names)
     packages_are = f"packages {which} are" if len(names) > 1 else f"package {which} is"
-    return f"{need}, and the Julia {packages_are} not installed: {steps}, or {instead}."
+    return f"{need}, and the Julia {packages_are} not installed: run {command(group, names)}{once}, or {instead}."
+
+
+def command(group: Group, names: Iterable[str]) -> str:
+    """What installs those packages of a group: our command, or Julia's in a project of the user's own."""
+    return f"`python -m regnde julia --{group.option}`" if chosen() == (None, None) else pkg_add(names)
+
+
+def pkg_add(names: Iterable[str]) -> str:
+    """The command that adds packages to a project of the user's own."""
+    return _in_own_project("using Pkg; Pkg.add([" + ", ".join(map(_julia_text, names)) + "])")
+
+
+def _in_own_project(code: str) -> str:
+    """The command that runs Julia code in the project that the environment names."""
+    executable, project = chosen()
+    words = [executable or "julia", f"--project={project}", "-e", code]
+    return f"`{subprocess.list2cmdline(words) if os.name == 'nt' else shlex.join(words)}`"
+
+
+def _julia_text(text: str) -> str:
+    """A Julia string."""
+    return '"' + re.sub(r'(["$\\])', r"\\\1", text) + '"'
 
 
 def _project() -> str:
@@ -216,11 +132,6 @@ def _project() -> str:
     from juliapkg.state import STATE
 
     return str(STATE["project"])
-
-
-def julia_list(names: Iterable[str]) -> str:
-    """A Julia array of strings."""
-    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
 def _text(project: str, name: str) -> str:

@@ -1,20 +1,14 @@
-"""The installation of Julia and its packages by juliapkg, and what went wrong with it in one line."""
+"""The installation of Julia and its packages on demand."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
-import shutil
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 
-from regnde._engines.julia import availability, runtime
-from regnde._engines.julia.availability import Group
+from regnde._engines.julia import availability, project, runtime
+from regnde._engines.julia.obstacles import beforehand
+from regnde._engines.julia.packages import Group, Package
 from regnde._errors import EngineUnavailable
 
 __all__ = ["install"]
@@ -30,102 +24,34 @@ def install(groups: Sequence[Group] = ()) -> float:
         EngineUnavailable: with the reason, if that does not work.
     """
     began = time.perf_counter()
-    further = [name for group in groups for name in group.packages]
-    missing = bool(runtime.missing(*further))
-    if availability.chosen() == (None, None) and not runtime.running() and (missing or not runtime.prepared()):
+    further = [name for group in groups for name in group.names]
+    missing = runtime.missing(*further)
+    if availability.chosen() != (None, None):
+        if missing and runtime.prepared():
+            raise EngineUnavailable(
+                "PYTHON_JULIACALL_PROJECT names a project of your own, and nothing is installed into it from here: run "
+                f"{availability.pkg_add(missing)}"
+            )
+    elif not runtime.running() and (missing or not runtime.prepared()):
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
-        import juliapkg
-
-        if _is_first() and (why := _full_disk() or _out_of_reach()) is not None:
+        if (why := beforehand()) is not None:
             raise EngineUnavailable(f"Julia could not be installed: {why}")
-        try:
-            for group in groups:
-                for name, uuid in {**group.packages, **group.without_workload}.items():
-                    quiet = {"precompile_workload": False} if name in group.without_workload else None
-                    juliapkg.add(name, uuid, version=group.versions.get(name), preferences=quiet)
-            juliapkg.resolve()
-            availability.forget()
-        except KeyboardInterrupt:
-            raise EngineUnavailable(
-                "the installation was interrupted: run the same command again, it goes on where it stopped."
-            ) from None
-        except Exception as problem:
-            raise EngineUnavailable(f"Julia could not be installed: {_reason(problem)}") from None
-    runtime.start()
+        with project.alone():  # until Julia is up: another installation would change the project meanwhile
+            _change([package for group in groups for package in (*group.packages, *group.behind)])
+            runtime.start()
     runtime.load(*further)
     return time.perf_counter() - began
 
 
-CHOICE = (
-    "It needs a network once, or PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT set to a Julia and a project that "
-    "have it."
-)
-
-
-def _reason(problem: Exception) -> str:
-    """Why an installation failed and what to do, in one line: juliapkg's errors repeat the command that it ran."""
-    if (why := _full_disk() or _out_of_reach()) is not None:
-        return why
-    if isinstance(problem, subprocess.CalledProcessError):
-        return f"Julia's package manager failed and has said above why. {CHOICE}"
-    if isinstance(problem, urllib.error.URLError):
-        return f"Julia can not be downloaded ({problem.reason}). {_own_julia()}{CHOICE}"
-    return f"{type(problem).__name__}: {problem}".split("\n")[0] + f". {CHOICE}"
-
-
-def _out_of_reach() -> str | None:
-    """What to do, if the server that packages come from does not answer."""
-    server = os.environ.get("JULIA_PKG_SERVER") or "https://pkg.julialang.org"
+def _change(packages: Sequence[Package]) -> None:
+    """Installs Julia, our own package, and these."""
     try:
-        urllib.request.urlopen(server if "://" in server else f"https://{server}", timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except (OSError, ValueError) as unreachable:
-        why = getattr(unreachable, "reason", unreachable)
-        return f"the package server {server} can not be reached ({why}). {_own_julia()}{CHOICE}"
-    return None
-
-
-def _depot() -> str:
-    """The folder that Julia installs packages into."""
-    return os.environ.get("JULIA_DEPOT_PATH", "").split(os.pathsep)[0] or os.path.expanduser("~/.julia")
-
-
-def _is_first() -> bool:
-    """Whether there is nothing on the disk yet that packages could be installed from without their server."""
-    return os.environ.get("JULIA_PKG_SERVER") != "" and not os.path.isdir(os.path.join(_depot(), "registries"))
-
-
-NEEDED = 4 << 30
-"""Bytes that Julia and its packages take while they are installed."""
-
-
-def _full_disk() -> str | None:
-    """What to do, if the disk that Julia is installed on is full."""
-    for folder in (_depot(), sys.prefix):
-        while not os.path.isdir(folder):
-            folder = os.path.dirname(folder)
-        free = shutil.disk_usage(folder).free
-        if free < NEEDED:
-            return (
-                f"{free >> 20} MiB are free on the disk of {folder}, Julia and its packages need about "
-                f"{NEEDED >> 30} GiB: make room, or set JULIA_DEPOT_PATH to a folder on another disk, followed by a "
-                f"{os.pathsep!r}."
-            )
-    return None
-
-
-def _own_julia() -> str:
-    """Which Julia is on the PATH, where one is: juliapkg downloads another if it is too old."""
-    found = shutil.which("julia")
-    if found is None:
-        return ""
-    try:
-        asked = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    version = re.search(r"(\d+)\.(\d+)", asked.stdout)
-    if version is None or (int(version[1]), int(version[2])) >= (1, 10):
-        return ""
-    return f"The Julia on PATH ({found}) is {version[0]}, and 1.10 or newer is needed. "
+        project.change(packages)
+    except KeyboardInterrupt:
+        raise EngineUnavailable(
+            "the installation was interrupted, and what worked before still works: run the same command again, it goes "
+            "on where it stopped."
+        ) from None
+    finally:
+        availability.forget()

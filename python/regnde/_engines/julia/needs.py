@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from regnde._engines.base import Request
-from regnde._engines.julia.availability import ADJOINTS, CUDA, FFT, STIFF, Group
-from regnde._engines.julia.availability import SDE as STOCHASTIC
-from regnde._engines.julia.methods import ADJOINTS as CONTINUOUS
-from regnde._engines.julia.methods import ROSENBROCK, SDIRK
+from regnde._engines.julia import packages
+from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
+from regnde._engines.julia.packages import Group, Package
 from regnde._equation import SDE
 
 __all__ = ["JULIA_FIELD_GRADIENT", "TRANSFORMS", "Need", "needs"]
@@ -17,41 +16,45 @@ __all__ = ["JULIA_FIELD_GRADIENT", "TRANSFORMS", "Need", "needs"]
 
 @dataclass(frozen=True)
 class Need:
-    """Packages that a request needs.
+    """Packages of a group that a request needs.
 
     Attributes:
         group: what they are installed with.
-        packages: their names.
         reason: why they are needed.
         instead: what can be done without them.
+        only: the one that is needed; by default all of the group.
     """
 
     group: Group
-    packages: tuple[str, ...]
     reason: str
     instead: str
+    only: Package | None = None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Their names."""
+        return (self.only.name,) if self.only is not None else self.group.names
 
 
 JULIA_FIELD_GRADIENT = Need(
-    ADJOINTS, ("Zygote",), "Zygote differentiates a JuliaField", "use torch.no_grad() for values alone"
+    packages.ADJOINTS, "Zygote differentiates a JuliaField", "use torch.no_grad() for values alone", packages.ZYGOTE
 )
 
-TRANSFORMS = Need(FFT, tuple(FFT.packages), "the field has Fourier transforms", "set Solver(engine='torch')")
+TRANSFORMS = Need(packages.FFT, "the field has Fourier transforms", "set Solver(engine='torch')")
 
 
 def needs(request: Request) -> Iterator[Need]:
     """What the request needs before it is solved; what a field needs beside this is known once it is exported."""
     method, gradient, use_torch = request.solver.method, request.solver.gradient, "set Solver(engine='torch')"
     if request.y0.device.type == "cuda":
-        yield Need(CUDA, tuple(CUDA.packages), "the state lies on a CUDA device", use_torch)
+        yield Need(packages.CUDA, "the state lies on a CUDA device", use_torch)
     if isinstance(request.equation, SDE):
-        yield Need(STOCHASTIC, tuple(STOCHASTIC.packages), "the equation is an SDE", use_torch)
+        yield Need(packages.SDE, "the equation is an SDE", use_torch)
     elif method in ROSENBROCK:
-        package = "OrdinaryDiffEqRosenbrock"
-        yield Need(STIFF, (package,), f"method={method!r} is {package}'s", use_torch)
+        steps = packages.ROSENBROCK
+        yield Need(packages.STIFF, f"method={method!r} is {steps.name}'s", use_torch, steps)
     elif method in SDIRK:
-        package = "OrdinaryDiffEqSDIRK"
-        yield Need(STIFF, (package,), f"method={method!r} is {package}'s", "use 'rodas5p' or 'rosenbrock23'")
-    if gradient in CONTINUOUS:
-        reason = f"gradient={gradient!r} is SciMLSensitivity's"
-        yield Need(ADJOINTS, tuple(ADJOINTS.packages), reason, "use gradient='discrete'")
+        steps = packages.SDIRK
+        yield Need(packages.STIFF, f"method={method!r} is {steps.name}'s", "use 'rodas5p' or 'rosenbrock23'", steps)
+    if gradient in ADJOINTS:
+        yield Need(packages.ADJOINTS, f"gradient={gradient!r} is SciMLSensitivity's", "use gradient='discrete'")

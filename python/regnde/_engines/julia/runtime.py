@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from regnde._engines.julia import availability
+from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.signals import Flags
 from regnde._errors import EngineUnavailable
@@ -129,6 +129,8 @@ def start() -> None:
         if running():
             return
         if _state.beginning is None:
+            if availability.chosen() == (None, None):
+                project.settle()
             for name, value in DEFAULTS.items():
                 os.environ.setdefault(name, value)
             _state.executor, _state.pid = ThreadPoolExecutor(1, thread_name_prefix="regnde-julia"), os.getpid()
@@ -152,12 +154,18 @@ def _take_back_ctrl_c() -> None:
 
 
 LOAD = """
-try
-    space = Module(:regnde)
-    Base.eval(space, :(import RegNDE))
-    Base.invokelatest(getfield(space, :RegNDE).entries)
-catch exception
-    "ERROR: " * sprint(showerror, exception, catch_backtrace())
+let notice = Timer(5) do timer
+        println(stderr, "regnde: Julia compiles packages that are new or have changed. This takes minutes, once.")
+    end
+    try
+        space = Module(:regnde)
+        Base.eval(space, :(import RegNDE))
+        Base.invokelatest(getfield(space, :RegNDE).entries)
+    catch exception
+        "ERROR: " * sprint(showerror, exception, catch_backtrace())
+    finally
+        close(notice)
+    end
 end
 """
 
@@ -191,8 +199,7 @@ def load(*packages: str) -> None:
         call(lambda julia: [julia.bridge_load(name) for name in names] and None)
     except JuliaFailure as problem:
         raise EngineUnavailable(
-            f"the Julia package {' or '.join(names)} does not load. In Julia's project run "
-            f"`using Pkg; Pkg.add({availability.julia_list(names)})`. Julia says: {problem}"
+            f"the Julia package {' or '.join(names)} does not load. Julia says: {problem}"
         ) from None
     _state.loaded.update(names)
 
