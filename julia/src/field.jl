@@ -105,10 +105,26 @@ acquire!(::Type, ::Nothing) = nothing
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
 """
-Holds the residuals of the evaluation at hand, or `nothing`. A function pointer that takes an abstract type itself
-dispatches at every call, which costs as much as a small product.
+Holds the residuals of the evaluation at hand. A function pointer that takes an abstract type itself dispatches at
+every call, which costs as much as a small product.
 """
 const Given = Base.RefValue{Any}
+
+"A function behind a function pointer that is made at the first call: to make it compiles the function."
+mutable struct OnDemand{W <: FunctionWrapper}
+    const f::Any
+    wrapper::Union{Nothing, W}
+
+    OnDemand{W}(f) where {W} = new{W}(f, nothing)
+end
+
+Base.convert(::Type{OnDemand{W}}, f::Function) where {W} = OnDemand{W}(f)
+
+@inline function (function_pointer::OnDemand{W})(arguments::Vararg{Any, N}) where {W, N}
+    wrapper = function_pointer.wrapper
+    wrapper === nothing && (wrapper = function_pointer.wrapper = W(function_pointer.f)::W)
+    return wrapper(arguments...)
+end
 
 "A field's Jacobian-vector product and its reverse behind function pointers."
 struct Tangents{V, T}
@@ -123,13 +139,15 @@ end
 pointers: the solver is then compiled once for all fields, not once for each. The states may be complex. Also counts
 the calls, and keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
-Value and vector-Jacobian product take as their last argument `given`, which holds what [`residuals`](@ref) gave, arrays
-of these `sizes`, or `nothing`. `tangents` is
+`keep` and `back` are value and vector-Jacobian product with residuals: `given` holds what [`residuals`](@ref) gave, arrays
+of these `sizes`. `tangents` is
 `nothing` where the dynamics have no [`WithTangents`](@ref).
 """
 struct Field{V, T}
-    value::FunctionWrapper{Nothing, Tuple{V, V, T, Given}}
-    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Given}}
+    value::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, T}}}
+    keep::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, T, Given}}}
+    vjp::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, V, T}}}
+    back::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, V, T, Given}}}
     residuals::FunctionWrapper{Any, Tuple{}}
     tangents::Union{Nothing, Tangents{V, T}}
     calls::Base.RefValue{Int}
@@ -144,14 +162,14 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
     (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
     shaped = Shaper(shape, V)
     shaped_value = columns == 0 ? shaped : Shaper((columns, shape...), V)
-    function value(dy, y, t, given)
-        arguments, residuals = (shaped_value(dy), t, shaped(y), p, cache), given[]
-        residuals === nothing ? f(arguments...) : with_residuals.f(arguments..., typed(with_residuals, residuals))
+    value(dy, y, t) = (f(shaped_value(dy), t, shaped(y), p, cache); nothing)
+    product(ybar, ct, y, t) = (vjp(shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache); nothing)
+    function keep(dy, y, t, given)
+        with_residuals.f(shaped_value(dy), t, shaped(y), p, cache, typed(with_residuals, given[]))
         return nothing
     end
-    function product(ybar, ct, y, t, given)
-        arguments, residuals = (shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache), given[]
-        residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
+    function back(ybar, ct, y, t, given)
+        with_residuals.vjp(shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache, typed(with_residuals, given[]))
         return nothing
     end
     T = realtype(V)
@@ -159,7 +177,7 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, colum
     tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
     sizes = with_residuals === nothing ? nothing : with_residuals.sizes
     return Field{V, T}(
-        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes,
+        value, keep, product, back, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes,
         Given(nothing)
     )
 end
@@ -198,8 +216,11 @@ end
 
 "Writes the slope at (t, y) to `dy`."
 function value!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
-    field.given[] = residuals
-    field.value(dy, y, time_within(field, t), field.given)
+    (; value, keep, given) = field
+    time = time_within(field, t)
+    residuals === nothing && (value(dy, y, time); return dy)
+    given[] = residuals
+    keep(dy, y, time, given)
     return dy
 end
 
@@ -210,8 +231,11 @@ Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter c
 are those of [`evaluate!`](@ref) at (t, y).
 """
 function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
-    field.given[] = residuals
-    field.vjp(ybar, ct, y, time_within(field, t), field.given)
+    (; vjp, back, given) = field
+    time = time_within(field, t)
+    residuals === nothing && (vjp(ybar, ct, y, time); return ybar)
+    given[] = residuals
+    back(ybar, ct, y, time, given)
     return ybar
 end
 
