@@ -209,13 +209,13 @@ residuals(field::Field) = field.residuals()
 noise_length(field::Field, n) = field.columns == 0 ? n : n ÷ field.rows * field.columns
 
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
-function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
+function evaluate!(dy::V, field::Field{V, T}, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
     field.calls[] += 1
     return value!(dy, field, t, y, residuals)
 end
 
 "Writes the slope at (t, y) to `dy`."
-function value!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
+function value!(dy::V, field::Field{V, T}, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
     (; value, keep, given) = field
     time = time_within(field, t)
     residuals === nothing && (value(dy, y, time); return dy)
@@ -230,7 +230,7 @@ end
 Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents. `residuals`
 are those of [`evaluate!`](@ref) at (t, y).
 """
-function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
+function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
     (; vjp, back, given) = field
     time = time_within(field, t)
     residuals === nothing && (vjp(ybar, ct, y, time); return ybar)
