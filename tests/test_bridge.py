@@ -421,6 +421,14 @@ def test_only_the_main_thread_calls_julia_itself(fresh: pytest.MonkeyPatch) -> N
     assert runtime.call(lambda julia: threading.get_ident(), waits=False) == threading.get_ident()
 
 
+def test_a_call_when_python_ends_says_what_to_wait_for(fresh: pytest.MonkeyPatch) -> None:
+    begun(fresh)
+    assert runtime._state.executor is not None
+    runtime._state.executor.shutdown()
+    with pytest.raises(regnde.EngineUnavailable, match=r"join\(\)"):
+        runtime.call(lambda julia: None)
+
+
 def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
     """That of the main thread waits for that of another one; one inside another, of a signal's handler, is refused."""
     begun(fresh)

@@ -388,6 +388,33 @@ def test_tapes_are_freed() -> None:
     assert kept() <= before + 1
 
 
+@pytest.mark.parametrize("record", ["none", "all", regnde.Local(seed=0)])
+def test_a_solve_is_freed_with_its_solution(record: regnde.Record) -> None:
+    """At once: a solve that only a garbage collection of Python's finds takes Julia's memory until then."""
+    from regnde._engines.julia import runtime
+
+    def kept() -> int:
+        return runtime.call(lambda julia: julia.bridge_saved())
+
+    p = SMALL_P.clone().requires_grad_()
+
+    def train() -> None:
+        sol = regnde.solve(small_net(p), SMALL_Y0, [0.0, 1.0], solver(), record=record)
+        penalty = 0.0 if sol.steps is None else regnde.ErrorPenalty()(sol)
+        (sol.y1.square().sum() + penalty).backward()
+
+    train()
+    gc.collect()
+    gc.disable()
+    try:
+        before = kept()
+        for _ in range(5):
+            train()
+        assert kept() <= before
+    finally:
+        gc.enable()
+
+
 def test_failures_are_ours() -> None:
     for f, kind in (
         (lambda t, y: y * float("nan"), regnde.NonFiniteDynamics),
@@ -477,6 +504,56 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
     out = run(code)
     assert out.returncode == 0, out.stderr
+
+
+def test_case_22b_a_forked_child_ends_without_julia() -> None:
+    """Through the interpreter's own end, with its status; Julia's work at exit would write into the parent's memory."""
+    code = f"""
+import os, sys, regnde
+{SOLVE}
+solution = regnde.solve(lambda t, y: -y, [1.0], [0.0, 1.0], regnde.Solver(engine='julia'))
+child = os.fork()
+if child == 0:
+    del solution
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+{SOLVE}
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert "signal" not in out.stderr
+    assert out.stdout.split() == [out.stdout.split()[0]] * 2
+
+
+def test_no_extension_of_ipython_is_loaded() -> None:
+    """In a notebook it would call Julia on the main thread at the end of each cell, and never return."""
+    code = f"""
+import sys, types
+sys.modules['IPython'] = types.ModuleType('IPython')
+sys.modules['IPython'].get_ipython = lambda: None
+import regnde
+{SOLVE}
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert float(out.stdout) == pytest.approx(0.367879, rel=1e-4)
+
+
+def test_a_thread_that_solves_when_the_main_thread_has_ended_is_told() -> None:
+    code = f"""
+import threading, regnde
+{SOLVE}
+def train():
+    threading.main_thread().join()
+    try:
+        {SOLVE}
+    except regnde.EngineUnavailable as why:
+        print(why)
+threading.Thread(target=train).start()
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert "join()" in out.stdout
 
 
 def test_case_23_started_by_another_package_first() -> None:

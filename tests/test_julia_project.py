@@ -120,6 +120,7 @@ beside = where / "pyjuliapkg"
 STATE.update(project=str(where), prefix=str(beside), deps=str(beside / "juliapkg.json"), meta=str(beside / "meta.json"))
 
 def resolve():
+    (where / "Project.toml").write_text("[deps]\\nOrdinaryDiffEqRosenbrock = '4'\\nOrdinaryDiffEqSDIRK = '2'\\n")
     (where / "Manifest.toml").unlink()
     os._exit(9)
 
@@ -135,6 +136,8 @@ def test_the_next_process_undoes_the_change_of_one_that_was_killed(
     killed = subprocess.run([sys.executable, "-c", KILLED, str(folder)], timeout=300, check=False)
     assert killed.returncode == 9
     assert files(folder) != BEFORE
+    assert runtime.missing(*packages.STIFF.names) == list(packages.STIFF.names)
+    assert runtime.why_not() is None
     compiled(folder)
     monkeypatch.setattr(juliapkg, "resolve", lambda *, dry_run: files(folder) == BEFORE)
     project.settle()

@@ -40,10 +40,22 @@ an empty tensor has none. In place of the element type 0 says that a DLPack stru
 function array(r::Reader)
     kind, address = integer(r), integer(r)
     kind == 0 && return dlpack_array(Ptr{Cvoid}(address))
-    T, dims = ELTYPES[kind], ntuple(_ -> integer(r), integer(r))
-    address == -1 && return nothing
-    return address == 0 ? Array{T}(undef, dims) : unsafe_wrap(Array, Ptr{T}(address), dims)
+    # the types of the most arrays are told to the compiler
+    kind == 2 && return array(r, Float64, address)
+    kind == 1 && return array(r, Float32, address)
+    return array(r, ELTYPES[kind], address)
 end
+
+function array(r::Reader, ::Type{T}, address) where {T}
+    n = integer(r)
+    address == -1 && return nothing
+    n == 1 && return array(T, address, (integer(r),))
+    n == 2 && return array(T, address, (integer(r), integer(r)))
+    return array(T, address, ntuple(_ -> integer(r), n))
+end
+
+array(::Type{T}, address::Int, dims::Dims) where {T} =
+    address == 0 ? Array{T}(undef, dims) : unsafe_wrap(Array, Ptr{T}(address), dims)
 
 arrays(r::Reader) = ntuple(_ -> array(r), integer(r))
 
@@ -81,15 +93,18 @@ end
 function fields_of(
         codes, parameters, state, pbars = fill(nothing, length(codes)); shared = true, columns = zeros(Int, length(codes))
     )
-    V = typeof(vec(state))
+    return fields_of(typeof(vec(state)), codes, parameters, state, pbars, shared, columns)
+end
+
+function fields_of(::Type{V}, codes, parameters, state, pbars, shared, columns) where {V}
     return Field{V, realtype(V)}[
-        field_of(codes[i], parameters[i], state, pbars[i], shared, columns[i]) for i in eachindex(codes)
+        field_of(V, codes[i], parameters[i], state, pbars[i], shared, columns[i]) for i in eachindex(codes)
     ]
 end
 
 # Not compiled for each list of parameters: what is compiled for a field is its own code.
-field_of(code::Code, @nospecialize(p), state, @nospecialize(pbar), shared::Bool, columns::Int) =
-    Field(dynamics(code, state, p; shared), size(state), typeof(vec(state)); pbar, columns)
+field_of(::Type{V}, code::Code, @nospecialize(p), state, @nospecialize(pbar), shared::Bool, columns::Int) where {V} =
+    Field(dynamics(code, state, p, shared), size(state), V, pbar, columns)
 
 "Calls of the first and of the second field, 0 without one."
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
@@ -111,7 +126,7 @@ Solves with so many threads of BLAS. The arguments at `address`:
 - likewise for the conditions of events, with the columns (direction, whether terminal), or null, behind them.
 
 Results (Float64): status, accepted, saved, rejected, calls of the first and second field, dt_first, t_last, dt_last,
-first_error, steps with events, Jacobians, factorisations. `path` is the address of a Brownian path's
+first_error, steps with events, Jacobians, factorisations, size of the first accepted step. `path` is the address of a Brownian path's
 `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
@@ -121,13 +136,16 @@ function bridge_solve(
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
-    state, ys, times, results, first_slope = (array(r) for _ in 1:5)
+    state, ys, times, results, first_slope = array(r), array(r), doubles(r), doubles(r), array(r)
     given, mass = read_settings(r, controller_name, rtol, atol), mass_of(r)
     codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
     y0, fields = vec(state), fields_of(codes, parameters, state; columns)
     conditions = conditions_of(looked_for, looked_for.parameters, state)
-    settings = Settings(; given..., dt0, dt_min, dt_max, max_steps, record, dense, keep = Symbol(keep))
+    settings = Settings(
+        given.rtol, given.atol, dt0, dt_min, dt_max, given.controller, given.segments, given.grid, max_steps, record, dense,
+        Symbol(keep)
+    )
     ys = reshape(ys, length(y0), :)
     recording = Recording(with_mass(method(Symbol(method_name)), mass), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing :
@@ -155,16 +173,21 @@ function results_of(rec::Recording, fields)
         (
             findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
             rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
+            isempty(rec.dt) ? NaN : rec.dt[1],
         )
     )
 end
 
 "Those of the settings that are in the argument buffer."
 function read_settings(r::Reader, controller_name, rtol, atol)
-    each, segments, constants, grid = tolerances_of(r, rtol, atol), segments_of(r), array(r), array(r)
+    (; rtol, atol) = tolerances_of(r, rtol, atol)
+    segments, constants, grid = segments_of(r), doubles(r), doubles(r)
     own = constants === nothing ? nothing : Base.Fix1(controller, (controller_name, copy(constants)))
-    return (; each..., segments, controller = own, grid = grid === nothing ? Float64[] : copy(grid))
+    return (; rtol, atol, segments, controller = own, grid = grid === nothing ? Float64[] : copy(grid))
 end
+
+"An array of one dimension in double precision, or `nothing`."
+doubles(r::Reader) = array(r)::Union{Nothing, Vector{Float64}}
 
 "Tolerances, those of each entry if they are given; Python's memory is not kept."
 function tolerances_of(r::Reader, rtol, atol)

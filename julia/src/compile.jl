@@ -125,18 +125,23 @@ function explained(exception, backtrace)
 end
 
 "The field over parameters `p` for states like `y`; its buffers are `shared` with the next one of the same sizes."
-function dynamics(code::Code, y, @nospecialize(p::Tuple); shared = true)
+function dynamics(code::Code, y, @nospecialize(p::Tuple), shared = true)
     code.vjp === nothing && return plain_dynamics(code, y, p)
-    shared || return Dynamics(code.f, code.vjp, p, arrays_of(code, y)..., code.tangents)
-    key = (typeof(y), sizes((y, p...)))
-    code.made_for == key || ((code.made, code.made_for) = (arrays_of(code, y), key))
-    return Dynamics(code.f, code.vjp, p, code.made..., code.tangents)
+    buffers, residuals = shared ? shared_arrays(code, y, p) : arrays_of(code, y)
+    return Dynamics(code.f, code.vjp, p, buffers, residuals, code.tangents)
 end
 
-"The sizes of arrays in one list, each behind its number of dimensions."
-function sizes(@nospecialize(arrays::Tuple))
-    list = Int[]
-    for x in arrays
+"The arrays of the last call, if it was for the same sizes."
+function shared_arrays(code::Code, y, @nospecialize(p::Tuple))
+    key = typeof(y), sizes(y, p)
+    code.made_for == key || ((code.made, code.made_for) = (arrays_of(code, y), key))
+    return code.made
+end
+
+"The sizes of a state and of parameters in one list, each behind its number of dimensions."
+function sizes(y, @nospecialize(p::Tuple))
+    list = Int[ndims(y), size(y)...]
+    for x in p
         append!(push!(list, ndims(x)), size(x))
     end
     return list

@@ -158,7 +158,10 @@ struct Field{V, T}
     given::Given
 end
 
-function Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V}
+Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V} =
+    Field(dynamics, shape, V, pbar, columns)
+
+function Field(dynamics::Dynamics, shape::Dims, ::Type{V}, pbar, columns) where {V}
     (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
     shaped = Shaper(shape, V)
     shaped_value = columns == 0 ? shaped : Shaper((columns, shape...), V)

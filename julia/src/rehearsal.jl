@@ -93,7 +93,7 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     y0, times, p = layer_data(T)
     slope = zero(y0)
     layer!(slope, times[1], y0, p, nothing)
-    results, ys, y0bar, pbar = zeros(13), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
+    results, ys, y0bar, pbar = zeros(14), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
     ysbar, discrete, code, m = ones(T, size(ys)), adjoint == "", next_number(), method(Symbol(name))
     CODES[code] = layer_code(; tangents = m isa Rosenbrock)
     stochastic = m isa StochasticMethod

@@ -28,9 +28,12 @@ def check_field_arguments(equation: Equation, *, samples: bool) -> None:
     """
     if isinstance(equation, JuliaField):
         return
-    parts = {"drift": equation.drift, "diffusion": equation.diffusion} if isinstance(equation, SDE) else {"f": equation}
-    for name, field in parts.items():
-        check_arguments(name, field, most=3 if samples else 2)
+    most = 3 if samples else 2
+    if isinstance(equation, SDE):
+        check_arguments("drift", equation.drift, most=most)
+        check_arguments("diffusion", equation.diffusion, most=most)
+    else:
+        check_arguments("f", equation, most=most)
 
 
 def check_arguments(name: str, field: Any, *, by: str = "solve", most: int = 2) -> None:
@@ -43,7 +46,7 @@ def check_arguments(name: str, field: Any, *, by: str = "solve", most: int = 2) 
     taken = _arguments(field)
     if taken is None:
         return
-    check_time_first(name, field, by=by)
+    _refuse_state_first(name, taken, by)
     names, required, rest = taken
     given = f"{name} takes ({', '.join(names)})"
     if len(names) < 2 and not rest:
@@ -65,10 +68,15 @@ def check_arguments(name: str, field: Any, *, by: str = "solve", most: int = 2) 
 def check_time_first(name: str, field: Any, *, by: str) -> None:
     """Refuses a function whose arguments are called (y, t)."""
     taken = _arguments(field)
-    first, second = (*(taken.names if taken else ()), "", "")[:2]
+    if taken is not None:
+        _refuse_state_first(name, taken, by)
+
+
+def _refuse_state_first(name: str, taken: _Arguments, by: str) -> None:
+    first, second = (*taken.names, "", "")[:2]
     if first in STATES and second in TIMES:
         raise ValueError(
-            f"{name} takes ({', '.join(taken.names if taken else ())}), but {by} calls it with the time first, "
+            f"{name} takes ({', '.join(taken.names)}), but {by} calls it with the time first, "
             f"{name}(t, y): define it as {name}({second}, {first}), or give lambda t, y: {name}(y, t)."
         )
 

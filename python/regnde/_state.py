@@ -280,6 +280,8 @@ def _is_nested(value: object) -> bool:
     Lists and tuples without a tensor in them are one tensor, as numpy reads them. So is a list of 0-dim tensors (and
     numbers): `[rate, 1.0]` is a vector whose entries have gradients.
     """
+    if isinstance(value, Tensor):
+        return False
     if isinstance(value, Mapping) or (isinstance(value, tuple) and hasattr(value, "_fields")):
         return True
     if isinstance(value, tuple):

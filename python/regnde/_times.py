@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +17,9 @@ from regnde._engines.base import exporting
 from regnde._transforms import constant
 
 __all__ = ["Times", "checked_stops", "checked_times"]
+
+NUMBERS = frozenset((int, float))
+NO_STOPS = torch.empty(0, dtype=torch.float64, device="cpu")
 
 
 class Times(NamedTuple):
@@ -50,31 +55,32 @@ def checked_times(ts: Tensor | ArrayLike, name: str = "ts") -> Times:
     if times.device.type != "mps" and times.dtype != torch.float64:  # mps has no float64
         times = times.to(torch.float64)
     values = _numbers(name, ts, times)
-    if not all(map(_finite, values)):
+    if not all(map(math.isfinite, values)):
         raise ValueError(f"{name} must be finite, got {_short(values)}.")
-    rising = all(a <= b for a, b in itertools.pairwise(values))
-    falling = all(a >= b for a, b in itertools.pairwise(values))
-    if not (rising or falling):
+    following = values[1:]
+    if not (all(map(operator.le, values, following)) or all(map(operator.ge, values, following))):
         raise ValueError(f"{name} must be non-decreasing or non-increasing, got {_short(values)}.")
     return Times(times, values)
 
 
 def checked_stops(stops: Tensor | ArrayLike) -> tuple[Tensor, tuple[float, ...]]:
     """The stops as a tensor and as floats, checked."""
+    if isinstance(stops, tuple) and not stops:
+        return NO_STOPS, ()
     times = _time_tensor(stops, "stops")
     if times.is_complex() or times.dtype == torch.bool or times.is_meta:
         raise TypeError(f"stops must be real times, got {times.dtype} on {times.device}.")
     if times.ndim != 1:
         raise ValueError(f"stops must be a sequence of times such as [1.0, 2.5], got shape {tuple(times.shape)}.")
     values = _numbers("stops", stops, times)
-    if not all(map(_finite, values)):
+    if not all(map(math.isfinite, values)):
         raise ValueError(f"stops must be finite, got {_short(values)}.")
     return times, values
 
 
 def _numbers(name: str, given: Tensor | ArrayLike, times: Tensor) -> tuple[float, ...]:
     """The times as floats."""
-    if isinstance(given, (list, tuple)) and all(type(t) in (int, float) for t in given):
+    if isinstance(given, (list, tuple)) and NUMBERS.issuperset(map(type, given)):
         return tuple(map(float, given))
     if exporting():
         raise TypeError(
@@ -87,7 +93,7 @@ def _short(values: Sequence[float]) -> str:
     """The times around the first one that is out of order or not finite, as text."""
     steps = [b - a for a, b in itertools.pairwise(values)]
     sign = next((step for step in steps if step), 0.0)
-    place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not _finite(step)), 0)
+    place = next((i for i, step in enumerate(steps) if not sign * step >= 0 or not math.isfinite(step)), 0)
     first, last = max(place - 1, 0), place + 3
     shown = ", ".join(map(repr, values[first:last]))
     return f"[{'..., ' if first else ''}{shown}{', ...' if last < len(values) else ''}]"
@@ -100,19 +106,15 @@ def _time_tensor(ts: Tensor | ArrayLike, name: str = "ts") -> Tensor:
     """
     if isinstance(ts, Tensor):
         return ts
+    if isinstance(ts, (list, tuple)) and {float}.issuperset(map(type, ts)):
+        return constant(ts)
     if isinstance(ts, (list, tuple, torch.nn.ParameterList)):
         given = next((t for t in ts if isinstance(t, Tensor)), None)
         if given is not None:  # each keeps its gradient
             double, device = torch.float64, given.device
             parts = [t if isinstance(t, Tensor) else torch.tensor(t, dtype=double, device=device) for t in ts]
             return torch.stack([part.reshape(()) if part.numel() == 1 else part for part in parts])
-        if all(type(t) is float for t in ts):
-            return constant(ts)
     values = np.asarray(ts)
     if values.dtype.kind not in "bcfiu":
         raise TypeError(f"{name} must be a sequence of times such as [0.0, 1.0], got {type(ts).__name__} {ts!r:.80}.")
     return constant(values if values.dtype.kind in "bc" else values.astype(np.float64))
-
-
-def _finite(t: float) -> bool:
-    return t - t == 0.0

@@ -103,7 +103,7 @@ def _check_algebraic(request: Request, mass: Mass) -> None:
     with torch.inference_mode(False):
         y0 = request.y0.detach().clone()
     index = (torch.arange(len(y0)),) if samples and takes_samples(equation) else ()
-    t = y0.new_full([len(y0)] + [1] * (y0.ndim - 1) if samples else [], start_of(request))
+    t = y0.new_full([len(y0)] + [1] * (y0.ndim - 1) if samples else [], start_of(request.times[0], request.segments()))
 
     def value(y: Tensor) -> Tensor:
         slope = equation(t, y, *index)
@@ -123,5 +123,6 @@ def _check_derivatives(request: Request) -> None:
     if isinstance(equation, JuliaField | SDE) or request.times[0] == request.times[-1]:
         return
     field, y0 = (one_sample(equation), y0[:1]) if request.solver.batch == "per-sample" else (equation, y0)
-    t0 = start_of(request)
-    check_field(field, y0.new_tensor(t0), y0, y0.new_tensor(t0 + EARLY * (request.segments()[0].end - t0)))
+    segments = request.segments()
+    t0 = start_of(request.times[0], segments)
+    check_field(field, y0.new_tensor(t0), y0, y0.new_tensor(t0 + EARLY * (segments[0].end - t0)))

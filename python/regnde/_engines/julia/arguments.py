@@ -11,7 +11,7 @@ import ctypes
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ __all__ = ["ArgumentBuffer", "Handle", "in_memory", "path_address", "synchronize
 
 _DTYPES = ("float32", "float64", "int64", "int32", "bool", "uint8", "complex64", "complex128")
 ELTYPES = {getattr(torch, name): place for place, name in enumerate(_DTYPES, 1)}
+NOTHING = (ELTYPES[torch.float64], -1, 0)
+"""What stands for no array."""
+
 DLPACK = 0
 """In place of an element type: a DLPack structure follows."""
 
@@ -37,7 +40,7 @@ _capsule_address.restype, _capsule_address.argtypes = ctypes.c_void_p, [ctypes.p
 
 def synchronize(tensor: Tensor) -> None:
     """Waits for what torch has queued on the tensor's device: Julia has a queue of its own there."""
-    if tensor.device.type == "cuda":
+    if tensor.is_cuda:
         torch.cuda.current_stream(tensor.device).synchronize()
 
 
@@ -59,7 +62,7 @@ class ArgumentBuffer:
     def tensor(self, tensor: Tensor | None) -> None:
         """A tensor that is `in_memory` as element type, address, dimensions reversed; None has the address -1."""
         if tensor is None:
-            self.add(ELTYPES[torch.float64], -1, 0)
+            self.integers += NOTHING
             return
         assert tensor.is_contiguous()
         assert not tensor.is_conj()
@@ -69,7 +72,7 @@ class ArgumentBuffer:
             self.add(DLPACK, self.dlpack(tensor))
             return
         shape = tensor.shape
-        self.add(ELTYPES[tensor.dtype], tensor.data_ptr(), len(shape), *shape[::-1])
+        self.integers += (ELTYPES[tensor.dtype], tensor.data_ptr(), len(shape), *shape[::-1])
 
     def doubles(self, numbers: array[float]) -> None:
         """Double precision numbers, as an array of one dimension."""
@@ -88,7 +91,7 @@ class ArgumentBuffer:
 
     def segments(self, segments: Sequence[Segment]) -> None:
         """End and bounds of each segment; none if the span is one without bounds."""
-        bounded = len(segments) > 1 or any(segment.within for segment in segments)
+        bounded = len(segments) > 1 or segments[0].within is not None
         self.numbers([(s.end, *(s.within or (-math.inf, math.inf))) for s in segments] if bounded else [])
 
     def controller(self, controller: Controller | None) -> str:
@@ -121,7 +124,7 @@ class ArgumentBuffer:
     def dlpack(self, tensor: Tensor) -> int:
         """The address of the tensor's DLPack structure, which is freed with this buffer."""
         # a stream of -1 means that there is nothing to wait for: `synchronize` has done it
-        capsule = tensor.detach().__dlpack__(stream=-1 if tensor.device.type == "cuda" else None)
+        capsule = tensor.detach().__dlpack__(stream=-1 if tensor.is_cuda else None)
         self.alive.append(capsule)
         return _capsule_address(capsule, b"dltensor") or 0
 
@@ -166,8 +169,7 @@ class Handle:
         runtime.discard(self.number)
 
 
-@contextmanager
-def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> Iterator[int]:
+def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> AbstractContextManager[int]:
     """The address of a C function that writes the path's increments; 0 without a path.
 
     Those of scalar noise are written for each entry that they drive, as if it were diagonal.
@@ -177,9 +179,14 @@ def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> Itera
         y: the state.
         matrix: whether the diffusion is a matrix.
     """
-    if path is None:
-        yield 0
-        return
+    return NO_PATH if path is None else _path_address(path, y, matrix=matrix)
+
+
+NO_PATH = nullcontext(0)
+
+
+@contextmanager
+def _path_address(path: BrownianPath, y: Tensor, *, matrix: bool) -> Iterator[int]:
     problems: list[Exception] = []
     real = ctypes.c_float if y.dtype == torch.float32 else ctypes.c_double
     shape = path.shape if matrix else y.shape

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from regnde._engines.julia.packages import Group
 
-__all__ = ["chosen", "command", "folder", "forget", "missing", "pkg_add", "what_to_do", "why_not"]
+__all__ = ["chosen", "command", "folder", "forget", "kept", "missing", "pkg_add", "what_to_do", "why_not"]
 
 INSTALL = "run `python -m regnde julia` once, with a network, to install it"
 
@@ -63,7 +63,7 @@ def _why_not_installed() -> str | None:
         return "the package juliapkg, which installs Julia, is not installed: `pip install juliacall`."
     from juliapkg.state import STATE
 
-    if not os.path.exists(STATE["meta"]) or not _has_package(STATE["project"]):
+    if not os.path.exists(STATE["meta"]) or not _has_package(_project()):
         return f"Julia and its packages are not installed in this environment: {INSTALL}."
     return None
 
@@ -125,13 +125,23 @@ def _julia_text(text: str) -> str:
 
 
 def _project() -> str:
-    """The folder of Julia's project, or "" if nothing says which."""
+    """The folder of Julia's project, or "" if nothing says which.
+
+    While it is changed, and if that was broken off, the copy of what it was.
+    """
     project = chosen()[1]
     if project is not None or importlib.util.find_spec("juliapkg") is None:
         return project or ""
     from juliapkg.state import STATE
 
-    return str(STATE["project"])
+    return str(kept() if kept().is_dir() else STATE["project"])
+
+
+def kept() -> Path:
+    """Where the files of juliapkg's project are kept while it is changed."""
+    from juliapkg.state import STATE
+
+    return Path(STATE["prefix"]) / "before"
 
 
 def _text(project: str, name: str) -> str:

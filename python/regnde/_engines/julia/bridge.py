@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory, path_address, synchronize
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, pieces_of, records_like, waits
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, may_wait, pieces_of
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
@@ -29,6 +30,7 @@ class SolveJob(Job):
     """The arguments of one solve, and what `run` finds beside the differentiable tensors.
 
     Attributes:
+        reads_steps: whether anything is read of the steps.
         dense: whether the interpolants of all steps are asked for, or those of the steps with events alone.
         path: the noise of an SDE.
         local_start: whether `ys` has one more row behind those of the save times, for `save_local_start`.
@@ -38,11 +40,16 @@ class SolveJob(Job):
         saved: rows of `ys` that were reached.
         calls: evaluations of the first and the second field.
         first_error: estimate of the first accepted step; NaN without one.
+        first_size: its size; NaN without one.
         jacobians: of an implicit method, each with its derivative by the time.
         factorisations: of an implicit method.
+        ends: of every accepted step, float64 (S,), and so are the following, if `reads_steps`.
+        sizes: of the steps, signed.
+        implicit: whether an implicit method made the step, 0 or 1.
         waits: whether its steps may wait for Julia's tasks or output.
     """
 
+    reads_steps: bool = True
     dense: bool = False
     path: BrownianPath | None = None
     local_start: bool = False
@@ -58,12 +65,18 @@ class SolveJob(Job):
     t: float = 0.0
     dt: float = 0.0
     first_error: float = math.nan
+    first_size: float = math.nan
     jacobians: int = 0
     factorisations: int = 0
+    ends: Tensor = field(init=False)
+    sizes: Tensor = field(init=False)
+    implicit: Tensor = field(init=False)
     waits: bool = field(init=False)
 
-    def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(self, y0: Tensor, ts: Tensor, stops: Tensor, *tensors: Tensor) -> tuple[Tensor | None, ...]:
         """States at the save times, error and stiffness records in its real dtype, pieces (S, pieces, *y0.shape).
+
+        None stands for what is not asked for.
 
         Raises:
             FieldChanged: if the code and the field disagree at the start.
@@ -72,30 +85,36 @@ class SolveJob(Job):
         results = array("d", bytes(8 * RESULTS))
         arguments, options = self.arguments(y0, ys, results, tensors)
         further = self.dense, self.keep
-        self.waits = waits(self.codes, self.method, y0)
+        self.waits = may_wait(self.codes, self.method, y0)
         threads = torch.get_num_threads()
 
-        def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, str]:
+        def solve(julia: Any) -> tuple[int, list[Tensor], Tensor, Tensor | None, str]:
             number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
             if not number:
                 raise FieldChanged
-            table = torch.empty((5, int(results[1])), dtype=torch.float64)
-            julia.bridge_records(number, table.data_ptr())
-            crossings = self.crossings_of(julia, number, int(results[10]))
-            steps = table.shape[1] if self.dense else len(crossings)
-            pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, table, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
+            rows = [torch.from_numpy(row) for row in np.empty((5, int(results[1]) if self.reads_steps else 0))]
+            if self.reads_steps:
+                julia.bridge_records(number, rows[0].data_ptr())
+            crossings, pieces = self.crossings_of(julia, number, int(results[10])), None
+            if self.pieces:
+                steps = len(rows[0]) if self.dense else len(crossings)
+                pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
+            return number, rows, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
-            found = runtime.call(solve, waits=self.waits)
-        number, self.table, self.crossings, pieces, self.reason = found
+            number, rows, self.crossings, pieces, self.reason = runtime.call(solve, waits=self.waits)
         self.handle = Handle(number)
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10]
-        self.jacobians, self.factorisations = map(int, results[11:])
-        return ys, *records_like(self.table, y0), pieces
+        self.jacobians, self.factorisations = map(int, results[11:13])
+        self.first_size = results[13]
+        self.ends, self.sizes, error, stiffness, self.implicit = rows
+        if not self.record:
+            return ys, None, None, pieces
+        real = y0.dtype.to_real()
+        return ys, error.to(y0.device, real), stiffness.to(y0.device, real), pieces
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""
@@ -113,7 +132,7 @@ class SolveJob(Job):
         """Cotangents of the inputs of `run`; `ys`, its first result, if the times need gradients."""
         y0, ts, stops, *tensors = inputs
         y0bar, tbar = torch.zeros_like(y0), None
-        stopsbar = torch.zeros(len(stops), dtype=torch.float64) if len(stops) else None
+        stopsbar = torch.zeros(len(stops), dtype=torch.float64) if stops.numel() else None
         if ys is not None:
             tbar = torch.zeros(len(self.times), dtype=torch.float64)
             ysbar = torch.zeros_like(ys) if ysbar is None else ysbar
@@ -188,7 +207,7 @@ class LocalJob:
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:
-            self.handle = Handle(runtime.call(step, waits=waits(self.codes, self.method, y)))
+            self.handle = Handle(runtime.call(step, waits=may_wait(self.codes, self.method, y)))
         self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
         return y.real.new_tensor(error), y.real.new_tensor(stiffness)
@@ -204,5 +223,5 @@ class LocalJob:
         synchronize(ybar)
         bars = (0.0 if bar is None else float(bar) for bar in (errorbar, stiffnessbar))
         place = self.handle.number, *arguments.location
-        call_for("bridge_local_backward", *place, *bars, self.freeze, waits=waits(self.codes, self.method, y))
+        call_for("bridge_local_backward", *place, *bars, self.freeze, waits=may_wait(self.codes, self.method, y))
         return ybar, *gradients

@@ -19,6 +19,9 @@ LOADING = frozenset({"bridge_load"})
 KINDS: dict[str, Any] = {"l": ctypes.c_int64, "d": ctypes.c_double, "b": ctypes.c_bool, "s": ctypes.c_char_p}
 """C types by the letters that Julia's `entries` tells."""
 
+Answer = ctypes.c_int64 * 2
+"""What a function writes: its result, or address and length of a text."""
+
 
 class JuliaFailure(RuntimeError):
     """An error inside Julia, as text."""
@@ -45,11 +48,13 @@ def _entry(address: int, letters: str, *, locked: bool) -> Callable[..., Any]:
     result, kinds = letters[0], letters[1:]
     prototype = ctypes.PYFUNCTYPE if locked else ctypes.CFUNCTYPE
     function = prototype(ctypes.c_bool, ctypes.c_void_p, *(KINDS[kind] for kind in kinds))(address)
+    texts = [place for place, kind in enumerate(kinds) if kind == "s"]
 
-    def call(*arguments: object) -> Any:
-        out = (ctypes.c_int64 * 2)()
-        done = function(ctypes.addressof(out), *(x.encode() if isinstance(x, str) else x for x in arguments))
-        if not done:
+    def call(*arguments: Any) -> Any:
+        out, given = Answer(), [*arguments]
+        for place in texts:
+            given[place] = given[place].encode()
+        if not function(ctypes.addressof(out), *given):
             raise JuliaFailure(ctypes.string_at(out[0], out[1]).decode())
         if result == "s":
             return ctypes.string_at(out[0], out[1]).decode()

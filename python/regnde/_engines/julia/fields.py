@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.code import Code
+from regnde._engines.julia.turn import held_here
 from regnde._equation import takes_samples
 from regnde._errors import UnsupportedField
 
@@ -33,29 +34,9 @@ class FieldChanged(Exception):
     """A field's code is not what the field computes now."""
 
 
-class _Tracing:
-    """Lets one thread at a time export a field: torch's tracer patches modules while it is at work, for all threads."""
+_tracing = threading.RLock()
+"""Of the thread that exports a field: torch's tracer patches modules while it is at work, for all threads."""
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._busy = False
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        if self._busy:
-            self._lock.release()
-            raise UnsupportedField(
-                "a solve inside of a field, or in a signal's handler while a field is exported, runs on the torch "
-                "engine: set Solver(engine='torch') there."
-            )
-        self._busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self._busy = False
-        self._lock.release()
-
-
-_tracing = _Tracing()
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
@@ -101,6 +82,11 @@ def code_of(
         earlier, code = _known.get(field, {}).get(key, (None, None))
         if code is not None and earlier == fingerprint:
             return code, True
+    if held_here(_tracing):
+        raise UnsupportedField(
+            "a solve inside of a field, or in a signal's handler while a field is exported, runs on the torch "
+            "engine: set Solver(engine='torch') there."
+        )
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
     with _tracing, torch.enable_grad():
@@ -113,14 +99,14 @@ def code_of(
     return code, False
 
 
-@torch.no_grad()
 def first_slope(field: Field, t0: float, y0: Tensor) -> Tensor:
     """The field's value at the start, as torch computes it.
 
     Raises:
         FieldChanged: if it does not have the state's shape.
     """
-    slope = field(torch.scalar_tensor(t0, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
+    with torch.no_grad():
+        slope = field(torch.scalar_tensor(t0, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
     if slope.shape != y0.shape:
         raise FieldChanged
     return in_memory(slope.to(y0))
@@ -137,23 +123,23 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _fingerprint(module: nn.Module) -> Hashable:
     """What a module is made of: submodules, plain settings by value, everything else by identity."""
     marks: list[Hashable] = []
-    for part in module.modules():
-        marks.append(id(part))
+    parts, found = [module], {id(module)}
+    for part in parts:
         for value in part.__dict__.values():
             kind = type(value)
-            if kind in PLAIN:
-                marks.append(value)
-            elif kind in CONTAINERS:
+            if kind in CONTAINERS:
                 if value:  # most of a module's own dictionaries are empty
-                    marks.append(
-                        (kind.__name__, len(value), *map(_mark, value.values() if kind in DICTIONARIES else value))
-                    )
+                    marks.append((kind, *map(_mark, value.values() if kind in DICTIONARIES else value)))
             else:
                 marks.append(_mark(value))
+        for child in part._modules.values():
+            if child is not None and id(child) not in found:
+                found.add(id(child))
+                parts.append(child)
     return tuple(marks)
 
 
 def _mark(value: object) -> Hashable:
-    if isinstance(value, Tensor):
-        return id(value), value.requires_grad
-    return value if type(value) in PLAIN else id(value)
+    if type(value) in PLAIN:
+        return value
+    return (id(value), value.requires_grad) if isinstance(value, Tensor) else id(value)

@@ -25,14 +25,13 @@ def install(groups: Sequence[Group] = ()) -> float:
     """
     began = time.perf_counter()
     further = [name for group in groups for name in group.names]
-    missing = runtime.missing(*further)
     if availability.chosen() != (None, None):
-        if missing and runtime.prepared():
+        if (missing := runtime.missing(*further)) and runtime.prepared():
             raise EngineUnavailable(
                 "PYTHON_JULIACALL_PROJECT names a project of your own, and nothing is installed into it from here: run "
                 f"{availability.pkg_add(missing)}"
             )
-    elif not runtime.running() and (missing or not runtime.prepared()):
+    elif not runtime.running() and (runtime.missing(*further) or not runtime.prepared()):
         if importlib.util.find_spec("juliapkg") is None:
             raise EngineUnavailable("the package juliapkg is missing: `pip install juliacall`.")
         if (why := beforehand()) is not None:

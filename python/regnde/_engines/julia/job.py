@@ -31,10 +31,10 @@ __all__ = [
     "Weights",
     "call_for",
     "interpolant_of",
+    "may_wait",
     "pieces_of",
     "records_like",
     "told",
-    "waits",
 ]
 
 Tolerances = tuple[float | Tensor, float | Tensor]
@@ -43,8 +43,10 @@ Weights = tuple[NDArray[np.float64], ...]
 
 Options = tuple[str | float | bool, ...]
 STATUSES = ("success", "non-finite", "underflow", "steps", "event")
-RESULTS = 13
+RESULTS = 14
 """Numbers that Julia's `bridge_solve` tells of one solve."""
+
+NO_CROSSINGS = torch.empty((0, 0), dtype=torch.float64)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -67,7 +69,6 @@ class Job:
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
         first_slope: the field's value at the start, with which Julia compares its own; None to compare nothing.
-        table: float64 (5, S): t, dt, error, stiffness, implicit of every accepted step.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """
@@ -87,7 +88,6 @@ class Job:
     pieces: int = 0
     times_need_gradient: bool = False
     first_slope: Tensor | None = None
-    table: Tensor = field(init=False)
     crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
@@ -121,9 +121,10 @@ class Job:
 
     def crossings_of(self, julia: Any, number: int, count: int) -> Tensor:
         """The steps with events of a solve, on Julia's thread."""
+        if not count:
+            return NO_CROSSINGS
         found = torch.empty((count, 3 + 2 * len(self.events)), dtype=torch.float64)
-        if count:
-            julia.bridge_crossings(number, found.data_ptr())
+        julia.bridge_crossings(number, found.data_ptr())
         return found
 
 
@@ -155,7 +156,7 @@ def told(stiffness: Tensor, size: float | None, mass: Mass | None) -> Tensor | N
     return None if size is None or (mass is not None and mass.singular) else stiffness
 
 
-def waits(codes: Sequence[Code], method: str, y: Tensor) -> bool:
+def may_wait(codes: Sequence[Code], method: str, y: Tensor) -> bool:
     """Whether steps may wait for tasks of Julia's or for its output: all but those of explicit methods and our code.
 
     Args:

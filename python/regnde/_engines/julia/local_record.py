@@ -57,7 +57,7 @@ class LocalRecord:
             solved: the solve, which has made steps.
             full: its states.
         """
-        ends, sizes = solved.table[0], solved.table[1]
+        ends, sizes = solved.ends, solved.sizes
         if self.row is None:
             step = self._reservoir(solved.accepted)
             t, y = solved.save_local_start(step), full[-1]
@@ -68,7 +68,7 @@ class LocalRecord:
         end, sign = float(ends[step - 1]), math.copysign(1.0, self.times[-1] - self.times[0])
         method = solved.method
         if method == AUTOTSIT5:
-            method = "rosenbrock23" if bool(solved.table[4, step - 1]) else "tsit5"
+            method = "rosenbrock23" if bool(solved.implicit[step - 1]) else "tsit5"
         job = LocalJob(
             codes=solved.codes,
             t=t,

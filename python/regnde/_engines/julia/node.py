@@ -20,7 +20,7 @@ class _Node(torch.autograd.Function):
     """A job as one graph node, its inputs and results differentiable."""
 
     @staticmethod
-    def forward(ctx: Any, job: AnyJob, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, job: AnyJob, *inputs: Tensor) -> tuple[Tensor | None, ...]:
         """Runs the job, and saves what its reverse needs."""
         results = job.run(*inputs)
         ctx.job = job
@@ -36,7 +36,7 @@ class _Node(torch.autograd.Function):
         return None, *ctx.job.reverse(inputs, first, *bars)
 
 
-def run(job: AnyJob, *inputs: Tensor, graph: bool) -> tuple[Tensor, ...]:
-    """Runs a job, as a node of the graph if asked for."""
-    results: tuple[Tensor, ...] = _Node.apply(job, *inputs) if graph else job.run(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
+def run(job: AnyJob, *inputs: Tensor, graph: bool) -> tuple[Any, ...]:
+    """Runs a job, as a node of the graph if asked for; its results."""
+    results: tuple[Any, ...] = _Node.apply(job, *inputs) if graph else job.run(*inputs)  # type: ignore[no-untyped-call]  # torch does not type it
     return results

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from regnde._engines.julia.availability import folder
+from regnde._engines.julia.availability import folder, kept
 from regnde._engines.julia.obstacles import reason
 from regnde._engines.julia.packages import Package
 from regnde._errors import EngineUnavailable
@@ -68,7 +68,7 @@ def change(packages: Iterable[Package]) -> None:
     """
     import juliapkg
 
-    with alone(), _whole(), _versions_kept():
+    with alone(), _whole(), _versionskept():
         for package in packages:
             quiet = None if package.workload else {"precompile_workload": False}
             juliapkg.add(package.name, package.uuid, version=package.version, preferences=quiet)
@@ -118,7 +118,7 @@ def _whole() -> Iterator[None]:
 
 
 @contextmanager
-def _versions_kept() -> Iterator[None]:
+def _versionskept() -> Iterator[None]:
     """Lets juliapkg add to what is installed, where it would remove the manifest and choose every version anew.
 
     Else packages that are compiled would be compiled again, and a process that starts meanwhile would find none.
@@ -170,10 +170,6 @@ def _compile() -> None:
     subprocess.run(words, env=environment, check=False)
 
 
-def _kept() -> Path:
-    return _beside() / "before"
-
-
 def _files() -> list[Path]:
     """What says which packages are wanted and which are installed."""
     return [*_folder().glob("*.toml"), *_beside().glob("*.json")]
@@ -181,23 +177,22 @@ def _files() -> list[Path]:
 
 def _keep() -> None:
     """Copies the files; the copy is there once it is whole."""
-    new = _kept().with_suffix(".new")
+    new = kept().with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     for file in _files():
         shutil.copy2(file, new)
-    new.rename(_kept())
+    new.rename(kept())
 
 
 def _put_back() -> None:
     """Makes the files what they were, if a copy is there. Begun again, it does the same."""
-    kept = _kept()
-    if not kept.is_dir():
+    if not kept().is_dir():
         return
     for file in _files():
-        if not (kept / file.name).exists():
+        if not (kept() / file.name).exists():
             file.unlink()
-    for copy in kept.iterdir():
+    for copy in kept().iterdir():
         where = (_folder() if copy.suffix == ".toml" else _beside()) / copy.name
         new = where.with_name(where.name + ".new")
         shutil.copy2(copy, new)
@@ -207,7 +202,7 @@ def _put_back() -> None:
 
 def _drop() -> None:
     """Forgets the copy."""
-    gone = _kept().with_suffix(".gone")
+    gone = kept().with_suffix(".gone")
     shutil.rmtree(gone, ignore_errors=True)
-    _kept().rename(gone)
+    kept().rename(gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -33,6 +33,7 @@ from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
+from regnde._stops import Segment
 
 __all__ = ["Run", "needs_gradient", "start_of"]
 
@@ -46,9 +47,9 @@ def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
     return torch.is_grad_enabled() and needed
 
 
-def start_of(request: Request) -> float:
+def start_of(t0: float, segments: Sequence[Segment]) -> float:
     """The time that the field gets at the start."""
-    t0, within = request.times[0], request.segments()[0].within
+    within = segments[0].within
     return t0 if within is None else min(max(t0, within[0]), within[1])
 
 
@@ -66,12 +67,15 @@ class Run:
             else conditions_of(request.events, request.y0[:1], samples=True)
         )
         self.path = self._noise()
+        self.weights = self._interpolant() if request.dense or request.events else None
+        self.pieces = 0 if self.weights is None else 1 + max(map(len, self.weights))
         self.local = LocalRecord(request, request.record) if isinstance(request.record, Local) else None
 
     def use(self, codes: tuple[Code, ...]) -> None:
         """Sets the fields' code."""
-        self.codes, self.graph = codes, needs_gradient(self.request, codes)
-        self.tensors = tuple(in_memory(x.to(self.request.y0.device)) for code in codes for x in code.tensors)
+        self.codes, self.graph, device = codes, needs_gradient(self.request, codes), self.request.y0.device
+        tensors = [x if x.device == device else x.to(device) for code in codes for x in code.tensors]
+        self.tensors = tuple(map(in_memory, tensors))
 
     def _noise(self) -> BrownianPath | None:
         request, equation, columns = self.request, self.request.equation, self.codes[-1].columns
@@ -106,15 +110,37 @@ class Run:
             FieldChanged: with `check`, if the code and the field disagree at the start.
         """
         request = self.request
-        local, times = self.local, request.times if self.local is None else self.local.times
-        solver, adjoint = request.solver, request.solver.gradient if request.solver.gradient in ADJOINTS else ""
+        job = self._job(check=check)
+        if job.adjoint:
+            runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
+        self._load()
+        moving = [segment.start for segment in self.segments if segment.start is not None]
+        stops = torch.stack(moving) if moving else NO_STOPS
+        inputs = (in_memory(request.y0), request.ts, stops, *self.tensors)
+        full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
+        hits, stop = self._hits(job, pieces)
+        ts, ys = self._saved(job, full, stop)
+        steps, further = self._recorded(job, full, error, stiffness)
+        return self._assemble(
+            job,
+            ts,
+            ys,
+            steps,
+            (job.calls[0] + further[0], job.calls[1] + further[1] + self._check_additive(job, full)),
+            events_of(hits, request.y0) if request.events else None,
+            self._dense(job, pieces, stop) if request.dense else None,
+        )
+
+    def _job(self, *, check: bool) -> SolveJob:
+        """The solve; with `check` the field's value is compared first."""
+        request, local = self.request, self.local
+        adjoint = request.solver.gradient if request.solver.gradient in ADJOINTS else ""
         by_step = local is not None and local.by_step
-        weights = self._interpolant() if request.dense or request.events else None
-        job = SolveJob(
+        return SolveJob(
             codes=self.codes,
-            times=times,
+            times=request.times if local is None else local.times,
             method=self._method,
-            solver=solver,
+            solver=request.solver,
             tolerances=(request.rtol, request.atol),
             segments=self.segments,
             record=request.record == "all",
@@ -123,7 +149,8 @@ class Run:
             mass=self.mass,
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + max(map(len, weights)),
+            pieces=self.pieces,
+            reads_steps=request.record != "none" or self.pieces > 0,
             dense=request.dense,
             path=self.path,
             local_start=by_step,
@@ -132,44 +159,40 @@ class Run:
             drawn=None if local is None else local.row,
             first_slope=self._first_slope() if check else None,
         )
-        if adjoint:
-            runtime.load("SciMLSensitivity", "ChainRulesCore", "Tracker", "Zygote")
-        self._load()
-        moving = [segment.start for segment in self.segments if segment.start is not None]
-        stops = torch.stack(moving) if moving else NO_STOPS
-        inputs = (in_memory(request.y0), request.ts, stops, *self.tensors)
-        full, error, stiffness, pieces = run(job, *inputs, graph=self.graph)
-        hits, stop = self._hits(job, pieces, weights)
-        calls, steps = job.calls, None
-        if isinstance(request.equation, SDE) and (solver.method == "sosra" or request.equation.noise == "additive"):
-            calls = calls[0], calls[1] + self._check_additive(request.equation, job, full)
-        if local is not None:
-            steps, more = self._local_steps(local, job, full)
-            calls = calls[0] + more[0], calls[1] + more[1]
-        elif request.record == "all":
-            implicit = job.table[4] == 1 if solver.method in IMPLICIT else None
-            steps = self._steps(job.table[0], job.table[1], error, stiffness, implicit)
-        dense = None
-        if request.dense:
-            assert weights is not None
-            places = range(job.accepted)
-            dense = DenseOutput(
-                [self._within(job, pieces, weights, *place) for place in zip(places, places, strict=True)],
-                job.table[0].tolist(),
-                times[0],
-                job.t if stop is None else stop.at,
-                request.y0,
-            )
-        reached = full if job.saved == len(full) else full[: job.saved]
-        ys = reached if local is None else local.saved(full, job.saved)
-        ts = request.ts[: len(ys)]
+
+    def _saved(self, job: SolveJob, full: Tensor, stop: Hit | None) -> tuple[Tensor, Tensor]:
+        """The save times that were reached, and the states there; the last of them the event that stopped the solve."""
+        reached = full if job.saved == full.shape[0] else full[: job.saved]
+        ys = reached if self.local is None else self.local.saved(full, job.saved)
+        count = ys.shape[0]
+        ts = self.request.ts if count == len(self.request.times) else self.request.ts[:count]
         if stop is not None:
-            sign = math.copysign(1.0, times[-1] - times[0])
-            before = sum(sign * time < sign * stop.at for time in times[: job.saved])
+            sign = math.copysign(1.0, job.times[-1] - job.times[0])
+            before = sum(sign * time < sign * stop.at for time in job.times[: job.saved])
             ts = torch.cat([ts[:before], stop.t.to(ts).reshape(1)])
             ys = torch.cat([ys[:before], stop.y.unsqueeze(0)])
-        events = events_of(hits, request.y0) if request.events else None
-        return self._assemble(job, ts, ys, steps, calls, events, dense)
+        return ts, ys
+
+    def _recorded(
+        self, job: SolveJob, full: Tensor, error: Tensor, stiffness: Tensor
+    ) -> tuple[Steps | None, tuple[int, int]]:
+        """The recorded steps, and the evaluations that they took beside those of the solve."""
+        if self.local is not None:
+            return self._local_steps(self.local, job, full)
+        if not job.record:
+            return None, (0, 0)
+        implicit = job.implicit == 1 if self.request.solver.method in IMPLICIT else None
+        return self._steps(job.ends, job.sizes, error, stiffness, implicit), (0, 0)
+
+    def _dense(self, job: SolveJob, pieces: Tensor, stop: Hit | None) -> DenseOutput:
+        """The interpolants of all steps."""
+        return DenseOutput(
+            [self._within(job, pieces, step, step) for step in range(job.accepted)],
+            job.ends.tolist(),
+            job.times[0],
+            job.t if stop is None else stop.at,
+            self.request.y0,
+        )
 
     def of_samples(self, *, check: bool = False) -> Solution:
         """Runs a solve for each sample.
@@ -178,7 +201,6 @@ class Run:
             FieldChanged: with `check`, if the code and the field disagree at the start of the first one.
         """
         request, solver = self.request, self.request.solver
-        weights = self._interpolant() if request.events else None
         job = SampleJob(
             codes=self.codes,
             times=request.times,
@@ -191,12 +213,12 @@ class Run:
             mass=self.mass,
             events=request.events,
             conditions=self.conditions,
-            pieces=0 if weights is None else 1 + max(map(len, weights)),
+            pieces=self.pieces,
             first_slope=self._first_slope() if check else None,
         )
         self._load()
         results = run(job, in_memory(request.y0), *self.tensors, graph=self.graph)
-        solved = SampleSolve(request, job, weights, results)
+        solved = SampleSolve(request, job, self.weights, results)
         return solved.solution(ORDERS[solver.method], SIZES[solver.method], implicit=solver.method in IMPLICIT)
 
     def _load(self) -> None:
@@ -232,22 +254,22 @@ class Run:
         )
         return tuple(np.array(weights, np.float64).reshape(int(rows), -1) for rows, *weights in texts)
 
-    def _within(self, job: SolveJob, pieces: Tensor, weights: Weights, step: int, row: int) -> Interpolant:
+    def _within(self, job: SolveJob, pieces: Tensor, step: int, row: int) -> Interpolant:
         """The interpolant of a step, from what it is made of, that row of the pieces."""
-        t0 = self.request.times[0] if step == 0 else float(job.table[0, step - 1])
-        h, (y, *k) = float(job.table[1, step]), pieces[row].unbind()
+        assert self.weights is not None
+        t0 = self.request.times[0] if step == 0 else float(job.ends[step - 1])
+        h, (y, *k) = float(job.sizes[step]), pieces[row].unbind()
         k = [(k[0] - y) / h] if isinstance(self.request.equation, SDE) else k
-        return interpolant_of(weights, t0, h, y, k, implicit=bool(job.table[4, step] == 1))
+        return interpolant_of(self.weights, t0, h, y, k, implicit=bool(job.implicit[step] == 1))
 
-    def _hits(self, job: SolveJob, pieces: Tensor, weights: Weights | None) -> tuple[list[Hit], Hit | None]:
+    def _hits(self, job: SolveJob, pieces: Tensor) -> tuple[list[Hit], Hit | None]:
         """The events that occurred, and the terminal one of them."""
         hits: list[Hit] = []
         stop = None
         for row, crossing in enumerate(job.crossings.tolist()):
-            assert weights is not None
             step = int(crossing[1]) - 1
-            within = self._within(job, pieces, weights, step, step if job.dense else row)
-            found, stop = hits_of(self.request.events, crossing, within, float(job.table[0, step]))
+            within = self._within(job, pieces, step, step if job.dense else row)
+            found, stop = hits_of(self.request.events, crossing, within, float(job.ends[step]))
             hits += found
         return hits, stop
 
@@ -257,12 +279,14 @@ class Run:
         assert not isinstance(equation, JuliaField)
         field = equation.drift if isinstance(equation, SDE) else equation
         field, y0 = (one_sample(field), y0[:1]) if self.samples else (field, y0)
-        return first_slope(field, start_of(self.request), y0)
+        return first_slope(field, start_of(self.request.times[0], self.segments), y0)
 
-    def _check_additive(self, sde: SDE, job: SolveJob, full: Tensor) -> int:
-        """Checks beside the start and at the end that the diffusion does not depend on the state; its evaluations."""
-        request = self.request
-        t0, y0 = start_of(request), request.y0.detach()
+    def _check_additive(self, job: SolveJob, full: Tensor) -> int:
+        """Checks beside the start and at the end that an additive diffusion is one; the diffusion's evaluations."""
+        request, sde = self.request, self.request.equation
+        if not (isinstance(sde, SDE) and (request.solver.method == "sosra" or sde.noise == "additive")):
+            return 0
+        t0, y0 = start_of(request.times[0], self.segments), request.y0.detach()
         with torch.no_grad():
             time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
             here = sde.diffusion(time, y0)
@@ -291,7 +315,7 @@ class Run:
         """The step of a local record, and the evaluations that it took."""
         if job.status != "success" or not job.accepted:
             empty = full.reshape(-1)[:0].abs()  # no step: an empty record that is part of the graph
-            return self._steps(job.table[0, :0], job.table[1, :0], empty, empty), (0, 0)
+            return self._steps(job.ends[:0], job.sizes[:0], empty, empty), (0, 0)
         here, start = local.job(job, full)
         error, stiffness = run(here, start, *self.tensors, graph=self.graph)
         clock = torch.tensor([here.end, here.size], dtype=torch.float64)
@@ -304,7 +328,7 @@ class Run:
         if not adaptive(self.request) or not job.accepted:
             return None
         order = SDE_METHODS[method].order + 0.5 if isinstance(self.request.equation, SDE) else ORDERS[method]
-        return FirstStep(float(job.table[1, 0]), job.first_error, job.accepted, order)
+        return FirstStep(job.first_size, job.first_error, job.accepted, order)
 
     def _assemble(
         self,

@@ -25,7 +25,9 @@ from typing import TypeVar
 
 from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
+from regnde._engines.julia.forks import guard
 from regnde._engines.julia.signals import Flags
+from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
 __all__ = [
@@ -46,6 +48,7 @@ DEFAULTS = {
     "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",  # without it Julia's own signals at safepoints are segfaults
     "PYTHON_JULIACALL_THREADS": "1",  # of Julia's own, for samples; BLAS has others
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
+    "PYTHON_JULIACALL_AUTOLOAD_IPYTHON_EXTENSION": "no",  # it would wait for ever
 }
 
 
@@ -53,7 +56,7 @@ class _State:
     """The worker thread, RegNDE's functions, and the process that they belong to.
 
     Attributes:
-        turn: held by the thread that is inside Julia, whose number is `inside`.
+        turn: held by the thread that is inside Julia.
     """
 
     def __init__(self) -> None:
@@ -66,8 +69,7 @@ class _State:
         self.loaded: set[str] = set()
         self.discarded: deque[int] = deque()
         self.flags = Flags()
-        self.turn = threading.RLock()  # a signal's handler may solve just before `inside` is set, or just behind it
-        self.inside = 0
+        self.turn = threading.RLock()
 
 
 _state = _State()
@@ -179,6 +181,7 @@ def _begin() -> Entries:
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
         import juliacall
+    guard(juliacall)
     library = juliacall.CONFIG["libpath"]
     table = evaluate(library, LOAD)
     if table.startswith("ERROR: "):
@@ -213,18 +216,16 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
 
     Raises:
         JuliaFailure: if Julia throws.
+        EngineUnavailable: if Julia can not run here, or no more.
         KeyboardInterrupt: once Julia has stopped, at its next step, and so for what handlers of other signals raise.
         RuntimeError: inside another call, in the handler of a signal.
     """
     start()
-    here = threading.get_ident()
-    if _state.inside == here:
+    if held_here(_state.turn):
         raise RuntimeError("Julia is at work on this thread: a signal's handler can not call it.")
-    if not waits and here == threading.main_thread().ident:
+    if not waits and threading.get_ident() == threading.main_thread().ident:
         return _run(function, serve=True)
-    executor = _state.executor
-    assert executor is not None
-    future: Future[T] = executor.submit(_run, function)
+    future = _submit(function)
     try:
         return future.result()
     except BaseException:  # of the call, or of a signal's handler before the call has ended
@@ -237,19 +238,29 @@ def call(function: Callable[[Entries], T], *, waits: bool = True) -> T:
         del future  # it holds the exception, whose traceback holds this frame
 
 
+def _submit(function: Callable[[Entries], T]) -> Future[T]:
+    executor = _state.executor
+    assert executor is not None
+    try:
+        return executor.submit(_run, function)
+    except RuntimeError:  # Python lets no thread begin anything once the main thread has ended
+        raise EngineUnavailable(
+            "Python is ending, and with it the thread that Julia runs on. In the main thread, wait for the threads "
+            "that solve: call their join()."
+        ) from None
+
+
 def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     """Calls it on this thread, when Julia is free; `serve` lets Julia run handlers of signals meanwhile."""
     entries = _state.entries
     assert entries is not None
     with _state.turn:
         try:
-            _state.inside = threading.get_ident()
             _state.flags.reset(serve=serve)
             while _state.discarded:
                 entries.bridge_free(_state.discarded.popleft())
             return function(entries)
         finally:
-            _state.inside = 0
             _state.flags.reraise()
 
 

@@ -44,12 +44,13 @@ class SampleJob(Job):
     never set.
 
     Attributes:
-        results: float64 (B, 13): of each sample what Julia's `bridge_solve` tells of one solve.
-        table: float64 (5, S, B): that of each sample, 0 behind its last step.
+        results: float64 (B, RESULTS): of each sample what Julia's `bridge_solve` tells of one solve.
+        table: float64 (5, S, B): t, dt, error, stiffness, implicit of the steps of each sample, 0 behind its last one.
         reasons: why samples failed, by their index.
     """
 
     results: NDArray[np.float64] = field(init=False)
+    table: Tensor = field(init=False)
     reasons: dict[int, str] = field(init=False)
 
     def run(self, y0: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -40,7 +40,7 @@ class Flags:
 
     def reraise(self) -> None:
         """Raises what the handler of a signal has raised during the call, if one has."""
-        raised = self._integers[RAISED:]
-        self._integers[RAISED:] = [0, 0, 0]
-        if raised[0]:
+        if self._integers[RAISED]:
+            raised = self._integers[RAISED:]
+            self._integers[RAISED:] = [0, 0, 0]
             _restore(*raised)

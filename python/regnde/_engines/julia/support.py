@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 from regnde._controller import I
-from regnde._engines.base import Request, StepRules, unsupported_everywhere
-from regnde._engines.julia.methods import ADJOINTS, EXPLICIT, FIXED, IMPLICIT, ROSENBROCK, SDIRK, STOCHASTIC, adaptive
+from regnde._engines.base import OWN_RULES, Request, unsupported_everywhere
+from regnde._engines.julia.methods import (
+    ADJOINTS,
+    EXPLICIT,
+    FIXED,
+    IMPLICIT,
+    ROSENBROCK,
+    SDIRK,
+    SIZES,
+    STOCHASTIC,
+    adaptive,
+)
 from regnde._equation import SDE, JuliaField
 from regnde._mass import Mass
 from regnde._sde_method import misfit
@@ -32,7 +42,7 @@ def why_unsupported(request: Request) -> str | None:
         return why
     if solver.grid_method is not None or (sde and request.grid is not None):
         return f"{solver.method!r} along given times runs on the torch engine: set Solver(engine='torch')."
-    if request.rules != StepRules():
+    if request.rules != OWN_RULES:
         return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
     if request.events and (why := _unsupported_events(request)) is not None:
         return why
@@ -43,7 +53,7 @@ def why_unsupported(request: Request) -> str | None:
         )
     if solver.sde_method is not None:
         return "the steps of another package run on the torch engine: set Solver(engine='torch')."
-    known = tuple(STOCHASTIC) if sde else (*EXPLICIT, *FIXED, *IMPLICIT)
+    known = STOCHASTIC if sde else SIZES
     if solver.method not in known:
         kind = "SDE" if sde else "ODE"
         return f"the Julia engine has no {kind} method {solver.method!r}; it has {', '.join(known)}."
