@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -29,6 +30,7 @@ from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, installation, obstacles, packages, runtime
+from regnde._engines.julia.arguments import Handle
 from regnde._engines.julia.entries import Entries
 
 ROOT = Path(__file__).parent.parent
@@ -429,6 +431,30 @@ def test_a_call_when_python_ends_says_what_to_wait_for(fresh: pytest.MonkeyPatch
         runtime.call(lambda julia: None)
 
 
+def test_a_signals_handler_that_raises_is_not_lost_where_a_solve_ends(fresh: pytest.MonkeyPatch) -> None:
+    """Julia forgets what nothing refers to any more, and Python runs no code of ours there, which would hide Ctrl-C."""
+    begun(fresh)
+    freed: list[int] = []
+    runtime._state.entries = SimpleNamespace(bridge_free=freed.append)  # type: ignore[assignment]
+    kept, dropped = Handle(1), Handle(2)
+    cycle = [Handle(3)]
+    cycle.append(cycle)  # type: ignore[arg-type]
+    lines: list[str] = []
+    sys.setprofile(lambda frame, event, _: lines.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        del dropped
+    finally:
+        sys.setprofile(None)
+    assert lines == []
+    del cycle
+    gc.collect()
+    for _ in range(2):
+        runtime.call(lambda julia: None)
+    assert freed == [2, 3]
+    assert kept.number == 1
+    assert len(runtime._state.owned) == 1
+
+
 def test_calls_of_julia_follow_each_other(fresh: pytest.MonkeyPatch) -> None:
     """That of the main thread waits for that of another one; one inside another, of a signal's handler, is refused."""
     begun(fresh)
@@ -630,6 +656,24 @@ EVENT = regnde.Event(lambda t, y: y[0, 0])
 )
 def test_what_it_can_not_do_is_refused(what: dict, message: str) -> None:
     assert message in (engines()["julia"].why_unsupported(request(**what)) or "")
+
+
+def test_transforms_of_torch_are_left_to_the_torch_engine() -> None:
+    """Julia's solve is no operation that they know: what they say of it names nothing that a user has written."""
+    found: list[str | None] = []
+
+    def end(y: torch.Tensor) -> torch.Tensor:
+        found.append(engines()["julia"].why_unsupported(request(y0=y)))
+        return y.sum()
+
+    torch.func.grad(end)(torch.ones(2))
+    torch.func.vmap(end)(torch.ones(3, 2))
+    with torch.autograd.forward_ad.dual_level():
+        end(torch.ones(2))
+    assert all("torch.func" in (why or "") for why in found)
+    assert len(found) == 3
+    end(torch.ones(2))
+    assert found[-1] is None
 
 
 def test_auto_costs_nothing_without_julia(fresh: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,29 @@ def test_case_A1_a_change_that_the_states_do_not_show() -> None:
     layer.weight.data = 3 * layer.weight.data
     with pytest.raises(RuntimeError, match=r"Changed since the solve: .*weight"):
         sol.y1.sum().backward()
+
+
+class Forced(torch.nn.Module):
+    """y' = rate y, with a rate that changes with time and lies where a module's own attributes do not show it."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size, self.nested, self.settings = size, [[1.0]], SimpleNamespace(factor=1.0)
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.size * t * self.settings.factor * self.nested[0][0] * y
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("end", [1.0, 100.0])
+def test_case_A1_a_change_that_the_start_does_not_show(batch: str, dtype: torch.dtype, end: float) -> None:
+    """At the start the field is 0, whatever the factor is; in a long span its values are small everywhere."""
+    field, y0, solver = Forced(2 / end**2), torch.ones(2, 1, dtype=dtype), Solver(batch=batch, rtol=1e-5, atol=1e-5)
+    for factor, element in ((1.0, 1.0), (-1.0, 1.0), (-1.0, 0.5), (0.5, 0.5)):
+        field.settings.factor, field.nested[0][0] = factor, element
+        y1 = solve(field, y0, [0.0, end], solver).y1
+        torch.testing.assert_close(y1, y0 * math.exp(factor * element), rtol=1e-3, atol=0)
 
 
 @BOTH

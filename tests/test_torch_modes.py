@@ -96,6 +96,35 @@ def test_inference_mode(record: regnde.Local | str) -> None:
         assert torch.isfinite(noisy.y1).all()
 
 
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_inference_mode_of_a_trained_net_with_a_context(batch: str) -> None:
+    """A first solve in the mode, with tensors that were made in it; the net can be trained afterwards."""
+    net, width, solver = torch.nn.Linear(2, 2, dtype=torch.float64), torch.nn.Linear(1, 2).double(), Solver(batch=batch)
+    y0, place = torch.ones(3, 2, dtype=torch.float64), f64([[0.5]])
+    with torch.inference_mode():
+        context = width(place)
+        inside = regnde.solve(lambda t, y: torch.tanh(net(y) + context), y0 * 1, [0.0, 1.0], solver).y1
+        module = regnde.solve(Rows(net), y0 * 1, [0.0, 1.0], solver).y1
+    after = regnde.solve(lambda t, y: torch.tanh(net(y) + width(place)), y0, [0.0, 1.0], solver).y1
+    torch.testing.assert_close(inside.clone(), after.detach(), rtol=ROUNDING, atol=ROUNDING)
+    after = regnde.solve(Rows(net), y0, [0.0, 1.0], solver).y1
+    torch.testing.assert_close(module.clone(), after.detach(), rtol=ROUNDING, atol=ROUNDING)
+    after.sum().backward()
+    assert net.weight.grad is not None
+    assert float(net.weight.grad.abs().min()) > 0
+
+
+class Rows(torch.nn.Module):
+    """A net of the state alone."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.net(y))
+
+
 def test_no_grad_with_tensors_that_require_it() -> None:
     y0 = torch.ones(2, requires_grad=True)
     with torch.no_grad():

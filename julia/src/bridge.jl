@@ -116,7 +116,7 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS. The arguments at `address`:
 
 - state, outputs, times, results,
-- null or the field's value at the start (where ours is another one nothing is solved, and the number is 0),
+- null or the field's value for the first state within the first segment (where ours is another one nothing is solved, and the number is 0),
 - null or tolerances of each entry (which replace `rtol`, `atol`),
 - null or the (3, S) columns of the [`Segment`](@ref)s,
 - null or the constants of a [`controller`](@ref RegNDE.controller),
@@ -157,13 +157,18 @@ function bridge_solve(
     return save!(recording, codes, parameters, columns, size(state))
 end
 
-"Whether the field has that value at the start, to rounding; infinities and NaN agree with themselves."
+"The part of the first segment behind which a field is compared: what a change does may not show at its ends."
+const PROBE = 0.618
+
+"Whether the field of the first state has that value there, to rounding; infinities and NaN agree with themselves."
 function agrees(value, field, rec::Recording)
-    slope = similar(rec.y0)
-    confine!(field, rec.segments[1])
-    value!(slope, field, rec.times[1], rec.y0)
-    tolerance = realtype(slope) === Float32 ? 1.0f-3 : 1.0e-9
-    near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (1 + abs(b))
+    slope, start, segment = similar(rec.y0), rec.times[1], rec.segments[1]
+    confine!(field, segment)
+    value!(slope, field, start + PROBE * (segment.t_end - start), rec.y0)
+    T = realtype(slope)
+    finite(x) = isfinite(x) ? abs(x) : zero(T)
+    tolerance, largest = T === Float32 ? 1.0f-4 : 1.0e-9, mapreduce(finite, max, value; init = zero(T))
+    near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (largest + abs(b)) + 10 * eps(T)
     return mapreduce(near, &, slope, vec(value); init = true)
 end
 

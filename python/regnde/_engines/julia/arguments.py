@@ -164,9 +164,7 @@ class Handle:
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-    def __del__(self) -> None:
-        runtime.discard(self.number)
+        runtime.discard_with(self, number)
 
 
 def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> AbstractContextManager[int]:

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from regnde._engines.julia.equivalents import equivalent
 from regnde._errors import UnsupportedField
@@ -176,6 +176,7 @@ class _Reader(TorchFunctionMode):
         self.calls: list[Hashable] = []
         self.complex = y.is_complex()
         self.protected = {_storage(t), _storage(y)}
+        self._plain: dict[int, Tensor] = {}
         self._numbers: dict[int, Hashable] = {id(t): "t", id(y): "y"}
         self._alive: list[Tensor] = [t, y]  # a freed tensor's id would be given to another one
         assert y.grad_fn is not None
@@ -189,6 +190,8 @@ class _Reader(TorchFunctionMode):
                 return alternative()
         flat, spec = tree_flatten((args, kwargs or {}))
         self.calls.append((func, str(spec), *map(self._mark, flat)))
+        if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in flat):
+            args, kwargs = tree_unflatten([self._recordable(leaf) for leaf in flat], spec)
         result = func(*args, **(kwargs or {}))
         for made in tree_flatten(result)[0]:
             if isinstance(made, Tensor) and id(made) not in self._numbers:
@@ -217,6 +220,15 @@ class _Reader(TorchFunctionMode):
         if dense and not self._made(tensor):
             self.tensors.append(tensor)
             self.protected.add(_storage(tensor))
+
+    def _recordable(self, leaf: object) -> object:
+        """A copy of a tensor of `torch.inference_mode`, whose operations autograd does not record."""
+        if not isinstance(leaf, Tensor) or not leaf.is_inference():
+            return leaf
+        if id(leaf) not in self._plain:
+            self._plain[id(leaf)] = leaf.clone()
+            self.protected.add(_storage(self._plain[id(leaf)]))
+        return self._plain[id(leaf)]
 
     def _made(self, tensor: Tensor) -> bool:
         """Whether the field made the tensor where no torch function showed it: torch.func takes its wrappers off."""

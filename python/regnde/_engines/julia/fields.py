@@ -89,7 +89,8 @@ def code_of(
         )
     from regnde._engines.julia.export import export  # with sympy and torch.fx it is slow to import
 
-    with _tracing, torch.enable_grad():
+    with _tracing, torch.inference_mode(mode=False), torch.enable_grad():
+        y0 = y0.clone() if y0.is_inference() else y0
         function = one_sample(field) if samples else field
         code = export(function, y0, name=name, any_batch=not samples, matrix=matrix, tangents=tangents)
     if isinstance(field, nn.Module):

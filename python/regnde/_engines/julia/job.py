@@ -68,7 +68,7 @@ class Job:
         conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
-        first_slope: the field's value at the start, with which Julia compares its own; None to compare nothing.
+        first_slope: the field's value for the first state, with which Julia compares its own; None to compare nothing.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """

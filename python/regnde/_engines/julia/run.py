@@ -38,6 +38,8 @@ from regnde._stops import Segment
 __all__ = ["Run", "needs_gradient", "start_of"]
 
 NO_STOPS = torch.empty(0)
+PROBE = 0.618
+"""The part of the first segment behind which Julia compares the field, as its `PROBE`."""
 
 
 def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -274,12 +276,15 @@ class Run:
         return hits, stop
 
     def _first_slope(self) -> Tensor:
-        """The value of the field, or of the drift, at the start of the solve, or of the first sample's."""
+        """The value of the field, or of the drift, for the first state, or the first sample's, in the first segment."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
         field = equation.drift if isinstance(equation, SDE) else equation
         field, y0 = (one_sample(field), y0[:1]) if self.samples else (field, y0)
-        return first_slope(field, start_of(self.request.times[0], self.segments), y0)
+        start, segment = self.request.times[0], self.segments[0]
+        time = start + PROBE * (segment.end - start)
+        within = segment.within
+        return first_slope(field, time if within is None else min(max(time, within[0]), within[1]), y0)
 
     def _check_additive(self, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that an additive diffusion is one; the diffusion's evaluations."""

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -34,6 +35,7 @@ __all__ = [
     "JuliaFailure",
     "call",
     "discard",
+    "discard_with",
     "load",
     "missing",
     "prepared",
@@ -52,6 +54,13 @@ DEFAULTS = {
 }
 
 
+class _Owned(weakref.ref[object]):
+    """The number of what Julia is to forget, and the object with which it does."""
+
+    __slots__ = ("number",)
+    number: int
+
+
 class _State:
     """The worker thread, RegNDE's functions, and the process that they belong to.
 
@@ -67,7 +76,8 @@ class _State:
         self.entries: Entries | None = None
         self.pid = 0
         self.loaded: set[str] = set()
-        self.discarded: deque[int] = deque()
+        self.discarded: deque[int | _Owned] = deque()
+        self.owned: set[_Owned] = set()
         self.flags = Flags()
         self.turn = threading.RLock()
 
@@ -258,12 +268,30 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
         try:
             _state.flags.reset(serve=serve)
             while _state.discarded:
-                entries.bridge_free(_state.discarded.popleft())
+                _forget(entries, _state.discarded[0])
+                _state.discarded.popleft()
             return function(entries)
         finally:
             _state.flags.reraise()
 
 
+def _forget(entries: Entries, what: int | _Owned) -> None:
+    """Lets Julia forget it; once more, where the handler of a signal has raised behind the first time."""
+    entries.bridge_free(what if isinstance(what, int) else what.number)
+    if isinstance(what, _Owned):
+        _state.owned.discard(what)
+
+
 def discard(number: int) -> None:
-    """Lets Julia forget the field or solve of that number, when it is called next. Safe on any thread."""
+    """Lets Julia forget the field of that number, when it is called next. Safe on any thread."""
     _state.discarded.append(number)
+
+
+def discard_with(owner: object, number: int) -> None:
+    """Lets Julia forget the solve of that number, when it is called next after the owner's end, on whatever thread.
+
+    There is no code in Python at that end: what the handler of a signal raises in `__del__` is lost, as Ctrl-C is.
+    """
+    owned = _Owned(owner, _state.discarded.append)
+    owned.number = number
+    _state.owned.add(owned)

@@ -24,7 +24,7 @@ from regnde._equation import SDE, JuliaField
 from regnde._mass import Mass
 from regnde._sde_method import misfit
 from regnde._solver import Local
-from regnde._transforms import has_derivative
+from regnde._transforms import has_derivative, transformed
 
 __all__ = ["STATES", "why_unsupported"]
 
@@ -42,6 +42,10 @@ def why_unsupported(request: Request) -> str | None:
         return why
     if solver.grid_method is not None or (sde and request.grid is not None):
         return f"{solver.method!r} along given times runs on the torch engine: set Solver(engine='torch')."
+    if transformed():
+        return (
+            "torch.func and forward mode see what torch computes, and so not this engine: set Solver(engine='torch')."
+        )
     if request.rules != OWN_RULES:
         return "another package's rules for steps run on the torch engine: set Solver(engine='torch')."
     if request.events and (why := _unsupported_events(request)) is not None:
