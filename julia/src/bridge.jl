@@ -164,7 +164,7 @@ const PROBE = 0.618
 function agrees(value, field, rec::Recording)
     slope, start, segment = similar(rec.y0), rec.times[1], rec.segments[1]
     confine!(field, segment)
-    field.value(slope, rec.y0, time_within(field, start + PROBE * (segment.t_end - start)), nothing)
+    value!(slope, field, start + PROBE * (segment.t_end - start), rec.y0)
     T = realtype(slope)
     finite(x) = isfinite(x) ? abs(x) : zero(T)
     tolerance, largest = T === Float32 ? 1.0f-4 : 1.0e-9, mapreduce(finite, max, value; init = zero(T))
@@ -174,10 +174,12 @@ end
 
 "The numbers that [`bridge_solve`](@ref) describes."
 function results_of(rec::Recording, fields)
-    return (
-        findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
-        rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
-        isempty(rec.dt) ? NaN : rec.dt[1],
+    return Float64.(
+        (
+            findfirst(==(rec.status), STATUSES) - 1, accepted(rec), rec.saved, rec.rejected, calls_of(fields)...,
+            rec.dt_first, rec.t_last, rec.dt_last, rec.first_error, length(rec.crossings), rec.jacobians, rec.factorisations,
+            isempty(rec.dt) ? NaN : rec.dt[1],
+        )
     )
 end
 

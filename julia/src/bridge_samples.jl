@@ -109,7 +109,7 @@ function bridge_samples_backward(number::Int, address::Int, count::Int)
         sums = length(lists) == 1 ? pbars : [map(zero, list) for list in pbars]
         own = own_parameters(parameters, index[eachindex(codes)])
         fields = fields_of(codes, own, like, sums; shared = false)
-        bar = similar(y0bar, n)
+        bar, kept = similar(y0bar, n), Ref{Any}(nothing)
         for sample in samples
             rec, steps = recordings[sample], accepted(recordings[sample])
             point_at!(own, index, sample)
@@ -117,9 +117,10 @@ function bridge_samples_backward(number::Int, address::Int, count::Int)
             pieces = columns === nothing ? nothing : columns[:, (1 + (sample == 1 ? 0 : ends[sample - 1])):ends[sample]]
             ys = out === nothing ? nothing : out[:, sample, :]
             cotangents = Cotangents(rec, ys, entries(errorbar), entries(stiffnessbar); pieces)
-            reverse!(bar, rec, fields..., cotangents)
+            reverse!(bar, rec, kept, fields[1], cotangents)
             copyto!(view(bars, :, sample), bar)
         end
+        kept[] === nothing || release!(kept[])
         return sums
     end
     if length(lists) > 1

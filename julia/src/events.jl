@@ -37,7 +37,7 @@ end
 "Writes the values of all conditions at (t, y)."
 function values!(values, conditions::Conditions, t, y, scratch)
     for (i, field) in enumerate(conditions.fields)
-        field.value(scratch, y, time_within(field, t), nothing)
+        value!(scratch, field, t, y)
         values[i] = real(first(Array(view(scratch, 1:1))))
     end
     return values

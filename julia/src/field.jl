@@ -104,6 +104,28 @@ acquire!(::Type, ::Nothing) = nothing
 "Residuals in the type that the compiler can work with."
 typed(::WithResiduals{R}, residuals) where {R} = residuals::R
 
+"""
+Holds the residuals of the evaluation at hand. A function pointer that takes an abstract type itself dispatches at
+every call, which costs as much as a small product.
+"""
+const Given = Base.RefValue{Any}
+
+"A function behind a function pointer that is made at the first call: to make it compiles the function."
+mutable struct OnDemand{W <: FunctionWrapper}
+    const f::Any
+    wrapper::Union{Nothing, W}
+
+    OnDemand{W}(f) where {W} = new{W}(f, nothing)
+end
+
+Base.convert(::Type{OnDemand{W}}, f::Function) where {W} = OnDemand{W}(f)
+
+@inline function (function_pointer::OnDemand{W})(arguments::Vararg{Any, N}) where {W, N}
+    wrapper = function_pointer.wrapper
+    wrapper === nothing && (wrapper = function_pointer.wrapper = W(function_pointer.f)::W)
+    return wrapper(arguments...)
+end
+
 "A field's Jacobian-vector product and its reverse behind function pointers."
 struct Tangents{V, T}
     jvp::FunctionWrapper{Nothing, Tuple{V, V, V, T, T}}
@@ -117,13 +139,15 @@ end
 pointers: the solver is then compiled once for all fields, not once for each. The states may be complex. Also counts
 the calls, and keeps times `within` bounds. With `columns` its value is an array of size (columns, shape...), a diffusion that is a
 matrix with so many columns.
-Value and vector-Jacobian product take as their last argument what [`residuals`](@ref) gave, arrays of these `sizes`, or
-`nothing`. `tangents` is
+`keep` and `back` are value and vector-Jacobian product with residuals: `given` holds what [`residuals`](@ref) gave, arrays
+of these `sizes`. `tangents` is
 `nothing` where the dynamics have no [`WithTangents`](@ref).
 """
 struct Field{V, T}
-    value::FunctionWrapper{Nothing, Tuple{V, V, T, Any}}
-    vjp::FunctionWrapper{Nothing, Tuple{V, V, V, T, Any}}
+    value::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, T}}}
+    keep::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, T, Given}}}
+    vjp::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, V, T}}}
+    back::OnDemand{FunctionWrapper{Nothing, Tuple{V, V, V, T, Given}}}
     residuals::FunctionWrapper{Any, Tuple{}}
     tangents::Union{Nothing, Tangents{V, T}}
     calls::Base.RefValue{Int}
@@ -131,6 +155,7 @@ struct Field{V, T}
     columns::Int
     rows::Int
     sizes::Any
+    given::Given
 end
 
 Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) where {V} =
@@ -138,16 +163,16 @@ Field(dynamics::Dynamics, shape::Dims, ::Type{V}; pbar = nothing, columns = 0) w
 
 function Field(dynamics::Dynamics, shape::Dims, ::Type{V}, pbar, columns) where {V}
     (; f, vjp, p, cache, with_residuals, with_tangents) = dynamics
-    shaped(x) = length(shape) == 1 ? x : reshape(x, shape)
-    shaped_value(x) = columns == 0 ? shaped(x) : reshape(x, columns, shape...)
-    function value(dy, y, t, residuals)
-        arguments = (shaped_value(dy), t, shaped(y), p, cache)
-        residuals === nothing ? f(arguments...) : with_residuals.f(arguments..., typed(with_residuals, residuals))
+    shaped = Shaper(shape, V)
+    shaped_value = columns == 0 ? shaped : Shaper((columns, shape...), V)
+    value(dy, y, t) = (f(shaped_value(dy), t, shaped(y), p, cache); nothing)
+    product(ybar, ct, y, t) = (vjp(shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache); nothing)
+    function keep(dy, y, t, given)
+        with_residuals.f(shaped_value(dy), t, shaped(y), p, cache, typed(with_residuals, given[]))
         return nothing
     end
-    function product(ybar, ct, y, t, residuals)
-        arguments = (shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache)
-        residuals === nothing ? vjp(arguments...) : with_residuals.vjp(arguments..., typed(with_residuals, residuals))
+    function back(ybar, ct, y, t, given)
+        with_residuals.vjp(shaped(ybar), pbar, shaped_value(ct), t, shaped(y), p, cache, typed(with_residuals, given[]))
         return nothing
     end
     T = realtype(V)
@@ -155,7 +180,8 @@ function Field(dynamics::Dynamics, shape::Dims, ::Type{V}, pbar, columns) where 
     tangents = tangents_of(with_tangents, V, shaped, pbar, p, cache)
     sizes = with_residuals === nothing ? nothing : with_residuals.sizes
     return Field{V, T}(
-        value, product, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes
+        value, keep, product, back, () -> acquire!(V, with_residuals), tangents, Ref(0), Ref((T(-Inf), T(Inf))), columns, rows, sizes,
+        Given(nothing)
     )
 end
 
@@ -186,9 +212,18 @@ residuals(field::Field) = field.residuals()
 noise_length(field::Field, n) = field.columns == 0 ? n : n ÷ field.rows * field.columns
 
 "Writes the slope at (t, y) to `dy` and counts the evaluation."
-function evaluate!(dy::V, field::Field{V, T}, t, y::V, residuals = nothing) where {V, T}
+function evaluate!(dy::V, field::Field{V, T}, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
     field.calls[] += 1
-    field.value(dy, y, time_within(field, t), residuals)
+    return value!(dy, field, t, y, residuals)
+end
+
+"Writes the slope at (t, y) to `dy`."
+function value!(dy::V, field::Field{V, T}, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
+    (; value, keep, given) = field
+    time = time_within(field, t)
+    residuals === nothing && (value(dy, y, time); return dy)
+    given[] = residuals
+    keep(dy, y, time, given)
     return dy
 end
 
@@ -198,8 +233,12 @@ end
 Writes `ct' * df/dy` to `ybar` and adds `ct' * df/dp` to the field's parameter cotangents. `residuals`
 are those of [`evaluate!`](@ref) at (t, y).
 """
-function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, residuals = nothing) where {V, T}
-    field.vjp(ybar, ct, y, time_within(field, t), residuals)
+function vjp!(ybar::V, field::Field{V, T}, ct::V, t, y::V, @nospecialize(residuals = nothing)) where {V, T}
+    (; vjp, back, given) = field
+    time = time_within(field, t)
+    residuals === nothing && (vjp(ybar, ct, y, time); return ybar)
+    given[] = residuals
+    back(ybar, ct, y, time, given)
     return ybar
 end
 

@@ -170,7 +170,7 @@ function solve!(rec::Recording, solver::Solver, fields, conditions)
     integrator.opts.dtmax = copysign(min(rec.settings.dt_max, abs(distance)), distance)
     bound!(integrator, rec.settings.dt_min)
     rec.dt_first = integrator.dt
-    run!(rec, integrator, recorder, fields)
+    GC.@preserve recorder run!(rec, integrator, recorder, fields)
     rec.jacobians, rec.factorisations = counts(recorder, integrator)
     return rec
 end
@@ -276,7 +276,9 @@ function run!(rec::Recording, integrator, recorder, fields)
             handle_tstop!(integrator)
             if t1 == rec.segments[current].t_end && current < length(rec.segments)
                 current += 1
-                foreach(f -> confine!(f, rec.segments[current]), fields)
+                for f in fields  # a closure would box `current`
+                    confine!(f, rec.segments[current])
+                end
                 start_anew!(recorder, integrator)
             end
             failures > 0 && abs(t1 - rec.times[1]) >= abs(earliest - rec.times[1]) && (failures = 0)
@@ -324,8 +326,7 @@ end
 
 "How many components of the slope at (t, y) are not finite."
 function count_bad(field, t, y)
-    slope = similar(y)
-    field.value(slope, y, time_within(field, t), nothing)
+    slope = value!(similar(y), field, t, y)
     return count(!isfinite, slope)
 end
 

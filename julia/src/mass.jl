@@ -35,7 +35,8 @@ end
 
 "The field M^-1 f, which shares the field's counter."
 function slopes(field::Field{V, T}, mass::Mass) where {V, T}
-    value(dy, y, t, residuals) = (field.value(dy, y, t, residuals); ldiv!(mass.factors, dy); nothing)
-    (; vjp, residuals, tangents, calls, within, columns, rows, sizes) = field
-    return Field{V, T}(value, vjp, residuals, tangents, calls, within, columns, rows, sizes)
+    value(dy, y, t) = (field.value(dy, y, t); ldiv!(mass.factors, dy); nothing)
+    keep(dy, y, t, given) = (field.keep(dy, y, t, given); ldiv!(mass.factors, dy); nothing)
+    (; vjp, back, residuals, tangents, calls, within, columns, rows, sizes, given) = field
+    return Field{V, T}(value, keep, vjp, back, residuals, tangents, calls, within, columns, rows, sizes, given)
 end

@@ -25,9 +25,11 @@ cotangent_of(list, n) = Float64(list[n])
 
 """
     reverse!(y0bar, recording, field..., cotangents) -> y0bar
+    reverse!(y0bar, recording, kept, field, cotangents) -> y0bar
 
 Writes the cotangent of the initial state; those of the parameters are added to the arrays that the
-fields were made with.
+fields were made with. `kept` refers to the [`Sweep`](@ref) of the solve before, by the same method, or to `nothing`; it is
+then made.
 """
 function reverse!(y0bar, rec::Recording, args...)
     y0bar .= 0
@@ -40,14 +42,53 @@ function reverse!(y0bar, rec::Recording, args...)
     return sweep!(y0bar, rec, args...)
 end
 
-function sweep!(
-        y0bar::V, rec::Recording{V, <:Union{RungeKutta, Rosenbrock}}, field::Field, cotangents::Cotangents
-    ) where {V}
-    (; rtol, atol) = rec.settings
-    steps = step_buffers(rec, field)
+"Buffers of a reverse sweep: of the steps, and of their reverse. `owned`: the steps' arrays are none of the tape."
+struct Sweep{S, V}
+    steps::S
+    rev::Reverse{V}
+    owned::Bool
+end
+
+"With `inside`, also those of stages of an interpolant."
+Sweep(rec::Recording, field, inside) = Sweep(
+    step_buffers(rec, field), reverse_buffers(rec.method, rec.y0, inside),
+    rec.method isa RungeKutta && rec.settings.keep === :states
+)
+
+function release!(buffers::Sweep)
+    release!(buffers.rev)
+    buffers.owned && release!(buffers.steps)
+    return nothing
+end
+
+const OneField = Union{RungeKutta, Rosenbrock}
+
+function sweep!(y0bar::V, rec::Recording{V, <:OneField}, field::Field, cotangents::Cotangents) where {V}
     dense = cotangents.pieces !== nothing
-    inner = dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs)
-    rev = reverse_buffers(rec.method, rec.y0, inner)
+    buffers = Sweep(rec, field, dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs))
+    sweep!(y0bar, rec, buffers, field, cotangents)
+    release!(buffers)
+    return y0bar
+end
+
+function sweep!(y0bar::V, rec::Recording{V, <:OneField}, kept::Ref, field::Field, cotangents::Cotangents) where {V}
+    kept[] === nothing && (kept[] = Sweep(rec, field, true))
+    return sweep!(y0bar, rec, kept[], field, cotangents)
+end
+
+function sweep!(
+        y0bar::V, rec::Recording{V, <:OneField}, buffers::Sweep, field::Field, cotangents::Cotangents
+    ) where {V}
+    (; steps, rev) = buffers
+    fill!(rev.lam, 0)
+    rev.carry_live[] = false
+    GC.@preserve steps sweep_steps!(rev, rec, steps, field, cotangents)
+    copyto!(y0bar, rev.lam)
+    return y0bar
+end
+
+function sweep_steps!(rev::Reverse, rec::Recording, steps, field::Field, cotangents::Cotangents)
+    (; rtol, atol) = rec.settings
     last = length(rec.outputs)
     for n in accepted(rec):-1:1
         check_stop_flag()
@@ -69,10 +110,7 @@ function sweep!(
         last = first - 1
     end
     add_outputs!(rev.lam, rec, cotangents, 1, last)
-    copyto!(y0bar, rev.lam)
-    release!(rev)
-    rec.method isa RungeKutta && rec.settings.keep === :states && release!(steps)
-    return y0bar
+    return rev
 end
 
 "Whether an implicit method made step `n`."
@@ -81,8 +119,8 @@ implicit(rec::Recording, n) = !isempty(rec.implicit) && rec.implicit[n]
 "Buffers of the steps of a solve."
 function step_buffers(rec::Recording{<:AbstractVector, <:RungeKutta}, field)
     tableau = rec.method.tableau
-    again = rec.settings.keep === :states
-    return again ? keep_residuals!(Step(tableau, rec.y0), tableau, field) : empty_step(tableau, rec.y0)
+    rec.settings.keep === :states && return keep_residuals!(Step(tableau, rec.y0), tableau, field)
+    return isempty(rec.tape[1].k) ? packed(tableau, rec.y0, field)::PackedStep : empty_step(tableau, rec.y0)
 end
 
 function step_buffers(rec::Recording{<:AbstractVector, <:Rosenbrock}, field)
@@ -101,6 +139,7 @@ reverse_buffers(m::Rosenbrock, y, _) = Reverse(piece_count(m) - 1, y)
 "Brings step `n` back; returns it with its method's coefficients."
 recall!(step::Step, rec::Recording, n, field) =
     (recall!(step, rec.tape[n], rec.method.tableau, field), rec.method.tableau)
+recall!(packed::PackedStep, rec::Recording, n, field) = (recall!(packed, rec.tape[n]), rec.method.tableau)
 
 function recall!((explicit, step)::Tuple, rec::Recording, n, field)
     t, h, t1 = n == 1 ? rec.times[1] : rec.t[n - 1], rec.dt[n], rec.t[n]
@@ -206,10 +245,9 @@ end
 
 "Cotangents of the pieces of step `n`, as columns; none if the step has no pieces, or they no cotangents."
 function pieces_of(rec::Recording, cotangents, n)
-    place = cotangents.pieces === nothing ? (1:0) : searchsorted(rec.piece_steps, n)
-    isempty(place) && return ()
-    count = piece_count(rec.method)
-    return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(first(place) * count))
+    cotangents.pieces === nothing && return view(rec.ys, :, 1:0)
+    place, count = searchsorted(rec.piece_steps, n), piece_count(rec.method)
+    return view(cotangents.pieces, :, ((first(place) - 1) * count + 1):(last(place) * count))
 end
 
 "Index of the first of the outputs up to `last` that lie in step `n`."

@@ -3,13 +3,14 @@
 """
 The stages that an explicit method evaluates, noted on the way; `on_tape`: the tape has their arrays; `watch`: the
 [`Watch`](@ref) over the steps, or `nothing`. `retired`: what steps for the tape are taken from, or `nothing`; `spare` is
-one whose arrays `step` has taken.
+one whose arrays `step` has taken. `packed`: the step where the tape takes copies, or `nothing`.
 """
 mutable struct StageRecorder{V, T}
     const step::Step{V}
     const tableau::Tableau
     const rhs::RightHandSide{V, T}
     const retired::Union{Nothing, Retired{V}}
+    const packed::Union{Nothing, PackedStep{V}}
     spare::Union{Nothing, Step{V}}
     on_tape::Bool
     watch::Union{Nothing, Watch{V, T}}
@@ -57,10 +58,11 @@ end
 
 function recorder(m::RungeKutta, settings, y0, field::Field)
     taped = settings.keep === :stages
-    step = taped ? empty_step(m.tableau, y0) : Step(m.tableau, y0)
+    packs = taped && adapts(m) ? packed(m.tableau, y0, field) : nothing
+    step = packs !== nothing ? packs.step : taped ? empty_step(m.tableau, y0) : Step(m.tableau, y0)
     rhs = RightHandSide(field, step.k, step.arguments, step.residuals, m.tableau.stages)
-    kind = taped ? retired(m.tableau, y0, field) : nothing
-    new = StageRecorder(step, m.tableau, rhs, kind, nothing, taped, nothing)
+    kind = taped ? retired(m.tableau, y0, field, packs) : nothing
+    new = StageRecorder(step, m.tableau, rhs, kind, packs, nothing, taped && packs === nothing, nothing)
     leave_tape!(new; carry = false)
     return new
 end
@@ -168,11 +170,16 @@ function record_step!(rec::Recording, recorder::StageRecorder, integrator, t, h,
     tableau.fsal || copyto!(step.y1, integrator.u)
     rec.settings.record && push!(rec.error, error_of(integrator))
     add_step!(rec, recorder)
-    if tableau.fsal && !recorder.on_tape
-        copyto!(step.k[1], step.k[tableau.stages])
-        copyto!(step.arguments[1], step.arguments[tableau.stages])
-    end
+    tableau.fsal && !recorder.on_tape && carry!(recorder)
     return rec
+end
+
+"Makes the last stage the first one, where the step's arrays remain."
+function carry!(recorder::StageRecorder)
+    (; step, tableau, packed) = recorder
+    packed === nothing || return carry!(packed)
+    copyto!(step.k[1], step.k[tableau.stages])
+    return copyto!(step.arguments[1], step.arguments[tableau.stages])
 end
 
 "Adds the recorder's step, apart from its error; tells whether the stages of its interpolant were evaluated."
@@ -209,7 +216,9 @@ end
 "Keeps the step itself, or a copy of the state at its start; tells whether the tape has taken the stages."
 function keep!(rec::Recording{V}, recorder::StageRecorder) where {V}
     (; step) = recorder
-    if rec.settings.keep === :stages
+    if recorder.packed !== nothing
+        push!(rec.tape, snapshot!(recorder.packed, recorder.retired))
+    elseif rec.settings.keep === :stages
         push!(rec.tape, snapshot!(recorder))
         return true
     elseif rec.settings.keep === :states

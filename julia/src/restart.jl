@@ -32,7 +32,7 @@ forward!(rec::Recording{<:AbstractVector, <:Union{FixedStep, Implicit, Rosenbroc
 function restart!(marked::Marked, rec::Recording)
     (; recorder, integrator) = marked.solver
     # the tape may have the first stage of a step that was not accepted: it was the last one of the step before
-    expect_first_stage!(recorder, rec.settings.keep === :stages)
+    expect_first_stage!(recorder, rec.settings.keep === :stages && recorder.packed === nothing)
     (; reltol, abstol) = tolerances(rec.settings, rec.y0)
     (; opts, controller_cache) = integrator
     opts.reltol, opts.abstol, opts.dtmax = reltol, abstol, longest_first(rec)

@@ -7,18 +7,22 @@ struct Retired{V}
     bytes::Int
 end
 
-"All kinds, by type and length of the state, number of stages, whether the last is the next step's first, sizes of residuals."
-const RETIRED = Dict{Tuple{DataType, Int, Int, Bool, Any}, Retired}()
+"""
+All kinds, by type and length of the state, number of stages, whether the last is the next step's first, sizes of
+residuals, entries of a packed step (0 of another one).
+"""
+const RETIRED = Dict{Tuple{DataType, Int, Int, Bool, Any, Int}, Retired}()
 
 "Those of an explicit method's steps that a tape keeps; `nothing` where the arrays of stages are large."
-retired(_, _, ::Field) = nothing
+retired(_, _, ::Field, _) = nothing
 
-function retired(tableau::Tableau, y::V, field::Field) where {T, V <: Vector{T}}
+function retired(tableau::Tableau, y::V, field::Field, packed) where {T, V <: Vector{T}}
     (; stages, fsal) = tableau
     length(y) * sizeof(T) < LARGE || return nothing
     kept = field.sizes === nothing ? 0 : sum(prod, field.sizes; init = 0)
     bytes = stages * sizeof(T) * (2 * length(y) + kept)
-    return @lock POOL_LOCK get!(RETIRED, (V, length(y), stages, fsal, field.sizes)) do
+    entries = packed === nothing ? 0 : length(packed.memory)
+    return @lock POOL_LOCK get!(RETIRED, (V, length(y), stages, fsal, field.sizes, entries)) do
         Retired{V}(Step{V}[], bytes)
     end::Retired{V}
 end

@@ -79,7 +79,9 @@ function reverse_step!(
             touch!(gbar, g_live, i)
         end
     end
-    foreach(i -> add!(ybar, one(T), gbar[i]), 2:m)
+    for i in 2:m
+        add!(ybar, one(T), gbar[i])
+    end
     gather!(rev, tableau.a, gbar, h, 1, m)
     copyto!(rev.carry, kbar[1])
     rev.carry_live[] = k_live[1] && !freeze

@@ -89,9 +89,9 @@ function rms(x)
     length(x) == 0 && return 0.0
     total = sum(e -> abs2(wide(e)), x)
     SAFE_SQUARES[1] < total < SAFE_SQUARES[2] && return sqrt(total / length(x))
-    s = wide(maximum(abs, x))
-    (s == 0 || !isfinite(s)) && return s
-    s = exp2(exponent(s))
+    largest = wide(maximum(abs, x))
+    (largest == 0 || !isfinite(largest)) && return largest
+    s = exp2(exponent(largest))
     return s * sqrt(sum(e -> abs2(e / s), x) / length(x))
 end
 

@@ -80,6 +80,49 @@ end
     @test measured[1] == measured[2]
 end
 
+"What an evaluation and its vector-Jacobian product allocate; the residuals are in a list, as those of a step are."
+allocated(field, dy, y, list) =
+    (@allocated RegNDE.value!(dy, field, 0.5, y, list[1])), (@allocated RegNDE.vjp!(dy, field, y, 0.5, y, list[1]))
+
+@testset "a field behind function pointers allocates nothing, for a state of size $size" for size in ((3,), (3, 2), (3, 2, 1))
+    keep!(dy, t, y, p, _, residuals) = (dy .= t .* y; residuals[1] .= y; nothing)
+    back!(ybar, pbar, ct, t, y, p, _, residuals) = (ybar .= t .* ct .* residuals[1]; nothing)
+    y = ones(prod(size))
+    with = RegNDE.WithResiduals(keep!, back!, (size,), ones(size))
+    plain = Dynamics((dy, t, y, p, _) -> (dy .= t .* y; nothing), (x, q, ct, t, y, p, _) -> (x .= t .* ct; nothing), (), nothing, with)
+    field = Field(plain, size, Vector{Float64}; pbar = ())
+    for list in (Any[nothing], Any[RegNDE.residuals(field)])
+        dy = similar(y)
+        allocated(field, dy, y, list)
+        @test allocated(field, dy, y, list) == (0, 0)
+    end
+end
+
+@testset "flat arrays keep their memory under another shape, however many there are" begin
+    shaper = RegNDE.Shaper((2, 3), Vector{Float64})
+    arrays = [fill(float(i), 6) for i in 1:(4 * RegNDE.SHAPES)]
+    for _ in 1:2, x in arrays
+        shaped = shaper(x)
+        @test size(shaped) == (2, 3)
+        @test pointer(shaped) == pointer(x)
+    end
+end
+
+@testset "packed or not, steps of $method have the gradient of steps taken again: batch of $batch" for method in
+        (:tsit5, :bs3, :vern6, :vern8), batch in (1, 400)
+    rng = Xoshiro(8)
+    p, y = Net.parameters(rng, 2, 3), randn(rng, 2, batch)
+    found = map((:stages, :states)) do keep
+        sol = solve_recorded(Net.with_residuals(p, y), y, [0.0, 0.3, 1.0]; method, rtol = 1.0e-4, keep)
+        stiffness = isempty(sol.stiffness) ? nothing : one.(sol.stiffness)
+        sol, RegNDE.pullback(sol; ys = one.(sol.ys), error = one.(sol.error), stiffness)
+    end
+    (sol, (y0bar, pbar)), (_, (again, pbars)) = found
+    @test all(entry -> isempty(entry.k) == (batch == 1), sol.recording.tape)
+    @test y0bar ≈ again rtol = 1.0e-6 # an error estimate is a sum that cancels
+    @test all(isapprox.(pbar, pbars; rtol = 1.0e-6))
+end
+
 @testset "the stiffness estimate does not depend on the state's units: $T, $unit" for (T, unit) in (
         (Float32, 1.0f-20), (Float32, 1.0f20), (Float32, 1.0f30), (Float64, 1.0e-170), (Float64, 1.0e160),
     )
