@@ -621,6 +621,7 @@ def handler(*_):
             print(problem)
     else:
         raise TimeoutError
+regnde.solve(f, y0, [0.0, 1e-3], regnde.Solver(engine='julia'))  # exported before the first signal
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
 try:
