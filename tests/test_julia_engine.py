@@ -556,6 +556,30 @@ threading.Thread(target=train).start()
     assert "join()" in out.stdout
 
 
+def test_samples_on_two_threads_have_their_own_index() -> None:
+    """Each thread tells its fields which sample they are of: 64 decays, each with a rate of its own."""
+    code = """
+import os
+os.environ["PYTHON_JULIACALL_THREADS"] = "2"
+import torch, regnde
+
+class Decay(torch.nn.Module):
+    def forward(self, t, y, samples):
+        return -(1 + samples.reshape(-1, 1) / 16) * y
+
+field, solver = Decay(), regnde.Solver(engine="julia", batch="per-sample", rtol=1e-8, atol=1e-8)
+y0 = torch.ones(64, 1, dtype=torch.float64, requires_grad=True)
+exact = torch.exp(-(1 + torch.arange(64, dtype=torch.float64).reshape(-1, 1) / 16))
+for _ in range(20):
+    sol = regnde.solve(field, y0, [0.0, 1.0], solver)
+    (gradient,) = torch.autograd.grad(sol.y1.sum(), y0)
+    torch.testing.assert_close(sol.y1, exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, exact, rtol=1e-6, atol=1e-6)
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+
+
 def test_case_23_started_by_another_package_first() -> None:
     code = f"""
 import warnings; warnings.simplefilter('ignore')

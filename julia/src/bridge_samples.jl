@@ -29,11 +29,7 @@ function bridge_samples(
         each = (; rtol = of_sample(common.rtol, sample, n), atol = of_sample(common.atol, sample, n))
         Recording(m, Settings(; common..., each...), ts, states[:, sample], zeros(eltype(state), n, length(ts)))
     end
-    if first_value !== nothing
-        own = own_parameters(parameters, index[eachindex(codes)])
-        point_at!(own, index, 1)
-        agrees(first_value, fields_of(codes, own, like; shared = false)[1], recordings[1]) || return 0
-    end
+    first_value === nothing || agrees(first_value, first_field(codes, parameters, index, like), recordings[1]) || return 0
     set_threads(recordings, threads)
     solve_samples!(recordings) do
         own = own_parameters([parameters; looked_for.parameters], index)
@@ -50,6 +46,13 @@ function bridge_samples(
         end
     end
     return save!(SampleSolve(recordings, index), codes, parameters, columns, shape)
+end
+
+"The first field, of the first sample."
+function first_field(codes, parameters, index, like)
+    own = own_parameters(parameters, index[eachindex(codes)])
+    point_at!(own, index, 1)
+    return fields_of(codes, own, like; shared = false)[1]
 end
 
 "One thread of BLAS where the samples have several."

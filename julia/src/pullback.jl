@@ -50,7 +50,7 @@ struct Sweep{S, V}
 end
 
 "With `inside`, also those of stages of an interpolant."
-Sweep(rec::Recording, field, inside) = Sweep(
+sweep_buffers(rec::Recording, field, inside) = Sweep(
     step_buffers(rec, field), reverse_buffers(rec.method, rec.y0, inside),
     rec.method isa RungeKutta && rec.settings.keep === :states
 )
@@ -65,14 +65,14 @@ const OneField = Union{RungeKutta, Rosenbrock}
 
 function sweep!(y0bar::V, rec::Recording{V, <:OneField}, field::Field, cotangents::Cotangents) where {V}
     dense = cotangents.pieces !== nothing
-    buffers = Sweep(rec, field, dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs))
+    buffers = sweep_buffers(rec, field, dense || any(output -> output.step > 0 && output.theta != 1, rec.outputs))
     sweep!(y0bar, rec, buffers, field, cotangents)
     release!(buffers)
     return y0bar
 end
 
 function sweep!(y0bar::V, rec::Recording{V, <:OneField}, kept::Ref, field::Field, cotangents::Cotangents) where {V}
-    kept[] === nothing && (kept[] = Sweep(rec, field, true))
+    kept[] === nothing && (kept[] = sweep_buffers(rec, field, true))
     return sweep!(y0bar, rec, kept[], field, cotangents)
 end
 
