@@ -6,6 +6,7 @@ import gc
 import math
 import warnings
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -174,6 +175,37 @@ def test_case_A1_a_change_that_the_start_does_not_show(batch: str, dtype: torch.
         field.settings.factor, field.nested[0][0] = factor, element
         y1 = solve(field, y0, [0.0, end], solver).y1
         torch.testing.assert_close(y1, y0 * math.exp(factor * element), rtol=1e-3, atol=0)
+
+
+class Still(torch.nn.Module):
+    """No drift."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(y)
+
+
+class Shaken(Forced):
+    """The diffusion of dy = factor t dW, for one process an entry, or for each of two processes of a matrix."""
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        one = t * self.settings.factor * torch.ones_like(y)
+        return one if self.size == 1 else torch.stack([one, -one], -1)
+
+
+@pytest.mark.parametrize(("noise", "processes"), [("diagonal", 1), ("general", 2)])
+def test_case_A1_a_change_of_the_diffusion(noise: Literal["diagonal", "general"], processes: int) -> None:
+    """The drift stays as it is; the solution's distance from the start is proportional to the factor."""
+    shaken, y0 = Shaken(processes), f64([[1.0, 2.0]])
+    path = regnde.BrownianPath(0.0, 1.0, (1, 2) if processes == 1 else (1, processes), seed=0)
+    sde = regnde.SDE(Still(), shaken, noise=noise)
+    distances = []
+    for factor in (1.0, -2.0, 0.5):
+        shaken.settings.factor = factor
+        sol = solve(sde, y0, [0.0, 1.0], Solver(method="em", dt0=0.1), noise=path)
+        distances.append((sol.y1 - y0) / factor)
+    assert distances[0].abs().min() > 1e-3
+    torch.testing.assert_close(distances[1], distances[0])
+    torch.testing.assert_close(distances[2], distances[0])
 
 
 @BOTH

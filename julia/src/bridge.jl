@@ -116,7 +116,8 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS. The arguments at `address`:
 
 - state, outputs, times, results,
-- null or the field's value for the first state within the first segment (where ours is another one nothing is solved, and the number is 0),
+- null or the values of first and second field for the first state within the first segment (where one of ours is another
+  one nothing is solved, and the number is 0),
 - null or tolerances of each entry (which replace `rtol`, `atol`),
 - null or the (3, S) columns of the [`Segment`](@ref)s,
 - null or the constants of a [`controller`](@ref RegNDE.controller),
@@ -136,7 +137,7 @@ function bridge_solve(
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
-    state, ys, times, results, first_slope = array(r), array(r), doubles(r), doubles(r), array(r)
+    state, ys, times, results, first_values = array(r), array(r), doubles(r), doubles(r), (array(r), array(r))
     given, mass = read_settings(r, controller_name, rtol, atol), mass_of(r)
     codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
@@ -150,7 +151,9 @@ function bridge_solve(
     recording = Recording(with_mass(method(Symbol(method_name)), mass), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing :
         PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
-    first_slope === nothing || agrees(first_slope, fields[1], recording) || return 0
+    for (value, field) in zip(first_values, fields)
+        value === nothing || agrees(value, field, recording) || return 0
+    end
     forward!(recording, fields...; noise, conditions)
     results .= results_of(recording, fields)
     synchronize(state)
@@ -162,14 +165,14 @@ const PROBE = 0.618
 
 "Whether the field of the first state has that value there, to rounding; infinities and NaN agree with themselves."
 function agrees(value, field, rec::Recording)
-    slope, start, segment = similar(rec.y0), rec.times[1], rec.segments[1]
+    ours, start, segment = similar(rec.y0, length(value)), rec.times[1], rec.segments[1]
     confine!(field, segment)
-    value!(slope, field, start + PROBE * (segment.t_end - start), rec.y0)
-    T = realtype(slope)
+    value!(ours, field, start + PROBE * (segment.t_end - start), rec.y0)
+    T = realtype(ours)
     finite(x) = isfinite(x) ? abs(x) : zero(T)
     tolerance, largest = T === Float32 ? 1.0f-4 : 1.0e-9, mapreduce(finite, max, value; init = zero(T))
     near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (largest + abs(b)) + 10 * eps(T)
-    return mapreduce(near, &, slope, vec(value); init = true)
+    return mapreduce(near, &, ours, vec(value); init = true)
 end
 
 "The numbers that [`bridge_solve`](@ref) describes."

@@ -22,7 +22,7 @@ from regnde._engines.julia.turn import held_here
 from regnde._equation import takes_samples
 from regnde._errors import UnsupportedField
 
-__all__ = ["SAMPLE", "FieldChanged", "code_of", "first_slope", "one_sample"]
+__all__ = ["SAMPLE", "FieldChanged", "code_of", "first_value", "one_sample"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
@@ -100,17 +100,17 @@ def code_of(
     return code, False
 
 
-def first_slope(field: Field, t0: float, y0: Tensor) -> Tensor:
-    """The field's value at the start, as torch computes it.
+def first_value(field: Field, t: float, y0: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The field's value for the first state, as torch computes it.
 
     Raises:
-        FieldChanged: if it does not have the state's shape.
+        FieldChanged: if it does not have that shape.
     """
     with torch.no_grad():
-        slope = field(torch.scalar_tensor(t0, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
-    if slope.shape != y0.shape:
+        value = field(torch.scalar_tensor(t, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
+    if value.shape != shape:
         raise FieldChanged
-    return in_memory(slope.to(y0))
+    return in_memory(value.to(y0))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -68,7 +68,8 @@ class Job:
         conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
-        first_slope: the field's value for the first state, with which Julia compares its own; None to compare nothing.
+        first_values: the values of the field, or of drift and diffusion, for the first state, with which Julia compares
+            its own; None to compare nothing.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """
@@ -87,7 +88,7 @@ class Job:
     conditions: tuple[Code, ...] = ()
     pieces: int = 0
     times_need_gradient: bool = False
-    first_slope: Tensor | None = None
+    first_values: Sequence[Tensor | None] = (None, None)
     crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
@@ -107,7 +108,8 @@ class Job:
         arguments.tensor(ys)
         arguments.doubles(array("d", self.times))
         arguments.doubles(results) if isinstance(results, array) else arguments.tensor(results)
-        arguments.tensor(self.first_slope)
+        for value in self.first_values:
+            arguments.tensor(value)
         tolerances = arguments.tolerances(*self.tolerances)
         arguments.segments(self.segments)
         controller = arguments.controller(solver.controller)

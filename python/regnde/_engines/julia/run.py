@@ -18,7 +18,7 @@ from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.bridge import SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
-from regnde._engines.julia.fields import first_slope, one_sample
+from regnde._engines.julia.fields import first_value, one_sample
 from regnde._engines.julia.job import Weights, interpolant_of, told
 from regnde._engines.julia.local_record import LocalRecord
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
@@ -159,7 +159,7 @@ class Run:
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
             drawn=None if local is None else local.row,
-            first_slope=self._first_slope() if check else None,
+            first_values=self._first_values() if check else (None, None),
         )
 
     def _saved(self, job: SolveJob, full: Tensor, stop: Hit | None) -> tuple[Tensor, Tensor]:
@@ -216,7 +216,7 @@ class Run:
             events=request.events,
             conditions=self.conditions,
             pieces=self.pieces,
-            first_slope=self._first_slope() if check else None,
+            first_values=self._first_values() if check else (None, None),
         )
         self._load()
         results = run(job, in_memory(request.y0), *self.tensors, graph=self.graph)
@@ -275,16 +275,19 @@ class Run:
             hits += found
         return hits, stop
 
-    def _first_slope(self) -> Tensor:
-        """The value of the field, or of the drift, for the first state, or the first sample's, in the first segment."""
+    def _first_values(self) -> tuple[Tensor, Tensor | None]:
+        """Values of the field, or of drift and diffusion, for the first state (of the first sample)."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        field = equation.drift if isinstance(equation, SDE) else equation
-        field, y0 = (one_sample(field), y0[:1]) if self.samples else (field, y0)
         start, segment = self.request.times[0], self.segments[0]
         time = start + PROBE * (segment.end - start)
-        within = segment.within
-        return first_slope(field, time if within is None else min(max(time, within[0]), within[1]), y0)
+        time = time if segment.within is None else min(max(time, segment.within[0]), segment.within[1])
+        if isinstance(equation, SDE):
+            columns = self.codes[-1].columns
+            shape = (*y0.shape, columns) if columns else y0.shape
+            return first_value(equation.drift, time, y0, y0.shape), first_value(equation.diffusion, time, y0, shape)
+        field, y0 = (one_sample(equation), y0[:1]) if self.samples else (equation, y0)
+        return first_value(field, time, y0, y0.shape), None
 
     def _check_additive(self, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that an additive diffusion is one; the diffusion's evaluations."""

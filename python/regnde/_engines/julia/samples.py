@@ -40,7 +40,7 @@ __all__ = ["SampleJob", "SampleSolve"]
 class SampleJob(Job):
     """The arguments of one solve of a batch, and what `run` finds beside the differentiable tensors.
 
-    Fields and conditions are those of one sample, and so is `first_slope`, of the first. `times_need_gradient` is
+    Fields and conditions are those of one sample, and `first_values` are the first sample's. `times_need_gradient` is
     never set.
 
     Attributes:
