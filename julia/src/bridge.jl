@@ -168,12 +168,14 @@ function agrees(value, field, rec::Recording)
     ours, start, segment = similar(rec.y0, length(value)), rec.times[1], rec.segments[1]
     confine!(field, segment)
     value!(ours, field, start + PROBE * (segment.t_end - start), rec.y0)
-    T = realtype(ours)
-    finite(x) = isfinite(x) ? abs(x) : zero(T)
-    tolerance, largest = T === Float32 ? 1.0f-4 : 1.0e-9, mapreduce(finite, max, value; init = zero(T))
-    near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (largest + abs(b)) + 10 * eps(T)
+    tolerance, rounding = nearness(realtype(ours))
+    largest = mapreduce(x -> isfinite(x) ? abs(x) : zero(abs(x)), max, value; init = zero(rounding))
+    near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (largest + abs(b)) + rounding
     return mapreduce(near, &, ours, vec(value); init = true)
 end
+
+"To what a field's values are compared: relative to the largest, and absolute."
+nearness(::Type{T}) where {T} = T(T === Float32 ? 1.0f-4 : 1.0e-9), 10 * eps(T)
 
 "The numbers that [`bridge_solve`](@ref) describes."
 function results_of(rec::Recording, fields)
