@@ -37,6 +37,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (where / name).write_text(text)
     point_at(monkeypatch, where)
     monkeypatch.setattr(runtime, "_state", runtime._State())
+    monkeypatch.delitem(sys.modules, "juliacall", raising=False)  # as if none of the tests before had started Julia
     monkeypatch.setattr(project, "reason", lambda problem: f"the reason of {type(problem).__name__}.")
     availability.forget()
     return where
@@ -242,6 +243,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PYTHON_JULIACALL_EXE", sys.executable)
     monkeypatch.setenv("PYTHON_JULIACALL_PROJECT", str(where))
     monkeypatch.setattr(runtime, "_state", runtime._State())
+    monkeypatch.delitem(sys.modules, "juliacall", raising=False)  # as if none of the tests before had started Julia
     availability.forget()
     return where
 
