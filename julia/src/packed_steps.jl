@@ -13,9 +13,6 @@ struct PackedStep{V}
     stage::Int
 end
 
-"Entries of a stage."
-stage_entries(y, field::Field) = 2 * length(y) + (field.sizes === nothing ? 0 : sum(prod, field.sizes; init = 0))
-
 "The step that a tape takes copies of, or `nothing` where its arrays are on another device, or copies would take long."
 packed(_, _, ::Field) = nothing
 

@@ -19,13 +19,15 @@ retired(_, _, ::Field, _) = nothing
 function retired(tableau::Tableau, y::V, field::Field, packed) where {T, V <: Vector{T}}
     (; stages, fsal) = tableau
     length(y) * sizeof(T) < LARGE || return nothing
-    kept = field.sizes === nothing ? 0 : sum(prod, field.sizes; init = 0)
-    bytes = stages * sizeof(T) * (2 * length(y) + kept)
+    bytes = stages * sizeof(T) * stage_entries(y, field)
     entries = packed === nothing ? 0 : length(packed.memory)
     return @lock POOL_LOCK get!(RETIRED, (V, length(y), stages, fsal, field.sizes, entries)) do
         Retired{V}(Step{V}[], bytes)
     end::Retired{V}
 end
+
+"Entries of a stage: argument, slope, residuals."
+stage_entries(y, field::Field) = 2 * length(y) + (field.sizes === nothing ? 0 : sum(prod, field.sizes; init = 0))
 
 "One of them, or `nothing`."
 take!(::Nothing) = nothing

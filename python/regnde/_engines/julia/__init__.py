@@ -12,7 +12,7 @@ from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
 from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
 from regnde._engines.julia.needs import JULIA_FIELD_GRADIENT, needs
-from regnde._engines.julia.run import Run, needs_gradient, start_of
+from regnde._engines.julia.run import Run, needs_gradient, time_within
 from regnde._engines.julia.support import why_unsupported
 from regnde._equation import SDE, JuliaField, takes_samples
 from regnde._mass import Mass
@@ -103,7 +103,9 @@ def _check_algebraic(request: Request, mass: Mass) -> None:
     with torch.inference_mode(False):
         y0 = request.y0.detach().clone()
     index = (torch.arange(len(y0)),) if samples and takes_samples(equation) else ()
-    t = y0.new_full([len(y0)] + [1] * (y0.ndim - 1) if samples else [], start_of(request.times[0], request.segments()))
+    t = y0.new_full(
+        [len(y0)] + [1] * (y0.ndim - 1) if samples else [], time_within(request.times[0], request.segments())
+    )
 
     def value(y: Tensor) -> Tensor:
         slope = equation(t, y, *index)
@@ -124,5 +126,5 @@ def _check_derivatives(request: Request) -> None:
         return
     field, y0 = (one_sample(equation), y0[:1]) if request.solver.batch == "per-sample" else (equation, y0)
     segments = request.segments()
-    t0 = start_of(request.times[0], segments)
+    t0 = time_within(request.times[0], segments)
     check_field(field, y0.new_tensor(t0), y0, y0.new_tensor(t0 + EARLY * (segments[0].end - t0)))

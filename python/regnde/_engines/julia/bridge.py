@@ -16,7 +16,7 @@ from regnde._engines.julia import runtime
 from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory, path_address, synchronize
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged
-from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, may_wait, pieces_of
+from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, may_wait, pieces_of, records_like
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._solver import ResolvedSolver
@@ -79,7 +79,7 @@ class SolveJob(Job):
         None stands for what is not asked for.
 
         Raises:
-            FieldChanged: if the code and the field disagree at the start.
+            FieldChanged: if the code and the field disagree for the first state.
         """
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         results = array("d", bytes(8 * RESULTS))
@@ -113,8 +113,7 @@ class SolveJob(Job):
         self.ends, self.sizes, error, stiffness, self.implicit = rows
         if not self.record:
             return ys, None, None, pieces
-        real = y0.dtype.to_real()
-        return ys, error.to(y0.device, real), stiffness.to(y0.device, real), pieces
+        return ys, *records_like(error, stiffness, y0), pieces
 
     def save_local_start(self, step: int) -> float:
         """Writes the state at the start of a step (1, 2, ...) to the last row of `ys`; returns its time."""

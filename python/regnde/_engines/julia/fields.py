@@ -1,9 +1,9 @@
 """The Julia code of fields; that of modules is found again.
 
 To export a field takes one slow evaluation of it even when the source is found again (`export.py`). A module whose
-submodules, settings and tensors are the same objects as before is taken to be the same field; its first slope,
-which Julia compares with torch's before it solves, is the check. Functions are always exported: nothing tells what
-they refer to.
+submodules, settings and tensors are the same objects as before is taken to be the same field; its value for the first
+state, which Julia compares with torch's before it solves, is the check. Functions are always exported: nothing tells
+what they refer to.
 """
 
 from __future__ import annotations

@@ -139,10 +139,10 @@ def pieces_of(julia: Any, number: int, pieces: Tensor) -> Tensor:
     return pieces
 
 
-def records_like(table: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
-    """The error and stiffness records in a job's table, on the state's device and in its real dtype."""
-    error, stiffness = table[2:4].to(y0.device, y0.dtype.to_real())
-    return error, stiffness
+def records_like(error: Tensor, stiffness: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+    """The records on the state's device and in its real dtype."""
+    device, real = y0.device, y0.dtype.to_real()
+    return error.to(device, real), stiffness.to(device, real)
 
 
 def interpolant_of(

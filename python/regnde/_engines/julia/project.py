@@ -68,7 +68,7 @@ def change(packages: Iterable[Package]) -> None:
     """
     import juliapkg
 
-    with alone(), _whole(), _versionskept():
+    with alone(), _whole(), _versions_kept():
         for package in packages:
             quiet = None if package.workload else {"precompile_workload": False}
             juliapkg.add(package.name, package.uuid, version=package.version, preferences=quiet)
@@ -118,7 +118,7 @@ def _whole() -> Iterator[None]:
 
 
 @contextmanager
-def _versionskept() -> Iterator[None]:
+def _versions_kept() -> Iterator[None]:
     """Lets juliapkg add to what is installed, where it would remove the manifest and choose every version anew.
 
     Else packages that are compiled would be compiled again, and a process that starts meanwhile would find none.

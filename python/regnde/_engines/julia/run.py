@@ -35,7 +35,7 @@ from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
 from regnde._stops import Segment
 
-__all__ = ["Run", "needs_gradient", "start_of"]
+__all__ = ["Run", "needs_gradient", "time_within"]
 
 NO_STOPS = torch.empty(0)
 PROBE = 0.618
@@ -49,10 +49,10 @@ def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
     return torch.is_grad_enabled() and needed
 
 
-def start_of(t0: float, segments: Sequence[Segment]) -> float:
-    """The time that the field gets at the start."""
+def time_within(t: float, segments: Sequence[Segment]) -> float:
+    """The time that the field gets for one in the first segment."""
     within = segments[0].within
-    return t0 if within is None else min(max(t0, within[0]), within[1])
+    return t if within is None else min(max(t, within[0]), within[1])
 
 
 class Run:
@@ -109,7 +109,7 @@ class Run:
         """Runs the solve and, if asked for, the local step.
 
         Raises:
-            FieldChanged: with `check`, if the code and the field disagree at the start.
+            FieldChanged: with `check`, if the code and the field disagree for the first state.
         """
         request = self.request
         job = self._job(check=check)
@@ -200,7 +200,7 @@ class Run:
         """Runs a solve for each sample.
 
         Raises:
-            FieldChanged: with `check`, if the code and the field disagree at the start of the first one.
+            FieldChanged: with `check`, if the code and the field disagree for the first of them.
         """
         request, solver = self.request, self.request.solver
         job = SampleJob(
@@ -279,9 +279,8 @@ class Run:
         """Values of the field, or of drift and diffusion, for the first state (of the first sample)."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        start, segment = self.request.times[0], self.segments[0]
-        time = start + PROBE * (segment.end - start)
-        time = time if segment.within is None else min(max(time, segment.within[0]), segment.within[1])
+        start = self.request.times[0]
+        time = time_within(start + PROBE * (self.segments[0].end - start), self.segments)
         if isinstance(equation, SDE):
             columns = self.codes[-1].columns
             shape = (*y0.shape, columns) if columns else y0.shape
@@ -294,7 +293,7 @@ class Run:
         request, sde = self.request, self.request.equation
         if not (isinstance(sde, SDE) and (request.solver.method == "sosra" or sde.noise == "additive")):
             return 0
-        t0, y0 = start_of(request.times[0], self.segments), request.y0.detach()
+        t0, y0 = time_within(request.times[0], self.segments), request.y0.detach()
         with torch.no_grad():
             time = torch.tensor(t0, dtype=y0.dtype, device=y0.device)
             here = sde.diffusion(time, y0)

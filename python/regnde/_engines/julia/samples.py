@@ -57,7 +57,7 @@ class SampleJob(Job):
         """States at the save times (T, B, ...), records (S, B) in its real dtype, pieces (steps, pieces, ...).
 
         Raises:
-            FieldChanged: if the code and the field disagree at the start of the first sample.
+            FieldChanged: if the code and the field disagree for the first sample.
         """
         ys = y0.new_empty((len(self.times), *y0.shape))
         results = torch.zeros((len(y0), RESULTS), dtype=torch.float64)
@@ -78,7 +78,7 @@ class SampleJob(Job):
 
         number, self.table, self.crossings, pieces, self.reasons = runtime.call(solve)
         self.handle, self.results = Handle(number), results.numpy()
-        return ys, *records_like(self.table, y0), pieces
+        return ys, *records_like(self.table[2], self.table[3], y0), pieces
 
     def reverse(self, inputs: Sequence[Tensor], first: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
         """Cotangents of the inputs of `run`."""
