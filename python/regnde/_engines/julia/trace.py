@@ -97,9 +97,14 @@ def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool
     with _quiet() if any_batch else nullcontext():
         traced, module = _trace(field, t, y, seen, any_batch, tangents)
     if not _reproduces(module, t, y, seen, traced):
+        cause = (
+            "torch.autocast is on: switch it off around the solve, or set Solver(engine='torch')."
+            if torch.is_autocast_enabled(y.device.type)
+            else "It seems to depend on something else than t, y and tensors (a counter, a random number, a value kept "
+            "between calls)."
+        )
         raise UnsupportedField(
-            "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to "
-            "depend on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
+            f"the field can not be written in Julia: its traced operators do not reproduce its value. {cause}"
         )
     return traced
 
