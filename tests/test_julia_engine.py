@@ -594,6 +594,25 @@ threading.Thread(target=train).start()
     assert "join()" in out.stdout
 
 
+def test_that_an_extension_compiles_is_announced(tmp_path: Path) -> None:
+    """As it is where Julia starts: else nothing is said for minutes."""
+    (tmp_path / "RegNDESleeper" / "src").mkdir(parents=True)
+    (tmp_path / "RegNDESleeper" / "src" / "RegNDESleeper.jl").write_text("module RegNDESleeper\nsleep(8)\nend\n")
+    code = """
+from regnde._engines.julia import runtime
+runtime.start()
+import sys
+print("loads", file=sys.stderr, flush=True)
+runtime.load("RegNDESleeper")
+"""
+    depots = os.pathsep.join(
+        [str(tmp_path / "depot"), os.environ.get("JULIA_DEPOT_PATH", "")]
+    )  # compiles into the first
+    out = run(code, JULIA_LOAD_PATH=os.pathsep + str(tmp_path), JULIA_DEPOT_PATH=depots)
+    assert out.returncode == 0, out.stderr
+    assert "Julia compiles packages" in out.stderr.partition("loads")[2]
+
+
 def test_samples_on_two_threads_have_their_own_index() -> None:
     """Each thread tells its fields which sample they are of: 64 decays, each with a rate of its own."""
     code = """
