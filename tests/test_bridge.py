@@ -30,8 +30,8 @@ from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, installation, obstacles, packages, runtime
-from regnde._engines.julia.arguments import Handle
 from regnde._engines.julia.entries import Entries
+from regnde._engines.julia.handle import Handle
 
 ROOT = Path(__file__).parent.parent
 JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
@@ -378,6 +378,34 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
     assert runtime.running()
 
 
+def test_ctrl_c_while_packages_compile_is_pythons(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Julia replaces the handler where it starts, on a thread on which Python's `signal` sets none."""
+    (tmp_path / "juliacall.py").write_text(
+        "import ctypes\nctypes.pythonapi.PyOS_setsig.argtypes = [ctypes.c_int, ctypes.c_void_p]\n"
+        "ctypes.pythonapi.PyOS_setsig(2, 1)\nCONFIG = {'inited': True, 'libpath': ''}"
+    )
+    fresh.syspath_prepend(tmp_path)
+    fresh.setattr(availability, "why_not", lambda: None)
+    for name in ("guard", "park"):
+        fresh.setattr(runtime, name, lambda _: None)
+    fresh.setattr(runtime, "Entries", lambda _: SimpleNamespace(bridge_set_flags=lambda _: None))
+
+    def evaluate(library: str, text: str) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "0"
+
+    fresh.setattr(runtime, "evaluate", evaluate)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.start()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sys.modules.pop("juliacall", None)
+
+
 def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
     def begin() -> Entries:
         _inited(fresh)
@@ -436,8 +464,8 @@ def test_a_signals_handler_that_raises_is_not_lost_where_a_solve_ends(fresh: pyt
     begun(fresh)
     freed: list[int] = []
     runtime._state.entries = SimpleNamespace(bridge_free=freed.append)  # type: ignore[assignment]
-    kept, dropped = Handle(1), Handle(2)
-    cycle = [Handle(3)]
+    kept, dropped = Handle(), Handle()
+    cycle = [Handle()]
     cycle.append(cycle)  # type: ignore[arg-type]
     lines: list[str] = []
     sys.setprofile(lambda frame, event, _: lines.append(frame.f_code.co_name) if event == "call" else None)

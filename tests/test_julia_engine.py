@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -415,6 +416,43 @@ def test_a_solve_is_freed_with_its_solution(record: regnde.Record) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize(
+    ("record", "batch"), [("all", "joint"), (regnde.Local(seed=0), "joint"), ("all", "per-sample")]
+)
+def test_an_interrupt_behind_a_call_loses_nothing_that_julia_keeps(
+    monkeypatch: pytest.MonkeyPatch, record: regnde.Record, batch: Any
+) -> None:
+    """A signal's handler may raise before the next line runs: Julia forgets what the call has compiled or saved."""
+    from regnde._engines.julia import runtime
+
+    call, left = runtime.call, 0
+
+    def interrupted(function: Any, *, waits: bool = True) -> Any:
+        nonlocal left
+        result, left = call(function, waits=waits), left - 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return result
+
+    def kept() -> int:
+        gc.collect()
+        return call(lambda julia: julia.bridge_saved())
+
+    y0 = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    before, interrupts = kept(), 0
+    monkeypatch.setattr(runtime, "call", interrupted)
+    for n in (*range(1, 9), *range(1, 9)):
+        left = n
+        try:
+            sol = regnde.solve(lambda t, y: -y.sin().cos(), y0, [0.0, 1.0], solver(batch=batch), record=record)
+            sol.y1.sum().backward()
+            del sol
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts > 1
+    assert kept() <= before + 1  # the field
+
+
 def test_failures_are_ours() -> None:
     for f, kind in (
         (lambda t, y: y * float("nan"), regnde.NonFiniteDynamics),
@@ -554,6 +592,25 @@ threading.Thread(target=train).start()
     out = run(code)
     assert out.returncode == 0, out.stderr
     assert "join()" in out.stdout
+
+
+def test_that_an_extension_compiles_is_announced(tmp_path: Path) -> None:
+    """As it is where Julia starts: else nothing is said for minutes."""
+    (tmp_path / "RegNDESleeper" / "src").mkdir(parents=True)
+    (tmp_path / "RegNDESleeper" / "src" / "RegNDESleeper.jl").write_text("module RegNDESleeper\nsleep(8)\nend\n")
+    code = """
+from regnde._engines.julia import runtime
+runtime.start()
+import sys
+print("loads", file=sys.stderr, flush=True)
+runtime.load("RegNDESleeper")
+"""
+    depots = os.pathsep.join(
+        [str(tmp_path / "depot"), os.environ.get("JULIA_DEPOT_PATH", "")]
+    )  # compiles into the first
+    out = run(code, JULIA_LOAD_PATH=os.pathsep + str(tmp_path), JULIA_DEPOT_PATH=depots)
+    assert out.returncode == 0, out.stderr
+    assert "Julia compiles packages" in out.stderr.partition("loads")[2]
 
 
 def test_samples_on_two_threads_have_their_own_index() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Entries", "JuliaFailure", "evaluate", "park"]
 
-LOADING = frozenset({"bridge_load"})
+LOADING = frozenset({"bridge_evaluate"})
 """The functions that keep Python's global lock."""
 
 KINDS: dict[str, Any] = {"l": ctypes.c_int64, "d": ctypes.c_double, "b": ctypes.c_bool, "s": ctypes.c_char_p}
@@ -60,6 +60,8 @@ def _entry(address: int, letters: str, *, locked: bool) -> Callable[..., Any]:
             return ctypes.string_at(out[0], out[1]).decode()
         if result == "d":
             return ctypes.c_double.from_buffer(out).value
+        if result == "b":
+            return bool(out[0])
         return out[0] if result == "l" else None
 
     return call

@@ -13,8 +13,8 @@ This file imports no torch, and juliacall in one function only.
 
 from __future__ import annotations
 
+import itertools
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -27,17 +27,16 @@ from typing import TypeVar
 from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.forks import guard
-from regnde._engines.julia.signals import Flags
+from regnde._engines.julia.signals import Flags, ctrl_c_kept
 from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
 __all__ = [
     "JuliaFailure",
     "call",
-    "discard",
-    "discard_with",
     "load",
     "missing",
+    "numbered",
     "prepared",
     "running",
     "start",
@@ -76,7 +75,8 @@ class _State:
         self.entries: Entries | None = None
         self.pid = 0
         self.loaded: set[str] = set()
-        self.discarded: deque[int | _Owned] = deque()
+        self.numbers = itertools.count(1)
+        self.discarded: deque[_Owned] = deque()
         self.owned: set[_Owned] = set()
         self.flags = Flags()
         self.turn = threading.RLock()
@@ -154,25 +154,19 @@ def start() -> None:
             if not _started_elsewhere():  # nothing has begun
                 _state.beginning = None
             raise EngineUnavailable(_state.failure) from None
-    _take_back_ctrl_c()
-
-
-def _take_back_ctrl_c() -> None:
-    """Installs Python's handler of SIGINT again, which Julia has replaced by its own."""
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is not None:  # otherwise it was not Python's before either
-            signal.signal(signal.SIGINT, handler)
 
 
 LOAD = """
 let notice = Timer(5) do timer
-        println(stderr, "regnde: Julia compiles packages that are new or have changed. This takes minutes, once.")
+        println(
+            stderr,
+            "regnde: Julia compiles packages that are new or have changed. This takes minutes, once. Ctrl-C stops it.",
+        )
     end
     try
         space = Module(:regnde)
-        Base.eval(space, :(import RegNDE))
-        Base.invokelatest(getfield(space, :RegNDE).entries)
+        Base.eval(space, :(import {name}))
+        {value}
     catch exception
         "ERROR: " * sprint(showerror, exception, catch_backtrace())
     finally
@@ -182,6 +176,7 @@ end
 """
 
 
+OURS = LOAD.format(name="RegNDE", value="Base.invokelatest(getfield(space, :RegNDE).entries)")
 SAFE_ENTER = "string(UInt(cglobal(:jl_gc_safe_enter)))"
 
 
@@ -190,16 +185,25 @@ def _begin() -> Entries:
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
-        import juliacall
+        with ctrl_c_kept():
+            import juliacall
     guard(juliacall)
     library = juliacall.CONFIG["libpath"]
-    table = evaluate(library, LOAD)
-    if table.startswith("ERROR: "):
-        raise JuliaFailure(table.removeprefix("ERROR: "))
-    entries = Entries(table)
+    entries = Entries(_loaded(evaluate(library, OURS)))
     entries.bridge_set_flags(_state.flags.address)
     park(int(evaluate(library, SAFE_ENTER)))
     return entries
+
+
+def _loaded(answer: str) -> str:
+    """What `LOAD` has given.
+
+    Raises:
+        JuliaFailure: if that is an error.
+    """
+    if answer.startswith("ERROR: "):
+        raise JuliaFailure(answer.removeprefix("ERROR: "))
+    return answer
 
 
 def load(*packages: str) -> None:
@@ -209,7 +213,7 @@ def load(*packages: str) -> None:
     if not names:
         return
     try:
-        call(lambda julia: [julia.bridge_load(name) for name in names] and None)
+        call(lambda julia: [_loaded(julia.bridge_evaluate(LOAD.format(name=name, value='""'))) for name in names])
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(names)} does not load. Julia says: {problem}"
@@ -275,23 +279,18 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
             _state.flags.reraise()
 
 
-def _forget(entries: Entries, what: int | _Owned) -> None:
+def _forget(entries: Entries, what: _Owned) -> None:
     """Lets Julia forget it; once more, where the handler of a signal has raised behind the first time."""
-    entries.bridge_free(what if isinstance(what, int) else what.number)
-    if isinstance(what, _Owned):
-        _state.owned.discard(what)
+    entries.bridge_free(what.number)
+    _state.owned.discard(what)
 
 
-def discard(number: int) -> None:
-    """Lets Julia forget the field of that number, when it is called next. Safe on any thread."""
-    _state.discarded.append(number)
-
-
-def discard_with(owner: object, number: int) -> None:
-    """Lets Julia forget the solve of that number, when it is called next after the owner's end, on whatever thread.
+def numbered(owner: object) -> int:
+    """A number for what Julia is to keep. It forgets that when it is called next after the owner's end, on any thread.
 
     There is no code in Python at that end: what the handler of a signal raises in `__del__` is lost, as Ctrl-C is.
     """
     owned = _Owned(owner, _state.discarded.append)
-    owned.number = number
+    owned.number = next(_state.numbers)
     _state.owned.add(owned)
+    return owned.number

@@ -1,10 +1,13 @@
-"""What Julia looks at between two steps: whether it is asked to stop, and whether a signal has come."""
+"""Signals while Julia is at work: what it looks at between two steps, and whose Ctrl-C is."""
 
 from __future__ import annotations
 
 import ctypes
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["Flags"]
+__all__ = ["Flags", "ctrl_c_kept"]
 
 # A handler in Python runs on the main thread, between two of its instructions, and there are none while Julia is at
 # work on that thread. So Julia lets Python run it: it takes Python's lock, runs it, keeps what it raises, and gives
@@ -14,6 +17,24 @@ STOP, SERVE, FIRST_FUNCTION, RAISED, SIZE = 0, 1, 2, 6, 9
 
 _restore = ctypes.pythonapi.PyErr_Restore
 _restore.argtypes, _restore.restype = [ctypes.c_void_p] * 3, None
+
+# unlike those of `signal`, any thread may call them
+_handler, _set_handler = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+_handler.argtypes, _handler.restype = [ctypes.c_int], ctypes.c_void_p
+_set_handler.argtypes, _set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+
+
+@contextmanager
+def ctrl_c_kept() -> Iterator[None]:
+    """Behind the block the handler of SIGINT is the one before it; Julia's own is installed where Julia starts.
+
+    Julia's would throw into whatever task runs, of which most say nothing when they end.
+    """
+    before = _handler(signal.SIGINT)
+    try:
+        yield
+    finally:
+        _set_handler(signal.SIGINT, before)
 
 
 class Flags:
