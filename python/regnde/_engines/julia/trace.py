@@ -24,7 +24,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from regnde._derivative_check import direction
-from regnde._engines.julia.capture import Captured, Field, Substitute, call_field, graph_of, plain_attention, user_line
+from regnde._engines.julia.capture import (
+    Captured,
+    Field,
+    Substitute,
+    call_field,
+    capture,
+    graph_of,
+    plain_attention,
+    user_line,
+)
 from regnde._engines.julia.decompositions import decompositions
 from regnde._errors import UnsupportedField
 
@@ -375,11 +384,9 @@ def _elsewhere(field: Field, t: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor,
     time = t + 0.01
     state = (y + 0.01 * (1 + y.abs()) * direction(torch.zeros_like(y))).detach()
     try:
-        with torch.enable_grad(), plain_attention():
-            value = call_field(field, time, state.clone().requires_grad_() * 1)
+        return [(time, state, capture(field, time, state).value)]
     except Exception:  # whatever it is, the field's own evaluations will meet it
         return []
-    return [(time, state, value.detach())]
 
 
 def _reproduces(
