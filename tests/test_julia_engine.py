@@ -637,6 +637,25 @@ for _ in range(20):
     assert out.returncode == 0, out.stderr
 
 
+def test_faulthandler_after_the_start_of_julia_with_several_threads() -> None:
+    """Julia's threads wait for each other by segmentation faults, which Python's handler takes for a crash."""
+    code = """
+import os
+os.environ["PYTHON_JULIACALL_THREADS"] = "2"
+import faulthandler
+from regnde._engines.julia import runtime
+runtime.start()
+faulthandler.enable()
+collect = "Threads.@threads for i in 1:2 for j in 1:10^6 Base.donotdelete(zeros(j % 99)) end end; "
+collect += "string(Threads.nthreads())"
+print(runtime.call(lambda julia: julia.bridge_evaluate(collect)))
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert "Fatal" not in out.stderr
+    assert out.stdout == "2\n"
+
+
 def test_case_23_started_by_another_package_first() -> None:
     code = f"""
 import warnings; warnings.simplefilter('ignore')

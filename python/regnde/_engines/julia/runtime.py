@@ -27,7 +27,7 @@ from typing import TypeVar
 from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.forks import guard
-from regnde._engines.julia.signals import Flags, ctrl_c_kept
+from regnde._engines.julia.signals import Flags, Safepoints, ctrl_c_kept
 from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
@@ -79,6 +79,7 @@ class _State:
         self.discarded: deque[_Owned] = deque()
         self.owned: set[_Owned] = set()
         self.flags = Flags()
+        self.safepoints: Safepoints | None = None  # where Julia has several threads
         self.turn = threading.RLock()
 
 
@@ -191,6 +192,8 @@ def _begin() -> Entries:
     library = juliacall.CONFIG["libpath"]
     entries = Entries(_loaded(evaluate(library, OURS)))
     entries.bridge_set_flags(_state.flags.address)
+    if evaluate(library, "string(Threads.nthreads())") != "1":
+        _state.safepoints = Safepoints()
     park(int(evaluate(library, SAFE_ENTER)))
     return entries
 
@@ -270,6 +273,8 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     assert entries is not None
     with _state.turn:
         try:
+            if _state.safepoints is not None:
+                _state.safepoints.keep()
             _state.flags.reset(serve=serve)
             while _state.discarded:
                 _forget(entries, _state.discarded[0])
