@@ -30,8 +30,8 @@ from regnde import Local, Solver
 from regnde._engines import choose, engines
 from regnde._engines.base import Request, StepRules
 from regnde._engines.julia import availability, installation, obstacles, packages, runtime
-from regnde._engines.julia.arguments import Handle
 from regnde._engines.julia.entries import Entries
+from regnde._engines.julia.handle import Handle
 
 ROOT = Path(__file__).parent.parent
 JULIA_FILES = {"Project.toml", "src/RegNDE.jl", "src/tableaux.toml", "src/bridge.jl", "ext/RegNDEZygoteExt.jl"}
@@ -436,8 +436,8 @@ def test_a_signals_handler_that_raises_is_not_lost_where_a_solve_ends(fresh: pyt
     begun(fresh)
     freed: list[int] = []
     runtime._state.entries = SimpleNamespace(bridge_free=freed.append)  # type: ignore[assignment]
-    kept, dropped = Handle(1), Handle(2)
-    cycle = [Handle(3)]
+    kept, dropped = Handle(), Handle()
+    cycle = [Handle()]
     cycle.append(cycle)  # type: ignore[arg-type]
     lines: list[str] = []
     sys.setprofile(lambda frame, event, _: lines.append(frame.f_code.co_name) if event == "call" else None)

@@ -169,5 +169,5 @@ def test_transforms_without_fftw(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command. With engine="auto", torch solves what is an `UnsupportedField`."""
     monkeypatch.setattr(runtime, "missing", lambda *names: list(names))
     with pytest.raises(regnde.UnsupportedField, match="Fourier transforms, and the Julia package FFTW") as caught:
-        Code("transform!(dy, y, plan1)", "f", (), ()).number()
+        Code("transform!(dy, y, plan1)", "f", (), ()).handle()
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -434,6 +435,43 @@ def test_a_solve_is_freed_with_its_solution(record: regnde.Record) -> None:
         assert kept() <= before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("record", "batch"), [("all", "joint"), (regnde.Local(seed=0), "joint"), ("all", "per-sample")]
+)
+def test_an_interrupt_behind_a_call_loses_nothing_that_julia_keeps(
+    monkeypatch: pytest.MonkeyPatch, record: regnde.Record, batch: Any
+) -> None:
+    """A signal's handler may raise before the next line runs: Julia forgets what the call has compiled or saved."""
+    from regnde._engines.julia import runtime
+
+    call, left = runtime.call, 0
+
+    def interrupted(function: Any, *, waits: bool = True) -> Any:
+        nonlocal left
+        result, left = call(function, waits=waits), left - 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return result
+
+    def kept() -> int:
+        gc.collect()
+        return call(lambda julia: julia.bridge_saved())
+
+    y0 = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
+    before, interrupts = kept(), 0
+    monkeypatch.setattr(runtime, "call", interrupted)
+    for n in (*range(1, 9), *range(1, 9)):
+        left = n
+        try:
+            sol = regnde.solve(lambda t, y: -y.sin().cos(), y0, [0.0, 1.0], solver(batch=batch), record=record)
+            sol.y1.sum().backward()
+            del sol
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts > 1
+    assert kept() <= before + 1  # the field
 
 
 def test_failures_are_ours() -> None:

@@ -1,21 +1,18 @@
 # What Python calls. Only numbers, text and addresses cross: Python owns every array that it sees, and
 # Julia the solves that it saves for their reverse, by number. Nothing here calls Python, except a
-# Brownian path's C function.
+# Brownian path's C function. The numbers are Python's, which has one before the call that keeps something under it: so it
+# can have that forgotten, however the call ends.
 
 const CODES = Dict{Int, Code}()
 const SAVED_SOLVES = Dict{Int, Any}()
-const NUMBERS = Ref(0)
 
-next_number() = NUMBERS[] += 1
-
-"Compiles an exported field; returns its number."
-function bridge_compile(source::String, name::String)
-    number = next_number()
+"Compiles an exported field."
+function bridge_compile(number::Int, source::String, name::String)
     CODES[number] = name == "" ? compile_plain(source) : compile(source, name)
-    return number
+    return nothing
 end
 
-"Forgets a field, or a saved solve, by number."
+"Forgets the field or the saved solve of that number, if there is one."
 function bridge_free(number::Int)
     haskey(SAVED_SOLVES, number) && release!(pop!(SAVED_SOLVES, number).recording)
     delete!(CODES, number)
@@ -29,13 +26,6 @@ struct SavedSolve{R}
     parameters::Vector{Tuple}
     columns::Vector{Int}
     shape::Dims
-end
-
-"Saves it; returns its number."
-function save!(recording, codes, parameters, columns, shape)
-    number = next_number()
-    SAVED_SOLVES[number] = SavedSolve(recording, codes, parameters, columns, shape)
-    return number
 end
 
 "The fields over states like `state`; where they are not `shared`, with buffers of their own."
@@ -59,14 +49,14 @@ field_of(::Type{V}, code::Code, @nospecialize(p), state, @nospecialize(pbar), sh
 calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 0)
 
 """
-    bridge_solve(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, dense, keep,
-        path, threads) -> number
+    bridge_solve(number, address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, dense,
+        keep, path, threads) -> Bool
 
-Solves with so many threads of BLAS. The arguments at `address`:
+Solves with so many threads of BLAS, and saves that under the number. The arguments at `address`:
 
 - state, outputs, times, results,
 - of first and second field, null and null or a state and the field's value there within the first segment (where ours is
-  another one nothing is solved, and the number is 0),
+  another one nothing is solved, and the result is `false`),
 - null or tolerances of each entry (which replace `rtol`, `atol`),
 - null or the (3, S) columns of the [`Segment`](@ref)s,
 - null or the constants of a [`controller`](@ref RegNDE.controller),
@@ -80,9 +70,9 @@ first_error, steps with events, Jacobians, factorisations, size of the first acc
 `void (double s, double t, T *w, T *z)`, or 0.
 """
 function bridge_solve(
-        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
-        dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, dense::Bool, keep::String, path::Int,
-        threads::Int
+        number::Int, address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
+        dt_min::Float64, dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, dense::Bool, keep::String,
+        path::Int, threads::Int
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
@@ -102,12 +92,13 @@ function bridge_solve(
     noise = path == 0 ? nothing :
         PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
     for ((beside, value), field) in zip(compared, fields)
-        value === nothing || agrees(value, field, beside, recording) || return 0
+        value === nothing || agrees(value, field, beside, recording) || return false
     end
     forward!(recording, fields...; noise, conditions)
     results .= results_of(recording, fields)
     synchronize(state)
-    return save!(recording, codes, parameters, columns, size(state))
+    SAVED_SOLVES[number] = SavedSolve(recording, codes, parameters, columns, size(state))
+    return true
 end
 
 "The part of the first segment behind which a field is compared: what a change does may not show at its ends."
@@ -165,8 +156,8 @@ end
 "Loads a package of the active project, and our extensions that it brings."
 bridge_load(name::String) = (Base.eval(Module(:Loading), :(import $(Symbol(name)))); nothing)
 
-"The number of solves that are saved."
-bridge_saved() = length(SAVED_SOLVES)
+"How many solves are saved, and fields compiled."
+bridge_saved() = length(SAVED_SOLVES) + length(CODES)
 
 "Tells where Python has the integers that [`check_stop_flag`](@ref) looks at."
 bridge_set_flags(address::Int) = (FLAGS[] = Ptr{Int}(address); nothing)
@@ -276,13 +267,13 @@ function bridge_local_start(number::Int, step::Int)
 end
 
 """
-    bridge_local(address, count, method, rtol, atol, t, t_end, h, dt_max, path) -> number
+    bridge_local(number, address, count, method, rtol, atol, t, t_end, h, dt_max, path)
 
-One step apart from a solve; h = NaN chooses its size. The arguments: state, results, tolerances, segment, mass
+One step apart from a solve, saved under the number; h = NaN chooses its size. The arguments: state, results, tolerances, segment, mass
 matrix (or null) and fields as for [`bridge_solve`](@ref). Results: end, size, error, stiffness, calls of the first and second field.
 """
 function bridge_local(
-        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, t::Float64,
+        number::Int, address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, t::Float64,
         t_end::Float64, h::Float64, dt_max::Float64, path::Int
     )
     r = Reader(address, count)
@@ -295,7 +286,8 @@ function bridge_local(
     here = local_step(m, settings, fields, vec(state), t, t_end, h; noise)
     results .= (here.step.t1, here.step.h, here.error, here.stiffness, calls_of(fields)...)
     synchronize(state)
-    return save!(here, codes, parameters, columns, size(state))
+    SAVED_SOLVES[number] = SavedSolve(here, codes, parameters, columns, size(state))
+    return nothing
 end
 
 "The reverse of `bridge_local`; the arguments: the state's cotangent (written), then the parameters' (added to)."

@@ -1,16 +1,16 @@
 # What Python calls for batches whose samples step apart.
 
 """
-    bridge_samples(address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep,
-        threads) -> number
+    bridge_samples(number, address, count, method, rtol, atol, dt0, dt_min, dt_max, controller, max_steps, record, keep,
+        threads) -> Bool
 
-Solves every sample of the state's last dimension by itself. The arguments at `address` are those of
+Solves every sample of the state's last dimension by itself, and saves that under the number. The arguments at `address` are those of
 [`bridge_solve`](@ref), of which the results are a column for each sample and the value to compare is the first sample's,
 then for each field and condition which of its parameters is the sample's index (from 0), or 0.
 """
 function bridge_samples(
-        address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64, dt_min::Float64,
-        dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, keep::String, threads::Int
+        number::Int, address::Int, count::Int, method_name::String, rtol::Float64, atol::Float64, dt0::Float64,
+        dt_min::Float64, dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, keep::String, threads::Int
     )
     r = Reader(address, count)
     state, ys, times, results, beside, value, _, _ = (array(r) for _ in 1:8)
@@ -29,7 +29,7 @@ function bridge_samples(
         each = (; rtol = of_sample(common.rtol, sample, n), atol = of_sample(common.atol, sample, n))
         Recording(m, Settings(; common..., each...), ts, states[:, sample], zeros(eltype(state), n, length(ts)))
     end
-    value === nothing || agrees(value, first_field(codes, parameters, index, like), beside, recordings[1]) || return 0
+    value === nothing || agrees(value, first_field(codes, parameters, index, like), beside, recordings[1]) || return false
     set_threads(recordings, threads)
     solve_samples!(recordings) do
         own = own_parameters([parameters; looked_for.parameters], index)
@@ -45,7 +45,8 @@ function bridge_samples(
             return nothing
         end
     end
-    return save!(SampleSolve(recordings, index), codes, parameters, columns, shape)
+    SAVED_SOLVES[number] = SavedSolve(SampleSolve(recordings, index), codes, parameters, columns, shape)
+    return true
 end
 
 "The first field, of the first sample."

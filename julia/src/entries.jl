@@ -3,12 +3,12 @@
 
 "Their results and arguments."
 const ENTRIES = (
-    :bridge_compile => (Int, (String, String)),
+    :bridge_compile => (Nothing, (Int, String, String)),
     :bridge_free => (Nothing, (Int,)),
     :bridge_load => (Nothing, (String,)),
     :bridge_solve => (
-        Int, (
-            Int, Int, String, Float64, Float64, Float64, Float64, Float64, String, Int, Bool, Bool, String, Int, Int,
+        Bool, (
+            Int, Int, Int, String, Float64, Float64, Float64, Float64, Float64, String, Int, Bool, Bool, String, Int, Int,
         ),
     ),
     :bridge_reason => (String, (Int, Int)),
@@ -18,10 +18,10 @@ const ENTRIES = (
     :bridge_interpolant => (String, (String,)),
     :bridge_backward => (Nothing, (Int, Int, Int, String)),
     :bridge_local_start => (Float64, (Int, Int)),
-    :bridge_local => (Int, (Int, Int, String, Float64, Float64, Float64, Float64, Float64, Float64, Int)),
+    :bridge_local => (Nothing, (Int, Int, Int, String, Float64, Float64, Float64, Float64, Float64, Float64, Int)),
     :bridge_local_backward => (Nothing, (Int, Int, Int, Float64, Float64, Bool)),
     :bridge_samples => (
-        Int, (Int, Int, String, Float64, Float64, Float64, Float64, Float64, String, Int, Bool, String, Int),
+        Bool, (Int, Int, Int, String, Float64, Float64, Float64, Float64, Float64, String, Int, Bool, String, Int),
     ),
     :bridge_sample_records => (Nothing, (Int, Int, Int)),
     :bridge_samples_backward => (Nothing, (Int, Int, Int)),
@@ -37,6 +37,7 @@ const TEXT = Ref("")
 
 "Writes a result to the two integers at `out`; of a text its address and length."
 answer!(out, x::Union{Int, Float64}) = unsafe_store!(Ptr{typeof(x)}(out), x)
+answer!(out, x::Bool) = answer!(out, Int(x))
 answer!(out, ::Nothing) = nothing
 
 function answer!(out, text::String)

@@ -94,7 +94,8 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     slope = zero(y0)
     layer!(slope, times[1], y0, p, nothing)
     results, ys, y0bar, pbar = zeros(14), zeros(T, size(y0)..., length(times)), zero(y0), map(zero, p)
-    ysbar, discrete, code, m = ones(T, size(ys)), adjoint == "", next_number(), method(Symbol(name))
+    ysbar, discrete, m = ones(T, size(ys)), adjoint == "", method(Symbol(name))
+    code, number = -1, -2  # Python's are positive
     CODES[code] = layer_code(; tangents = m isa Rosenbrock)
     stochastic = m isa StochasticMethod
     path = stochastic ? Int(@cfunction(no_noise, Cvoid, (Cdouble, Cdouble, Ptr{T}, Ptr{T}))) : 0
@@ -106,8 +107,8 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
         compared = y0, slope, nothing, nothing
         listed = count, Iterators.flatten(fields)..., 0, nothing  # and no conditions
         integers = integers_of(y0, ys, times, results, compared..., settings..., listed...)
-        number = bridge_solve(
-            Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,
+        bridge_solve(
+            number, Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,
             discrete ? "stages" : "nothing", path, BLAS.get_num_threads()
         )
         table = zeros(Int(results[2]), 5)

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from regnde._controller import PID, Controller, I
-from regnde._engines.julia import runtime
 from regnde._engines.julia.code import Code
 from regnde._event import Event
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
 from regnde._stops import Segment
 
-__all__ = ["ArgumentBuffer", "Handle", "in_memory", "path_address", "synchronize"]
+__all__ = ["ArgumentBuffer", "in_memory", "path_address", "synchronize"]
 
 _DTYPES = ("float32", "float64", "int64", "int32", "bool", "uint8", "complex64", "complex128")
 ELTYPES = {getattr(torch, name): place for place, name in enumerate(_DTYPES, 1)}
@@ -133,7 +132,9 @@ class ArgumentBuffer:
         self.add(len(codes))
         rest = iter(tensors)
         for code in codes:
-            self.add(code.number(), code.columns, len(code.tensors))
+            handle = code.handle()
+            self.alive.append(handle)
+            self.add(handle.number, code.columns, len(code.tensors))
             for _ in code.tensors:
                 self.tensor(next(rest))
 
@@ -157,14 +158,6 @@ class ArgumentBuffer:
         integers = array("q", self.integers)
         self.alive.append(integers)
         return integers.buffer_info()
-
-
-class Handle:
-    """The number of a solve that Julia has saved; Julia forgets it with this object, on whatever thread."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        runtime.discard_with(self, number)
 
 
 def path_address(path: BrownianPath | None, y: Tensor, *, matrix: bool) -> AbstractContextManager[int]:

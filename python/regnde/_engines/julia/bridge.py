@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory, path_address, synchronize
+from regnde._engines.julia.arguments import ArgumentBuffer, in_memory, path_address, synchronize
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged
+from regnde._engines.julia.handle import Handle
 from regnde._engines.julia.job import RESULTS, STATUSES, Job, Tolerances, call_for, may_wait, pieces_of, records_like
 from regnde._mass import Mass
 from regnde._noise import BrownianPath
@@ -86,11 +87,11 @@ class SolveJob(Job):
         arguments, options = self.arguments(y0, ys, results, tensors)
         further = self.dense, self.keep
         self.waits = may_wait(self.codes, self.method, y0)
-        threads = torch.get_num_threads()
+        threads, handle = torch.get_num_threads(), Handle()
+        number = handle.number
 
-        def solve(julia: Any) -> tuple[int, list[Tensor], Tensor, Tensor | None, str]:
-            number = int(julia.bridge_solve(*arguments.location, *options, *further, path, threads))
-            if not number:
+        def solve(julia: Any) -> tuple[list[Tensor], Tensor, Tensor | None, str]:
+            if not julia.bridge_solve(handle.number, *arguments.location, *options, *further, path, threads):
                 raise FieldChanged
             rows = [torch.from_numpy(row) for row in np.empty((5, int(results[1]) if self.reads_steps else 0))]
             if self.reads_steps:
@@ -99,12 +100,12 @@ class SolveJob(Job):
             if self.pieces:
                 steps = len(rows[0]) if self.dense else len(crossings)
                 pieces = pieces_of(julia, number, y0.new_empty((steps, self.pieces, *y0.shape)))
-            return number, rows, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
+            return rows, crossings, pieces, str(julia.bridge_reason(number, 1)) if results[0] else ""
 
         synchronize(y0)
         with path_address(self.path, y0, matrix=self.codes[-1].columns > 0) as path:
-            number, rows, self.crossings, pieces, self.reason = runtime.call(solve, waits=self.waits)
-        self.handle = Handle(number)
+            rows, self.crossings, pieces, self.reason = runtime.call(solve, waits=self.waits)
+        self.handle = handle
         status, self.accepted, self.saved, self.rejected, *calls = map(int, results[:6])
         self.status, self.calls = STATUSES[status], (calls[0], calls[1])
         self.dt_first, self.t, self.dt, self.first_error = results[6:10]
@@ -201,12 +202,15 @@ class LocalJob:
         solver = self.solver
         options = (self.method, *tolerances, self.t, self.segment.end, self.h, solver.dt_max)
 
-        def step(julia: Any) -> int:
-            return int(julia.bridge_local(*arguments.location, *options, path))
+        handle = Handle()
+
+        def step(julia: Any) -> None:
+            julia.bridge_local(handle.number, *arguments.location, *options, path)
 
         synchronize(y)
         with path_address(self.path, y, matrix=self.codes[-1].columns > 0) as path:
-            self.handle = Handle(runtime.call(step, waits=may_wait(self.codes, self.method, y)))
+            runtime.call(step, waits=may_wait(self.codes, self.method, y))
+        self.handle = handle
         self.end, self.size, error, stiffness, first, second = results
         self.calls = int(first), int(second)
         return y.real.new_tensor(error), y.real.new_tensor(stiffness)

@@ -1,4 +1,4 @@
-"""Julia source with the tensors that it reads, and Julia's numbers of the compiled sources."""
+"""Julia source with the tensors that it reads, and the handles of the compiled sources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regnde._engines.julia import runtime
 from regnde._engines.julia.availability import what_to_do
+from regnde._engines.julia.handle import Handle
 from regnde._engines.julia.needs import TRANSFORMS
 from regnde._errors import UnsupportedField
 
@@ -35,21 +36,24 @@ class Code:
     needs_gradient: tuple[bool, ...]
     columns: int = 0
 
-    def number(self) -> int:
-        """Julia's number of the compiled source; compiles it the first time.
+    def handle(self) -> Handle:
+        """The compiled source's, which Julia keeps as long as it is referred to; compiles it the first time.
 
         Raises:
             UnsupportedField: it has Fourier transforms, and FFTW is not installed.
         """
         key = (self.name, self.source)
-        if key not in _compiled:
+        handle = _compiled.get(key)
+        if handle is None:
             if self.name and "transform!(" in self.source:
                 _load_transforms()
-            _compiled[key] = runtime.call(lambda julia: int(julia.bridge_compile(self.source, self.name)))
-            if len(_compiled) > MAX_COMPILED:
-                runtime.discard(_compiled.popitem(last=False)[1])
-        _compiled.move_to_end(key)
-        return _compiled[key]
+            made = handle = Handle()
+            runtime.call(lambda julia: julia.bridge_compile(made.number, self.source, self.name))
+        _compiled.pop(key, None)  # to the end; another thread may have taken it out
+        _compiled[key] = handle
+        while len(_compiled) > MAX_COMPILED:
+            _compiled.popitem(last=False)
+        return handle
 
 
 def _load_transforms() -> None:
@@ -58,4 +62,4 @@ def _load_transforms() -> None:
     runtime.load(*TRANSFORMS.packages)
 
 
-_compiled: OrderedDict[tuple[str, str], int] = OrderedDict()
+_compiled: OrderedDict[tuple[str, str], Handle] = OrderedDict()

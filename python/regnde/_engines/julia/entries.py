@@ -60,6 +60,8 @@ def _entry(address: int, letters: str, *, locked: bool) -> Callable[..., Any]:
             return ctypes.string_at(out[0], out[1]).decode()
         if result == "d":
             return ctypes.c_double.from_buffer(out).value
+        if result == "b":
+            return bool(out[0])
         return out[0] if result == "l" else None
 
     return call

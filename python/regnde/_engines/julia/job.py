@@ -15,8 +15,9 @@ from torch import Tensor
 
 from regnde._dense import Interpolant
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle
+from regnde._engines.julia.arguments import ArgumentBuffer
 from regnde._engines.julia.code import Code
+from regnde._engines.julia.handle import Handle
 from regnde._engines.julia.methods import IMPLICIT, SIZES
 from regnde._engines.julia.probe import ValueAt
 from regnde._event import Event

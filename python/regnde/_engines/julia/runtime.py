@@ -13,6 +13,7 @@ This file imports no torch, and juliacall in one function only.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -34,10 +35,9 @@ from regnde._errors import EngineUnavailable
 __all__ = [
     "JuliaFailure",
     "call",
-    "discard",
-    "discard_with",
     "load",
     "missing",
+    "numbered",
     "prepared",
     "running",
     "start",
@@ -76,7 +76,8 @@ class _State:
         self.entries: Entries | None = None
         self.pid = 0
         self.loaded: set[str] = set()
-        self.discarded: deque[int | _Owned] = deque()
+        self.numbers = itertools.count(1)
+        self.discarded: deque[_Owned] = deque()
         self.owned: set[_Owned] = set()
         self.flags = Flags()
         self.turn = threading.RLock()
@@ -275,23 +276,18 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
             _state.flags.reraise()
 
 
-def _forget(entries: Entries, what: int | _Owned) -> None:
+def _forget(entries: Entries, what: _Owned) -> None:
     """Lets Julia forget it; once more, where the handler of a signal has raised behind the first time."""
-    entries.bridge_free(what if isinstance(what, int) else what.number)
-    if isinstance(what, _Owned):
-        _state.owned.discard(what)
+    entries.bridge_free(what.number)
+    _state.owned.discard(what)
 
 
-def discard(number: int) -> None:
-    """Lets Julia forget the field of that number, when it is called next. Safe on any thread."""
-    _state.discarded.append(number)
-
-
-def discard_with(owner: object, number: int) -> None:
-    """Lets Julia forget the solve of that number, when it is called next after the owner's end, on whatever thread.
+def numbered(owner: object) -> int:
+    """A number for what Julia is to keep. It forgets that when it is called next after the owner's end, on any thread.
 
     There is no code in Python at that end: what the handler of a signal raises in `__del__` is lost, as Ctrl-C is.
     """
     owned = _Owned(owner, _state.discarded.append)
-    owned.number = number
+    owned.number = next(_state.numbers)
     _state.owned.add(owned)
+    return owned.number

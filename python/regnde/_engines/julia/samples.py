@@ -14,10 +14,11 @@ from torch import Tensor
 
 from regnde._engines.base import FAILURES, Request
 from regnde._engines.julia import runtime
-from regnde._engines.julia.arguments import ArgumentBuffer, Handle, in_memory
+from regnde._engines.julia.arguments import ArgumentBuffer, in_memory
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import hits_of
 from regnde._engines.julia.fields import SAMPLE, FieldChanged
+from regnde._engines.julia.handle import Handle
 from regnde._engines.julia.job import (
     RESULTS,
     STATUSES,
@@ -62,22 +63,22 @@ class SampleJob(Job):
         ys = y0.new_empty((len(self.times), *y0.shape))
         results = torch.zeros((len(y0), RESULTS), dtype=torch.float64)
         arguments, options = self.arguments(y0, ys, results, tensors)
-        threads = torch.get_num_threads()
+        threads, handle = torch.get_num_threads(), Handle()
+        number = handle.number
         arguments.add(*(_place(code) for code in (*self.codes, *self.conditions)))
 
-        def solve(julia: Any) -> tuple[int, Tensor, Tensor, Tensor, dict[int, str]]:
-            number = int(julia.bridge_samples(*arguments.location, *options, self.keep, threads))
-            if not number:
+        def solve(julia: Any) -> tuple[Tensor, Tensor, Tensor, dict[int, str]]:
+            if not julia.bridge_samples(handle.number, *arguments.location, *options, self.keep, threads):
                 raise FieldChanged
             table = torch.zeros((5, int(results[:, 1].max()), len(y0)), dtype=torch.float64)
             julia.bridge_sample_records(number, table.data_ptr(), table.shape[1])
             crossings = self.crossings_of(julia, number, int(results[:, 10].sum()))
             pieces = pieces_of(julia, number, y0.new_empty((len(crossings), self.pieces, *y0.shape[1:])))
             failed = torch.nonzero((results[:, 0] > 0) & (results[:, 0] < STATUSES.index("event"))).flatten().tolist()
-            return number, table, crossings, pieces, {i: str(julia.bridge_reason(number, i + 1)) for i in failed}
+            return table, crossings, pieces, {i: str(julia.bridge_reason(number, i + 1)) for i in failed}
 
-        number, self.table, self.crossings, pieces, self.reasons = runtime.call(solve)
-        self.handle, self.results = Handle(number), results.numpy()
+        self.table, self.crossings, pieces, self.reasons = runtime.call(solve)
+        self.handle, self.results = handle, results.numpy()
         return ys, *records_like(self.table[2], self.table[3], y0), pieces
 
     def reverse(self, inputs: Sequence[Tensor], first: Tensor | None, *bars: Tensor | None) -> tuple[Any, ...]:
