@@ -378,6 +378,34 @@ def test_a_start_that_was_interrupted_is_waited_for(fresh: pytest.MonkeyPatch) -
     assert runtime.running()
 
 
+def test_ctrl_c_while_packages_compile_is_pythons(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Julia replaces the handler where it starts, on a thread on which Python's `signal` sets none."""
+    (tmp_path / "juliacall.py").write_text(
+        "import ctypes\nctypes.pythonapi.PyOS_setsig.argtypes = [ctypes.c_int, ctypes.c_void_p]\n"
+        "ctypes.pythonapi.PyOS_setsig(2, 1)\nCONFIG = {'inited': True, 'libpath': ''}"
+    )
+    fresh.syspath_prepend(tmp_path)
+    fresh.setattr(availability, "why_not", lambda: None)
+    for name in ("guard", "park"):
+        fresh.setattr(runtime, name, lambda _: None)
+    fresh.setattr(runtime, "Entries", lambda _: SimpleNamespace(bridge_set_flags=lambda _: None))
+
+    def evaluate(library: str, text: str) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "0"
+
+    fresh.setattr(runtime, "evaluate", evaluate)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runtime.start()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sys.modules.pop("juliacall", None)
+
+
 def test_a_start_that_failed_says_why_again(fresh: pytest.MonkeyPatch) -> None:
     def begin() -> Entries:
         _inited(fresh)

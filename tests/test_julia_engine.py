@@ -615,6 +615,25 @@ threading.Thread(target=train).start()
     assert "join()" in out.stdout
 
 
+def test_that_an_extension_compiles_is_announced(tmp_path: Path) -> None:
+    """As it is where Julia starts: else nothing is said for minutes."""
+    (tmp_path / "RegNDESleeper" / "src").mkdir(parents=True)
+    (tmp_path / "RegNDESleeper" / "src" / "RegNDESleeper.jl").write_text("module RegNDESleeper\nsleep(8)\nend\n")
+    code = """
+from regnde._engines.julia import runtime
+runtime.start()
+import sys
+print("loads", file=sys.stderr, flush=True)
+runtime.load("RegNDESleeper")
+"""
+    depots = os.pathsep.join(
+        [str(tmp_path / "depot"), os.environ.get("JULIA_DEPOT_PATH", "")]
+    )  # compiles into the first
+    out = run(code, JULIA_LOAD_PATH=os.pathsep + str(tmp_path), JULIA_DEPOT_PATH=depots)
+    assert out.returncode == 0, out.stderr
+    assert "Julia compiles packages" in out.stderr.partition("loads")[2]
+
+
 def test_samples_on_two_threads_have_their_own_index() -> None:
     """Each thread tells its fields which sample they are of: 64 decays, each with a rate of its own."""
     code = """
@@ -637,6 +656,25 @@ for _ in range(20):
 """
     out = run(code)
     assert out.returncode == 0, out.stderr
+
+
+def test_faulthandler_after_the_start_of_julia_with_several_threads() -> None:
+    """Julia's threads wait for each other by segmentation faults, which Python's handler takes for a crash."""
+    code = """
+import os
+os.environ["PYTHON_JULIACALL_THREADS"] = "2"
+import faulthandler
+from regnde._engines.julia import runtime
+runtime.start()
+faulthandler.enable()
+collect = "Threads.@threads for i in 1:2 for j in 1:10^6 Base.donotdelete(zeros(j % 99)) end end; "
+collect += "string(Threads.nthreads())"
+print(runtime.call(lambda julia: julia.bridge_evaluate(collect)))
+"""
+    out = run(code)
+    assert out.returncode == 0, out.stderr
+    assert "Fatal" not in out.stderr
+    assert out.stdout == "2\n"
 
 
 def test_case_23_started_by_another_package_first() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,32 @@ def test_the_next_process_undoes_the_change_of_one_that_was_killed(
     project.settle()
     assert files(folder) == BEFORE
     assert capfd.readouterr().err == ""
+
+
+INSTALLING = KILLED.replace(
+    "os._exit(9)",
+    "import subprocess; subprocess.run([sys.executable, '-c', "
+    "'import os, time; print(os.getpid(), flush=True); time.sleep(600)'])",
+)
+
+
+def test_sigterm_ends_the_julia_that_installs(folder: Path) -> None:
+    """And nothing has changed."""
+    process = subprocess.Popen([sys.executable, "-c", INSTALLING, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.terminate()
+    try:
+        assert process.wait(100) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert files(folder) == BEFORE
 
 
 def test_a_change_is_kept_once_it_is_through(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -153,8 +153,8 @@ function (path::CPath)(w::AbstractVector{T}, z::AbstractVector{T}, s, t) where {
     return nothing
 end
 
-"Loads a package of the active project, and our extensions that it brings."
-bridge_load(name::String) = (Base.eval(Module(:Loading), :(import $(Symbol(name)))); nothing)
+"Evaluates text whose value is text, as Julia's C interface does at the start: to load a package, and our extensions."
+bridge_evaluate(text::String) = include_string(Main, text)::String
 
 "How many solves are saved, and fields compiled."
 bridge_saved() = length(SAVED_SOLVES) + length(CODES)

@@ -5,7 +5,7 @@
 const ENTRIES = (
     :bridge_compile => (Nothing, (Int, String, String)),
     :bridge_free => (Nothing, (Int,)),
-    :bridge_load => (Nothing, (String,)),
+    :bridge_evaluate => (String, (String,)),
     :bridge_solve => (
         Bool, (
             Int, Int, Int, String, Float64, Float64, Float64, Float64, Float64, String, Int, Bool, Bool, String, Int, Int,

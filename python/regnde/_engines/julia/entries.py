@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Entries", "JuliaFailure", "evaluate", "park"]
 
-LOADING = frozenset({"bridge_load"})
+LOADING = frozenset({"bridge_evaluate"})
 """The functions that keep Python's global lock."""
 
 KINDS: dict[str, Any] = {"l": ctypes.c_int64, "d": ctypes.c_double, "b": ctypes.c_bool, "s": ctypes.c_char_p}

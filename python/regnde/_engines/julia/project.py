@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,7 +45,7 @@ def settle() -> None:
     """
     import juliapkg
 
-    with alone():
+    with alone(), _terminable():
         resolved = juliapkg.resolve(dry_run=True)
         if resolved and _compiled().is_file() and _compiled().read_text() == _sources():
             return
@@ -68,7 +70,7 @@ def change(packages: Iterable[Package]) -> None:
     """
     import juliapkg
 
-    with alone(), _whole(), _versions_kept():
+    with alone(), _terminable(), _whole(), _versions_kept():
         for package in packages:
             quiet = None if package.workload else {"precompile_workload": False}
             juliapkg.add(package.name, package.uuid, version=package.version, preferences=quiet)
@@ -99,6 +101,23 @@ def alone() -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the Julia that installs, too, which would else go on alone; the exit status is a shell's for it."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)  # `subprocess.run` kills its child
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager

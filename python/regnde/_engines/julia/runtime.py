@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import sys
 import threading
 import warnings
@@ -28,7 +27,7 @@ from typing import TypeVar
 from regnde._engines.julia import availability, project
 from regnde._engines.julia.entries import Entries, JuliaFailure, evaluate, park
 from regnde._engines.julia.forks import guard
-from regnde._engines.julia.signals import Flags
+from regnde._engines.julia.signals import Flags, Safepoints, ctrl_c_kept
 from regnde._engines.julia.turn import held_here
 from regnde._errors import EngineUnavailable
 
@@ -80,6 +79,7 @@ class _State:
         self.discarded: deque[_Owned] = deque()
         self.owned: set[_Owned] = set()
         self.flags = Flags()
+        self.safepoints: Safepoints | None = None  # where Julia has several threads
         self.turn = threading.RLock()
 
 
@@ -155,25 +155,19 @@ def start() -> None:
             if not _started_elsewhere():  # nothing has begun
                 _state.beginning = None
             raise EngineUnavailable(_state.failure) from None
-    _take_back_ctrl_c()
-
-
-def _take_back_ctrl_c() -> None:
-    """Installs Python's handler of SIGINT again, which Julia has replaced by its own."""
-    if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is not None:  # otherwise it was not Python's before either
-            signal.signal(signal.SIGINT, handler)
 
 
 LOAD = """
 let notice = Timer(5) do timer
-        println(stderr, "regnde: Julia compiles packages that are new or have changed. This takes minutes, once.")
+        println(
+            stderr,
+            "regnde: Julia compiles packages that are new or have changed. This takes minutes, once. Ctrl-C stops it.",
+        )
     end
     try
         space = Module(:regnde)
-        Base.eval(space, :(import RegNDE))
-        Base.invokelatest(getfield(space, :RegNDE).entries)
+        Base.eval(space, :(import {name}))
+        {value}
     catch exception
         "ERROR: " * sprint(showerror, exception, catch_backtrace())
     finally
@@ -183,6 +177,7 @@ end
 """
 
 
+OURS = LOAD.format(name="RegNDE", value="Base.invokelatest(getfield(space, :RegNDE).entries)")
 SAFE_ENTER = "string(UInt(cglobal(:jl_gc_safe_enter)))"
 
 
@@ -191,16 +186,27 @@ def _begin() -> Entries:
     with warnings.catch_warnings():
         # torch is always imported before: tried in both orders (tests/test_julia_engine.py, case 21)
         warnings.filterwarnings("ignore", message="torch was imported before juliacall")
-        import juliacall
+        with ctrl_c_kept():
+            import juliacall
     guard(juliacall)
     library = juliacall.CONFIG["libpath"]
-    table = evaluate(library, LOAD)
-    if table.startswith("ERROR: "):
-        raise JuliaFailure(table.removeprefix("ERROR: "))
-    entries = Entries(table)
+    entries = Entries(_loaded(evaluate(library, OURS)))
     entries.bridge_set_flags(_state.flags.address)
+    if evaluate(library, "string(Threads.nthreads())") != "1":
+        _state.safepoints = Safepoints()
     park(int(evaluate(library, SAFE_ENTER)))
     return entries
+
+
+def _loaded(answer: str) -> str:
+    """What `LOAD` has given.
+
+    Raises:
+        JuliaFailure: if that is an error.
+    """
+    if answer.startswith("ERROR: "):
+        raise JuliaFailure(answer.removeprefix("ERROR: "))
+    return answer
 
 
 def load(*packages: str) -> None:
@@ -210,7 +216,7 @@ def load(*packages: str) -> None:
     if not names:
         return
     try:
-        call(lambda julia: [julia.bridge_load(name) for name in names] and None)
+        call(lambda julia: [_loaded(julia.bridge_evaluate(LOAD.format(name=name, value='""'))) for name in names])
     except JuliaFailure as problem:
         raise EngineUnavailable(
             f"the Julia package {' or '.join(names)} does not load. Julia says: {problem}"
@@ -267,6 +273,8 @@ def _run(function: Callable[[Entries], T], *, serve: bool = False) -> T:
     assert entries is not None
     with _state.turn:
         try:
+            if _state.safepoints is not None:
+                _state.safepoints.keep()
             _state.flags.reset(serve=serve)
             while _state.discarded:
                 _forget(entries, _state.discarded[0])
