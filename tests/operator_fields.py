@@ -107,6 +107,46 @@ def extremes(t: Tensor, y: Tensor) -> Tensor:
     return y - top + place * y.argmin(1, keepdim=True) + y.min(0).values
 
 
+ODD, CORNERS = torch.tensor([False, True, False, True]), torch.tensor([[1, 0, 0, 1], [0] * 4, [1, 0, 0, 1]]).bool()
+
+
+def masked(t: Tensor, y: Tensor) -> Tensor:
+    """Masks that the field is given, as indices."""
+    z = y.clone()
+    z[:, ODD] *= 0.5
+    z[CORNERS] = y[CORNERS].sin() * t
+    z[0, ODD] += y[0, ODD].cos()
+    return z * y[..., ODD].sum(1, keepdim=True)
+
+
+def held(t: Tensor, y: Tensor) -> Tensor:
+    """Inputs that are held between their times, and an integer part of the state."""
+    inputs = torch.linspace(-1, 1, 6, dtype=y.dtype)
+    return y * inputs[(t * 4.5).long()] + (3 * y).long() * y + (3 * y).int() // 2
+
+
+def windows(t: Tensor, y: Tensor) -> Tensor:
+    return y * y.unfold(1, 3, 1).prod(-1).sum(1, keepdim=True) + y.unfold(-1, 2, 2).sin().sum((1, 2))[:, None]
+
+
+def extremes_of_all(t: Tensor, y: Tensor) -> Tensor:
+    tied = torch.cat([y, y.flip(1)], 1)
+    taken = torch.take(y, torch.tensor([[0, -1], [3, 0]])).sin().sum()
+    return y * tied.max() + y * y.median() - tied.min() * taken + y.kthvalue(2, 1, keepdim=True).values
+
+
+def lines(t: Tensor, y: Tensor) -> Tensor:
+    """Linear interpolation along one dimension and three."""
+    line = F.interpolate(y[None], size=7, mode="linear")[0].sin().sum(1, keepdim=True)
+    aligned = F.interpolate(y[None], scale_factor=2, mode="linear", align_corners=True)[0, :, ::2].tanh()
+    return line * y + aligned + F.interpolate(y[None, None, None], size=(2, 4, 3), mode="trilinear").sin().sum()
+
+
+def products_added(t: Tensor, y: Tensor) -> Tensor:
+    both = torch.stack([y, y.sin()])
+    return torch.addbmm(y, both, both.mT @ both, beta=0.5, alpha=2) + torch.isinf(y)
+
+
 def diagonals(t: Tensor, y: Tensor) -> Tensor:
     return y * torch.trace(y) + torch.diag(torch.diagonal(y)) + torch.diag_embed(y[0])
 
@@ -237,6 +277,12 @@ OPERATORS = (
     Zoo("several lists", lambda: (several_lists, state(2, 3, 3))),
     Zoo("ordered", lambda: (ordered, state(3, 4)), batched=False),
     Zoo("extremes", lambda: (extremes, state(3, 4)), batched=False),
+    Zoo("masked", lambda: (masked, state(3, 4)), batched=False),
+    Zoo("held", lambda: (held, state(3, 4))),
+    Zoo("windows", lambda: (windows, state(3, 4))),
+    Zoo("extremes of all", lambda: (extremes_of_all, state(3, 4)), batched=False),
+    Zoo("lines", lambda: (lines, state(3, 4)), batched=False),
+    Zoo("products added", lambda: (products_added, state(3, 4))),
     Zoo("diagonals", lambda: (diagonals, state(4, 4)), batched=False),
     Zoo("sparse coo", lambda: sparse("coo"), batched=False),
     Zoo("sparse csr", lambda: sparse("csr"), batched=False),

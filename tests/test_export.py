@@ -211,6 +211,28 @@ def test_batch_size_that_the_field_depends_on_is_part_of_the_source() -> None:
     check(lambda t, y: y - y.squeeze().sum(0), state(1, 3))
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_case_F9_a_batch_size_that_the_field_asks_for_is_seen_at_zero(batch: int) -> None:
+    """Where both ways have the same value: the gradient was that of the other way."""
+    zeros = torch.zeros(batch, 2, dtype=torch.float64)
+    check(lambda t, y: 2 * y if y.shape[0] == batch else -y, zeros)
+    check(lambda t, y: y if len(y) > batch else -y, zeros)
+
+
+def test_case_F10_what_a_mask_holds_is_read_again() -> None:
+    """A mask is a list of places, whose number is part of the source."""
+    mask, y = torch.tensor([True, False, True]), state(2, 3)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        return y * y[:, mask].sum()
+
+    check(field, y)
+    mask[1] = True
+    check(field, y)
+    mask[0] = False
+    check(field, y)
+
+
 NEIGHBOURS = torch.tensor([1, 2, 0, 0])
 
 
@@ -403,6 +425,14 @@ def masks(t: Tensor, y: Tensor) -> Tensor:
     return y * y[y > 0].sum()  # mask
 
 
+def selects(t: Tensor, y: Tensor) -> Tensor:
+    return y * torch.masked_select(y, y > 0).sum()  # select
+
+
+def reduces(t: Tensor, y: Tensor) -> Tensor:
+    return y.scatter_reduce(0, torch.zeros(3, 2, dtype=torch.int64), y.sin(), "prod")  # reduce
+
+
 COUNTER = torch.zeros(2, dtype=torch.float64)
 
 
@@ -417,6 +447,8 @@ def counts(t: Tensor, y: Tensor) -> Tensor:
         (draws, "aten.randn_like", "noise"),
         (branches, "aten._local_scalar_dense", "branch"),
         (masks, "a mask as an index", "mask"),
+        (selects, "a size that depends on the data: use torch.where", "select"),
+        (reduces, "no translation of aten.scatter_reduce.two. Write it with other functions", "reduce"),
         (counts, "aten.add_", "count"),
     ],
 )

@@ -67,5 +67,10 @@ end
 end
 @inline fast_sigmoid(x) = inv(one(x) + exp(-x))
 
+# Numbers without their fractions. Those that the type does not hold, and NaN, become some number, as in torch.
+@inline whole_Int64(x) = unsafe_trunc(Int64, x)
+@inline whole_Int32(x) = unsafe_trunc(Int32, x)
+@inline whole_UInt8(x) = unsafe_trunc(Int64, x) % UInt8
+
 "log |Γ(x)|, as torch's `lgamma`."
 log_gamma(x) = first(SpecialFunctions.logabsgamma(x))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -185,7 +186,7 @@ class _Reader(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (alternative := equivalent(func, args)) is not None:
+        if (alternative := equivalent(func, args, self._given)) is not None:
             with self:
                 return alternative()
         flat, spec = tree_flatten((args, kwargs or {}))
@@ -199,6 +200,11 @@ class _Reader(TorchFunctionMode):
                 self._alive.append(made)
                 self.complex |= made.is_complex()
         return result
+
+    def _given(self, tensor: Tensor) -> bool:
+        """Whether the tensor is not one that the field made, so far as torch functions showed it."""
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        return not wrapped and not isinstance(self._numbers.get(id(tensor)), int)
 
     def _mark(self, leaf: object) -> Hashable:
         if isinstance(leaf, Tensor):
@@ -291,12 +297,18 @@ class Substitute(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (alternative := equivalent(func, args)) is not None:
+        if (alternative := equivalent(func, args, self._given)) is not None:
             with self:
                 return alternative()
         fx.traceback.set_stack_trace([user_line(traceback.extract_stack()) or " "])
         args, kwargs = tree_map(self._substituted, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+    @staticmethod
+    def _given(tensor: Tensor) -> bool:
+        """Whether the tensor is not one of the trace."""
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        return not wrapped and not isinstance(tensor, FakeTensor)
 
     def _substituted(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or id(leaf) not in self.table:

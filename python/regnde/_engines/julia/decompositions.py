@@ -165,6 +165,12 @@ def _distances_backward(grad: Tensor, a: Tensor, b: Tensor, p: float, distances:
     return (each[..., None] * (a[..., :, None, :] - b[..., None, :, :])).sum(-2)
 
 
+def _add_products(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = torch.bmm(a, b).sum(0)
+    product = product if alpha == 1 else alpha * product
+    return product if beta == 0 else beta * x + product
+
+
 _OWN = {
     **INDEXING,
     **RESAMPLING,
@@ -172,6 +178,8 @@ _OWN = {
     aten._cdist_forward.default: _distances,
     aten._euclidean_dist.default: lambda a, b: _distances(a, b, 2, None),
     aten._cdist_backward.default: _distances_backward,
+    aten.addbmm.default: _add_products,
+    aten.isinf.default: lambda x: x.abs() == math.inf,
     aten.cumsum.default: _cumsum,
     aten.cumprod.default: _cumprod,
     aten.linalg_cross.default: _cross,

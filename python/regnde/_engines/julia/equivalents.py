@@ -1,7 +1,7 @@
 """Calls of torch functions that can not be traced, as calls of the same value that can.
 
-An index that is a 0-dim integer tensor is read as a number by torch (`x[i]` of a `searchsorted`), and tensors of
-sparse layouts have no memory that could be passed on.
+An index that is a 0-dim integer tensor is read as a number by torch (`x[i]` of a `searchsorted`), a mask as an index
+gives a size that is known for a given mask alone, and tensors of sparse layouts have no memory that could be passed on.
 """
 
 from __future__ import annotations
@@ -39,12 +39,28 @@ _parts: Any = WeakIdKeyDictionary()
 """Row, column and value of every entry of the sparse tensors seen, and the version that they are of."""
 
 
-def equivalent(func: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any] | None:
+_places: Any = WeakIdKeyDictionary()
+"""The masks seen: a copy, and the places where they hold."""
+
+
+def equivalent(
+    func: Callable[..., Any], args: tuple[Any, ...], given: Callable[[Tensor], bool]
+) -> Callable[[], Any] | None:
     """The same value by functions that can be traced, or None if `func` can be.
+
+    Args:
+        func: a function of torch.
+        args: its positional arguments.
+        given: whether the field did not make a tensor itself.
 
     Raises:
         UnsupportedField: a function of a sparse tensor that is no product with a dense one.
     """
+    if func in (Tensor.__getitem__, Tensor.__setitem__):
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if any(_is_mask(part) and given(part) for part in index):
+            listed = tuple(x for part in index for x in (_places_of(part) if _is_mask(part) else (part,)))
+            return lambda: func(args[0], listed, *args[2:])
     if func is Tensor.__getitem__:
         return _item(*args)
     flat = [x for x in args if isinstance(x, Tensor)]
@@ -91,6 +107,21 @@ def _item(x: Tensor, index: Any) -> Callable[[], Tensor] | None:
 
 def _is_number(part: Any) -> bool:
     return isinstance(part, Tensor) and part.dim() == 0 and part.dtype in (torch.int64, torch.int32)
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.dtype == torch.bool and part.dim() > 0
+
+
+def _places_of(mask: Tensor) -> tuple[Tensor, ...]:
+    """One list of integers for each dimension of a mask; the same objects as long as its entries are the same."""
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        plain = mask.detach()
+        known = _places.get(mask)
+        if known is None or not torch.equal(known[0], plain):
+            known = _places[mask] = plain.clone(), plain.nonzero(as_tuple=True)
+    places: tuple[Tensor, ...] = known[1]
+    return places
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -33,7 +33,10 @@ class _Lists:
         self.dims = [d for d, index in enumerate(indices) if index is not None]
         lists = [index for index in indices if index is not None]
         if any(index.dtype not in (torch.int64, torch.int32) for index in lists):
-            raise NotImplementedError("a mask as an index, whose result has a size that depends on the data")
+            raise NotImplementedError(
+                "a mask as an index, whose result has a size that depends on the data: use torch.where, or a mask that "
+                "is made outside of the field"
+            )
         self.lists = torch.broadcast_tensors(*lists)  # type: ignore[no-untyped-call]  # torch does not type it
         adjacent = self.dims == list(range(self.dims[0], self.dims[-1] + 1))
         self.at = self.dims[0] if adjacent else 0
@@ -129,6 +132,40 @@ def _bucketize(x: Tensor | float, boundaries: Tensor, *, out_int32: bool = False
     return _searchsorted(boundaries, x, out_int32=out_int32, right=right)
 
 
+def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    flat, places = x.reshape(-1), _wrapped(index, x.numel()).reshape(-1)
+    put = flat.index_add if accumulate else flat.index_copy
+    return put(0, places, source.reshape(-1)).reshape(x.shape)
+
+
+def _size_of_data(*_: Any, **__: Any) -> Tensor:
+    raise NotImplementedError("the result has a size that depends on the data: use torch.where")
+
+
+# -- windows along a dimension ----------------------------------------------------------------------
+
+
+def _window_places(size: int, width: int, step: int, device: torch.device) -> Tensor:
+    return torch.tensor([i + j for i in range(0, size - width + 1, step) for j in range(width)], device=device)
+
+
+def _unfold(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    if x.dim() == 0:
+        return x.reshape(1)
+    dim %= x.dim()
+    picked = x.index_select(dim, _window_places(x.shape[dim], size, step, x.device))
+    windows = picked.reshape([*picked.shape[:dim], picked.shape[dim] // size, size, *picked.shape[dim + 1 :]])
+    return windows.movedim(dim + 1, -1)
+
+
+def _unfold_backward(grad: Tensor, sizes: Sequence[Any], dim: int, size: int, step: int) -> Tensor:
+    if not sizes:
+        return grad.reshape(())
+    dim %= len(sizes)
+    places = _window_places(sizes[dim], size, step, grad.device)
+    return grad.new_zeros(sizes).index_add(dim, places, grad.movedim(-1, dim + 1).flatten(dim, dim + 1))
+
+
 # -- positions of extremes --------------------------------------------------------------------------
 
 
@@ -154,6 +191,14 @@ def _arg_extreme(name: str) -> Callable[..., Tensor]:
         if dim is None:
             return _extreme(name)(x.reshape(-1), 0)[1]
         return _extreme(name)(x, dim, keepdim)[1]
+
+    return write
+
+
+def _extreme_of_all(name: str) -> Callable[[Tensor], Tensor]:
+    def write(x: Tensor) -> Tensor:
+        found: Tensor = getattr(x, name)(list(range(x.dim())))
+        return found
 
     return write
 
@@ -194,6 +239,15 @@ def _median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]
     return values, order
 
 
+def _median_of_all(x: Tensor) -> Tensor:
+    return _median(x.reshape(-1), 0)[0]
+
+
+def _kth_value(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    values, order = (y.narrow(dim, k - 1, 1) for y in _sort(x, dim))
+    return (values, order) if keepdim else (values.squeeze(dim), order.squeeze(dim))
+
+
 # -- diagonals --------------------------------------------------------------------------------------
 
 
@@ -230,6 +284,13 @@ INDEXING: dict[Any, Callable[..., Any]] = {
     aten.searchsorted.Scalar: _searchsorted,
     aten.bucketize.Tensor: _bucketize,
     aten.bucketize.Scalar: _bucketize,
+    aten.put.default: _put,
+    aten.masked_select.default: _size_of_data,
+    aten.nonzero.default: _size_of_data,
+    aten.unfold.default: _unfold,
+    aten.unfold_backward.default: _unfold_backward,
+    aten.max.default: _extreme_of_all("amax"),
+    aten.min.default: _extreme_of_all("amin"),
     aten.max.dim: _extreme("amax"),
     aten.min.dim: _extreme("amin"),
     aten.argmax.default: _arg_extreme("amax"),
@@ -238,6 +299,8 @@ INDEXING: dict[Any, Callable[..., Any]] = {
     aten.sort.stable: _sort_stable,
     aten.topk.default: _topk,
     aten.median.dim: _median,
+    aten.median.default: _median_of_all,
+    aten.kthvalue.default: _kth_value,
     aten.diagonal_scatter.default: _diagonal_scatter,
     aten.diagonal_backward.default: _diagonal_backward,
 }

@@ -198,14 +198,14 @@ def _resize(out: int, align: bool, scale: float | None) -> Callable[[Tensor], Te
     return operator
 
 
-def _bilinear(back: bool) -> Callable[..., Tensor]:
+def _multilinear(rank: int, back: bool) -> Callable[..., Tensor]:
     def write(x: Tensor, output_size: Any, *rest: Any) -> Tensor:
-        sizes = list(rest[0])[-2:] if back else list(x.shape[-2:])
+        sizes = list(rest[0])[-rank:] if back else list(x.shape[-rank:])
         align, *scales = rest[1:] if back else rest
         for i, (size, out) in enumerate(zip(sizes, output_size, strict=True)):
             scale = scales[i] if i < len(scales) else None
             matrix = _linear(size, x, _resize(out, align, scale))
-            x = _mapped(x, i - 2, matrix.t() if back else matrix)
+            x = _mapped(x, i - rank, matrix.t() if back else matrix)
         return x
 
     return write
@@ -248,6 +248,13 @@ def _padded(mode: str, rank: int, back: bool) -> Callable[..., Tensor]:
     return write
 
 
+_MULTILINEAR = {1: aten.upsample_linear1d, 2: aten.upsample_bilinear2d, 3: aten.upsample_trilinear3d}
+_MULTILINEAR_BACKWARD = {
+    1: aten.upsample_linear1d_backward,
+    2: aten.upsample_bilinear2d_backward,
+    3: aten.upsample_trilinear3d_backward,
+}
+
 RESAMPLING: dict[Any, Callable[..., Any]] = {
     aten.max_pool2d_with_indices.default: _max_pool(2),
     aten.max_pool3d_with_indices.default: _max_pool(3),
@@ -264,8 +271,8 @@ RESAMPLING: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, f"upsample_nearest{r}d_backward").default: _nearest(r, False, True) for r in (1, 2, 3)},
     **{getattr(aten, f"_upsample_nearest_exact{r}d").default: _nearest(r, True, False) for r in (1, 2, 3)},
     **{getattr(aten, f"_upsample_nearest_exact{r}d_backward").default: _nearest(r, True, True) for r in (1, 2, 3)},
-    aten.upsample_bilinear2d.default: _bilinear(back=False),
-    aten.upsample_bilinear2d_backward.default: _bilinear(back=True),
+    **{op.default: _multilinear(rank, False) for rank, op in _MULTILINEAR.items()},
+    **{op.default: _multilinear(rank, True) for rank, op in _MULTILINEAR_BACKWARD.items()},
     **{getattr(aten, f"replication_pad{r}d").default: _padded("replicate", r, False) for r in (1, 2, 3)},
     **{getattr(aten, f"replication_pad{r}d_backward").default: _padded("replicate", r, True) for r in (1, 2, 3)},
     **{getattr(aten, f"reflection_pad{r}d").default: _padded("reflect", r, False) for r in (1, 2, 3)},

@@ -29,7 +29,10 @@ def _cast(out: Result, x: Value, **_: Any) -> Value:
     if x.dtype == torch.bool:
         one, zero = literal(1.0, out.dtype, exact=True), literal(0.0, out.dtype, exact=True)
         return out.entrywise(lambda c: call("ifelse", c, one, zero, cost=1), x)
-    return out.entrywise(lambda a: call(julia_type(out.dtype), a, cost=1), x)
+    kind = julia_type(out.dtype)
+    if x.dtype.is_floating_point and not out.dtype.is_floating_point and not out.dtype.is_complex:
+        return out.entrywise(lambda a: call(f"whole_{kind}", a, cost=1), x)  # `Int64(0.5)` is an error in Julia
+    return out.entrywise(lambda a: call(kind, a, cost=1), x)
 
 
 # -- views ------------------------------------------------------------------------------------------

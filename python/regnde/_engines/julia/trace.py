@@ -24,7 +24,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from regnde._derivative_check import direction
-from regnde._engines.julia.capture import Captured, Field, Substitute, call_field, graph_of, plain_attention, user_line
+from regnde._engines.julia.capture import (
+    Captured,
+    Field,
+    Substitute,
+    call_field,
+    capture,
+    graph_of,
+    plain_attention,
+    user_line,
+)
 from regnde._engines.julia.decompositions import decompositions
 from regnde._errors import UnsupportedField
 
@@ -96,7 +105,8 @@ def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool
     """
     with _quiet() if any_batch else nullcontext():
         traced, module = _trace(field, t, y, seen, any_batch, tangents)
-    if not _reproduces(module, t, y, seen, traced):
+    elsewhere = _elsewhere(field, t, y)  # at the start itself, zeros say, different fields may have one value
+    if not all(_reproduces(module, *at, seen.tensors, traced) for at in ((t, y, seen.value), *elsewhere)):
         raise UnsupportedField(
             "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to "
             "depend on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
@@ -163,8 +173,16 @@ def _trace(
     size = fake_y.shape[0] if any_batch else None
     batch = size.node.expr if isinstance(size, torch.SymInt) else None
     batch = batch if isinstance(batch, sympy.Symbol) else None
+    if batch is not None and not _takes_the_same_way(env, batch, y.shape[0]):
+        raise UnsupportedField("the field can not be written in Julia for any batch size: it asks for the size.")
     cacheable = all(id(x) in used for x in originals)
     return Traced(module.graph, constants, batch, cacheable, tangents), module
+
+
+def _takes_the_same_way(env: ShapeEnv, batch: sympy.Symbol, size: int) -> bool:
+    """Whether what the trace asked of the batch size has the same answers at `size`; at 1 its shapes tell that."""
+    answers = (guard.expr.xreplace({batch: sympy.Integer(size)}) for guard in env.guards)
+    return size == 1 or not any(answer == sympy.false for answer in answers)
 
 
 def _gradients(
@@ -361,17 +379,29 @@ class _Replay(fx.Interpreter):
         return result
 
 
-def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, traced: Traced) -> bool:
-    """Whether the graph gives the field's own value at the real state, whose batch size it has not seen."""
+def _elsewhere(field: Field, t: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Another time and state near by with the field's value there; nothing if the field fails there."""
+    time = t + 0.01
+    state = (y + 0.01 * (1 + y.abs()) * direction(torch.zeros_like(y))).detach()
+    try:
+        return [(time, state, capture(field, time, state).value)]
+    except Exception:  # whatever it is, the field's own evaluations will meet it
+        return []
+
+
+def _reproduces(
+    module: fx.GraphModule, t: Tensor, y: Tensor, own: Tensor, tensors: Sequence[Tensor], traced: Traced
+) -> bool:
+    """Whether the graph gives the field's own value at a state whose batch size it has not seen."""
     graph = fx.Graph()
     outputs: Any = graph.graph_copy(module.graph, {})
     count = len(outputs) // 2
     graph.output((outputs[0], *((outputs[1], outputs[count]) if traced.tangents else ())))
     graph.eliminate_dead_code()
     batch = None if traced.batch is None else (traced.batch, y.shape[0])
-    ct, ydot = direction(torch.zeros_like(seen.value)), direction(torch.zeros_like(y)).flip(list(range(y.dim())))
+    ct, ydot = direction(torch.zeros_like(own)), direction(torch.zeros_like(y)).flip(list(range(y.dim())))
     dots = (torch.zeros_like(t), ydot) if traced.tangents else ()
-    inputs = (t, y, ct, *dots, *(x.detach() for x in seen.tensors), *traced.constants)
+    inputs = (t, y, ct, *dots, *(x.detach() for x in tensors), *traced.constants)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -384,12 +414,12 @@ def _reproduces(module: fx.GraphModule, t: Tensor, y: Tensor, seen: Captured, tr
                     f"one of their operators fails: {where}"
                 ) from error
             return False
-    if value.shape != seen.value.shape or value.dtype != seen.value.dtype:
+    if value.shape != own.shape or value.dtype != own.dtype:
         return False
     tolerance = 1e-3 if value.dtype.to_real() == torch.float32 else 1e-9
     if products:
         _check_product(ct * products[1], ydot * (0 if products[0] is None else products[0]), tolerance)
-    return torch.allclose(value, seen.value, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+    return torch.allclose(value, own, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
 
 
 def _check_product(by_product: Tensor, by_gradient: Tensor, tolerance: float) -> None:

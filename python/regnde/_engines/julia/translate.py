@@ -175,7 +175,10 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         return values[several][position]  # type: ignore[index]  # `several` is a node
     writer = _WRITERS.get(operator)
     if writer is None:
-        raise UnsupportedField(f"the field can not be written in Julia: no translation of {node.target}.{_where(node)}")
+        raise UnsupportedField(
+            f"the field can not be written in Julia: no translation of {node.target}. Write it with other functions of "
+            f"torch, or set Solver(engine='torch').{_where(node)}"
+        )
     args = fx.node.map_arg(node.args, values.get)
     kwargs = {key: fx.node.map_arg(x, values.get) for key, x in node.kwargs.items() if key not in _TYPING}
     try:
