@@ -171,6 +171,9 @@ def test_scipy_steps_and_the_adjoint_differentiates(solver: str) -> None:
     weights = f64([1.0, 2.0, 3.0, 4.0])[:, None]
     found, wanted = (torch.autograd.grad((weights * x).sum(), sources, retain_graph=True) for x in (a, right))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    first = torch.autograd.grad((weights * a).sum(), field.w, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="second derivatives of 'scipy_solver'"):
+        first.square().backward()
 
 
 def test_what_scipy_can_not_do() -> None:

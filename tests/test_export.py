@@ -479,6 +479,19 @@ def test_a_field_that_is_no_function_of_its_arguments_is_refused() -> None:
         export(field, state(3, 2), name="f")
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["in the field", "around the solve"])
+def test_half_precision_of_a_field_is_refused_by_its_name(inside: bool) -> None:
+    layer, y = nn.Linear(2, 2), torch.ones(3, 2)
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")):
+            return torch.tanh(layer(y)).float()
+
+    around = torch.autocast("cpu", torch.bfloat16, enabled=not inside)
+    with around, pytest.raises(UnsupportedField, match=r"autocast .*set Solver\(engine='torch'\)|with autocast off"):
+        export(field, y, name="f")
+
+
 def test_a_gradient_that_would_be_lost_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated

@@ -779,3 +779,18 @@ print('again', solve(1e-3).status, flush=True)
     finally:
         process.kill()
         process.stdout.close()
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_second_derivatives_are_refused(batch: str) -> None:
+    """Also where the first derivative is multiplied by constants: its derivative would be zero without a word."""
+    y0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    end = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    joint = batch == "joint"  # only then times have gradients
+    sol = regnde.solve(lambda t, y: -weight * y**2, y0, [0.0, end if joint else 1.0], solver(batch=batch))
+    sources = (y0, weight, end) if joint else (y0, weight)
+    for first in torch.autograd.grad(sol.y1.sum(), sources, create_graph=True):
+        for source in sources:
+            with pytest.raises(RuntimeError, match=r"no second derivatives: set Solver\(engine='torch'\)"):
+                torch.autograd.grad((first.square().sum() + weight), source, allow_unused=True, retain_graph=True)

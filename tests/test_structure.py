@@ -22,8 +22,8 @@ PACKAGE = ROOT / "python" / "regnde"
 
 # What each layer may import of the package (design.md 2); engines never import each other.
 BASE = {
-    *("_additive", "_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator", "_last_step"),
-    "_mass",
+    *("_additive", "_controller", "_dense", "_derivative_check", "_errors", "_event", "_event_locator"),
+    *("_last_derivative", "_last_step", "_mass"),
     *("_solver", "_solution", "_state", "_state_dict", "_stops"),
     *("_equation", "_grid_method", "_noise", "_normals", "_rosenbrock_tableau", "_sde_method", "_tableau"),
     *("_tolerance", "_transforms"),
@@ -42,6 +42,7 @@ ALLOWED = {
     "_state": {"_equation"},
     "_tolerance": {"_state"},
     "_arguments": {"_equation"},
+    "_last_derivative": set(),
     "_last_step": {"_state_dict"},
     "_mass": set(),
     "_rosenbrock_tableau": {"_tableau"},

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regnde._dropin_options import ScipyOptions, options_of
 from regnde._dropin_problem import Problem
+from regnde._last_derivative import last_derivative
 from regnde._recording import open_recordings
 from regnde._solver import Solver
 from regnde._state import Structure
@@ -141,7 +141,7 @@ class _Adjoint(torch.autograd.Function):
         return ys
 
     @staticmethod
-    @once_differentiable
+    @last_derivative("second derivatives of 'scipy_solver' are not offered: use another method, such as 'dopri5'.")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ys, t, *parameters = ctx.saved_tensors
         field, like = ctx.field, ys[0]

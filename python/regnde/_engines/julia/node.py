@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from regnde._engines.julia.bridge import LocalJob, SolveJob
 from regnde._engines.julia.samples import SampleJob
+from regnde._last_derivative import last_derivative
 
 __all__ = ["run"]
 
@@ -29,7 +29,7 @@ class _Node(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
+    @last_derivative("the Julia engine has no second derivatives: set Solver(engine='torch').")
     def backward(ctx: Any, *bars: Tensor | None) -> Any:
         """One reverse in Julia."""
         *inputs, first = ctx.saved_tensors

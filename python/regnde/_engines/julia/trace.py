@@ -107,9 +107,14 @@ def trace(field: Field, t: Tensor, y: Tensor, seen: Captured, *, any_batch: bool
         traced, module = _trace(field, t, y, seen, any_batch, tangents)
     elsewhere = _elsewhere(field, t, y)  # at the start itself, zeros say, different fields may have one value
     if not all(_reproduces(module, *at, seen.tensors, traced) for at in ((t, y, seen.value), *elsewhere)):
+        cause = (
+            "torch.autocast is on: switch it off around the solve, or set Solver(engine='torch')."
+            if torch.is_autocast_enabled(y.device.type)
+            else "It seems to depend on something else than t, y and tensors (a counter, a random number, a value kept "
+            "between calls)."
+        )
         raise UnsupportedField(
-            "the field can not be written in Julia: its traced operators do not reproduce its value. It seems to "
-            "depend on something else than t, y and tensors (a counter, a random number, a value kept between calls)."
+            f"the field can not be written in Julia: its traced operators do not reproduce its value. {cause}"
         )
     return traced
 

@@ -181,6 +181,7 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         )
     args = fx.node.map_arg(node.args, values.get)
     kwargs = {key: fx.node.map_arg(x, values.get) for key, x in node.kwargs.items() if key not in _TYPING}
+    _check_precision(node, result)
     try:
         if isinstance(result, Tensor):
             return writer(_result(program, result), *args, **kwargs)
@@ -192,8 +193,19 @@ def _value(program: Program, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         ) from error
 
 
+def _check_precision(node: fx.Node, result: Any) -> None:
+    """Refuses what is computed in half precision."""
+    for x in [result] if isinstance(result, Tensor) else result or ():
+        if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16):
+            raise UnsupportedField(
+                f"the field can not be written in Julia: {node.target} computes in {x.dtype}, as under torch.autocast. "
+                "Compute the field in the dtype of its state, with autocast off, or set Solver(engine='torch')."
+                f"{_where(node)}"
+            )
+
+
 def _result(program: Program, tensor: Tensor) -> Result:
-    julia_type(tensor.dtype)  # KeyError for half precision
+    julia_type(tensor.dtype)  # KeyError for what Julia's side does not know
     return Result(program, _shape(tensor), tensor.dtype)
 
 

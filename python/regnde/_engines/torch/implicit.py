@@ -19,6 +19,7 @@ from torch import Tensor
 
 from regnde._engines.torch.step import Field, shifted
 from regnde._grid_method import ImplicitTableau
+from regnde._last_derivative import refusing
 
 __all__ = ["implicit_stages"]
 
@@ -127,22 +128,13 @@ class _Solution(torch.autograd.Function):
             )
         passed = _as_state(x, shape, dtype)
         if torch.is_grad_enabled():  # for second derivatives; autograd would take this one for a constant
-            passed = _Once.apply(passed, passed.new_zeros((), requires_grad=True))  # type: ignore[no-untyped-call]
+            passed = refusing(
+                passed,
+                (*grads, *ctx.values),
+                "second derivatives of an implicit step are not offered: use an explicit method, such as 'rk4' or "
+                "'dopri5'.",
+            )
         return (None, None, *passed.unbind())
-
-
-class _Once(torch.autograd.Function):
-    """A gradient that has no derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, required: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        raise RuntimeError(
-            "second derivatives of an implicit step are not offered: use an explicit method, such as 'rk4' or 'dopri5'."
-        )
 
 
 def broyden(
