@@ -9,7 +9,7 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import lru_cache
 
 import torch
@@ -56,7 +56,9 @@ def value_beside(field: Callable[[Tensor, Tensor], Tensor], t: float, y0: Tensor
     """
     y0 = y0.detach()
     time = torch.scalar_tensor(t, dtype=y0.dtype.to_real(), device=y0.device)
-    with torch.inference_mode(mode=False), torch.no_grad():  # a field may differentiate, as when it was exported
+    # a field may differentiate, as when it was exported
+    left = torch.inference_mode(mode=False) if torch.is_inference_mode_enabled() else nullcontext()
+    with left, torch.no_grad():
         for state in _beside(y0):
             with suppress(*UNDEFINED):
                 value = field(time, state)
