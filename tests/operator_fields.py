@@ -258,6 +258,11 @@ def distances(t: Tensor, y: Tensor) -> Tensor:
     return (apart / (torch.cdist(y, y)[..., None] ** 2 + 0.1)).sum(2)
 
 
+def lifted(t: Tensor, y: Tensor) -> Tensor:
+    """Sums with more dimensions in front than what is summed."""
+    return y.sin() * y.sum(0)[None, None, None][0, 0] + (y * y.cos().sum(1, keepdim=True)[None, None]).sum((0, 1))
+
+
 # not batched: torch asks for plain integers as sizes there, so that the batch size is part of the source
 OPERATORS = (
     Zoo("up and down 1d", lambda: up_and_down(1)),
@@ -282,6 +287,7 @@ OPERATORS = (
     Zoo("windows", lambda: (windows, state(3, 4))),
     Zoo("extremes of all", lambda: (extremes_of_all, state(3, 4)), batched=False),
     Zoo("lines", lambda: (lines, state(3, 4)), batched=False),
+    Zoo("lifted", lambda: (lifted, state(3, 4))),
     Zoo("products added", lambda: (products_added, state(3, 4))),
     Zoo("diagonals", lambda: (diagonals, state(4, 4)), batched=False),
     Zoo("sparse coo", lambda: sparse("coo"), batched=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -335,6 +336,26 @@ def test_arrays_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     sol.y1.sum().backward()
     assert {y0.grad.data_ptr(), layer.weight.grad.data_ptr()} <= set(seen)
+
+
+class Hamiltonian(nn.Module):
+    """y' = (dH/dp, -dH/dq) of H = (p^2 + q^2) / 2, by autograd."""
+
+    def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            y = y if y.requires_grad else y.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(y.square().sum() / 2, y, create_graph=True)
+        return torch.stack([slope[1], -slope[0]])
+
+
+def test_a_module_that_differentiates_in_inference_mode() -> None:
+    field = Hamiltonian()
+    with torch.inference_mode():
+        for start in ([1.0, 0.0], [0.0, 1.0]):
+            y0 = torch.tensor(start, dtype=torch.float64)
+            y1 = regnde.solve(field, y0, [0.0, 1.0], solver(rtol=1e-8, atol=1e-8)).y1
+            turned = start[0] * math.cos(1) + start[1] * math.sin(1), start[1] * math.cos(1) - start[0] * math.sin(1)
+            torch.testing.assert_close(y1, y0.new_tensor(turned), rtol=1e-6, atol=0)
 
 
 def test_a_changed_module_is_read_again() -> None:

@@ -55,8 +55,8 @@ calls_of(fields) = (fields[1].calls[], length(fields) > 1 ? fields[2].calls[] : 
 Solves with so many threads of BLAS, and saves that under the number. The arguments at `address`:
 
 - state, outputs, times, results,
-- null or the values of first and second field for the first state within the first segment (where one of ours is another
-  one nothing is solved, and the result is `false`),
+- of first and second field, null and null or a state and the field's value there within the first segment (where ours is
+  another one nothing is solved, and the result is `false`),
 - null or tolerances of each entry (which replace `rtol`, `atol`),
 - null or the (3, S) columns of the [`Segment`](@ref)s,
 - null or the constants of a [`controller`](@ref RegNDE.controller),
@@ -76,7 +76,8 @@ function bridge_solve(
     )
     BLAS.get_num_threads() == threads || BLAS.set_num_threads(threads)
     r = Reader(address, count)
-    state, ys, times, results, first_values = array(r), array(r), doubles(r), doubles(r), (array(r), array(r))
+    state, ys, times, results = array(r), array(r), doubles(r), doubles(r)
+    compared = (array(r), array(r)), (array(r), array(r))
     given, mass = read_settings(r, controller_name, rtol, atol), mass_of(r)
     codes, parameters, columns = read_fields(r)
     looked_for = read_conditions(r)
@@ -90,8 +91,8 @@ function bridge_solve(
     recording = Recording(with_mass(method(Symbol(method_name)), mass), settings, copy(times), y0, ys)
     noise = path == 0 ? nothing :
         PathNoise(CPath(Ptr{Cvoid}(path)), times[1], ends(recording), similar(y0, noise_length(fields[2], length(y0))))
-    for (value, field) in zip(first_values, fields)
-        value === nothing || agrees(value, field, recording) || return false
+    for ((beside, value), field) in zip(compared, fields)
+        value === nothing || agrees(value, field, beside, recording) || return false
     end
     forward!(recording, fields...; noise, conditions)
     results .= results_of(recording, fields)
@@ -103,11 +104,11 @@ end
 "The part of the first segment behind which a field is compared: what a change does may not show at its ends."
 const PROBE = 0.618
 
-"Whether the field of the first state has that value there, to rounding; infinities and NaN agree with themselves."
-function agrees(value, field, rec::Recording)
+"Whether the field has that value at that state and there, to rounding; infinities and NaN agree with themselves."
+function agrees(value, field, state, rec::Recording)
     ours, start, segment = similar(rec.y0, length(value)), rec.times[1], rec.segments[1]
     confine!(field, segment)
-    value!(ours, field, start + PROBE * (segment.t_end - start), rec.y0)
+    value!(ours, field, start + PROBE * (segment.t_end - start), vec(state))
     tolerance, rounding = nearness(realtype(ours))
     largest = mapreduce(x -> isfinite(x) ? abs(x) : zero(abs(x)), max, value; init = zero(rounding))
     near(a, b) = isequal(a, b) || abs(a - b) <= tolerance * (largest + abs(b)) + rounding

@@ -5,7 +5,7 @@
         threads) -> Bool
 
 Solves every sample of the state's last dimension by itself, and saves that under the number. The arguments at `address` are those of
-[`bridge_solve`](@ref), of which the results are a column for each sample and the first value is the first sample's,
+[`bridge_solve`](@ref), of which the results are a column for each sample and the value to compare is the first sample's,
 then for each field and condition which of its parameters is the sample's index (from 0), or 0.
 """
 function bridge_samples(
@@ -13,7 +13,7 @@ function bridge_samples(
         dt_min::Float64, dt_max::Float64, controller_name::String, max_steps::Int, record::Bool, keep::String, threads::Int
     )
     r = Reader(address, count)
-    state, ys, times, results, first_value, _ = (array(r) for _ in 1:6)
+    state, ys, times, results, beside, value, _, _ = (array(r) for _ in 1:8)
     common = (;
         read_settings(r, controller_name, rtol, atol)..., dt0, dt_min, dt_max, max_steps, record, keep = Symbol(keep),
     )
@@ -29,7 +29,7 @@ function bridge_samples(
         each = (; rtol = of_sample(common.rtol, sample, n), atol = of_sample(common.atol, sample, n))
         Recording(m, Settings(; common..., each...), ts, states[:, sample], zeros(eltype(state), n, length(ts)))
     end
-    first_value === nothing || agrees(first_value, first_field(codes, parameters, index, like), recordings[1]) || return false
+    value === nothing || agrees(value, first_field(codes, parameters, index, like), beside, recordings[1]) || return false
     set_threads(recordings, threads)
     solve_samples!(recordings) do
         own = own_parameters([parameters; looked_for.parameters], index)

@@ -104,7 +104,9 @@ function rehearse(::Type{T}, name::String; adjoint::String = "") where {T}
     GC.@preserve y0 ys times results slope p y0bar ysbar pbar begin
         grid = adapts(m) ? nothing : [0.3, 1.0]
         settings = (nothing, nothing, nothing, nothing, grid, nothing)  # tolerances, segments, controller; mass
-        integers = integers_of(y0, ys, times, results, slope, nothing, settings..., count, Iterators.flatten(fields)..., 0, nothing)
+        compared = y0, slope, nothing, nothing
+        listed = count, Iterators.flatten(fields)..., 0, nothing  # and no conditions
+        integers = integers_of(y0, ys, times, results, compared..., settings..., listed...)
         bridge_solve(
             number, Int(pointer(integers)), length(integers), name, 1.0e-3, 1.0e-3, NaN, 0.0, Inf, "", 1000, discrete, false,
             discrete ? "stages" : "nothing", path, BLAS.get_num_threads()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -177,10 +176,11 @@ class LatentSDE(nn.Module):
         check_series(values, mask, times)
         mean, log_variance, context = self.encoder(values, mask, times.to(values))
         start = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        clock = torch.tensor(floats, dtype=start.real.dtype).tolist()  # as the drift is given them
+        clock = torch.tensor(floats[:-1], dtype=start.real.dtype, device=start.device)
 
         def drift(t: Tensor, z: Tensor) -> Tensor:
-            return self.posterior(t, z, context[min(bisect_right(clock, float(t)), len(clock) - 1)])
+            after = torch.searchsorted(clock, t.to(clock).reshape(1), right=True)
+            return self.posterior(t, z, context.index_select(0, after).squeeze(0))
 
         sde = with_path_divergence(SDE(drift, self.diffusion, "diagonal", self.calculus), self.prior)
         solution = solve(

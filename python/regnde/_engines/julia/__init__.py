@@ -12,7 +12,8 @@ from regnde._engines.julia.code import Code
 from regnde._engines.julia.fields import FieldChanged, code_of, one_sample
 from regnde._engines.julia.methods import ADJOINTS, ROSENBROCK, SDIRK
 from regnde._engines.julia.needs import JULIA_FIELD_GRADIENT, needs
-from regnde._engines.julia.run import Run, needs_gradient, time_within
+from regnde._engines.julia.probe import time_within
+from regnde._engines.julia.run import Run, needs_gradient
 from regnde._engines.julia.support import why_unsupported
 from regnde._equation import SDE, JuliaField, takes_samples
 from regnde._mass import Mass

@@ -80,7 +80,7 @@ class SolveJob(Job):
         None stands for what is not asked for.
 
         Raises:
-            FieldChanged: if the code and the field disagree for the first state.
+            FieldChanged: if the code and the field disagree beside the first state.
         """
         ys = y0.new_empty((len(self.times) + self.local_start, *y0.shape))
         results = array("d", bytes(8 * RESULTS))

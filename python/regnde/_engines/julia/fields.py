@@ -1,9 +1,9 @@
 """The Julia code of fields; that of modules is found again.
 
 To export a field takes one slow evaluation of it even when the source is found again (`export.py`). A module whose
-submodules, settings and tensors are the same objects as before is taken to be the same field; its value for the first
-state, which Julia compares with torch's before it solves, is the check. Functions are always exported: nothing tells
-what they refer to.
+submodules, settings and tensors are the same objects as before is taken to be the same field; its value beside the
+first state, which Julia compares with torch's before it solves, is the check (`probe.py`). Functions are always
+exported: nothing tells what they refer to.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor, nn
 
-from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.turn import held_here
 from regnde._equation import takes_samples
 from regnde._errors import UnsupportedField
 
-__all__ = ["SAMPLE", "FieldChanged", "code_of", "first_value", "one_sample"]
+__all__ = ["SAMPLE", "FieldChanged", "code_of", "one_sample"]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 PLAIN = frozenset((bool, int, float, str, type(None)))
 DICTIONARIES = frozenset((dict, OrderedDict))
 CONTAINERS = DICTIONARIES | {list, tuple, set}
+
+MAX_KNOWN = 32
+"""Codes of one module: those of the shapes of states that came last."""
 
 
 class FieldChanged(Exception):
@@ -37,7 +39,7 @@ class FieldChanged(Exception):
 _tracing = threading.RLock()
 """Of the thread that exports a field: torch's tracer patches modules while it is at work, for all threads."""
 
-_known: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, tuple[Hashable, Code]]] = weakref.WeakKeyDictionary()
 
 
 SAMPLE = torch.zeros(1, dtype=torch.int64)
@@ -79,8 +81,8 @@ def code_of(
     key = (name, samples, matrix, tangents, y0.shape, y0.dtype)
     fingerprint = _fingerprint(field) if isinstance(field, nn.Module) else None
     if isinstance(field, nn.Module) and not again:
-        earlier, code = _known.get(field, {}).get(key, (None, None))
-        if code is not None and earlier == fingerprint:
+        earlier, code = _known[field].get(key, (None, None)) if field in _known else (None, None)
+        if code is not None and earlier == fingerprint and _trained_as_before(code):
             return code, True
     if held_here(_tracing):
         raise UnsupportedField(
@@ -96,21 +98,21 @@ def code_of(
     if isinstance(field, nn.Module):
         own = {id(x) for x in _tensors(field)}
         if all(id(x) in own or not x.requires_grad for x in code.tensors):
-            _known.setdefault(field, {})[key] = fingerprint, code
+            _keep(_known.setdefault(field, OrderedDict()), key, (fingerprint, code))
     return code, False
 
 
-def first_value(field: Field, t: float, y0: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The field's value for the first state, as torch computes it.
+def _keep(codes: OrderedDict[Hashable, tuple[Hashable, Code]], key: Hashable, code: tuple[Hashable, Code]) -> None:
+    """Adds a code, and forgets the oldest one if there are too many."""
+    codes.pop(key, None)
+    codes[key] = code
+    if len(codes) > MAX_KNOWN:
+        codes.popitem(last=False)
 
-    Raises:
-        FieldChanged: if it does not have that shape.
-    """
-    with torch.no_grad():
-        value = field(torch.scalar_tensor(t, dtype=y0.dtype.to_real(), device=y0.device), y0.detach())
-    if value.shape != shape:
-        raise FieldChanged
-    return in_memory(value.to(y0))
+
+def _trained_as_before(code: Code) -> bool:
+    """Whether the tensors that need a gradient are those that did."""
+    return all(x.requires_grad == needed for x, needed in zip(code.tensors, code.needs_gradient, strict=True))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

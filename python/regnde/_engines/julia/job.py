@@ -19,6 +19,7 @@ from regnde._engines.julia.arguments import ArgumentBuffer
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.handle import Handle
 from regnde._engines.julia.methods import IMPLICIT, SIZES
+from regnde._engines.julia.probe import ValueAt
 from regnde._event import Event
 from regnde._mass import Mass
 from regnde._solver import ResolvedSolver
@@ -69,8 +70,8 @@ class Job:
         conditions: their conditions, in Julia.
         pieces: how many tensors like the state the interpolant of a step is made of; 0 if none are asked for.
         times_need_gradient: whether the times carry a gradient.
-        first_values: the values of the field, or of drift and diffusion, for the first state, with which Julia compares
-            its own; None to compare nothing.
+        compared: values of the field, or of drift and diffusion, with which Julia compares its own; None to compare
+            nothing.
         crossings: float64, a row for each step with events, as Julia's `bridge_crossings` has its columns.
         handle: of the saved solve.
     """
@@ -89,7 +90,7 @@ class Job:
     conditions: tuple[Code, ...] = ()
     pieces: int = 0
     times_need_gradient: bool = False
-    first_values: Sequence[Tensor | None] = (None, None)
+    compared: Sequence[ValueAt | None] = (None, None)
     crossings: Tensor = field(init=False)
     handle: Handle = field(init=False)
 
@@ -109,8 +110,9 @@ class Job:
         arguments.tensor(ys)
         arguments.doubles(array("d", self.times))
         arguments.doubles(results) if isinstance(results, array) else arguments.tensor(results)
-        for value in self.first_values:
-            arguments.tensor(value)
+        for value_at in self.compared:
+            for tensor in value_at or (None, None):
+                arguments.tensor(tensor)
         tolerances = arguments.tolerances(*self.tolerances)
         arguments.segments(self.segments)
         controller = arguments.controller(solver.controller)

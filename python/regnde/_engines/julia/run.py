@@ -18,11 +18,12 @@ from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.bridge import SolveJob
 from regnde._engines.julia.code import Code
 from regnde._engines.julia.events import conditions_of, hits_of
-from regnde._engines.julia.fields import first_value, one_sample
+from regnde._engines.julia.fields import one_sample
 from regnde._engines.julia.job import Weights, interpolant_of, told
 from regnde._engines.julia.local_record import LocalRecord
 from regnde._engines.julia.methods import ADJOINTS, IMPLICIT, ORDERS, SIZES, STOCHASTIC, adaptive
 from regnde._engines.julia.node import run
+from regnde._engines.julia.probe import ValueAt, probe_time, time_within, value_beside
 from regnde._engines.julia.samples import SampleJob, SampleSolve
 from regnde._equation import SDE, JuliaField
 from regnde._event_locator import Hit, events_of
@@ -33,13 +34,10 @@ from regnde._rosenbrock_tableau import AUTOTSIT5
 from regnde._sde_method import SDE_METHODS
 from regnde._solution import Events, Solution, Stats, Status, Steps
 from regnde._solver import Local
-from regnde._stops import Segment
 
-__all__ = ["Run", "needs_gradient", "time_within"]
+__all__ = ["Run", "needs_gradient"]
 
 NO_STOPS = torch.empty(0)
-PROBE = 0.618
-"""The part of the first segment behind which Julia compares the field, as its `PROBE`."""
 
 
 def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
@@ -47,12 +45,6 @@ def needs_gradient(request: Request, codes: Sequence[Code]) -> bool:
     moving = request.ts.requires_grad or request.moving_stops is not None
     needed = request.y0.requires_grad or moving or any(any(code.needs_gradient) for code in codes)
     return torch.is_grad_enabled() and needed
-
-
-def time_within(t: float, segments: Sequence[Segment]) -> float:
-    """The time that the field gets for one in the first segment."""
-    within = segments[0].within
-    return t if within is None else min(max(t, within[0]), within[1])
 
 
 class Run:
@@ -109,7 +101,7 @@ class Run:
         """Runs the solve and, if asked for, the local step.
 
         Raises:
-            FieldChanged: with `check`, if the code and the field disagree for the first state.
+            FieldChanged: with `check`, if the code and the field disagree beside the first state.
         """
         request = self.request
         job = self._job(check=check)
@@ -159,7 +151,7 @@ class Run:
             adjoint=adjoint,
             times_need_gradient=request.ts.requires_grad and self.graph,
             drawn=None if local is None else local.row,
-            first_values=self._first_values() if check else (None, None),
+            compared=self._compared() if check else (None, None),
         )
 
     def _saved(self, job: SolveJob, full: Tensor, stop: Hit | None) -> tuple[Tensor, Tensor]:
@@ -200,7 +192,7 @@ class Run:
         """Runs a solve for each sample.
 
         Raises:
-            FieldChanged: with `check`, if the code and the field disagree for the first of them.
+            FieldChanged: with `check`, if the code and the field disagree beside the first of them.
         """
         request, solver = self.request, self.request.solver
         job = SampleJob(
@@ -216,7 +208,7 @@ class Run:
             events=request.events,
             conditions=self.conditions,
             pieces=self.pieces,
-            first_values=self._first_values() if check else (None, None),
+            compared=self._compared() if check else (None, None),
         )
         self._load()
         results = run(job, in_memory(request.y0), *self.tensors, graph=self.graph)
@@ -275,18 +267,17 @@ class Run:
             hits += found
         return hits, stop
 
-    def _first_values(self) -> tuple[Tensor, Tensor | None]:
-        """Values of the field, or of drift and diffusion, for the first state (of the first sample)."""
+    def _compared(self) -> tuple[ValueAt, ValueAt | None]:
+        """Values of the field, or of drift and diffusion, beside the first state (of the first sample)."""
         equation, y0 = self.request.equation, self.request.y0
         assert not isinstance(equation, JuliaField)
-        start = self.request.times[0]
-        time = time_within(start + PROBE * (self.segments[0].end - start), self.segments)
+        time = probe_time(self.request.times[0], self.segments)
         if isinstance(equation, SDE):
             columns = self.codes[-1].columns
             shape = (*y0.shape, columns) if columns else y0.shape
-            return first_value(equation.drift, time, y0, y0.shape), first_value(equation.diffusion, time, y0, shape)
+            return value_beside(equation.drift, time, y0, y0.shape), value_beside(equation.diffusion, time, y0, shape)
         field, y0 = (one_sample(equation), y0[:1]) if self.samples else (equation, y0)
-        return first_value(field, time, y0, y0.shape), None
+        return value_beside(field, time, y0, y0.shape), None
 
     def _check_additive(self, job: SolveJob, full: Tensor) -> int:
         """Checks beside the start and at the end that an additive diffusion is one; the diffusion's evaluations."""

@@ -41,8 +41,8 @@ __all__ = ["SampleJob", "SampleSolve"]
 class SampleJob(Job):
     """The arguments of one solve of a batch, and what `run` finds beside the differentiable tensors.
 
-    Fields and conditions are those of one sample, and `first_values` are the first sample's. `times_need_gradient` is
-    never set.
+    Fields and conditions are those of one sample, and what is `compared` is the first sample's. `times_need_gradient`
+    is never set.
 
     Attributes:
         results: float64 (B, RESULTS): of each sample what Julia's `bridge_solve` tells of one solve.

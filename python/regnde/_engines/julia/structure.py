@@ -43,7 +43,7 @@ def _reshape(out: Result, x: Value, *_: Any, **__: Any) -> Value:
     if x.shape == shape:
         return x
     only_ones_differ = stripped(x.shape) == stripped(shape)
-    if x.pending and x.pending.bare and only_ones_differ:
+    if x.pending and x.pending.bare and only_ones_differ and len(shape) <= len(x.shape):
         return replace(x, shape=shape)
     if x.pending or x.parts:
         x = out.program.store(x)
