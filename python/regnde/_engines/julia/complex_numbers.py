@@ -37,7 +37,7 @@ def _complex(out: Result, real: Any, imaginary: Any) -> Value:
 def _polar(out: Result, size: Value, angle: Value) -> Value:
     def part(name: str) -> Value:
         real = replace(out, dtype=size.dtype)
-        return real.entrywise(lambda r, a: infix("*", r, call(f"NaNMath.{name}", a)), size, angle)
+        return real.entrywise(lambda r, a: infix("*", r, call(f"fast_{name}", a)), size, angle)
 
     return _complex(out, part("cos"), part("sin"))
 

@@ -18,12 +18,13 @@ __all__ = ["ENTRYWISE", "Writer"]
 
 Writer = Callable[..., Any]
 
-_NAN_FOR_ERROR = ("acos", "acosh", "asin", "atanh", "cos", "log", "log10", "log1p", "log2", "sin", "sqrt", "tan")
+_NAN_FOR_ERROR = ("acos", "acosh", "asin", "atanh", "log10", "sqrt")
+_FAST = ("atan", "cos", "erf", "exp", "expm1", "log", "log1p", "log2", "sigmoid", "sin", "tan", "tanh")
 _UNARY = {
-    **{name: name for name in ("asinh", "atan", "cosh", "digamma", "erf", "erfc", "erfinv", "exp2", "expm1", "sinh")},
+    **{name: name for name in ("asinh", "cosh", "digamma", "erfc", "erfinv", "exp2", "sinh")},
     "lgamma": "log_gamma",
     **{name: f"NaNMath.{name}" for name in _NAN_FOR_ERROR},
-    **{name: f"fast_{name}" for name in ("exp", "sigmoid", "tanh")},
+    **{name: f"fast_{name}" for name in _FAST},
 }
 _CHEAP_UNARY = ("abs", "ceil", "floor", "isnan", "round", "sign", "trunc")
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
