@@ -64,7 +64,7 @@ ENTRYWISE: dict[str, Callable[..., Any]] = {
     "NaNMath.acos": np.arccos,
     "NaNMath.acosh": np.arccosh,
     "NaNMath.atanh": np.arctanh,
-    "NaNMath.pow": np.power,
+    "fast_pow": np.power,
 }
 
 REDUCTIONS = {"sum": np.sum, "largest": np.max, "minimum": np.min, "prod": np.prod, "any": np.any, "all": np.all}

@@ -141,6 +141,36 @@ end
 @inline fast_log1p(x) = log1p(x)
 
 """
+    split_log(x) -> (high, low)
+
+`log(x)` for positive finite x as a sum, with some ten bits more than a number has.
+"""
+@inline function split_log(x::T) where {T}
+    f, n = fraction_and_power(x)
+    u, (high, low) = 2 + f, log2_parts(T)
+    s = f / u
+    rest = (fma(-s, u, f) - s * (f - (u - 2))) / u  # of f / (2 + f)
+    whole = n * high
+    sum = whole + 2s
+    tail = muladd(s, log_series(s * s), muladd(n, low, 2rest + (2s - (sum - whole))))
+    return sum + tail, tail - ((sum + tail) - sum)
+end
+
+"`x^y` to a few units in the last place, as C's `pow`: NaN of negative numbers to fractions."
+@inline function fast_pow(x::T, y::T) where {T <: Union{Float32, Float64}}
+    size = abs(x)
+    high, low = split_log(size)
+    p = y * high
+    power = fast_exp(p) * (1 + (fma(y, high, -p) + y * low))
+    power = ifelse(size == 0, ifelse(y > 0, zero(T), T(Inf)), ifelse(size == T(Inf), ifelse(y > 0, T(Inf), zero(T)), power))
+    odd, fraction = trunc(y / 2) != y / 2, trunc(y) != y
+    of_negative = ifelse(fraction, ifelse((size == 0) | (size == T(Inf)), power, T(NaN)), ifelse(odd, -power, power))
+    signed = ifelse(signbit(x), of_negative, power)
+    return ifelse((y == 0) | (x == 1), one(T), ifelse(isnan(x) | isnan(y), T(NaN), signed))
+end
+@inline fast_pow(x, y) = NaNMath.pow(x, y)
+
+"""
     quarter_turns(x) -> (r, n)
 
 `x = r + n * pi/2`, |r| <= pi/4 to rounding, for |x| up to `TURNING`: the last bits of `n` are those of an integer.

@@ -14,6 +14,7 @@ const FIELD_NAMES = (
     :fast_log => fast_log,
     :fast_log1p => fast_log1p,
     :fast_log2 => fast_log2,
+    :fast_pow => fast_pow,
     :fast_sin => fast_sin,
     :fast_cos => fast_cos,
     :fast_tan => fast_tan,

@@ -1,6 +1,5 @@
-using RegNDE: TURNING, fast_atan, fast_cos, fast_erf, fast_exp, fast_expm1, fast_log, fast_log1p, fast_log2,
-    fast_sigmoid, fast_sin, fast_tan, fast_tanh
-using SpecialFunctions: erf
+using RegNDE: NaNMath, SpecialFunctions, TURNING, fast_atan, fast_cos, fast_erf, fast_exp, fast_expm1, fast_log, fast_log1p,
+    fast_log2, fast_pow, fast_sigmoid, fast_sin, fast_tan, fast_tanh
 using Test: @test, @testset
 
 @testset "activations in $T" for T in (Float64, Float32)
@@ -11,7 +10,7 @@ using Test: @test, @testset
     @test relative(fast_exp, exp) < 4
     @test relative(fast_expm1, expm1) < 4
     @test relative(fast_atan, atan) < 4
-    @test relative(fast_erf, erf) < 4
+    @test relative(fast_erf, SpecialFunctions.erf) < 4
     positive = T.([exp10.(range(log10(floatmin(T)), log10(floatmax(T)) - 1; length = 2001)); range(1 / 2, 2; length = 2000)])
     @test relative(fast_log, log, positive) < 4
     @test relative(fast_log1p, log1p, [positive; .-positive[(eps(T) .< positive .< 1)]]) < 4
@@ -26,6 +25,13 @@ using Test: @test, @testset
     @test fast_tanh.(T[Inf, -Inf, 0, 1.0e3]) == T[1, -1, 0, 1]
     @test fast_exp.(T[Inf, -Inf, 0, 800, -800]) == T[Inf, 0, 1, Inf, 0]
     @test fast_sigmoid.(T[Inf, -Inf, 0]) == T[1, 0, 1 / 2]
+    for y in T[1 / 2, 3 / 2, -2.7, 3, 10.1, 1.0e-3]
+        power = T.(exp10.(range(-3, 3; length = 1001)))
+        @test relative(x -> fast_pow(x, y), x -> x^big(y), power) < 4
+    end
+    special = T[0, -0.0, 1, -1, 2, -2, 1 / 2, -1 / 2, Inf, -Inf, NaN]
+    exponents = T[0, 1, -1, 2, -2, 3, -3, 1 / 2, -1 / 2, 3 / 2, NaN]
+    @test all(((x, y),) -> isapprox(fast_pow(x, y), NaNMath.pow(x, y); nans = true), Iterators.product(special, exponents))
     @test fast_expm1.(T[Inf, -Inf, 0, 800, -800]) == T[Inf, -1, 0, Inf, -1]
     @test fast_log.(T[Inf, 0, 1]) == T[Inf, -Inf, 0]
     @test fast_log(nextfloat(zero(T))) ≈ log(nextfloat(zero(T)))

@@ -1,6 +1,6 @@
 """What each entrywise ATen operator is in Julia.
 
-Names that are not Base's are those of `FIELD_NAMES` in julia/src/compile.jl: NaNMath has sqrt, log, pow, ... that
+Names that are not Base's are those of `FIELD_NAMES` in julia/src/compile.jl: NaNMath has sqrt, acos, ... that
 return NaN where Base's throw, as torch's do.
 """
 
@@ -133,7 +133,7 @@ def _power(out: Result, a: Any, b: Any) -> Value:
     if isinstance(b, Value | complex) or not isinstance(a, Value):
         if _is_complex(a, b):
             return out.entrywise(lambda x, y: infix("^", x, y, cost=40), *_floats(out, a, b))
-        return out.entrywise(lambda x, y: call("NaNMath.pow", x, y, cost=20), *_floats(out, a, b))
+        return out.entrywise(lambda x, y: call("fast_pow", x, y, cost=20), *_floats(out, a, b))
     if b == 0:
         return out.constant(1.0)
     if b == 1 and a.dtype == out.dtype:
@@ -146,7 +146,7 @@ def _power(out: Result, a: Any, b: Any) -> Value:
     exponent = literal(b, out.dtype, exact=True)
     if _is_complex(a):
         return out.entrywise(lambda x: infix("^", x, exponent, cost=40), a)
-    return out.entrywise(lambda x: call("NaNMath.pow", x, exponent, cost=20), a)
+    return out.entrywise(lambda x: call("fast_pow", x, exponent, cost=20), a)
 
 
 def _floats(out: Result, *operands: Any) -> list[Value]:
