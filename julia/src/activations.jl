@@ -151,9 +151,9 @@ end
     s = f / u
     rest = (fma(-s, u, f) - s * (f - (u - 2))) / u  # of f / (2 + f)
     whole = n * high
-    sum = whole + 2s
-    tail = muladd(s, log_series(s * s), muladd(n, low, 2rest + (2s - (sum - whole))))
-    return sum + tail, tail - ((sum + tail) - sum)
+    total = whole + 2s
+    tail = muladd(s, log_series(s * s), muladd(n, low, 2rest + (2s - (total - whole))))
+    return total + tail, tail - ((total + tail) - total)
 end
 
 "`x^y` to a few units in the last place, as C's `pow`: NaN of negative numbers to fractions."
