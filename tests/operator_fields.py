@@ -258,6 +258,11 @@ def distances(t: Tensor, y: Tensor) -> Tensor:
     return (apart / (torch.cdist(y, y)[..., None] ** 2 + 0.1)).sum(2)
 
 
+def folded(t: Tensor, y: Tensor) -> Tensor:
+    """Its second derivative is a zero that torch does not compute."""
+    return -(2 * y).abs()
+
+
 def lifted(t: Tensor, y: Tensor) -> Tensor:
     """Sums with more dimensions in front than what is summed."""
     return y.sin() * y.sum(0)[None, None, None][0, 0] + (y * y.cos().sum(1, keepdim=True)[None, None]).sum((0, 1))
@@ -288,6 +293,7 @@ OPERATORS = (
     Zoo("extremes of all", lambda: (extremes_of_all, state(3, 4)), batched=False),
     Zoo("lines", lambda: (lines, state(3, 4)), batched=False),
     Zoo("lifted", lambda: (lifted, state(3, 4))),
+    Zoo("folded", lambda: (folded, state(3, 4))),
     Zoo("products added", lambda: (products_added, state(3, 4))),
     Zoo("diagonals", lambda: (diagonals, state(4, 4)), batched=False),
     Zoo("sparse coo", lambda: sparse("coo"), batched=False),

@@ -305,6 +305,8 @@ def _lift_constants(module: fx.GraphModule) -> tuple[Tensor, ...]:
         if tensor is None:
             continue
         known[node] = tensor
+        if tensor.is_meta:
+            continue  # torch has asked for a shape; nothing reads it
         if all(user.op == "call_function" and _computable(user, known) for user in node.users):
             continue
         first = tensor.flatten()[0].item() if tensor.numel() else 0
