@@ -391,9 +391,10 @@ def test_ctrl_c_while_packages_compile_is_pythons(fresh: pytest.MonkeyPatch, tmp
     fresh.setattr(runtime, "Entries", lambda _: SimpleNamespace(bridge_set_flags=lambda _: None))
 
     def evaluate(library: str, text: str) -> str:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        return "0"
+        if text == runtime.OURS:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return "1"
 
     fresh.setattr(runtime, "evaluate", evaluate)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -403,6 +404,8 @@ def test_ctrl_c_while_packages_compile_is_pythons(fresh: pytest.MonkeyPatch, tmp
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+        assert runtime._state.executor is not None
+        runtime._state.executor.shutdown()  # it would go on with what is not replaced any more
     sys.modules.pop("juliacall", None)
 
 
