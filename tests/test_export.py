@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import regnde
 from complex_fields import COMPLEX_FIELDS, COMPLEX_STATES
@@ -195,6 +196,20 @@ def test_one_source_for_every_batch_size(zoo: Zoo) -> None:
     field, y = made(zoo)
     other = torch.randn(y.shape[0] + 4, *y.shape[1:], dtype=y.dtype)
     assert export(field, y, name="f").source == check(field, other).source
+
+
+def test_what_a_signals_handler_raises_while_a_field_is_compared_is_not_lost() -> None:
+    states: list[Tensor] = []
+
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        if not isinstance(y, FakeTensor):
+            states.append(y)
+        if len(states) == 2:
+            raise TimeoutError
+        return -y
+
+    with pytest.raises(TimeoutError):
+        export(field, torch.ones(3), name="f")
 
 
 @pytest.mark.parametrize("width", [1, 2, 7])

@@ -10,13 +10,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["CALCULI", "NOISES", "ODE", "SDE", "Calculus", "Equation", "Field", "JuliaField", "Noise", "takes_samples"]
+__all__ = [
+    "CALCULI",
+    "NOISES",
+    "ODE",
+    "SDE",
+    "UNDEFINED",
+    "Calculus",
+    "Equation",
+    "Field",
+    "JuliaField",
+    "Noise",
+    "takes_samples",
+]
 
 Field = Callable[[Tensor, Tensor], Tensor]
 Noise = Literal["diagonal", "scalar", "additive", "general"]
 Calculus = Literal["ito", "stratonovich"]
 NOISES: tuple[str, ...] = Noise.__args__  # type: ignore[attr-defined]  # typing has no public way
 CALCULI: tuple[str, ...] = Calculus.__args__  # type: ignore[attr-defined]
+UNDEFINED = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
+"""What a field may raise where it is not defined. The handler of a signal that comes meanwhile may raise others."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regnde._engines.julia.arguments import in_memory
 from regnde._engines.julia.fields import FieldChanged
+from regnde._equation import UNDEFINED
 from regnde._stops import Segment
 
 __all__ = ["ValueAt", "probe_time", "time_within", "value_beside"]
@@ -28,9 +29,6 @@ PROBE = 0.618
 """The part of the first segment behind which Julia compares the field, as its `PROBE`."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-UNDEFINED = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
-"""What a field may raise where it is not defined. The handler of a signal that comes meanwhile may raise others."""
-
 SMALL = 4096
 """Entries of a state up to which the way beside it is kept."""
 

@@ -35,6 +35,7 @@ from regnde._engines.julia.capture import (
     user_line,
 )
 from regnde._engines.julia.decompositions import decompositions
+from regnde._equation import UNDEFINED
 from regnde._errors import UnsupportedField
 
 __all__ = ["Outputs", "Traced", "trace"]
@@ -392,7 +393,7 @@ def _elsewhere(field: Field, t: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor,
     state = (y + 0.01 * (1 + y.abs()) * direction(torch.zeros_like(y))).detach()
     try:
         return [(time, state, capture(field, time, state).value)]
-    except Exception:  # whatever it is, the field's own evaluations will meet it
+    except (UnsupportedField, *UNDEFINED):  # the field's own evaluations will meet it
         return []
 
 
